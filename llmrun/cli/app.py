@@ -1,0 +1,60 @@
+"""The commands, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from llmrun import __version__
+from llmrun.cli import screen
+from llmrun.cli.help import Command, Group
+from llmrun.cli.run import run as commands_run
+from llmrun.cli.show import show as commands_show
+from llmrun.errors import LlmrunError
+
+app = typer.Typer(
+    cls=Group,
+    name="llmrun",
+    help="Run quantized language models on this machine, and know how fast it is.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,  # plain help: Rich would cost half of the start
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run", cls=Command)(commands_run)
+app.command("show", cls=Command)(commands_show)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        screen.out(f"llmrun {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        app(args=arguments, prog_name="llmrun")
+    except LlmrunError as problem:
+        if os.environ.get("LLMRUN_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        return screen.error(problem)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    finally:
+        sys.stdout and sys.stdout.flush()
+    return 0

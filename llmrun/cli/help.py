@@ -1,0 +1,37 @@
+"""Help in plain text, options in named groups: a newcomer reads the first group and stops.
+
+Typer draws groups only through Rich, which takes as long to import as everything else together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+
+class Command(TyperCommand):
+    """A command whose `--help` lists its options under their `rich_help_panel`, in the order of definition."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue
+            title = "Arguments" if param.param_type_name == "argument" else param_group(param)
+            groups.setdefault(title, []).append(record)
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def param_group(param: Any) -> str:
+    return getattr(param, "rich_help_panel", None) or "Options"
+
+
+class Group(TyperGroup):
+    """The list of commands, in the order in which a newcomer needs them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)

@@ -1,0 +1,481 @@
+"""The parent's side: starts the child, streams its answers, and turns its death into an error with a reason."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from llmrun.config import MAX_SEED, LoadConfig, SamplingConfig
+from llmrun.engine.protocol import (
+    Buffer,
+    Cancel,
+    Done,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    Message,
+    Prefilled,
+    Progress,
+    Ready,
+    Started,
+    StopReason,
+    Tokens,
+    decode,
+    encode,
+    out_of_memory,
+)
+from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
+from llmrun.footprint import decode_reads, kv_bytes_per_token
+from llmrun.gguf import Header, printable
+from llmrun.hardware import available_memory, default_threads
+from llmrun.meter import Meter, Timing
+from llmrun.planner import should_repack, smaller_n_ctx
+from llmrun.units import duration, size
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the child may be silent, in seconds, and what it may take, before it counts as hung.
+
+    Attributes:
+        start_s: from its start to `Ready`: Python and llama.cpp's libraries, from a cold disk.
+        header_s: reading the header and the vocabulary. Damaged ones are known to loop.
+        header_bytes: private memory meanwhile. Damaged ones are known to grow without end.
+        idle_s: without using the CPU, in any later phase: a deadlock, or a device or worker that does not answer.
+            A busy child is given as long as it takes: a prompt can take hours on a slow machine.
+        template_s: rendering the chat template.
+        cancel_s: from `Cancel` to the end of the generation, before the child is killed.
+    """
+
+    start_s: float = 120
+    header_s: float = 60
+    header_bytes: int = 4 << 30
+    idle_s: float = 300
+    template_s: float = 10
+    cancel_s: float = 0.5
+
+
+class Generation:
+    """One answer, as it is made: iterate for its text, then ask for `stop_reason`, `timing` and the rest.
+
+    Attributes:
+        text: the answer so far.
+        token_ids: its tokens.
+        stop_reason: why it ended ("end", "length", "stop", "context", "cancelled"); None while it runs.
+        n_ctx: the tokens of context it may use; None before prefill.
+        buffers: what llama.cpp holds, by device.
+        seed: the seed that was used.
+    """
+
+    def __init__(self, engine: Engine, request: Generate, on_prefill: Callable[[int, int], None] | None) -> None:
+        self._engine = engine
+        self._request = request
+        self._on_prefill = on_prefill
+        self.meter = Meter(engine.reads)
+        self.meter.feed(engine.loaded)
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.stop_reason: StopReason | None = None
+        self.n_ctx: int | None = None
+        self.buffers: list[Buffer] = []
+        self.done: Done | None = None
+        self.seed: int = request.sampling["seed"]
+        self._events = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._events
+
+    def close(self) -> None:
+        """End the generation if it still runs. The engine is free for the next one afterwards."""
+        self._events.close()
+
+    @property
+    def timing(self) -> Timing:
+        return self.meter.timing()
+
+    def _run(self) -> Generator[str]:
+        engine = self._engine
+        engine.send(self._request)
+        n_prompt = 0
+        try:
+            while self.stop_reason is None:
+                event = engine.receive(None if n_prompt or not self._request.messages else engine.limits.template_s)
+                self.meter.feed(event)
+                match event:
+                    case Started():
+                        n_prompt, self.n_ctx, self.buffers = event.n_prompt, event.n_ctx, event.buffers
+                    case Prefilled():
+                        if self._on_prefill:
+                            self._on_prefill(event.n_tokens, n_prompt)
+                    case Tokens():
+                        self.text += event.text
+                        self.token_ids += event.ids
+                        if event.text:
+                            yield event.text
+                    case Done():
+                        self.done, self.stop_reason = event, event.stop_reason
+                    case Failed():
+                        self.stop_reason = "cancelled"
+                        raise engine.translate(event)
+                    case _:
+                        raise EngineCrashed(f"the engine sent {type(event).__name__} out of turn")
+        finally:
+            if self.stop_reason is None:
+                self._drain()
+
+    def _drain(self) -> None:
+        """The caller wants no more: have the child stop, and take what it still has to say."""
+        engine = self._engine
+        if not engine.alive:
+            return
+        engine.send(Cancel())
+        deadline = time.monotonic() + engine.limits.cancel_s
+        while self.stop_reason is None:
+            event = engine.receive_until(deadline)
+            if event is None:
+                engine.close()  # deep in a native call; it will not end by asking
+                self.stop_reason = "cancelled"
+                return
+            self.meter.feed(event)
+            if isinstance(event, Done):
+                self.done, self.stop_reason = event, event.stop_reason
+            elif isinstance(event, Failed):
+                self.stop_reason = "cancelled"
+
+
+class Engine:
+    """One model, loaded in a child process. A context manager: leaving it ends the child.
+
+    Raises, from the constructor and from a generation alike: `BadModel`, `OutOfMemory`, `EngineCrashed`,
+    `PromptTooLong`, `UsageError`. After `EngineCrashed` and `OutOfMemory` the engine is closed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        config: LoadConfig | None = None,
+        *,
+        limits: Limits | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.config = config or LoadConfig()
+        self.limits = limits or Limits()
+        self.reads = decode_reads(header)
+        self.repack = should_repack(header) if self.config.repack == "auto" else self.config.repack == "on"
+        threads = self.config.n_threads or default_threads()
+        self.n_threads = threads
+        self._received = b""
+        self._lines: list[bytes] = []
+        self._oom_kills = oom_kills()
+        self._log: BinaryIO = _scratch_file()
+        self._child = _start_child(self._log)
+        try:
+            ready = self._expect(Ready, self.limits.start_s, "starting")
+            self.system_info = ready.system_info
+            self.send(
+                Load(
+                    path=os.fspath(path.resolve()),
+                    n_ctx=self.config.n_ctx,
+                    n_batch=self.config.n_batch,
+                    n_ubatch=self.config.n_ubatch,
+                    n_threads=threads,
+                    n_threads_batch=self.config.n_threads_batch or threads,
+                    flash_attn=self.config.flash_attn,
+                    repack=self.repack,
+                )
+            )
+            self.loaded = self._load(on_progress)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._child.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    def close(self) -> None:
+        """End the child, whatever it is doing, and wait until it is gone. Safe to call twice."""
+        if self._child.poll() is None:
+            self._child.kill()
+        self._child.wait()
+        for stream in (self._child.stdin, self._child.stdout, self._log):
+            if stream and not stream.closed:
+                try:
+                    stream.close()
+                except OSError:
+                    pass  # a buffered message to a child that is no more
+
+    def generate(
+        self,
+        prompt: str | Sequence[dict[str, str]],
+        sampling: SamplingConfig | None = None,
+        *,
+        on_prefill: Callable[[int, int], None] | None = None,
+    ) -> Generation:
+        """Answer messages (dicts of role and content) through the chat template, or continue a text as it is.
+
+        `on_prefill` is called with the tokens computed and the tokens in all, after each batch of the prompt.
+        """
+        sampling = sampling or SamplingConfig()
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
+        fields = asdict(replace(sampling, logit_bias={}))
+        fields["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
+        fields["stop"] = list(sampling.stop)
+        request = Generate(fields, prompt=prompt) if isinstance(prompt, str) else Generate(fields, messages=[*prompt])
+        return Generation(self, request, on_prefill)
+
+    # -- the conversation with the child ------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        assert self._child.stdin
+        try:
+            self._child.stdin.write(encode(message))
+            self._child.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._death() from None
+
+    def receive(self, limit_s: float | None = None) -> Message:
+        """The next message. Raises when the child dies, hangs, or is silent for longer than `limit_s`."""
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        watch = _IdleWatch(self._child.pid, self.limits.idle_s)
+        while True:
+            event = self.receive_until(time.monotonic() + 1 if deadline is None else min(deadline, _soon()))
+            if event is not None:
+                return event
+            if deadline is not None and time.monotonic() >= deadline:
+                raise self._hung(f"was still at the chat template after {duration(limit_s)}")
+            if watch.is_idle():
+                raise self._hung(f"did nothing for {duration(self.limits.idle_s)}")
+
+    def receive_until(self, deadline: float) -> Message | None:
+        """The next message, or None at the deadline (on `time.monotonic`)."""
+        assert self._child.stdout
+        while not self._lines:
+            left = deadline - time.monotonic()
+            try:
+                readable = select.select([self._child.stdout], [], [], max(0.0, left))[0]
+                data = os.read(self._child.stdout.fileno(), 1 << 16) if readable else None
+            except ValueError:  # closed: the engine was ended before
+                raise EngineCrashed("the engine is closed") from None
+            if data is None:
+                return None
+            if not data:
+                raise self._death()
+            *self._lines, self._received = (self._received + data).split(b"\n")
+        try:
+            return decode(self._lines.pop(0))
+        except ValueError as error:
+            raise self._hung(f"sent what is {error}") from None
+
+    def _expect(self, kind: type[Ready], limit_s: float, doing: str) -> Ready:
+        event = self.receive_until(time.monotonic() + limit_s)
+        if event is None:
+            raise self._hung(f"was still {doing} after {duration(limit_s)}")
+        if isinstance(event, Failed):
+            raise self.translate(event)
+        if not isinstance(event, kind):
+            raise EngineCrashed(f"the engine sent {type(event).__name__} while {doing}")
+        return event
+
+    def _load(self, on_progress: Callable[[float], None] | None) -> Loaded:
+        deadline = time.monotonic() + self.limits.header_s
+        in_header = True
+        while True:
+            if in_header:
+                event = self.receive_until(min(deadline, time.monotonic() + 0.2))
+                if event is None:
+                    self._check_header_phase(deadline)
+                    continue
+            else:
+                event = self.receive()
+            match event:
+                case Progress():
+                    in_header = False
+                    if on_progress:
+                        on_progress(event.fraction)
+                case Loaded():
+                    return event
+                case Failed():
+                    raise self.translate(event)
+                case _:
+                    raise EngineCrashed(f"the engine sent {type(event).__name__} while loading")
+
+    def _check_header_phase(self, deadline: float) -> None:
+        taken = _private_bytes(self._child.pid)
+        if taken is not None and taken > self.limits.header_bytes:
+            raise self._hung(f"took {size(taken)} before a single weight was read; the file is probably damaged")
+        if time.monotonic() >= deadline:
+            limit = duration(self.limits.header_s)
+            raise self._hung(f"was still reading the header after {limit}; the file is probably damaged")
+
+    # -- errors ---
+
+    def translate(self, failed: Failed) -> LlmrunError:
+        """The error for what the child says went wrong."""
+        message = printable(failed.message, limit=400)
+        numbers = failed.numbers
+        match failed.kind:
+            case "model":
+                return BadModel(f"{self.path.name}: {message}", hint=f"llmrun show {self.path}")
+            case "memory":
+                return self._out_of_memory(numbers.get("n_ctx"))
+            case "prompt":
+                if numbers["n_prompt"] <= numbers["n_ctx_train"]:
+                    hint = f"-c {numbers['n_prompt'] + 512}, or -c 0 for as much as the prompt needs"
+                else:
+                    hint = f"shorten it: the model was trained on {numbers['n_ctx_train']} tokens"
+                return PromptTooLong(message, hint=hint)
+            case "usage":
+                return UsageError(message, hint="llmrun run --help")
+            case _:
+                self.close()
+                return EngineCrashed(message)
+
+    def _out_of_memory(self, n_ctx: int | None) -> OutOfMemory:
+        self.close()
+        per_token = kv_bytes_per_token(self.header)
+        available = available_memory()
+        weights = f"weights {size(self.header.weight_bytes)}"
+        free = f"{size(available)} available"
+        if n_ctx is None:
+            return OutOfMemory(f"out of memory with {weights}, {free}", hint="a smaller quantization of the model")
+        kv = f", KV cache of {n_ctx} tokens {size(per_token * n_ctx)}" if per_token else ""
+        smaller = smaller_n_ctx(n_ctx, per_token, available)
+        return OutOfMemory(f"out of memory: {weights}{kv}, {free}", hint=f"a smaller context: -c {smaller}")
+
+    def _hung(self, what: str) -> EngineCrashed:
+        self.close()
+        return EngineCrashed(f"the engine {what}, and was ended")
+
+    def _death(self) -> LlmrunError:
+        """Why the child is gone. It is: its pipe has ended."""
+        try:
+            code = self._child.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # closed its pipe and lives on: none of ours does that
+            self._child.kill()
+            code = self._child.wait()
+        log = self._last_log()
+        self.close()
+        tail = log[-4000:]
+        if out_of_memory(tail) or (code == -signal.SIGKILL and oom_kills() > self._oom_kills):
+            return self._out_of_memory(self.config.n_ctx or None)
+        lines = [line for line in tail.splitlines() if line.strip()]
+        aborts = [line.removeprefix("llmrun-abort: ") for line in lines if line.startswith("llmrun-abort: ")]
+        reason = aborts[-1] if aborts else " / ".join(lines[-2:]) or "it said nothing"
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        return EngineCrashed(f"the engine {how}: {printable(reason, limit=400)}", hint="LLMRUN_DEBUG=1 shows its log")
+
+    def _last_log(self) -> str:
+        try:
+            end = self._log.seek(0, os.SEEK_END)
+            self._log.seek(max(0, end - 20_000))
+            return self._log.read().decode(errors="replace")
+        except (OSError, ValueError):
+            return ""
+
+    def log_tail(self) -> str:
+        """The last 20 kB of llama.cpp's log."""
+        return self._last_log()
+
+
+class _IdleWatch:
+    """Whether a process has used no CPU for some time; always False where the system doesn't tell."""
+
+    def __init__(self, pid: int, idle_s: float) -> None:
+        self._pid, self._idle_s = pid, idle_s
+        self._used = _cpu_ticks(pid)
+        self._since = time.monotonic()
+
+    def is_idle(self) -> bool:
+        used = _cpu_ticks(self._pid)
+        if used is None or used != self._used:
+            self._used, self._since = used, time.monotonic()
+        return time.monotonic() - self._since >= self._idle_s
+
+
+def _soon() -> float:
+    return time.monotonic() + 1
+
+
+def _cpu_ticks(pid: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[11]) + int(fields[12])
+
+
+def _private_bytes(pid: int) -> int | None:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for memory since boot; 0 where it doesn't tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _scratch_file() -> BinaryIO:
+    """A file for the child's log that needs no disk where the system can do without."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("llmrun-log"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+# -c and not -m: with -m Python would put the user's folder before everything, and a file named json.py there be run.
+_BOOT = """
+import sys
+if sys.path[0] == "":
+    del sys.path[0]
+sys.path.append({root!r})
+from llmrun.engine import worker
+worker.main()
+"""
+
+
+def _start_child(log: BinaryIO) -> subprocess.Popen[bytes]:
+    root = os.fspath(Path(__file__).resolve().parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-c", _BOOT.format(root=root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        bufsize=-1,
+        start_new_session=True,  # Ctrl-C in the terminal is for us; we end the child
+    )

@@ -1,0 +1,209 @@
+"""llama.cpp as Python sees it, and the few calls that llama-cpp-python does not wrap. Child process only.
+
+`llama` is the binding's module of llama.h functions. The package's own `__init__` is left out: it imports the
+high-level classes and with them numpy and jinja2, 100 ms of every start that nothing here needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import types
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmrun.engine.protocol import Buffer
+
+
+def _import_binding() -> Any:
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("llama-cpp-python is not installed")
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+llama: Any = _import_binding()
+
+
+def _library(stem: str) -> ctypes.CDLL:
+    """One of the package's own libraries. By its versioned name, as the loader knows it: else a second copy loads."""
+    folder = Path(llama.__file__).parent / "lib"
+    names = [f"lib{stem}.so.0", f"lib{stem}.so", f"lib{stem}.0.dylib", f"lib{stem}.dylib"]
+    return ctypes.CDLL(str(next(path for path in (folder / name for name in names) if path.exists())))
+
+
+# ggml's own abort hook: called with the failed assert's text, after which the process dies.
+_abort_hook_type = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+
+
+def on_abort(callback: Callable[[str], None]) -> None:
+    """Call `callback` with the text when ggml aborts the process."""
+
+    def hook(text: bytes | None) -> None:
+        callback((text or b"").decode(errors="replace").strip())
+
+    keep = _abort_hook_type(hook)
+    _kept.append(keep)
+    _library("ggml-base").ggml_set_abort_callback(keep)
+
+
+_kept: list[Any] = []  # ctypes callbacks must outlive the call that installs them
+
+
+class Log:
+    """llama.cpp's log: the last lines are kept, and all go to stderr, where the parent finds them after a crash."""
+
+    ERROR = 4  # enum ggml_log_level: 1 debug, 2 info, 3 warn, 4 error, 5 cont
+    CONTINUED = 5
+
+    def __init__(self, keep: int = 400) -> None:
+        self.lines: deque[tuple[int, str]] = deque(maxlen=keep)
+        self.buffers: list[Buffer] = []
+        self._level = 0
+        self._partial = ""
+        callback = llama.llama_log_callback(self._write)
+        _kept.append(callback)
+        llama.llama_log_set(callback, None)
+
+    def _write(self, level: int, text: bytes | None, _user: object) -> None:
+        if level != self.CONTINUED:
+            self._level = level
+        *whole, self._partial = (self._partial + (text or b"").decode(errors="replace")).split("\n")
+        for line in whole:
+            self.lines.append((self._level, line))
+            buffer = parse_buffer(line)
+            if buffer:
+                self.buffers.append(buffer)
+            try:
+                os.write(2, line.encode(errors="replace") + b"\n")
+            except OSError:
+                pass  # a full disk must not end a run that could go on
+
+    def errors(self) -> list[str]:
+        """What llama.cpp said at level error, the last lines of whatever it said where there is none."""
+        errors = [line for level, line in self.lines if level == self.ERROR]
+        return errors or [line for _, line in self.lines][-5:]
+
+
+_BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
+
+
+def parse_buffer(line: str) -> Buffer | None:
+    """The buffer that a line of the log tells of: "load_tensors: CPU_Mapped model buffer size = 762.81 MiB"."""
+    match = _BUFFER.search(line)
+    return Buffer(match[1], match[2], round(float(match[3]) * 1024 * 1024)) if match else None
+
+
+class CancelFlag:
+    """A flag that llama.cpp reads by itself between the nodes of a graph, without the GIL and without Python.
+
+    `ggml_abort_callback` is `bool (*)(void *)`: C's own `strlen` has that shape, and says true as soon as the text it
+    is given is no longer empty. A Python callback would be entered thousands of times per token.
+    """
+
+    def __init__(self) -> None:
+        self._text = ctypes.create_string_buffer(2)
+        strlen = ctypes.CDLL(None).strlen
+        self.callback = ctypes.cast(strlen, llama.ggml_abort_callback)
+        self.data = ctypes.cast(self._text, ctypes.c_void_p)
+
+    def set(self) -> None:
+        self._text[0] = b"x"
+
+    def clear(self) -> None:
+        self._text[0] = b"\0"
+
+    def __bool__(self) -> bool:
+        return self._text[0] != b"\0"
+
+
+class Vocab:
+    """Text to tokens and back. Tokens are ids, pieces are bytes: one token may be half a character."""
+
+    def __init__(self, model: object) -> None:
+        self._vocab = llama.llama_model_get_vocab(model)
+        self.n_tokens: int = llama.llama_vocab_n_tokens(self._vocab)
+        self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab)
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids; control tokens written out in `text` count as what they stand for."""
+        data = text.encode("utf-8", errors="replace")
+        room = len(data) + 8
+        while True:
+            ids = (llama.llama_token * room)()
+            n = llama.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, True)
+            if n >= 0:
+                return list(ids[:n])
+            room = -n
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; control tokens have none."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self.text_of(token, special=False)
+        return known
+
+    def text_of(self, token: int, *, special: bool) -> bytes:
+        room = 32
+        while True:  # pieces longer than 32 bytes exist: ask again with the size that is answered
+            buffer = ctypes.create_string_buffer(room)
+            n = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends an answer (EOS, EOT and their kin)."""
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = llama.llama_vocab_is_eog(self._vocab, token)
+        return known
+
+    def special_text(self, name: str) -> str:
+        """The text of "bos" or "eos", empty where the model has none."""
+        token = getattr(llama, f"llama_vocab_{name}")(self._vocab)
+        return "" if token < 0 else self.text_of(token, special=True).decode(errors="replace")
+
+
+def build_sampler(sampling: dict[str, Any], n_vocab: int, n_ctx: int) -> Any:
+    """llama.cpp's sampler chain for the fields of `SamplingConfig`; to be freed by `llama_sampler_free`."""
+    params = llama.llama_sampler_chain_default_params()
+    params.no_perf = True
+    chain = llama.llama_sampler_chain_init(params)
+
+    def add(step: Any) -> None:
+        llama.llama_sampler_chain_add(chain, step)
+
+    bias = [(token, value) for token, value in sampling["logit_bias"] if token < n_vocab]
+    if bias:
+        array = (llama.llama_logit_bias * len(bias))(*[llama.llama_logit_bias(*pair) for pair in bias])
+        add(llama.llama_sampler_init_logit_bias(n_vocab, len(bias), array))
+    last_n = n_ctx if sampling["repeat_last_n"] == -1 else sampling["repeat_last_n"]
+    penalties = (sampling["repeat_penalty"], sampling["frequency_penalty"], sampling["presence_penalty"])
+    if last_n and penalties != (1.0, 0.0, 0.0):
+        add(llama.llama_sampler_init_penalties(n_vocab, last_n, *penalties))
+    if sampling["temperature"] == 0:
+        add(llama.llama_sampler_init_greedy())
+        return chain
+    if sampling["top_k"]:
+        add(llama.llama_sampler_init_top_k(sampling["top_k"]))
+    if sampling["typical_p"] < 1:
+        add(llama.llama_sampler_init_typical(sampling["typical_p"], 1))
+    if sampling["top_p"] < 1:
+        add(llama.llama_sampler_init_top_p(sampling["top_p"], 1))
+    if sampling["min_p"] > 0:
+        add(llama.llama_sampler_init_min_p(sampling["min_p"], 1))
+    add(llama.llama_sampler_init_temp(sampling["temperature"]))
+    add(llama.llama_sampler_init_dist(sampling["seed"]))
+    return chain

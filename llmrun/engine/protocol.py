@@ -1,0 +1,204 @@
+"""The messages between the two sides of the engine: one JSON object a line, `{"Tokens": {...}}`.
+
+JSON and not pickle, because a hostile model file may own the child: what comes back must stay data.
+Times are seconds on `time.perf_counter()`, one clock for all processes of a machine (CLOCK_MONOTONIC).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class Load:
+    """Parent → child: load the model. Every value has passed `config.py`; `repack` is decided."""
+
+    path: str
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_threads: int
+    n_threads_batch: int
+    flash_attn: str
+    repack: bool
+
+
+@dataclass
+class Generate:
+    """Parent → child: answer `messages` (through the chat template) or continue `prompt` (as it is).
+
+    Attributes:
+        sampling: the fields of `SamplingConfig` (`logit_bias` as [token, bias] pairs), seed already chosen.
+    """
+
+    sampling: dict[str, Any]
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+
+
+@dataclass
+class Cancel:
+    """Parent → child, at any time: end the generation now. Answered by `Done` with stop reason "cancelled"."""
+
+
+@dataclass
+class Ready:
+    """Child → parent: llama.cpp is loaded and can be asked."""
+
+    system_info: str
+
+
+@dataclass
+class Progress:
+    """Child → parent: the share of the weights that is loaded, 0 to 1."""
+
+    fraction: float
+
+
+@dataclass
+class Buffer:
+    """Memory that llama.cpp took on one device, as its log says.
+
+    Attributes:
+        kind: "model", "KV", "RS" (recurrent state), "compute" or "output".
+        n_bytes: its size; the log rounds to 0.01 MiB.
+    """
+
+    device: str
+    kind: str
+    n_bytes: int
+
+
+@dataclass
+class Loaded:
+    """Child → parent: the model can be used."""
+
+    n_ctx_train: int
+    n_vocab: int
+    n_params: int
+    description: str
+    has_template: bool
+    begin_s: float
+    end_s: float
+
+
+@dataclass
+class Started:
+    """Child → parent: the request is tokenized and prefill begins.
+
+    Attributes:
+        request_s: when the request arrived in the child: TTFT counts from here.
+        n_ctx: tokens of context that prompt and answer share.
+        buffers: what llama.cpp holds now, by device.
+    """
+
+    n_prompt: int
+    n_cached: int
+    n_ctx: int
+    request_s: float
+    begin_s: float
+    buffers: list[Buffer]
+
+
+@dataclass
+class Prefilled:
+    """Child → parent: so many tokens of the prompt are computed by now."""
+
+    n_tokens: int
+    at_s: float
+
+
+@dataclass
+class Tokens:
+    """Child → parent: tokens as they were made. Fast models send several at a time.
+
+    Attributes:
+        ids: the tokens.
+        at_s: when each of them was sampled; same length as `ids`.
+        text: what can be shown now. It may lag behind the tokens, by half a character or the start of a stop text.
+    """
+
+    ids: list[int]
+    at_s: list[float]
+    text: str
+
+
+StopReason = Literal["end", "length", "stop", "context", "cancelled"]
+
+
+@dataclass
+class Done:
+    """Child → parent: the generation is over.
+
+    Attributes:
+        stop_reason: the model ended ("end"), max_tokens ("length"), a stop text ("stop"), the context is full
+            ("context"), or `Cancel` ("cancelled").
+        peak_rss_bytes: the most memory that the child ever had resident, weights mapped from the file included.
+        rss_bytes, anonymous_bytes: resident now, and the part of it that is not backed by a file.
+    """
+
+    stop_reason: StopReason
+    peak_rss_bytes: int | None
+    rss_bytes: int | None
+    anonymous_bytes: int | None
+
+
+FailureKind = Literal["model", "memory", "prompt", "usage", "engine"]
+
+
+@dataclass
+class Failed:
+    """Child → parent: the request can't be served; the child lives on.
+
+    Attributes:
+        numbers: what a message can be made of, e.g. `{"n_prompt": 5000, "n_ctx": 4096}`.
+    """
+
+    kind: FailureKind
+    message: str
+    numbers: dict[str, int] = field(default_factory=dict)
+
+
+Message = Load | Generate | Cancel | Ready | Progress | Loaded | Started | Prefilled | Tokens | Done | Failed
+_TYPES = {
+    cls.__name__: cls
+    for cls in (Load, Generate, Cancel, Ready, Progress, Loaded, Started, Prefilled, Tokens, Done, Failed)
+}
+
+
+def encode(message: Message) -> bytes:
+    """One line of JSON, newline included."""
+    fields = vars(message)
+    if isinstance(message, Started):
+        fields = {**fields, "buffers": [vars(buffer) for buffer in message.buffers]}
+    return json.dumps({type(message).__name__: fields}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The message in one line; `ValueError` when it is none of ours."""
+    try:
+        ((name, fields),) = json.loads(line).items()
+        if name == "Started":
+            fields["buffers"] = [Buffer(**buffer) for buffer in fields["buffers"]]
+        return _TYPES[name](**fields)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a message of the engine: {line[:200]!r}") from error
+
+
+OUT_OF_MEMORY_SIGNS = (
+    "failed to allocate",
+    "unable to allocate",
+    "out of memory",
+    "outofmemory",
+    "bad_alloc",
+    "cannot allocate memory",
+    "memoryerror",
+)
+
+
+def out_of_memory(log: str) -> bool:
+    """Whether a log tells of memory that could not be had, in the words of llama.cpp, C++, CUDA or Python."""
+    lowered = log.lower()
+    return any(sign in lowered for sign in OUT_OF_MEMORY_SIGNS)

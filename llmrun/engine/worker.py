@@ -1,0 +1,395 @@
+"""The child: loads one model, serves one request at a time, and dies with its parent.
+
+stdin carries the parent's messages, stdout (moved away from descriptor 1 first, so that no print of a native library
+can fall into it) ours, stderr llama.cpp's log. A thread reads stdin all the time: `Cancel` must be seen in the middle
+of a decode, and the end of stdin means that the parent is gone.
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmrun.engine.protocol import (
+    Cancel,
+    Done,
+    Failed,
+    FailureKind,
+    Generate,
+    Load,
+    Loaded,
+    Message,
+    Prefilled,
+    Progress,
+    Ready,
+    Started,
+    StopReason,
+    Tokens,
+    decode,
+    encode,
+    out_of_memory,
+)
+
+# Every message wakes the parent on a core that decoding may be using. At thousands of tokens per second they are sent
+# together, never later than this: no eye sees the difference.
+COALESCE_S = 0.010
+# The context that a request gets when nobody asked for one: the usual of the neighbours.
+COMFORTABLE_CTX = 4096
+
+clock = time.perf_counter
+
+
+class RequestFailed(Exception):
+    """Becomes a `Failed` message."""
+
+    def __init__(self, kind: FailureKind, message: str, **numbers: int) -> None:
+        super().__init__(message)
+        self.failed = Failed(kind, message, numbers)
+
+
+class Outbox:
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+
+    def send(self, message: Message) -> None:
+        self._pipe.write(encode(message))
+        self._pipe.flush()
+
+
+class Answer:
+    """Tokens to text that can be shown: whole characters only, and nothing that may turn out to be a stop text."""
+
+    def __init__(self, stop: list[str]) -> None:
+        self._stop = stop
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.stopped = False
+
+    def add(self, piece: bytes, *, final: bool = False) -> str:
+        """What can be shown after this piece; `final` gives out whatever was held back."""
+        self._held += self._decoder.decode(piece, final)
+        found = [at for at in (self._held.find(text) for text in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        keep = 0 if final else max((self._overlap(text) for text in self._stop), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def _overlap(self, text: str) -> int:
+        """The longest end of what is held that is a beginning of `text`."""
+        longest = min(len(text) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(text[:n])), 0)
+
+
+class Worker:
+    def __init__(self, outbox: Outbox) -> None:
+        from llmrun.engine import native
+
+        self.native = native
+        self.llama = native.llama
+        self.outbox = outbox
+        self.log = native.Log()
+        native.on_abort(self._aborted)
+        self.cancelled = native.CancelFlag()
+        self.llama.llama_backend_init()
+        self.model: Any = None
+        self.context: Any = None
+        self.config: Load
+        self.vocab: Any
+        outbox.send(Ready(self.llama.llama_print_system_info().decode(errors="replace")))
+
+    def _aborted(self, text: str) -> None:
+        # Straight to the log file: the process is about to die, perhaps in another thread than Python's.
+        os.write(2, f"\nllmrun-abort: {text}\n".encode(errors="replace"))
+
+    def serve(self, message: Message) -> None:
+        try:
+            if isinstance(message, Load):
+                self.load(message)
+            elif isinstance(message, Generate):
+                self.generate(message)
+        except RequestFailed as error:
+            self.outbox.send(error.failed)
+        except MemoryError:
+            self.outbox.send(Failed("memory", "Python could not allocate memory"))
+
+    # -- load ---------------------------------------------------------------------------------------------------------
+
+    def load(self, message: Load) -> None:
+        begin_s = clock()
+        self.config = message
+        params = self.llama.llama_model_default_params()
+        params.use_extra_bufts = message.repack
+        last_sent = -1.0
+
+        def progress(fraction: float, _user: object) -> bool:
+            nonlocal last_sent
+            if fraction - last_sent >= 0.01 or fraction >= 1:
+                last_sent = fraction
+                self.outbox.send(Progress(fraction))
+            return not self.cancelled
+
+        keep = self.llama.llama_progress_callback(progress)
+        params.progress_callback = keep
+        self.log.buffers.clear()
+        self.model = self.llama.llama_model_load_from_file(os.fsencode(message.path), params)
+        if not self.model:
+            self._fail_from_log("model", "llama.cpp can't load it")
+        self.vocab = self.native.Vocab(self.model)
+        if not self.vocab.n_tokens:
+            raise RequestFailed("model", "it has no vocabulary, so no text can be given to it")
+        description = ctypes.create_string_buffer(256)
+        self.llama.llama_model_desc(self.model, description, len(description))
+        self.outbox.send(
+            Loaded(
+                n_ctx_train=self.llama.llama_model_n_ctx_train(self.model),
+                n_vocab=self.vocab.n_tokens,
+                n_params=self.llama.llama_model_n_params(self.model),
+                description=description.value.decode(errors="replace"),
+                has_template=self.llama.llama_model_chat_template(self.model, None) is not None,
+                begin_s=begin_s,
+                end_s=clock(),
+            )
+        )
+
+    def _fail_from_log(self, kind: FailureKind, what: str, **numbers: int) -> None:
+        lines = self.log.errors()
+        if out_of_memory("\n".join(lines)):
+            kind = "memory"
+        # The first error is the cause, those behind it are its echo; its function's name means nothing to a user.
+        reason = re.sub(r"^\w+: ", "", lines[0]) if lines else "it gives no reason"
+        raise RequestFailed(kind, f"{what}: {reason}", **numbers)
+
+    def _ensure_context(self, n_needed: int) -> int:
+        """A context of at least `n_needed` tokens, as long as the configuration grants; returns the tokens usable.
+
+        It is made when the first prompt is known: a context is memory, and what nobody asked for should not be taken.
+        """
+        n_train = self.llama.llama_model_n_ctx_train(self.model)
+        wanted = self.config.n_ctx or min(n_train, max(COMFORTABLE_CTX, n_needed))
+        if self.context is not None and self.llama.llama_n_ctx(self.context) >= wanted:
+            return wanted
+        if self.context is not None:
+            self.llama.llama_free(self.context)
+            self.context = None
+        params = self.llama.llama_context_default_params()
+        params.n_ctx = wanted
+        params.n_batch = self.config.n_batch
+        params.n_ubatch = min(self.config.n_ubatch, self.config.n_batch)
+        # Only the last token's logits are ever asked for; room for a whole batch of them would be hundreds of MB.
+        params.n_outputs_max = 1
+        params.n_threads = self.config.n_threads
+        params.n_threads_batch = self.config.n_threads_batch
+        params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[self.config.flash_attn]
+        params.no_perf = True
+        params.abort_callback = self.cancelled.callback
+        params.abort_callback_data = self.cancelled.data
+        self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind == "model"]
+        self.log.lines.clear()
+        self.context = self.llama.llama_init_from_model(self.model, params)
+        if not self.context:
+            self.context = None
+            self._fail_from_log("engine", f"llama.cpp can't make a context of {wanted} tokens", n_ctx=wanted)
+        return wanted
+
+    # -- generate -----------------------------------------------------------------------------------------------------
+
+    def generate(self, request: Generate) -> None:
+        request_s = clock()
+        self.cancelled.clear()  # a late Cancel was for the one before
+        sampling = request.sampling
+        tokens = self._tokens_of(request)
+        max_tokens = sampling["max_tokens"]
+        n_ctx = self._ensure_context(len(tokens) + (max_tokens if max_tokens >= 0 else COMFORTABLE_CTX // 2))
+        if len(tokens) > n_ctx:
+            raise RequestFailed(
+                "prompt",
+                f"the prompt has {len(tokens)} tokens, the context holds {n_ctx}",
+                n_prompt=len(tokens),
+                n_ctx=n_ctx,
+                n_ctx_train=self.llama.llama_model_n_ctx_train(self.model),
+            )
+        self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), False)
+        sampler = self.native.build_sampler(sampling, self.vocab.n_tokens, n_ctx)
+        try:
+            begin_s = clock()
+            buffers = list(self.log.buffers)
+            self.outbox.send(Started(len(tokens), 0, n_ctx, request_s, begin_s, buffers))
+            reason = self._prefill(tokens) or self._decode(len(tokens), n_ctx, sampler, max_tokens, sampling["stop"])
+        finally:
+            self.llama.llama_sampler_free(sampler)
+        self.outbox.send(Done(reason, *resident_memory()))
+
+    def _tokens_of(self, request: Generate) -> list[int]:
+        if request.messages is None:
+            tokens = self.vocab.tokenize(request.prompt or "")
+            if not tokens:
+                raise RequestFailed("usage", "the prompt is empty and this model has no token to begin with")
+            return list(tokens)
+        from llmrun.engine.template import TemplateError, render, without_system
+
+        template = self.llama.llama_model_chat_template(self.model, None)
+        if template is None:
+            raise RequestFailed("usage", "this model has no chat template")
+        bos = self.vocab.special_text("bos")
+        source = template.decode(errors="replace")
+        tokens = {"bos_token": bos, "eos_token": self.vocab.special_text("eos")}
+        try:
+            try:
+                text = render(source, request.messages, **tokens)
+            except TemplateError:
+                # Some templates know no system role: what it says then goes before the user's first words.
+                merged = without_system(request.messages)
+                if merged == request.messages:
+                    raise
+                text = render(source, merged, **tokens)
+        except TemplateError as error:
+            raise RequestFailed("model", f"its chat template fails: {error}") from error
+        # Where the vocabulary adds BOS by itself, a template's own would be the second.
+        if self.vocab.adds_bos and bos:
+            text = text.removeprefix(bos)
+        return list(self.vocab.tokenize(text))
+
+    def _prefill(self, tokens: list[int]) -> StopReason | None:
+        size = self.config.n_batch
+        for first in range(0, len(tokens), size):
+            chunk = tokens[first : first + size]
+            reason = self._compute((self.llama.llama_token * len(chunk))(*chunk), len(chunk))
+            if reason:
+                return reason
+            self.llama.llama_synchronize(self.context)  # devices compute behind our back; the time is theirs too
+            self.outbox.send(Prefilled(first + len(chunk), clock()))
+        return None
+
+    def _compute(self, ids: Any, n: int) -> StopReason | None:
+        """`llama_decode` on `n` tokens, the last one's logits kept; a reason to stop, or None."""
+        if self.cancelled:
+            return "cancelled"
+        status = self.llama.llama_decode(self.context, self.llama.llama_batch_get_one(ids, n))
+        if status == 0:
+            return None
+        if status == 2:  # aborted by our flag
+            return "cancelled"
+        if status == 1:  # no room in the KV cache
+            return "context"
+        self._fail_from_log("engine", f"llama_decode failed with {status}")
+        raise AssertionError
+
+    def _decode(self, n_past: int, n_ctx: int, sampler: Any, max_tokens: int, stop: list[str]) -> StopReason:
+        """Sample and compute, token by token. `n_past` tokens are in the context, the last one's logits ready."""
+        sample, context = self.llama.llama_sampler_sample, self.context
+        answer = Answer(stop)
+        one = (self.llama.llama_token * 1)()
+        ids: list[int] = []
+        at_s: list[float] = []
+        text: list[str] = []
+        sent_s = before_s = clock()
+        n_made = 0
+        reason: StopReason | None = None
+
+        def flush() -> None:
+            nonlocal sent_s
+            if ids or text:
+                self.outbox.send(Tokens(list(ids), list(at_s), "".join(text)))
+                for sent in (ids, at_s, text):
+                    sent.clear()
+                sent_s = clock()
+
+        while reason is None:
+            if n_made == max_tokens:
+                reason = "length"
+            elif self.cancelled:
+                reason = "cancelled"
+            else:
+                token = sample(sampler, context, -1)
+                if self.vocab.ends(token):
+                    reason = "end"
+                else:
+                    now_s = clock()
+                    n_made += 1
+                    ids.append(token)
+                    at_s.append(now_s)
+                    text.append(answer.add(self.vocab.piece(token)))
+                    # Alone when the next one takes longer than anyone would wait with this one, else together.
+                    if n_made == 1 or now_s - before_s > COALESCE_S / 2 or now_s - sent_s > COALESCE_S:
+                        flush()
+                    before_s = now_s
+                    if answer.stopped:
+                        reason = "stop"
+                    elif n_made == max_tokens:
+                        reason = "length"
+                    elif n_past == n_ctx:
+                        reason = "context"
+                    else:
+                        one[0] = token
+                        reason = self._compute(one, 1)
+                        n_past += 1
+        if not answer.stopped:
+            text.append(answer.add(b"", final=True))
+        flush()
+        return reason
+
+
+def resident_memory() -> tuple[int | None, int | None, int | None]:
+    """Peak resident, resident and anonymous bytes of this process; None where the system doesn't tell.
+
+    Linux's VmHWM belongs to this program alone. `ru_maxrss` does not: it begins with what the parent had at the fork.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return (peak if sys.platform == "darwin" else peak * 1024), None, None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def of(name: str) -> int | None:
+        return int(fields[name].split()[0]) * 1024 if name in fields else None
+
+    return of("VmHWM"), of("VmRSS"), of("RssAnon")
+
+
+def die_with_parent() -> None:
+    """Linux: have the kernel kill us when the parent dies, even in the middle of a native call."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+
+
+def main() -> None:
+    die_with_parent()
+    outbox = Outbox(os.fdopen(os.dup(1), "wb"))
+    inbox = os.fdopen(os.dup(0), "rb")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    worker = Worker(outbox)
+    requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in inbox:
+            message = decode(line)
+            if isinstance(message, Cancel):
+                worker.cancelled.set()
+            else:
+                requests.put(message)
+        os._exit(0)  # the parent is gone: nobody wants the rest
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        worker.serve(requests.get())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,545 @@
+"""The gate in front of llama.cpp: can it run what this header describes, or would it be killed by it?
+
+llama.cpp checks much of a model with `GGML_ASSERT`, which ends the process, and some of it not at all. `check_runnable`
+says no first, with a sentence instead of a stack trace, and for a remote file before gigabytes are downloaded.
+
+Two kinds of rules, and one principle:
+
+- what kills native code: duplicate tokens, a number of layers outside 1 to 512, a norm that is quantized, a negative
+  epsilon, an unknown kind of rope scaling, experts that nothing uses ...;
+- what native code refuses in an orderly way, but only after loading: unknown architectures, missing keys, wrong shapes;
+- a model that llama.cpp runs must pass. So a rule is for all architectures only where llama.cpp's own loader has it for
+  all; the shapes of tensors are checked for the plain decoders in `_PLAIN_DECODERS` alone, and what llama.cpp ignores
+  with a warning (a padding token of -1, say) is no error here.
+
+`scripts/mutate_headers.py --native` measures what share of the killers this stops. Weights are not looked at: what lies
+in them only a checksum can tell.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+
+from llmrun.errors import BadModel
+from llmrun.gguf import (
+    MAX_LAYERS,
+    Header,
+    NumberArray,
+    StringArray,
+    TensorInfo,
+    Value,
+    layer_of,
+    open_header,
+    printable,
+    shown_name,
+)
+
+MAX_EXPERTS = 1024
+"""llama.cpp's LLAMA_MAX_EXPERTS."""
+MAX_HEADS = 1 << 16
+MAX_WIDTH = 1 << 24
+"""Of an embedding or feed-forward block, in elements: far above any model, and products of two stay within 64 bits."""
+MAX_VOCAB = 1 << 24
+
+ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+N_POOLING_TYPES = 5
+N_EXPERT_GATING_FUNCS = 5
+_UNSET = 0xFFFF_FFFF  # how -1 is written in a u32
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Regenerate: the right-hand sides of LLM_ARCH_NAMES in llama.cpp's src/llama-arch.cpp, without clip and (unknown).
+ARCHITECTURES = _words("""
+    afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bert bitnet bloom chameleon
+    chatglm codeshell cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr deepseek32
+    deepseek4 dflash dots1 dots3note dream eagle3 ernie4_5 ernie4_5-moe eurobert exaone exaone-moe exaone4
+    falcon falcon-h1 gemma gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm-dsa glm4 glm4moe
+    glm5-next gpt-oss gpt2 gptj gptneox granite granite_swa granitehybrid granitemoe graniteswitch grok grovemoe
+    hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 hy_v4 internlm2 jais jais2 jamba jina-bert-v2
+    jina-bert-v3 kimi-k3 kimi-linear laguna lfm2 lfm2moe llada llada-moe llama llama-embed llama4 maincoder
+    mamba mamba2 maple mellum mimo2 minicpm minicpm3 minimax-01 minimax-m2 minimax-m3 mistral3 mistral4
+    modern-bert mpt muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert nomic-bert-moe
+    olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo2 plamo3 plm pockettts
+    qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp
+    refact rnd1 rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2
+    step35 t5 t5encoder talkie wavtokenizer-dec xverse
+""")
+
+# Regenerate: every `tokenizer_pre == "..."` in llama.cpp's src/llama-vocab.cpp.
+PRE_TOKENIZERS = _words("""
+    a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell cohere2moe command-r dbrx
+    deepseek-coder deepseek-llm deepseek-r1-qwen deepseek-v3 default exaone exaone-moe exaone4 f2llmv2 falcon
+    falcon-h1 falcon3 gemma4 gigachat glm4 glm5 gpt-2 gpt-4o gpt3-finnish granite-docling
+    granite-embed-multi-311m granite-embed-multi-97m grok-2 hunyuan hunyuan-dense hy_v4 jais jais-2 jina-de
+    jina-es jina-v1-en jina-v2-code jina-v2-de jina-v2-es jina-v5-nano joyai-llm kanana2 kimi-k2 kormo laguna
+    lfm2 llada-moe llama-bpe llama-v3 llama3 llama4 megrez mellum mellum2 midm-2.0 minerva-7b minicpm5
+    minimax-m2 modern-bert mpt olmo phi-2 pixtral poro-chat qwen2 qwen35 refact roberta-bpe sarvam-moe
+    seed-coder smaug-bpe smollm solar-open spark2_5 stablelm2 starcoder superbpe talkie tekken tiny_aya trillion
+    ufakzeka viking whitespace youtu
+""")
+
+_BPE = frozenset({"gpt2", "hybriddna", "whitespace", "gemma4"})
+TOKENIZERS = _BPE | {"llama", "bert", "t5", "rwkv", "plamo2", "test", "none", "no_vocab"}
+
+# Architectures whose graph asserts n_embd_head == n_rot, the rotated part being the whole head.
+# Regenerate: the files in llama.cpp's src/models with a line `GGML_ASSERT(n_embd_head == n_rot);`.
+_WHOLE_HEAD_ROTATES = _words("""
+    apertus arcee arctic baichuan chameleon codeshell cogvlm dbrx deepseek dots1 dream ernie4_5 ernie4_5-moe exaone
+    exaone-moe exaone4 falcon granite granite_swa grok grovemoe hunyuan-moe hunyuan_vl hy_v3 internlm2 jais2 llada
+    llada-moe llama llama4 maincoder mistral3 olmo olmo2 olmoe orion paddleocr pangu-embedded plamo qwen2 qwen2moe
+    qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1 seed_oss smollm3 starcoder2 talkie xverse
+""")
+
+# Architectures whose graph asserts n_embd_head_k == n_embd_head_v: those above, and these.
+# Regenerate: as above, with `GGML_ASSERT(n_embd_head == hparams.n_embd_head_k());` (or the same in other words).
+_KEY_IS_LIKE_VALUE = _WHOLE_HEAD_ROTATES | _words("""
+    afmoe bailingmoe2 bert bitnet bloom chatglm cohere2 cohere2moe command-r eurobert glm4 glm4moe gpt-oss gpt2 gptneox
+    granitehybrid jais laguna lfm2 lfm2moe maple mellum minimax-01 minimax-m2 minimax-m3 modern-bert mpt muse-glimmer
+    nanbeige nemotron nemotron_h nemotron_h_moe neo-bert openelm phi2 phi3 qwen qwen35 qwen35moe qwen3next qwen4exp
+    refact smallthinker spark2_5 stablelm starcoder t5
+""")
+
+# llama.cpp asserts d_inner == 2 * n_embd for these, and that Mamba-2's heads (time_step_rank) divide it.
+_INNER_IS_TWICE_EMBEDDING = frozenset({"jamba", "granitehybrid"})
+_HEADS_ARE_TIME_STEPS = frozenset({"mamba2", "granitehybrid", "falcon-h1", "nemotron_h", "nemotron_h_moe"})
+
+# Decoders of the plain kind (attn_norm, q k v, attn_output, ffn_norm, gate up down), where every shape is certain.
+_PLAIN_DECODERS = frozenset({"llama", "mistral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "smollm3", "seed_oss"})
+_MAY_HAVE_EXPERTS = frozenset({"llama", "mistral3"})
+
+# No kernel multiplies with these; llama.cpp calls a null pointer or aborts. The three that are looked up, not
+# multiplied: routing tables by token and a draft model's token map.
+_NOT_FOR_WEIGHTS = frozenset({"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"})
+_INTEGER_TENSOR = re.compile(r"(?:.*\bffn_gate_tid2eid\b.*|d2t|t2d)(?:\.weight)?")
+
+_CONVOLUTION = re.compile(r"\.(?:ssm_conv1d(?:_[qkv])?|shortconv\.conv)\.weight$")
+
+_BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
+_TOKEN_TYPE_BYTE = 6
+
+
+def open_runnable(path: str | os.PathLike[str], *, with_tensors: bool = True) -> Header:
+    """The header of a file on disk that has passed `check_runnable`. Raises NotFound, or BadModel naming the file."""
+    header = open_header(path)
+    try:
+        check_runnable(header, with_tensors=with_tensors)
+    except BadModel as error:
+        raise BadModel(f"{shown_name(path)}: {error.message}", hint=error.hint) from None
+    return header
+
+
+def check_runnable(header: Header, *, with_tensors: bool = True) -> None:
+    """Raises BadModel for the first thing that llama.cpp could not run.
+
+    `with_tensors=False` leaves the tensors out, for a file that is a vocabulary only.
+    """
+    if header.split_no > 0:
+        raise BadModel(
+            f"this is part {header.split_no + 1} of {header.split_count} of a split model: give the first part"
+        )
+    _check_purpose(header)
+    _check_hparams(header)
+    _check_vocabulary(header)
+    if with_tensors:
+        _check_tensors(header)
+
+
+# -- the keys ------------------------------------------------------------------------------------------------------
+
+
+def _check_purpose(header: Header) -> None:
+    """A GGUF file holds a language model, or something that goes with one."""
+    kind = _text(header, "general.type", default="model")
+    architecture = _text(header, "general.architecture", default="")
+    if architecture == "clip" or kind == "mmproj":
+        raise BadModel("this is the image or audio part of a model (mmproj), not the language model itself")
+    if kind == "adapter":
+        raise BadModel("this is a LoRA adapter, not a model")
+    if kind == "imatrix" or architecture == "imatrix":
+        raise BadModel("this is an importance matrix (imatrix), not a model")
+    if not architecture:
+        raise BadModel("key general.architecture is missing")
+    if architecture not in ARCHITECTURES:
+        raise BadModel(f"architecture '{printable(architecture)}' is not known to this llama.cpp")
+
+
+def _check_hparams(header: Header) -> None:
+    _integer(header, "context_length", 1, 2**31 - 1, required=True)
+    _integer(header, "embedding_length", 1, MAX_WIDTH, required=True)
+    n_layer = _integer(header, "block_count", 1, MAX_LAYERS, required=True) or 0
+    _integer(header, "nextn_predict_layers", 0, n_layer)
+    _integer(header, "vocab_size", 0, MAX_VOCAB)
+    for key, value in header.metadata.items():
+        if key.startswith(f"{header.architecture}."):
+            _check_no_nan(key, value)
+            if key.endswith("epsilon"):
+                _float(header, key, 0, 1)
+    _per_layer(header, "feed_forward_length", MAX_WIDTH)
+    _check_heads(header, n_layer)
+    _check_rope(header)
+    _check_state_space(header)
+    _check_experts(header)
+    pattern = header.hparam("attention.sliding_window_pattern")
+    if isinstance(pattern, NumberArray) and not 0 < len(pattern) <= MAX_LAYERS:
+        raise BadModel(f"key {_key(header, 'attention.sliding_window_pattern')} has {len(pattern)} items")
+    pooling = _integer(header, "pooling_type", 0, _UNSET)
+    if pooling is not None and N_POOLING_TYPES <= pooling < _UNSET:
+        raise BadModel(f"key {_key(header, 'pooling_type')} is {pooling}, it must be 0 to {N_POOLING_TYPES - 1}")
+
+
+def _check_heads(header: Header, n_layer: int) -> None:
+    n_head = _per_layer(header, "attention.head_count", MAX_HEADS)
+    n_head_kv = _per_layer(header, "attention.head_count_kv", MAX_HEADS) or n_head
+    # Without heads, as in a recurrent model, the number of key-value heads means nothing; so it does in one layer.
+    for layer, (q, kv) in enumerate(zip(n_head, n_head_kv, strict=False)):
+        if q and kv and q % kv:
+            raise BadModel(f"layer {layer} has {q} attention heads, not a multiple of its {kv} key-value heads")
+    for name in ("key_length", "value_length", "key_length_swa", "value_length_swa", "key_length_mla"):
+        _integer(header, f"attention.{name}", 0, MAX_WIDTH)
+    if header.architecture in _PLAIN_DECODERS and not (n_head and all(n_head) and all(n_head_kv)):
+        raise BadModel(f"key {_key(header, 'attention.head_count')} or head_count_kv is missing or 0")
+    n_embd, first = header.n_embd or 0, n_head[0] if n_head else 0
+    if first and header.hparam("attention.key_length") is None and n_embd % first:
+        raise BadModel(f"an embedding of {n_embd} elements can't be shared among {first} heads")
+    if first and header.architecture in _KEY_IS_LIKE_VALUE:
+        swa = header.hparam("attention.key_length_swa"), header.hparam("attention.value_length_swa")
+        for k, v in ((header.n_embd_head_k, header.n_embd_head_v), swa):
+            if k is not None and v is not None and k != v:
+                raise BadModel(
+                    f"a head's key has {k} elements and its value {v}, {header.architecture} has as many in both"
+                )
+
+
+def _check_rope(header: Header) -> None:
+    scaling = _text(header, _key(header, "rope.scaling.type"), default="linear")
+    if scaling not in ROPE_SCALING_TYPES:
+        known = ", ".join(ROPE_SCALING_TYPES)
+        raise BadModel(f"key {_key(header, 'rope.scaling.type')} is '{printable(scaling)}', it must be one of {known}")
+    for name in ("rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor", "rope.scale_linear"):
+        _float(header, _key(header, name), 0, 1e30)
+    n_rot = _integer(header, "rope.dimension_count", 0, MAX_WIDTH)
+    n_mla = _integer(header, "attention.key_length_mla", 0, MAX_WIDTH)
+    if n_mla and n_rot is not None and n_rot >= n_mla:
+        raise BadModel(f"the rope dimension count is {n_rot}, it must be less than a key's length ({n_mla})")
+    _check_rope_sections(header)
+    n_rot_swa = _integer(header, "rope.dimension_count_swa", 0, MAX_WIDTH)
+    k, k_swa = header.n_embd_head_k, header.hparam("attention.key_length_swa")
+    if not header.n_head or not header.n_head[0] or not k:
+        return  # llama.cpp takes a model whose first layer has no heads for one that rotates nothing
+    for rotated, of in ((n_rot, k), (n_rot_swa, k_swa)):
+        if isinstance(of, int) and rotated is not None and rotated > of:
+            raise BadModel(f"the rope dimension count is {rotated}, a head's key has only {of} elements")
+    if header.architecture not in _WHOLE_HEAD_ROTATES or k_swa is not None:
+        return
+    n_rot = k if n_rot is None else n_rot
+    if n_rot != k or n_rot % 2:
+        raise BadModel(
+            f"the rope dimension count is {n_rot}, for {header.architecture} it must be the length of a head's key "
+            f"({k}) and even"
+        )
+
+
+def _check_rope_sections(header: Header) -> None:
+    """How many pairs of a head's elements turn with time, height and width."""
+    name = "rope.dimension_sections"
+    sections = header.hparam(name)
+    if not isinstance(sections, NumberArray) or sections.type not in ("u32", "i32"):
+        return
+    total = sum(int(section) for section in sections)
+    if len(sections) > 4 or any(section < 0 for section in sections) or total > (header.n_embd_head_k or MAX_WIDTH):
+        shown = printable(", ".join(str(section) for section in sections[:8]))
+        raise BadModel(f"key {_key(header, name)} is {shown}; a head's key has {header.n_embd_head_k} elements")
+
+
+def _check_state_space(header: Header) -> None:
+    """The sizes of a recurrent layer: what llama.cpp divides by must not be 0, and divide."""
+    for name in ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_count"):
+        _integer(header, f"ssm.{name}", 0, MAX_WIDTH)
+    inner, rank = header.hparam("ssm.inner_size"), header.hparam("ssm.time_step_rank")
+    if not isinstance(inner, int):
+        return
+    if header.architecture in _INNER_IS_TWICE_EMBEDDING and inner != 2 * (header.n_embd or 0):
+        raise BadModel(f"key {_key(header, 'ssm.inner_size')} is {inner}, it must be twice the embedding's length")
+    if header.architecture in _HEADS_ARE_TIME_STEPS and (not isinstance(rank, int) or not rank or inner % rank):
+        raise BadModel(
+            f"{_key(header, 'ssm.inner_size')} is {inner}, it must be a multiple of ssm.time_step_rank, {rank}"
+        )
+
+
+def _check_experts(header: Header) -> None:
+    n_expert = _integer(header, "expert_count", 0, MAX_EXPERTS) or 0
+    n_used = max(_per_layer(header, "expert_used_count", MAX_EXPERTS), default=0)
+    n_groups = _integer(header, "expert_group_count", 0, MAX_EXPERTS) or 0
+    n_groups_used = _integer(header, "expert_group_used_count", 0, MAX_EXPERTS) or 0
+    _integer(header, "expert_gating_func", 0, N_EXPERT_GATING_FUNCS - 1)
+    if n_expert <= 1 and header.architecture in ("hunyuan-dense", "hunyuan_vl"):
+        return  # llama.cpp takes one expert as none here
+    if n_used > n_expert or (n_expert and not n_used):
+        raise BadModel(f"the model has {n_expert} experts and uses {n_used} of them for a token")
+    if n_groups and n_groups >= n_expert:
+        raise BadModel(f"the model has {n_expert} experts in {n_groups} groups")
+    if n_groups > 1 and (n_expert % n_groups or not 0 < n_groups_used < n_groups):
+        raise BadModel(f"the model has {n_expert} experts in {n_groups} groups and uses {n_groups_used} groups")
+
+
+# -- the vocabulary ------------------------------------------------------------------------------------------------
+
+
+def _check_vocabulary(header: Header) -> None:
+    model = _text(header, "tokenizer.ggml.model")
+    if model not in TOKENIZERS:
+        raise BadModel(f"tokenizer '{printable(model)}' is not known to this llama.cpp")
+    if model in ("none", "no_vocab"):
+        return
+    pre = _text(header, "tokenizer.ggml.pre", default="")
+    if model in _BPE and model != "gemma4" and pre and pre not in PRE_TOKENIZERS:
+        raise BadModel(f"pre-tokenizer '{printable(pre)}' is not known to this llama.cpp")
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, StringArray) or not tokens:
+        raise BadModel("key tokenizer.ggml.tokens is missing or holds no tokens")
+    _check_as_long(header, "tokenizer.ggml.scores", len(tokens), ("f32", "i32"))
+    types = _check_as_long(header, "tokenizer.ggml.token_type", len(tokens), ("i32",))
+    texts = _unique_tokens(tokens)
+    if types is not None:
+        _check_byte_tokens(model, tokens, types)
+    if model == "llama":
+        _check_all_bytes(texts)
+    if model in _BPE:
+        _check_merges(header, optional=pre == "kimi-k2")
+    if model == "t5":
+        _check_charsmap(header)
+    for name in ("bos", "eos"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        token = _integer_key(header, key, 0, _UNSET)
+        if token is not None and len(tokens) <= token < _UNSET:
+            raise BadModel(f"key {key} is {token}, but there are {len(tokens):,} tokens")
+
+
+def _unique_tokens(tokens: StringArray) -> set[bytes]:
+    """All token texts as llama.cpp sees them: as C strings, and with a name for those that are empty."""
+    texts: set[bytes] = set()
+    for i, text in enumerate(tokens.iter_raw()):
+        if b"\0" in text:
+            text = text[: text.index(b"\0")]
+        text = text or b"[EMPTY_%d]" % i
+        if text in texts:
+            raise BadModel(f"token {i} ('{printable(text)}') is there twice")
+        texts.add(text)
+    return texts
+
+
+def _check_byte_tokens(model: str, tokens: StringArray, types: NumberArray) -> None:
+    """A token of type BYTE says in its text which byte it is: <0x0A>."""
+    if model not in ("llama", "t5", "gemma4", "bert"):
+        return
+    for i, kind in enumerate(types):
+        if kind == _TOKEN_TYPE_BYTE and i < len(tokens):
+            if model == "bert":
+                raise BadModel(f"token {i} is a byte, which a {model} tokenizer can't have")
+            if not _BYTE_TOKEN.fullmatch(tokens.raw(i)):
+                raise BadModel(f"token {i} ('{printable(tokens.raw(i))}') is a byte, its text must be like <0x0A>")
+
+
+def _check_all_bytes(texts: set[bytes]) -> None:
+    """A vocabulary with byte tokens needs all 256: text in other characters falls back to them without a question."""
+    spelled = [b"<0x%02X>" % byte for byte in range(256)]
+    missing = [text for byte, text in enumerate(spelled) if text not in texts and bytes([byte]) not in texts]
+    if missing and not texts.isdisjoint(spelled):
+        raise BadModel(f"{len(missing)} of 256 byte tokens are missing, {printable(missing[0])} first")
+
+
+def _check_merges(header: Header, *, optional: bool) -> None:
+    key = "tokenizer.ggml.merges"
+    merges = header.metadata.get(key)
+    if merges is None and optional:
+        return
+    if not isinstance(merges, StringArray):
+        raise BadModel(f"key {key} is missing or not an array of strings")
+    for i, merge in enumerate(merges.iter_raw()):
+        if merge.find(b" ", 1) < 0:
+            raise BadModel(f"merge {i} ('{printable(merge)}') is not two pieces with a space between them")
+
+
+def _check_charsmap(header: Header) -> None:
+    """u32 size of the first table, the table, then strings."""
+    key = "tokenizer.ggml.precompiled_charsmap"
+    charsmap = header.metadata.get(key)
+    if charsmap is None:
+        return
+    if not isinstance(charsmap, NumberArray) or charsmap.type not in ("u8", "i8") or len(charsmap) < 4:
+        raise BadModel(f"key {key} is not an array of bytes, or has fewer than 4")
+    table_bytes = sum((int(charsmap[i]) & 0xFF) << 8 * i for i in range(4))
+    if table_bytes + 4 >= len(charsmap):
+        raise BadModel(f"key {key} has {len(charsmap):,} bytes, its table alone {table_bytes:,}")
+
+
+def _check_as_long(header: Header, key: str, n_tokens: int, types: tuple[str, ...]) -> NumberArray | None:
+    value = header.metadata.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, NumberArray) or value.type not in types:
+        raise BadModel(f"key {key} has type {header.types[key]}, it must be an array of {' or '.join(types)}")
+    if len(value) < n_tokens:
+        raise BadModel(f"key {key} has {len(value):,} items for {n_tokens:,} tokens")
+    return value
+
+
+# -- the tensors ---------------------------------------------------------------------------------------------------
+
+
+def _check_tensors(header: Header) -> None:
+    if not header.tensors:
+        raise BadModel("the file has no tensors: a vocabulary, not a model")
+    for tensor in header.tensors:
+        _check_type(tensor)
+    if header.architecture in _PLAIN_DECODERS:
+        for tensor, shape in _expected_shapes(header):
+            # Dimensions of 1 at the end say nothing.
+            if (*tensor.shape, 1, 1, 1, 1)[:4] != (*shape, 1, 1, 1, 1)[:4]:
+                found, expected = (" × ".join(map(str, s)) for s in (tensor.shape, shape))
+                raise BadModel(f"tensor {printable(tensor.name)} has shape {found}, it must be {expected}")
+        if header.split_count == 1 and header.hparam("nextn_predict_layers") is None:
+            _check_complete(header)
+
+
+def _check_type(tensor: TensorInfo) -> None:
+    if _INTEGER_TENSOR.fullmatch(tensor.name):
+        return
+    name = tensor.type.name
+    if name in _NOT_FOR_WEIGHTS:
+        raise BadModel(f"tensor {printable(tensor.name)} has type {name}, with which llama.cpp can't compute")
+    # Norms and biases are added and multiplied element by element, which is done in F32 only.
+    # The kernel of a short convolution is read as F32 too, without a look at its type.
+    element_wise = len(tensor.shape) == 1 or tensor.name.endswith((".bias", "_norm.weight"))
+    if (element_wise or _CONVOLUTION.search(tensor.name)) and name != "F32":
+        raise BadModel(f"tensor {printable(tensor.name)} has type {name}, it must be F32")
+
+
+def _expected_shapes(header: Header) -> Iterator[tuple[TensorInfo, tuple[int, ...]]]:
+    """Those tensors of a plain decoder whose shape follows from the hyperparameters, with that shape."""
+    n_embd, n_vocab, n_layer = header.n_embd or 0, header.n_vocab or 0, header.n_layer or 0
+    k, v = header.n_embd_head_k or 0, header.n_embd_head_v or 0
+    heads, heads_kv, widths = header.n_head, header.n_head_kv, header.n_ff
+    outer = {
+        "token_embd.weight": (n_embd, n_vocab),
+        "output.weight": (n_embd, n_vocab),
+        "output_norm.weight": (n_embd,),
+    }
+    for tensor in header.tensors:
+        layer = layer_of(tensor)
+        if layer is None:
+            if tensor.name in outer:
+                yield tensor, outer[tensor.name]
+            continue
+        if layer >= n_layer:
+            raise BadModel(f"tensor {printable(tensor.name)} belongs to layer {layer}, there are {n_layer}")
+        q_rows, k_rows, v_rows = k * heads[layer], k * heads_kv[layer], v * heads_kv[layer]
+        n_ff = widths[layer] if widths else 0
+        shapes = {
+            "attn_norm.weight": (n_embd,),
+            "attn_q.weight": (n_embd, q_rows),
+            "attn_k.weight": (n_embd, k_rows),
+            "attn_v.weight": (n_embd, v_rows),
+            "attn_qkv.weight": (n_embd, q_rows + k_rows + v_rows),
+            "attn_output.weight": (q_rows, n_embd),
+            "ffn_norm.weight": (n_embd,),
+            "ffn_gate.weight": (n_embd, n_ff),
+            "ffn_up.weight": (n_embd, n_ff),
+            "ffn_down.weight": (n_ff, n_embd),
+            "ffn_gate_inp.weight": (n_embd, header.n_expert),
+            "ffn_up_exps.weight": (n_embd, n_ff, header.n_expert),
+            "ffn_gate_exps.weight": (n_embd, n_ff, header.n_expert),
+            "ffn_down_exps.weight": (n_ff, n_embd, header.n_expert),
+        }
+        _, _, part = tensor.name.removeprefix("blk.").partition(".")
+        if part in shapes:
+            yield tensor, shapes[part]
+
+
+def _check_complete(header: Header) -> None:
+    """All tensors that a plain decoder can't do without. (`output` it can: the embedding is used in its place.)"""
+    names = ["token_embd", "output_norm"]
+    feed_forward = ["ffn_gate", "ffn_up", "ffn_down"]
+    if header.n_expert and header.architecture in _MAY_HAVE_EXPERTS:
+        feed_forward = ["ffn_gate_inp", "ffn_up_exps", "ffn_down_exps"]
+    for layer in range(header.n_layer or 0):
+        fused = header.tensor(f"blk.{layer}.attn_qkv.weight") is not None
+        attention = ["attn_qkv"] if fused else ["attn_q", "attn_k", "attn_v"]
+        parts = ["attn_norm", *attention, "attn_output", "ffn_norm", *feed_forward]
+        names += [f"blk.{layer}.{part}" for part in parts]
+    for name in names:
+        if header.tensor(f"{name}.weight") is None:
+            raise BadModel(f"tensor {name}.weight is missing")
+
+
+# -- values by key -------------------------------------------------------------------------------------------------
+
+
+def _key(header: Header, name: str) -> str:
+    return f"{header.architecture}.{name}"
+
+
+def _text(header: Header, key: str, *, default: str | None = None) -> str:
+    value = header.metadata.get(key, default)
+    if value is None:
+        raise BadModel(f"key {key} is missing")
+    if type(value) is not str:
+        raise BadModel(f"key {key} has type {header.types[key]}, it must be str")
+    return value
+
+
+def _integer(header: Header, name: str, low: int, high: int, *, required: bool = False) -> int | None:
+    return _integer_key(header, _key(header, name), low, high, required=required)
+
+
+def _integer_key(header: Header, key: str, low: int, high: int, *, required: bool = False) -> int | None:
+    value = header.metadata.get(key)
+    if value is None:
+        if required:
+            raise BadModel(f"key {key} is missing")
+        return None
+    if header.types[key] != "u32" or not isinstance(value, int):
+        raise BadModel(f"key {key} has type {header.types[key]}, it must be u32")
+    if not low <= value <= high:
+        raise BadModel(f"key {key} is {value}, it must be {low} to {high}")
+    return value
+
+
+def _float(header: Header, key: str, low: float, high: float) -> None:
+    value = header.metadata.get(key)
+    if value is None or isinstance(value, NumberArray):
+        return
+    if header.types[key] != "f32" or not isinstance(value, float):
+        raise BadModel(f"key {key} has type {header.types[key]}, it must be f32")
+    if not low <= value <= high:
+        raise BadModel(f"key {key} is {value:g}, it must be {low:g} to {high:g}")
+
+
+def _per_layer(header: Header, name: str, high: int) -> tuple[int, ...]:
+    """One number for all layers, or an array with one for each; empty where the key is missing."""
+    key, n_layer = _key(header, name), header.n_layer or 0
+    value = header.metadata.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, NumberArray):
+        return (_integer_key(header, key, 0, high) or 0,) * n_layer
+    if value.type not in ("u32", "i32"):
+        raise BadModel(f"key {key} has type {header.types[key]}, it must be u32 or an array of u32 or i32")
+    if len(value) != n_layer:
+        raise BadModel(f"key {key} has {len(value):,} items for {n_layer} layers")
+    for layer, item in enumerate(value):
+        if not 0 <= item <= high:
+            raise BadModel(f"key {key} is {item} for layer {layer}, it must be 0 to {high}")
+    return tuple(int(item) for item in value)
+
+
+def _check_no_nan(key: str, value: Value) -> None:
+    numbers = value if isinstance(value, NumberArray) and value.type in ("f32", "f64") else [value]
+    if any(isinstance(number, float) and math.isnan(number) for number in numbers):
+        raise BadModel(f"key {printable(key)} holds a value that is not a number (NaN)")

@@ -1,0 +1,116 @@
+"""The machine: how many cores and how much memory this process may really use.
+
+Standard library only: every command asks here, and must start fast.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from pathlib import Path
+
+_CPUS = Path("/sys/devices/system/cpu")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cpus() -> set[int]:
+    """The logical CPUs that this process may run on (affinity); all of them where the system can't say."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores(cpus: set[int], topology: Path = _CPUS) -> int:
+    """How many physical cores the logical `cpus` lie on: siblings of one core share its execution units."""
+    cores = set()
+    for cpu in cpus:
+        folder = topology / f"cpu{cpu}" / "topology"
+        try:
+            cores.add(((folder / "physical_package_id").read_text().strip(), (folder / "core_id").read_text().strip()))
+        except OSError:
+            import psutil  # macOS; costs 20 ms, so only where needed
+
+            return min(len(cpus), psutil.cpu_count(logical=False) or len(cpus))
+    return max(1, len(cores))
+
+
+def cpu_quota(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """CPUs' worth of time that the cgroup grants (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), or None for no limit.
+
+    The tightest limit on the way from this process's cgroup up to the root counts.
+    """
+    limits = []
+    for folder in _cgroup_folders(cgroup, membership, "cpu"):
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            try:
+                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+                period = (folder / "cpu.cfs_period_us").read_text().strip()
+            except OSError:
+                continue
+        if quota not in ("max", "-1") and int(period) > 0:
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def memory_limit(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes of memory that the cgroup or the address-space limit (`ulimit -v`) leaves, or None for no limit."""
+    limits = []
+    for folder in _cgroup_folders(cgroup, membership, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                text = (folder / name).read_text().strip()
+            except OSError:
+                continue
+            if text != "max" and int(text) < 1 << 60:  # v1 writes "no limit" as a huge number
+                limits.append(int(text))
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(address_space)
+    return min(limits, default=None)
+
+
+def _cgroup_folders(cgroup: Path, membership: Path, controller: str) -> list[Path]:
+    """This process's cgroup and those above it: v2 first, then v1's `controller`."""
+    folders = []
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root = cgroup
+        elif controller in controllers.split(","):
+            root = cgroup / controller
+        else:
+            continue
+        here = root / path.lstrip("/")
+        folders += [here, *[parent for parent in here.parents if parent.is_relative_to(root)]]
+    return [*folders, cgroup, cgroup / controller]
+
+
+def default_threads() -> int:
+    """Threads for decoding: one per physical core, within the affinity and the cgroup's CPU quota."""
+    cores = physical_cores(usable_cpus())
+    quota = cpu_quota()
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def available_memory() -> int | None:
+    """Bytes of RAM that can be taken without swapping (Linux `MemAvailable`), within `memory_limit`; None: unknown."""
+    limit = memory_limit()
+    try:
+        with Path("/proc/meminfo").open() as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    free = int(line.split()[1]) * 1024
+                    return free if limit is None else min(free, limit)
+    except OSError:
+        pass
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    return free if limit is None else min(free, limit)

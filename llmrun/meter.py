@@ -1,0 +1,127 @@
+"""Events to numbers. The one meter: every command that says how fast something was has read it here.
+
+    request ──► prefill begins ──► prefill ends ──► first token ──► second ──► … ──► last
+       └──────────────── TTFT ───────────────────────────┘└─ gap ─┘└──── N-1 gaps ──────┘
+
+Prefill is compute: all tokens of the prompt at once. Decode is memory: every gap reads all active weights and the KV
+cache once, so bytes ÷ time is the bandwidth that the run achieved. The first token's cost lies in the prefill and its
+wait in TTFT, which leaves N tokens N-1 gaps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from llmrun.engine.protocol import Done, Loaded, Message, Prefilled, Started, Tokens
+from llmrun.footprint import DecodeReads
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One generation as it was measured. Rates are derived; what is unknown is None.
+
+    Attributes:
+        load_s: loading the model, from the file to the first request that can be served.
+        n_prompt: tokens of the prompt; `n_cached` of them were in the KV cache already and not computed.
+        prefill_s: computing the prompt, tokenization and template left out.
+        ttft_s: from the request to the first token: template, tokenization, context, prefill and sampling.
+        step_s: the gaps between tokens, N-1 for N tokens: sampling, detokenization and computing one token.
+        n_generated: tokens that were made, the one that ends the answer not counted.
+        read_bytes: bytes of weights and KV cache that the gaps read.
+        peak_rss_bytes: the most memory resident in the engine's process, mapped weights included.
+    """
+
+    load_s: float | None
+    n_prompt: int
+    n_cached: int
+    prefill_s: float | None
+    ttft_s: float | None
+    step_s: tuple[float, ...]
+    n_generated: int
+    read_bytes: int | None
+    peak_rss_bytes: int | None
+
+    @property
+    def pp_tps(self) -> float | None:
+        """Prompt tokens computed per second."""
+        n = self.n_prompt - self.n_cached
+        return n / self.prefill_s if n and self.prefill_s else None
+
+    @property
+    def decode_s(self) -> float:
+        return math.fsum(self.step_s)
+
+    @property
+    def tg_tps(self) -> float | None:
+        """Tokens generated per second, over the gaps."""
+        return len(self.step_s) / self.decode_s if self.step_s and self.decode_s else None
+
+    @property
+    def read_bytes_per_s(self) -> float | None:
+        """Bandwidth that decoding achieved, in bytes per second."""
+        return self.read_bytes / self.decode_s if self.read_bytes and self.decode_s else None
+
+    def gap_s(self, quantile: float) -> float | None:
+        """The gap between two tokens at a quantile (0.5 the median, 0.95): the smallest that so many don't exceed."""
+        return nearest_rank(self.step_s, quantile)
+
+
+def nearest_rank(values: Sequence[float], quantile: float) -> float | None:
+    """The nearest-rank quantile: of ordered x₁…xₙ the one at ⌈q·n⌉."""
+    if not values:
+        return None
+    return sorted(values)[max(0, math.ceil(quantile * len(values)) - 1)]
+
+
+class Meter:
+    """Reads one generation's events, in order."""
+
+    def __init__(self, reads: DecodeReads | None = None) -> None:
+        self._reads = reads
+        self._loaded: Loaded | None = None
+        self._started: Started | None = None
+        self._prefilled_s: float | None = None
+        self._token_s: list[float] = []
+        self._done: Done | None = None
+
+    def feed(self, event: Message) -> None:
+        match event:
+            case Loaded():
+                self._loaded = event
+            case Started():
+                self._started = event
+            case Prefilled():
+                self._prefilled_s = event.at_s
+            case Tokens():
+                self._token_s += event.at_s
+            case Done():
+                self._done = event
+            case _:
+                pass
+
+    @property
+    def n_generated(self) -> int:
+        return len(self._token_s)
+
+    def timing(self) -> Timing:
+        """What is known by now; a generation that was cancelled has what it got to."""
+        started, token_s = self._started, self._token_s
+        step_s = tuple(after - before for before, after in pairwise(token_s))
+        n_prompt = started.n_prompt if started else 0
+        # Gap i computes token i behind the prompt and the i tokens before it.
+        read = self._reads
+        read_bytes = sum(read.at_depth(n_prompt + i) for i in range(len(step_s))) if read and step_s else None
+        return Timing(
+            load_s=self._loaded.end_s - self._loaded.begin_s if self._loaded else None,
+            n_prompt=n_prompt,
+            n_cached=started.n_cached if started else 0,
+            prefill_s=self._prefilled_s - started.begin_s if started and self._prefilled_s else None,
+            ttft_s=token_s[0] - started.request_s if started and token_s else None,
+            step_s=step_s,
+            n_generated=len(token_s),
+            read_bytes=read_bytes,
+            peak_rss_bytes=self._done.peak_rss_bytes if self._done else None,
+        )

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmrun import synth
+from llmrun.engine.client import Engine
+from llmrun.models import EMBEDDED, find_model
+
+# Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of
+# hundreds of barriers per token. Tests share their machine: they sleep at barriers instead.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = EMBEDDED["tiny"]
+
+RunLlmrun = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def llmrun() -> RunLlmrun:
+    """Run the real command: `llmrun("run", "tiny", "hello", input=...)`. No terminal, and no input unless given."""
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        options.setdefault("stdin", subprocess.DEVNULL) if "input" not in options else None
+        environment = {**os.environ, **options.pop("env", {})}  # type: ignore[dict-item]
+        return subprocess.run(  # type: ignore[call-overload, no-any-return]
+            [sys.executable, "-m", "llmrun", *arguments],
+            **{"capture_output": True, "text": True, "timeout": 120, "env": environment, **options},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic model of two layers: real llama.cpp, noise for answers, never ends by itself for long."""
+    path = tmp_path_factory.mktemp("models") / "micro.gguf"
+    synth.write(path, synth.SHAPES["micro"], "Q8_0")
+    return path
+
+
+@pytest.fixture(scope="session")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic model that is slow enough to be interrupted: 100 ms a token and more."""
+    shape = synth.Shape(8, 2048, 5632, 16, 4, 512, n_ctx_train=8192)
+    path = tmp_path_factory.mktemp("models") / "busy.gguf"
+    synth.write(path, shape, "Q8_0")
+    return path
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    model = find_model("tiny")
+    with Engine(model.path, model.header) as opened:
+        yield opened

@@ -1,0 +1,453 @@
+"""The engine with real children: what it says, and how it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llmrun import synth
+from llmrun.config import LoadConfig, SamplingConfig
+from llmrun.engine.client import Engine, Limits
+from llmrun.engine.protocol import Buffer
+from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
+from llmrun.gguf import open_header
+from llmrun.models import find_model, open_model
+
+GREEDY = SamplingConfig(temperature=0, max_tokens=20)
+
+
+def ask(engine: Engine, prompt: str, sampling: SamplingConfig = GREEDY) -> str:
+    return "".join(engine.generate(prompt, sampling))
+
+
+def open_file(path: Path, config: LoadConfig | None = None, limits: Limits | None = None) -> Engine:
+    return Engine(path, open_header(path), config, limits=limits)
+
+
+def wait_until_gone(pid: int, within_s: float = 1.0) -> None:
+    deadline = time.monotonic() + within_s
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.01)
+
+
+# -- answers ---
+
+
+def test_greedy_is_repeatable(engine: Engine) -> None:
+    """Temperature 0 gives the same text from the same prompt, whatever the seed."""
+    first = ask(engine, "Once upon a time")
+    other_seed = ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=20, seed=7))
+    assert first == other_seed and len(first) > 20
+
+
+def test_seed_decides(engine: Engine) -> None:
+    """The same seed gives the same story; another seed another one."""
+    told = [ask(engine, "Once", SamplingConfig(temperature=1.5, seed=seed, max_tokens=30)) for seed in (1, 1, 2)]
+    assert told[0] == told[1] != told[2]
+
+
+def test_random_seed_is_reported(engine: Engine) -> None:
+    """A seed that was picked can be used again."""
+    generation = engine.generate("Once", SamplingConfig(max_tokens=20))
+    again = ask(engine, "Once", SamplingConfig(max_tokens=20, seed=generation.seed))
+    assert "".join(generation) == again
+
+
+def test_max_tokens_is_never_exceeded(engine: Engine) -> None:
+    for n in (0, 1, 2, 7):
+        generation = engine.generate("Once upon a time", SamplingConfig(temperature=0, max_tokens=n))
+        list(generation)
+        assert len(generation.token_ids) == n == generation.timing.n_generated
+        assert generation.stop_reason == "length"
+
+
+def test_chat_ends_by_itself(engine: Engine) -> None:
+    """The embedded model ends its turn, and the end token is no text."""
+    generation = engine.generate([{"role": "user", "content": "What is the KV cache?"}], SamplingConfig(temperature=0))
+    text = "".join(generation)
+    assert generation.stop_reason == "end"
+    assert "<" not in text and len(text) > 20
+
+
+def test_stop_text_across_tokens(engine: Engine) -> None:
+    """A stop text that no token contains as a whole ends the answer before it, and none of it is shown."""
+    whole = ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=40))
+    stop = whole[15:27]
+    sampling = SamplingConfig(temperature=0, max_tokens=40, stop=("never said", stop))
+    generation = engine.generate("Once upon a time", sampling)
+    assert "".join(generation) == whole[: whole.index(stop)]
+    assert generation.stop_reason == "stop"
+
+
+def test_stop_text_that_almost_comes(engine: Engine) -> None:
+    """What looked like the beginning of a stop text is shown when it turns out to be none."""
+    whole = ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=40))
+    almost = whole[10:20] + "\x00"
+    assert ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=40, stop=(almost,))) == whole
+
+
+def test_logit_bias_forbids_and_forces(engine: Engine) -> None:
+    plain = engine.generate("Once upon a time", GREEDY)
+    list(plain)
+    first = plain.token_ids[0]
+    banned = engine.generate("Once upon a time", SamplingConfig(temperature=0, max_tokens=1, logit_bias={first: -1e5}))
+    list(banned)
+    assert banned.token_ids[0] != first
+    forced = SamplingConfig(temperature=0, max_tokens=3, logit_bias={first: 1e5})
+    generation = engine.generate("Once upon a time", forced)
+    list(generation)
+    assert generation.token_ids == [first] * 3
+
+
+def test_penalties_change_the_answer(micro: Path) -> None:
+    """A model that repeats itself does so less when that costs."""
+    with open_file(micro) as engine:
+        plain = engine.generate("a a a", SamplingConfig(temperature=0, max_tokens=60))
+        list(plain)
+        for penalty in (
+            SamplingConfig(temperature=0, max_tokens=60, repeat_penalty=2.0),
+            SamplingConfig(temperature=0, max_tokens=60, presence_penalty=20.0),
+            SamplingConfig(temperature=0, max_tokens=60, frequency_penalty=20.0),
+        ):
+            fresh = engine.generate("a a a", penalty)
+            list(fresh)
+            assert len(set(fresh.token_ids)) > len(set(plain.token_ids)), penalty
+
+
+def test_top_k_one_is_greedy(engine: Engine) -> None:
+    """Each filter at its narrowest leaves the likeliest token, at any temperature."""
+    greedy = ask(engine, "Once upon a time")
+    for narrow in (
+        SamplingConfig(temperature=5, max_tokens=20, top_k=1),
+        SamplingConfig(temperature=5, max_tokens=20, top_p=0.0),
+        SamplingConfig(temperature=5, max_tokens=20, min_p=1.0),
+    ):
+        assert ask(engine, "Once upon a time", narrow) == greedy, narrow
+
+
+def test_any_utf8_round_trips(engine: Engine) -> None:
+    """Byte fallback: text that the vocabulary has never seen is prompt enough, and what comes back is text."""
+    text = ask(engine, "naïve 🙂 漢字 \u0000 \udcff עברית")
+    text.encode("utf-8")
+
+
+def test_invalid_bytes_become_replacement_characters(micro: Path) -> None:
+    """Forced byte tokens that are no UTF-8 arrive as U+FFFD, and whole characters as themselves."""
+    with open_file(micro) as engine:
+        byte = {value: 3 + value for value in range(256)}  # the synthetic vocabulary's byte tokens
+        lonely = SamplingConfig(temperature=0, max_tokens=3, logit_bias={byte[0xE2]: 1e5})
+        assert ask(engine, "a", lonely) == "\ufffd" * 3
+
+
+def test_tokens_longer_than_32_bytes(tmp_path: Path) -> None:
+    """A token's text may be of any length."""
+    vocab = synth.vocabulary(512)
+    vocab[0][400] = b"x" * 300
+    path = tmp_path / "long.gguf"
+    synth.write(path, synth.SHAPES["micro"], "F16", vocab=vocab)
+    with open_file(path) as engine:
+        forced = SamplingConfig(temperature=0, max_tokens=2, logit_bias={400: 1e5})
+        assert ask(engine, "a", forced) == "x" * 600
+
+
+def test_context_full_ends_the_answer(micro: Path) -> None:
+    """Prompt and answer together never exceed the context that was asked for, even a tiny one."""
+    with open_file(micro, LoadConfig(n_ctx=40)) as engine:
+        generation = engine.generate("a b c", SamplingConfig(temperature=0, logit_bias={2: float("-inf")}))
+        list(generation)
+        assert generation.stop_reason == "context" and generation.n_ctx == 40
+        # The last token needs no place of its own: nothing is computed behind it.
+        assert generation.timing.n_prompt + generation.timing.n_generated == 41
+
+
+def test_prompt_longer_than_context(micro: Path) -> None:
+    with open_file(micro, LoadConfig(n_ctx=300)) as engine:
+        with pytest.raises(PromptTooLong, match=r"the prompt has \d{3,4} tokens, the context holds 300"):
+            ask(engine, "b" * 999)
+        assert ask(engine, "a")  # and the engine lives on
+
+
+def test_context_grows_with_the_prompt(micro: Path) -> None:
+    """Without -c the context is what prompt and answer need, up to what the model was trained on."""
+    with open_file(micro) as engine:
+        with pytest.raises(PromptTooLong, match="the context holds 512"):
+            ask(engine, "b" * 999)
+        assert engine.generate("b" * 300, GREEDY)
+
+
+def test_prefill_in_batches_gives_the_same(micro: Path) -> None:
+    """n_batch and n_ubatch change how the prompt is computed, not what comes of it."""
+    seen, texts = [], set()
+    for n_batch, n_ubatch in ((2048, 512), (7, 3), (64, 64)):
+        with open_file(micro, LoadConfig(n_batch=n_batch, n_ubatch=n_ubatch)) as engine:
+            generation = engine.generate("b c d " * 30, GREEDY, on_prefill=lambda done, of: seen.append((done, of)))
+            texts.add("".join(generation))
+            assert seen[-1][0] == seen[-1][1] == generation.timing.n_prompt
+    assert len(texts) == 1 and len(seen) > 20
+
+
+def test_settings_do_not_change_the_answer() -> None:
+    """Repacking, flash attention and threads are about speed."""
+    texts = set()
+    for config in (
+        LoadConfig(repack="on"),
+        LoadConfig(repack="off"),
+        LoadConfig(flash_attn="off"),
+        LoadConfig(n_threads=1, n_threads_batch=2),
+    ):
+        with open_model("tiny", config) as engine:
+            texts.add(ask(engine, "Once upon a time, there was a", SamplingConfig(temperature=0, max_tokens=12)))
+    assert len(texts) == 1
+
+
+def test_buffers_are_those_of_the_log(micro: Path) -> None:
+    """The KV cache of 512 f16 tokens: 2 layers × 2 heads × (64 + 64) elements × 2 bytes."""
+    with open_file(micro) as engine:
+        generation = engine.generate("a", GREEDY)
+        list(generation)
+        assert Buffer("CPU", "KV", 512 * 2 * 2 * 128 * 2) in generation.buffers
+        assert any(buffer.kind == "model" for buffer in generation.buffers)
+
+
+# -- the meter on real events ---
+
+
+def test_timing_of_a_real_run(engine: Engine) -> None:
+    """Every part is there, in order, and the parts don't exceed the whole."""
+    begin = time.perf_counter()
+    generation = engine.generate("Once upon a time", GREEDY)
+    list(generation)
+    wall = time.perf_counter() - begin
+    timing = generation.timing
+    assert timing.n_generated == 20 and len(timing.step_s) == 19
+    assert timing.prefill_s and timing.ttft_s and timing.load_s
+    assert 0 < timing.prefill_s <= timing.ttft_s
+    assert timing.ttft_s + timing.decode_s <= wall
+    assert timing.peak_rss_bytes and timing.peak_rss_bytes > 5 << 20
+    assert timing.pp_tps == timing.n_prompt / timing.prefill_s
+
+
+# -- cancel ---
+
+
+def test_cancel_keeps_the_engine(busy: Path) -> None:
+    """Leaving the loop early ends the generation within a second; the next one is not disturbed."""
+    with open_file(busy) as engine:
+        expected = ask(engine, "a b c", SamplingConfig(temperature=0, max_tokens=3))
+        for _ in range(3):
+            generation = engine.generate("a b c", SamplingConfig(temperature=0))
+            next(iter(generation))
+            begin = time.monotonic()
+            generation.close()
+            assert time.monotonic() - begin < 1
+            assert generation.stop_reason == "cancelled"
+        assert ask(engine, "a b c", SamplingConfig(temperature=0, max_tokens=3)) == expected
+
+
+def test_closing_in_prefill_is_quick(busy: Path) -> None:
+    """A prompt of thousands of tokens takes many seconds; closing the engine in the middle takes none."""
+    engine = open_file(busy)
+    pid = engine.pid
+    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    begin = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt), engine:
+            ask(engine, "b c d e " * 900, SamplingConfig(max_tokens=1))
+    finally:
+        timer.cancel()
+    assert 0.6 < time.monotonic() - begin < 1.7
+    wait_until_gone(pid)
+
+
+# -- death ---
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_killed_engine_is_an_error(busy: Path, sent: signal.Signals) -> None:
+    """A child that dies in the middle of an answer is `EngineCrashed` within a second, naming the signal."""
+    with open_file(busy) as engine:
+        generation = engine.generate("a", SamplingConfig(temperature=0))
+        next(iter(generation))
+        begin = time.monotonic()
+        os.kill(engine.pid, sent)
+        with pytest.raises(EngineCrashed, match=sent.name) as caught:
+            list(generation)
+        assert time.monotonic() - begin < 1
+        assert caught.value.exit_code == 9
+        assert not engine.alive
+
+
+def test_abort_text_is_carried(tmp_path: Path) -> None:
+    """llama.cpp aborts on a vocabulary with the same token twice; the error says what it said."""
+    vocab = synth.vocabulary(512)
+    vocab[0][400] = vocab[0][401]
+    twice = tmp_path / "twice.gguf"
+    synth.write(twice, synth.SHAPES["micro"], "F16", vocab=vocab)
+    with pytest.raises(EngineCrashed, match="GGML_ASSERT|ASSERT") as caught:
+        open_file(twice)
+    assert caught.value.exit_code == 9
+
+
+def test_refused_model_gives_llama_cpps_reason(tmp_path: Path, micro: Path) -> None:
+    path = tmp_path / "unknown.gguf"
+    path.write_bytes(micro.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lxama", 1))
+    with pytest.raises(BadModel, match="lxama"):
+        open_file(path)
+
+
+def test_hung_load_is_ended(micro: Path) -> None:
+    """A child that stops in the header phase is ended at the limit."""
+    stopped = threading.Event()
+
+    def stop_children() -> None:
+        while not stopped.is_set():
+            for child in psutil.Process().children():
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    child.suspend()
+                    stopped.set()
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=stop_children)
+    thread.start()
+    with pytest.raises(EngineCrashed, match="was still starting after"):
+        open_file(micro, limits=Limits(start_s=0.5, header_s=0.5))
+    thread.join()
+    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_hung_decode_is_ended(micro: Path) -> None:
+    """A child that does nothing at all for the idle limit is ended; a busy one never is."""
+    with open_file(micro, limits=Limits(idle_s=1.5)) as engine:
+        ask(engine, "a")
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(EngineCrashed, match="did nothing for"):
+            ask(engine, "a")
+        wait_until_gone(engine.pid)
+
+
+def test_template_bomb_is_ended() -> None:
+    """A template that loops for ever is ended at its limit; one that fills memory says so and the engine lives."""
+    from llmrun.engine.template import TemplateError, render
+
+    with pytest.raises(TemplateError, match="512 MiB"):
+        render("{{ 'A' * 8000000000 }}", [], bos_token="", eos_token="")
+    with pytest.raises(TemplateError, match="SecurityError|unsafe"):
+        render("{{ ''.__class__.__mro__ }}", [], bos_token="", eos_token="")
+
+
+def test_looping_template_is_ended(tmp_path: Path) -> None:
+    """A template without end does not hold the parent for longer than its limit."""
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    path = with_template(tmp_path, loop)
+    with open_file(path, limits=Limits(template_s=1)) as engine:
+        begin = time.monotonic()
+        with pytest.raises(EngineCrashed, match="chat template"):
+            list(engine.generate([{"role": "user", "content": "hello"}]))
+        assert time.monotonic() - begin < 3
+
+
+def with_template(folder: Path, template: str) -> Path:
+    """The micro shape with a chat template."""
+    path = folder / "template.gguf"
+    synth.write(path, synth.SHAPES["micro"], "F16", chat_template=template)
+    return path
+
+
+def test_template_without_system_role(tmp_path: Path) -> None:
+    """Where a template refuses a system message, its text goes before the user's."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    with open_file(with_template(tmp_path, template)) as engine:
+        system, user = {"role": "system", "content": "S"}, {"role": "user", "content": "U"}
+        merged = engine.generate([system, user], GREEDY)
+        list(merged)
+        plain = engine.generate("S\n\nU", GREEDY)
+        assert merged.text == "".join(plain)
+
+
+def test_child_dies_with_its_parent(busy: Path) -> None:
+    """kill -9 of the parent, in the middle of a prefill, leaves no process behind."""
+    code = (
+        "import sys; from pathlib import Path; from llmrun.gguf import open_header; "
+        "from llmrun.engine.client import Engine; p = Path(sys.argv[1]); e = Engine(p, open_header(p)); "
+        "print(e.pid, flush=True); list(e.generate('b c d e ' * 900))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(busy)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        time.sleep(0.5)
+        assert psutil.pid_exists(pid)
+        parent.kill()
+    wait_until_gone(pid, within_s=2)
+
+
+def test_out_of_memory_names_a_smaller_context(micro: Path) -> None:
+    """With 900 MB of address space and a context of 200,000 tokens: exit 10, and what -c to take instead."""
+    code = (
+        "import sys, resource; from pathlib import Path; "
+        "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20)); "
+        "from llmrun.__main__ import main; sys.argv = ['llmrun', 'run', sys.argv[1], 'a', '-c', '200000', '-t', '1']; "
+        "main()"
+    )
+    shape_path = micro.parent / "deep.gguf"
+    synth.write(shape_path, synth.Shape(8, 1024, 512, 8, 8, 512, n_ctx_train=1 << 20), "Q8_0")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(shape_path)], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 10, done.stderr
+    assert "-c " in done.stderr and "200000 tokens" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_engine_says_so(engine: Engine) -> None:
+    """Use after close is an error, not a crash."""
+    engine.close()
+    engine.close()
+    with pytest.raises(LlmrunError):
+        ask(engine, "a")
+
+
+def test_load_and_unload_leaves_nothing(micro: Path) -> None:
+    """Descriptors and children of the parent stay as they were."""
+    me = psutil.Process()
+    open_file(micro).close()
+    before = me.num_fds()
+    for _ in range(5):
+        open_file(micro).close()
+    assert me.num_fds() == before
+    assert not [child for child in me.children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_user_folder_is_not_imported_from(tmp_path: Path, micro: Path) -> None:
+    """A file named json.py where the user works is not run by the child."""
+    (tmp_path / "json.py").write_text("raise SystemExit('hijacked')")
+    (tmp_path / "llama_cpp.py").write_text("raise SystemExit('hijacked')")
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        with open_file(micro) as engine:
+            assert ask(engine, "a")
+    finally:
+        os.chdir(before)
+
+
+def test_usage_error_from_the_child(tmp_path: Path, micro: Path) -> None:
+    with open_file(micro) as engine, pytest.raises(UsageError, match="no chat template"):
+        list(engine.generate([{"role": "user", "content": "hello"}]))
+
+
+def test_find_model_reads_before_native() -> None:
+    model = find_model("TINY")
+    assert model.header.architecture == "llama"
