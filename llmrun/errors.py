@@ -63,7 +63,13 @@ class BadModel(LlmrunError):
 
 
 class EngineCrashed(LlmrunError):
+    """`log` has the last 20 kB of llama.cpp's log, where there is one."""
+
     exit_code = 9
+
+    def __init__(self, message: str, *, hint: str | None = None, log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
 
 
 class OutOfMemory(LlmrunError):

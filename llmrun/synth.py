@@ -145,15 +145,13 @@ def tensor_type(level: str, name: str, layer: int, shape: Shape) -> str:
             case "Q2_K":
                 return "Q3_K"
             case "Q3_K_M":
-                return "Q5_K" if layer < n // 16 else "Q4_K" if more_bits else "Q3_K"
+                return "Q5_K" if layer < n // 16 else "Q4_K"
             case "Q3_K_L":
                 return "Q5_K"
             case "Q4_K_M" | "Q5_K_M" if more_bits:
                 return "Q6_K"
             case "Q4_K_S" | "IQ4_NL" | "IQ4_XS" if layer < n // 8:
                 return "Q5_K"
-            case "Q4_0" | "Q5_0" if layer < n // 8:
-                return "Q4_1" if level == "Q4_0" else "Q5_1"
     if ".attn_output." in name and not shape.n_expert:
         match level:
             case "Q2_K":

@@ -10,14 +10,14 @@ import pytest
 
 from llmrun import synth
 from llmrun.engine.client import Engine
-from llmrun.models import EMBEDDED, find_model
+from llmrun.models import find_model
 
 # Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of
 # hundreds of barriers per token. Tests share their machine: they sleep at barriers instead.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = EMBEDDED["tiny"]
+TINY = ROOT / "llmrun" / "data" / "tiny.gguf"
 
 RunLlmrun = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -11,8 +11,12 @@ import typer
 from llmrun import __version__
 from llmrun.cli import screen
 from llmrun.cli.help import Command, Group
+from llmrun.cli.pull import pull
+from llmrun.cli.quantize import levels_help, quantize
 from llmrun.cli.run import run as commands_run
-from llmrun.cli.show import show as commands_show
+from llmrun.cli.search import search
+from llmrun.cli.show import show
+from llmrun.cli.store import import_, list_, rm, verify
 from llmrun.errors import LlmrunError
 
 app = typer.Typer(
@@ -25,8 +29,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+# In the order in which a newcomer needs them.
 app.command("run", cls=Command)(commands_run)
-app.command("show", cls=Command)(commands_show)
+app.command("pull", cls=Command)(pull)
+app.command("list", cls=Command)(list_)
+app.command("ls", cls=Command, hidden=True)(list_)
+app.command("show", cls=Command)(show)
+app.command("rm", cls=Command)(rm)
+app.command("search", cls=Command)(search)
+app.command("verify", cls=Command)(verify)
+app.command("import", cls=Command)(import_)
+app.command("quantize", cls=Command, epilog=levels_help())(quantize)
 
 
 def _version(wanted: bool) -> None:
@@ -52,6 +65,7 @@ def run(arguments: list[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
+            screen.note(getattr(problem, "log", ""))
         return screen.error(problem)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1

@@ -19,8 +19,11 @@ class Command(TyperCommand):
             record = param.get_help_record(ctx)
             if record is None:
                 continue
-            title = "Arguments" if param.param_type_name == "argument" else param_group(param)
-            groups.setdefault(title, []).append(record)
+            if param.param_type_name == "argument":
+                # "MODEL <str>": that it is text, nobody needs to be told.
+                groups.setdefault("Arguments", []).append((record[0].partition(" <")[0], record[1]))
+            else:
+                groups.setdefault(param_group(param), []).append(record)
         for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)

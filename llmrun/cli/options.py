@@ -12,7 +12,15 @@ from llmrun.config import LoadConfig, SamplingConfig
 LOAD = LoadConfig()
 SAMPLING = SamplingConfig()
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="tiny, or a path to a GGUF file.", show_default=False)]
+_NAME_HELP = "tiny, qwen3:4b, user/repo:Q4_K_M, a hub URL, or a GGUF file."
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_NAME_HELP, show_default=False)]
+ModelNames = Annotated[list[str], typer.Argument(metavar="MODEL", help=_NAME_HELP, show_default=False)]
+SomeModelNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="MODEL", help="Names as `llmrun list` shows them.", show_default=False),
+]
+
+Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network; also HF_HUB_OFFLINE=1.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel="Output")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every timing.", rich_help_panel="Output")]

@@ -1,54 +1,104 @@
-"""`llmrun show MODEL`: what a model is, from its header alone."""
+"""`llmrun show MODEL...`: what a model is, from its header alone; of one that is not here, by a few range requests."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrun.cli import options, screen
+from llmrun.catalog import HubFile, parse
+from llmrun.cli import lookup, options, screen, table
 from llmrun.units import count, size
 
 if TYPE_CHECKING:
-    from llmrun.models import Model
+    from llmrun.gguf import Header
 
 
-def show(model: options.ModelName, as_json: options.Json = False) -> None:
-    """Show what a model is: shape, weights, tokenizer, licence."""
-    from llmrun.models import find_model
+def show(models: options.ModelNames, offline: options.Offline = False, as_json: options.Json = False) -> None:
+    """Show what a model is: shape, weights, tokenizer, licence.
 
-    found = find_model(model)
-    facts = facts_of(found)
+    Of a model that is not on this machine, only the header is read from the hub: a few MB.
+    """
+    documents = [facts_of_named(name, offline=offline) for name in models]
     if as_json:
-        screen.out_json(facts)
+        screen.out_json(documents if len(documents) > 1 else documents[0])
         return
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        screen.out(f"{name.replace('_', ' '):{width}}  {_shown(name, value)}\n")
+    for i, facts in enumerate(documents):
+        if i:
+            screen.out("\n")
+        table.show_pairs((name.replace("_", " "), _shown(name, value)) for name, value in facts.items())
+
+
+def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
+    """`facts_of` the model that the user named, and where it is."""
+    from llmrun.models import open_whole
+
+    named = parse(reference)
+    if not isinstance(named, HubFile):
+        path, header = open_whole(named.path)
+        return {**facts_of(named.name, header), **_place(path, header)}
+
+    from llmrun import store
+
+    found = store.find(named)
+    if found is not None:
+        path, header = open_whole(found.path)
+        facts = facts_of(str(named), header)
+        return {**facts, "repository": found.repo, "commit": found.commit, **_place(path, header)}
+
+    from llmrun import hub
+
+    resolved = lookup.resolve(named, offline=offline)
+    if resolved.why:
+        screen.note(f"{named} is {resolved.quant} ({resolved.why}) of {resolved.repo}; it is not here, asking the hub")
+    facts = facts_of(str(named), lookup.remote_header(resolved))
+    offers = hub.offers_of(hub.model_info(resolved.repo, resolved.commit))
+    return {
+        **facts,
+        "licence": facts["licence"] or resolved.licence,
+        "repository": resolved.repo,
+        "commit": resolved.commit,
+        "file": resolved.files[0].name,
+        "files": len(resolved.files),
+        "file_bytes": resolved.total_bytes,
+        "levels": {offer.quant: offer.size for offer in offers},
+        "path": None,
+    }
+
+
+def _place(path: Path, header: Header) -> dict[str, Any]:
+    from llmrun import quants
+
+    parts = quants.split_parts(path.name)
+    n_bytes = sum(path.with_name(part).stat().st_size for part in parts)
+    return {"files": len(parts), "file_bytes": n_bytes, "path": os.fspath(path)}
 
 
 def _shown(name: str, value: Any) -> str:
     if value is None:
-        return "–"
-    if name.endswith("bytes") or name == "bytes_per_token":
+        return "not on this machine" if name == "path" else "–"
+    if name.endswith("bytes") or name in ("bytes_per_token", "kv_bytes_per_context_token"):
         return size(value)
     if name == "parameters":
         return count(value)
+    if name == "levels":
+        return ", ".join(f"{quant} {size(n_bytes)}" for quant, n_bytes in value.items())
     if isinstance(value, dict):
         return ", ".join(f"{key} {share:.1%}" for key, share in value.items())
-    return screen.harmless(str(value)).replace("\n", " ")
+    return str(value)
 
 
-def facts_of(found: Model) -> dict[str, Any]:
-    """What there is to know; JSON-ready, sizes in bytes, None where the header does not say."""
+def facts_of(name: str, header: Header) -> dict[str, Any]:
+    """What the header says; JSON-ready, sizes in bytes, None where it does not say."""
     from llmrun.footprint import decode_reads, kv_bytes_per_token
 
-    header = found.header
     metadata = header.metadata
     sizes: Counter[str] = Counter()
     for tensor in header.tensors:
         sizes[tensor.type.name] += tensor.n_bytes
-    return {
-        "name": found.name,
+    facts = {
+        "name": name,
         "description": metadata.get("general.description"),
         "architecture": header.architecture,
         "parameters": header.n_params,
@@ -60,12 +110,18 @@ def facts_of(found: Model) -> dict[str, Any]:
         "heads": max(header.n_head, default=None),
         "kv_heads": max(header.n_head_kv, default=None),
         "experts": header.n_expert or None,
+        "experts_used": header.n_expert_used or None,
         "context_length": header.n_ctx_train,
         "vocabulary": header.n_vocab,
         "tokenizer": metadata.get("tokenizer.ggml.model"),
         "chat_template": "yes" if header.chat_template else "no",
         "licence": metadata.get("general.license"),
+        "quantized_by": metadata.get("general.quantized_by"),
         "bytes_per_token": decode_reads(header).weight_bytes,
         "kv_bytes_per_context_token": kv_bytes_per_token(header),
-        "path": str(found.path),
     }
+    made_from = {key: value for key, value in metadata.items() if key.startswith("llmrun.quantize.")}
+    if made_from:
+        facts["quantized_from"] = metadata.get("llmrun.quantize.source_file")
+        facts["quantized_from_sha256"] = metadata.get("llmrun.quantize.source_sha256")
+    return facts

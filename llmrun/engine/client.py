@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from llmrun.config import MAX_SEED, LoadConfig, SamplingConfig
+from llmrun.engine.child import Child, Gone, IdleWatch
 from llmrun.engine.protocol import (
     Buffer,
     Cancel,
@@ -34,7 +30,6 @@ from llmrun.engine.protocol import (
     Tokens,
     decode,
     encode,
-    out_of_memory,
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.footprint import decode_reads, kv_bytes_per_token
@@ -179,11 +174,7 @@ class Engine:
         self.repack = should_repack(header) if self.config.repack == "auto" else self.config.repack == "on"
         threads = self.config.n_threads or default_threads()
         self.n_threads = threads
-        self._received = b""
-        self._lines: list[bytes] = []
-        self._oom_kills = oom_kills()
-        self._log: BinaryIO = _scratch_file()
-        self._child = _start_child(self._log)
+        self._child = Child("worker")
         try:
             ready = self._expect(Ready, self.limits.start_s, "starting")
             self.system_info = ready.system_info
@@ -212,7 +203,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        return self._child.poll() is None
+        return self._child.alive
 
     @property
     def pid(self) -> int:
@@ -221,15 +212,7 @@ class Engine:
 
     def close(self) -> None:
         """End the child, whatever it is doing, and wait until it is gone. Safe to call twice."""
-        if self._child.poll() is None:
-            self._child.kill()
-        self._child.wait()
-        for stream in (self._child.stdin, self._child.stdout, self._log):
-            if stream and not stream.closed:
-                try:
-                    stream.close()
-                except OSError:
-                    pass  # a buffered message to a child that is no more
+        self._child.close()
 
     def generate(
         self,
@@ -254,17 +237,15 @@ class Engine:
     # -- the conversation with the child ------------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        assert self._child.stdin
         try:
-            self._child.stdin.write(encode(message))
-            self._child.stdin.flush()
-        except (BrokenPipeError, ValueError):
+            self._child.send(encode(message))
+        except Gone:
             raise self._death() from None
 
     def receive(self, limit_s: float | None = None) -> Message:
         """The next message. Raises when the child dies, hangs, or is silent for longer than `limit_s`."""
         deadline = None if limit_s is None else time.monotonic() + limit_s
-        watch = _IdleWatch(self._child.pid, self.limits.idle_s)
+        watch = IdleWatch(self._child.pid, self.limits.idle_s)
         while True:
             event = self.receive_until(time.monotonic() + 1 if deadline is None else min(deadline, _soon()))
             if event is not None:
@@ -276,21 +257,16 @@ class Engine:
 
     def receive_until(self, deadline: float) -> Message | None:
         """The next message, or None at the deadline (on `time.monotonic`)."""
-        assert self._child.stdout
-        while not self._lines:
-            left = deadline - time.monotonic()
-            try:
-                readable = select.select([self._child.stdout], [], [], max(0.0, left))[0]
-                data = os.read(self._child.stdout.fileno(), 1 << 16) if readable else None
-            except ValueError:  # closed: the engine was ended before
-                raise EngineCrashed("the engine is closed") from None
-            if data is None:
-                return None
-            if not data:
-                raise self._death()
-            *self._lines, self._received = (self._received + data).split(b"\n")
         try:
-            return decode(self._lines.pop(0))
+            line = self._child.line(deadline)
+        except Gone:
+            raise self._death() from None
+        except ValueError:  # closed: the engine was ended before
+            raise EngineCrashed("the engine is closed") from None
+        if line is None:
+            return None
+        try:
+            return decode(line)
         except ValueError as error:
             raise self._hung(f"sent what is {error}") from None
 
@@ -376,60 +352,21 @@ class Engine:
 
     def _death(self) -> LlmrunError:
         """Why the child is gone. It is: its pipe has ended."""
-        try:
-            code = self._child.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # closed its pipe and lives on: none of ours does that
-            self._child.kill()
-            code = self._child.wait()
-        log = self._last_log()
-        self.close()
-        tail = log[-4000:]
-        if out_of_memory(tail) or (code == -signal.SIGKILL and oom_kills() > self._oom_kills):
+        death = self._child.death()
+        if death.out_of_memory:
             return self._out_of_memory(self.config.n_ctx or None)
-        lines = [line for line in tail.splitlines() if line.strip()]
-        aborts = [line.removeprefix("llmrun-abort: ") for line in lines if line.startswith("llmrun-abort: ")]
-        reason = aborts[-1] if aborts else " / ".join(lines[-2:]) or "it said nothing"
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return EngineCrashed(f"the engine {how}: {printable(reason, limit=400)}", hint="LLMRUN_DEBUG=1 shows its log")
-
-    def _last_log(self) -> str:
-        try:
-            end = self._log.seek(0, os.SEEK_END)
-            self._log.seek(max(0, end - 20_000))
-            return self._log.read().decode(errors="replace")
-        except (OSError, ValueError):
-            return ""
+        # Repacked weights run on code of their own, which compilers and virtual machines are known to break.
+        suspect = self.repack and death.killer in (signal.SIGSEGV, signal.SIGILL)
+        hint = "the same with --repack off" if suspect else "the same with LLMRUN_DEBUG=1, which shows its log"
+        return EngineCrashed(f"the engine {death.reason}", hint=hint, log=death.log)
 
     def log_tail(self) -> str:
         """The last 20 kB of llama.cpp's log."""
-        return self._last_log()
-
-
-class _IdleWatch:
-    """Whether a process has used no CPU for some time; always False where the system doesn't tell."""
-
-    def __init__(self, pid: int, idle_s: float) -> None:
-        self._pid, self._idle_s = pid, idle_s
-        self._used = _cpu_ticks(pid)
-        self._since = time.monotonic()
-
-    def is_idle(self) -> bool:
-        used = _cpu_ticks(self._pid)
-        if used is None or used != self._used:
-            self._used, self._since = used, time.monotonic()
-        return time.monotonic() - self._since >= self._idle_s
+        return self._child.log_tail()
 
 
 def _soon() -> float:
     return time.monotonic() + 1
-
-
-def _cpu_ticks(pid: int) -> int | None:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return int(fields[11]) + int(fields[12])
 
 
 def _private_bytes(pid: int) -> int | None:
@@ -440,42 +377,3 @@ def _private_bytes(pid: int) -> int | None:
     except OSError:
         pass
     return None
-
-
-def oom_kills() -> int:
-    """How often the kernel has killed for memory since boot; 0 where it doesn't tell."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-
-
-def _scratch_file() -> BinaryIO:
-    """A file for the child's log that needs no disk where the system can do without."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("llmrun-log"), "w+b")
-    return tempfile.TemporaryFile()
-
-
-# -c and not -m: with -m Python would put the user's folder before everything, and a file named json.py there be run.
-_BOOT = """
-import sys
-if sys.path[0] == "":
-    del sys.path[0]
-sys.path.append({root!r})
-from llmrun.engine import worker
-worker.main()
-"""
-
-
-def _start_child(log: BinaryIO) -> subprocess.Popen[bytes]:
-    root = os.fspath(Path(__file__).resolve().parents[2])
-    return subprocess.Popen(
-        [sys.executable, "-c", _BOOT.format(root=root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        bufsize=-1,
-        start_new_session=True,  # Ctrl-C in the terminal is for us; we end the child
-    )

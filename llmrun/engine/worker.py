@@ -147,8 +147,10 @@ class Worker:
         if not self.model:
             self._fail_from_log("model", "llama.cpp can't load it")
         self.vocab = self.native.Vocab(self.model)
-        if not self.vocab.n_tokens:
+        if not self.vocab.n_tokens or self.vocab.kind == self.llama.LLAMA_VOCAB_TYPE_NONE:
             raise RequestFailed("model", "it has no vocabulary, so no text can be given to it")
+        if self.llama.llama_model_has_encoder(self.model):
+            raise RequestFailed("model", "it has an encoder; only decoder models can continue a text here")
         description = ctypes.create_string_buffer(256)
         self.llama.llama_model_desc(self.model, description, len(description))
         self.outbox.send(

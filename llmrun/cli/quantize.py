@@ -1,0 +1,281 @@
+"""`llmrun quantize MODEL LEVEL`: a smaller model of a larger one."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmrun import quants
+from llmrun.catalog import LocalFile
+from llmrun.cli import options, progress, screen, table
+from llmrun.cli.table import Column
+from llmrun.errors import UsageError
+from llmrun.gguf import printable
+from llmrun.units import count, duration, significant, size
+
+if TYPE_CHECKING:
+    from llmrun.engine.quantize import Plan, Quantizer
+    from llmrun.models import Model
+    from llmrun.store import StoredModel
+
+_EXAMPLE_PARAMETERS = 8.03e9
+"""Llama 3.1 8B, for the table in `--help`."""
+_WORKSHOP = ".quantizing"
+_NO_TARGETS = ("MXFP4", "NVFP4")
+"""Levels of files that llama.cpp reads, and does not make."""
+
+
+def quantize(
+    model: options.ModelName,
+    level: Annotated[
+        str | None,
+        typer.Argument(metavar="LEVEL", help="Such as Q4_K_M. Without one: what each would give.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="Write this file.  [default: a new model of llmrun's]"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The new model is called local/NAME.")
+    ] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="Every matrix in one type, without the level's mix.")] = False,
+    keep_output: Annotated[
+        bool, typer.Option("--leave-output-tensor", help="Leave the output matrix as it is: better, and larger.")
+    ] = False,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, in GGUF form."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", min=1, max=512, help="Threads.  [default: physical cores]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how large it would be; write nothing.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make a smaller model of a larger one.
+
+    llama.cpp's own quantizer does it, best from F16, BF16 or F32: a model that is quantized already loses twice. The
+    new file appears whole or not at all, is a model like any other, and says in its metadata where it came from. Prints
+    its name.
+    """
+    tell = progress.teller(quiet)
+    if level is None:
+        _show_levels(model, as_json=as_json, quiet=quiet)
+        return
+
+    from llmrun.engine.quantize import Quantizer, Recipe, level_of
+
+    recipe = Recipe(level_of(level), pure, keep_output, imatrix, threads)
+    source = _find(model, quiet=quiet)
+    name = _checked_name(name) if name else _default_name(source, recipe.level)
+    made_from = source.header.quantization_label
+    if made_from not in ("F16", "BF16", "F32", None):
+        tell(f"warning: {source.name} is {made_from} already; from F16 or BF16 the result would be better")
+    begin_s = time.monotonic()
+    with Quantizer(source.path, source.header, recipe) as quantizer:
+        plan = quantizer.plan()
+        document = _document(source, recipe.level, plan)
+        if plan.n_fallback:
+            tell(f"{plan.n_fallback} tensors have rows that don't fit {recipe.level}; they get a larger type")
+        if not dry_run:
+            tell(f"{source.name}: {size(document['source_bytes'])} -> {recipe.level}, {size(plan.n_bytes)}")
+            document |= _made(quantizer, name, output, quiet=quiet)
+            document["seconds"] = time.monotonic() - begin_s
+            tell(f"{document['name']}: {size(document['bytes'])} in {duration(document['seconds'])}")
+    if as_json:
+        screen.out_json(document)
+    elif dry_run:
+        bits = significant(document["bits_per_weight"])
+        table.show_pairs([("name", name), ("level", recipe.level), ("size", size(plan.n_bytes)), ("bits/weight", bits)])
+    else:
+        screen.out(screen.harmless(document["name"]) + "\n")
+
+
+def _find(model: str, *, quiet: bool) -> Model:
+    from llmrun.cli.pull import fetch_with_progress
+    from llmrun.models import find_model
+
+    return find_model(model, fetch=fetch_with_progress(quiet))
+
+
+def _document(source: Model, level: str, plan: Plan) -> dict[str, Any]:
+    return {
+        "source": source.name,
+        "source_path": os.fspath(source.path),
+        "source_quant": source.header.quantization_label,
+        "source_bytes": source.header.weight_bytes,
+        "level": level,
+        "bytes": plan.n_bytes,
+        "bits_per_weight": 8 * plan.n_bytes / max(1, source.header.n_params),
+        "fallback_tensors": plan.n_fallback,
+    }
+
+
+# -- where it goes ---
+
+
+def _default_name(source: Model, level: str) -> str:
+    """`qwen3-4b-q4_k_m` of "qwen3:4b": the model's name with its level, if it has one, replaced."""
+    stem = source.name.rpartition("/")[2].removesuffix(".gguf")
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", stem)
+    words = [word for word in re.split(r"[^A-Za-z0-9._]+", stem) if word]
+    if len(words) > 1 and quants.normalize(words[-1]):
+        words.pop()
+    return "-".join([*words, level]).strip("-._").lower()[:96]
+
+
+def _checked_name(name: str) -> str:
+    """As `store.import_file` will have it, but asked before the work and not after it."""
+    name = name.lower().removeprefix("local/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,95}", name):
+        raise UsageError(f"'{printable(name)}' is no name for a model: letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _made(quantizer: Quantizer, name: str, output: Path | None, *, quiet: bool) -> dict[str, Any]:
+    """Quantizes into the file that the user named, or into a new model of the store; what the document says of it."""
+    file = re.sub(r"[^A-Za-z0-9._-]", "-", name) + ".gguf"
+    if output is not None:
+        target = output.expanduser()
+        target = target / file if target.is_dir() else target
+        if not target.parent.is_dir():
+            raise UsageError(f"there is no folder {target.parent}", hint=f"mkdir -p {target.parent}")
+        if os.path.lexists(target):
+            raise UsageError(f"{target} exists already", hint="another --output, or remove it first")
+        n_bytes = _run(quantizer, target, quiet=quiet)
+        return {"name": LocalFile(target).name, "path": os.fspath(target.absolute()), "bytes": n_bytes}
+
+    from llmrun import store
+
+    if os.path.lexists(store.local_dir() / name):
+        raise UsageError(f"local/{name} exists already", hint=f"--name, or llmrun rm local/{name}")
+    with _workshop(name, file) as made:
+        n_bytes = _run(quantizer, made, quiet=quiet)
+        # A link to the finished file first, then the file itself takes the link's place: no second copy, and whoever
+        # looks in between finds a whole model.
+        model = store.import_file(made, copy=False, name=name)
+        with store.disk_errors(f"storing {model.name}"):
+            made.replace(model.path)
+            store.fsync_folder(model.path.parent)
+    _note_checksum(model, n_bytes, quiet=quiet)
+    return {"name": model.name, "path": os.fspath(model.path), "bytes": n_bytes}
+
+
+def _note_checksum(model: StoredModel, n_bytes: int, *, quiet: bool) -> None:
+    """So that `llmrun verify` has something to compare with."""
+    from llmrun import store
+
+    with progress.of_bytes(f"reading {model.name} back", n_bytes, quiet=quiet) as bar:
+        store.verify([model], lambda event: bar.update(event.done))
+
+
+@contextmanager
+def _workshop(name: str, file: str) -> Iterator[Path]:
+    """A place in a hidden folder among llmrun's models, on the same disk; `list` does not look into those."""
+    from llmrun import store
+
+    made = store.local_dir() / f".{name}{_WORKSHOP}" / file
+    with store.disk_errors(f"writing {name}"):
+        made.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield made
+    finally:
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
+            made.parent.rmdir()  # which fails while another process is at work on the same name
+
+
+def abandoned() -> list[Path]:
+    """Unfinished files of quantizers that were killed, for `rm --partials`."""
+    from llmrun import store
+    from llmrun.engine.quantize import is_abandoned
+
+    return [path for path in store.local_dir().glob(f".*{_WORKSHOP}/.*") if is_abandoned(path)]
+
+
+def _run(quantizer: Quantizer, target: Path, *, quiet: bool) -> int:
+    """Bytes of the new file."""
+    total = sum(tensor.n_bytes for tensor in quantizer.header.tensors)
+    sha256 = _source_sha256(quantizer, quiet=quiet)
+    about = {
+        "llmrun.quantize.source": quantizer.header.name or quantizer.source.name,
+        "llmrun.quantize.source_file": quantizer.source.name,
+        "llmrun.quantize.source_quantization": quantizer.header.quantization_label or "",
+        "llmrun.quantize.source_sha256": sha256,
+        "llmrun.quantize.level": quantizer.recipe.level,
+    }
+    with progress.of_bytes(f"quantizing to {quantizer.recipe.level}", total, quiet=quiet) as bar:
+        quantizer.run(target, about, lambda done, _total: bar.update(done))
+    return target.stat().st_size
+
+
+def _source_sha256(quantizer: Quantizer, *, quiet: bool) -> str:
+    """Of the source's (first) file: from the hub where it came from there, else computed, which takes a while."""
+    from llmrun import store
+
+    real = quantizer.source.resolve()
+    known = real.name if store.SHA256.fullmatch(real.name) else store.State().verified_sha256(real)
+    if known:
+        return known
+    with (
+        progress.of_bytes(f"reading {quantizer.source.name}", real.stat().st_size, quiet=quiet) as bar,
+        store.disk_errors(f"reading {quantizer.source.name}"),
+    ):
+        found = store.hash_file(real, bar.update)
+    store.State().remember(real, sha256=found)
+    return found
+
+
+# -- the table of levels ---
+
+
+def _show_levels(model: str, *, as_json: bool, quiet: bool) -> None:
+    """What each level would make of this model, without quantizing."""
+    source = _find(model, quiet=quiet)
+    if as_json:
+        n = source.header.n_params
+        screen.out_json(
+            [
+                {
+                    "level": level.name,
+                    "bits_per_weight": level.bits_per_weight,
+                    "bytes": round(n * level.bits_per_weight / 8),
+                }
+                for level in _levels()
+            ]
+        )
+    else:
+        table.show(_columns(count(source.header.n_params)), _level_rows(source.header.n_params))
+
+
+def _levels() -> list[quants.Level]:
+    return [level for level in quants.LEVELS.values() if level.name not in _NO_TARGETS]
+
+
+def _columns(parameters: str) -> tuple[Column, ...]:
+    return (
+        Column("LEVEL"),
+        Column("BITS/WEIGHT", right=True),
+        Column(f"SIZE ({parameters})", right=True),
+        Column("GOOD FOR", flexible=True),
+    )
+
+
+def _level_rows(n_params: float) -> Iterator[list[str]]:
+    for level in _levels():
+        n_bytes = n_params * level.bits_per_weight / 8
+        yield [level.name, f"{level.bits_per_weight:.2f}", "~" + size(n_bytes), level.good_for]
+
+
+def levels_help() -> str:
+    """For the end of `llmrun quantize --help`; \\b keeps the formatter from filling its lines."""
+    rows = table.lines(_columns(count(_EXAMPLE_PARAMETERS)), _level_rows(_EXAMPLE_PARAMETERS))
+    return "\b\n" + "\n".join(rows)

@@ -1,0 +1,77 @@
+"""Tables of plain text: aligned, and on a terminal no wider than it is."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llmrun.cli import screen
+
+_GAP = "  "
+_NARROWEST = 24
+"""Below this a flexible column is not squeezed any further."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`flexible`, for the last one only: its text goes on in the next line where the terminal ends."""
+
+    title: str
+    right: bool = False
+    flexible: bool = False
+
+
+def show(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """The table on stdout, in a pipe one line per row, nothing at all without rows."""
+    width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else None
+    for line in lines(columns, rows, width):
+        screen.out(line + "\n")
+
+
+def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Two columns without titles: name and value."""
+    columns = (Column(""), Column("", flexible=True))
+    width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else None
+    for line in lines(columns, pairs, width)[1:]:
+        screen.out(line + "\n")
+
+
+def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> list[str]:
+    """The titles and a line per row; more lines per row only if `width` leaves a flexible column too little."""
+    cells = [[_one_line(cell) for cell in row] for row in rows]
+    if not cells:
+        return []
+    cells.insert(0, [column.title for column in columns])
+    widths = [max(_width(row[i]) for row in cells) for i in range(len(columns))]
+    last = len(columns) - 1
+    before = sum(widths[:last]) + len(_GAP) * last
+    made: list[str] = []
+    for row in cells:
+        fixed = _GAP.join(_padded(row[i], widths[i], columns[i].right) for i in range(last))
+        texts = [_padded(row[last], widths[last], columns[last].right)]
+        if width is not None and columns[last].flexible and before + _width(row[last]) > width:
+            texts = textwrap.wrap(row[last], max(_NARROWEST, width - before), break_on_hyphens=False) or [""]
+        made.append((fixed + (_GAP if last else "") + texts[0]).rstrip())
+        made += [" " * before + text for text in texts[1:]]
+    return made
+
+
+def _one_line(text: str) -> str:
+    return screen.harmless(text).replace("\n", " ").replace("\t", " ")
+
+
+def _width(text: str) -> int:
+    """Places that the text takes on a terminal: two for most East Asian characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    blank = " " * (width - _width(text))
+    return blank + text if right else text + blank

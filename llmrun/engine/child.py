@@ -1,0 +1,178 @@
+"""A process of its own for native code: how it is started, listened to and ended, and what its death says.
+
+Whatever llama.cpp does in there (abort, segfault, eat all memory, hang) reaches the parent as the end of a pipe, a
+status and the last lines of a log. `Child` turns these into one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from llmrun.engine.protocol import out_of_memory
+from llmrun.gguf import printable
+
+# -c and not -m: with -m Python would put the user's folder before everything, and a file named json.py there be run.
+_BOOT = """
+import sys
+if sys.path[0] == "":
+    del sys.path[0]
+sys.path.append({root!r})
+from llmrun.engine import {module}
+{module}.main()
+"""
+
+
+class Gone(Exception):
+    """The child's end of the pipe is closed: it is dead, or about to be."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """Why a child is no more.
+
+    Attributes:
+        reason: "was ended by SIGSEGV: the last lines of its log".
+        killer: the signal that ended it; None when it left by itself.
+        log: the last 20 kB of llama.cpp's log.
+    """
+
+    reason: str
+    out_of_memory: bool
+    killer: signal.Signals | None
+    log: str
+
+
+class Child:
+    """A Python process that runs `main()` of a module of this package, with pipes for lines and a file for its log."""
+
+    def __init__(self, module: str) -> None:
+        self._oom_kills = _oom_kills()
+        self._received = b""
+        self._lines: list[bytes] = []
+        self._log = _scratch_file()
+        root = os.fspath(Path(__file__).resolve().parents[2])
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT.format(root=root, module=module)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            bufsize=-1,
+            start_new_session=True,  # Ctrl-C in the terminal is for us; we end the child
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, line: bytes) -> None:
+        """Write one line to the child's stdin. Raises `Gone`."""
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise Gone from None
+
+    def line(self, deadline: float) -> bytes | None:
+        """The next line, or None at the deadline (on `time.monotonic`). Raises `Gone`, `ValueError` once closed."""
+        assert self._process.stdout
+        while not self._lines:
+            left = deadline - time.monotonic()
+            if not select.select([self._process.stdout], [], [], max(0.0, left))[0]:
+                return None
+            data = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not data:
+                raise Gone
+            *self._lines, self._received = (self._received + data).split(b"\n")
+        return self._lines.pop(0)
+
+    def close(self) -> None:
+        """End the child, whatever it is doing, and wait until it is gone. Safe to call twice."""
+        if self.alive:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream and not stream.closed:
+                try:
+                    stream.close()
+                except OSError:
+                    pass  # a buffered message to a child that is no more
+
+    def death(self) -> Death:
+        """Why the child is gone, after `Gone`. Closes it."""
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # closed its pipe and lives on: none of ours does that
+            self._process.kill()
+            code = self._process.wait()
+        log = self.log_tail()
+        tail = log[-4000:]
+        self.close()
+        no_memory = out_of_memory(tail) or (code == -signal.SIGKILL and _oom_kills() > self._oom_kills)
+        lines = [line for line in tail.splitlines() if line.strip()]
+        aborts = [line.removeprefix("llmrun-abort: ") for line in lines if line.startswith("llmrun-abort: ")]
+        reason = aborts[-1] if aborts else " / ".join(lines[-2:]) or "it said nothing"
+        killer = signal.Signals(-code) if code < 0 else None
+        how = f"was ended by {killer.name}" if killer else f"ended with status {code}"
+        return Death(f"{how}: {printable(reason, limit=400)}", no_memory, killer, log)
+
+    def log_tail(self) -> str:
+        """The last 20 kB of llama.cpp's log."""
+        try:
+            # Not by seek and read: the child writes at the same file position.
+            end = os.fstat(self._log.fileno()).st_size
+            return os.pread(self._log.fileno(), 20_000, max(0, end - 20_000)).decode(errors="replace")
+        except (OSError, ValueError):
+            return ""
+
+
+class IdleWatch:
+    """Whether a process has used no CPU for some time; always False where the system doesn't tell."""
+
+    def __init__(self, pid: int, idle_s: float) -> None:
+        self._pid, self._idle_s = pid, idle_s
+        self._used = _cpu_ticks(pid)
+        self._since = time.monotonic()
+
+    def is_idle(self) -> bool:
+        used = _cpu_ticks(self._pid)
+        if used is None or used != self._used:
+            self._used, self._since = used, time.monotonic()
+        return time.monotonic() - self._since >= self._idle_s
+
+
+def _cpu_ticks(pid: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[11]) + int(fields[12])
+
+
+def _oom_kills() -> int:
+    """How often the kernel has killed for memory since boot; 0 where it doesn't tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _scratch_file() -> BinaryIO:
+    """A file for the child's log that needs no disk where the system can do without."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("llmrun-log"), "w+b")
+    return tempfile.TemporaryFile()

@@ -1,0 +1,257 @@
+"""Makes a smaller model of a larger one, with llama.cpp's own quantizer in a child process.
+
+The new file appears whole or not at all: it is written beside its place, checked, synced to the disk and renamed. The
+quantizer itself checks little: on a full disk it may report success.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmrun import __version__, quants, store
+from llmrun.engine.child import Child, Gone, IdleWatch
+from llmrun.engine.protocol import out_of_memory
+from llmrun.engine.quantizer import Finished, Job, Refused, Tensor, decode, encode
+from llmrun.errors import BadModel, DiskError, EngineCrashed, LlmrunError, NotFound, OutOfMemory, UsageError
+from llmrun.ggml_types import FILE_TYPES
+from llmrun.gguf import Header, printable
+from llmrun.gguf_rules import open_runnable
+from llmrun.hardware import available_memory, default_threads
+from llmrun.units import duration, size
+
+FILE_TYPE_NUMBERS = {name: number for number, name in FILE_TYPES.items() if name != "NVFP4"}
+"""The levels that llama.cpp can quantize to (NVFP4 it only reads), with their numbers in `enum llama_ftype`."""
+
+_PARTIAL = ".partial"
+_IDLE_S = 300
+_METADATA_BYTES = 4096
+"""More than the keys that we add take."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to quantize. `level` must be one of `FILE_TYPE_NUMBERS`; see `level_of`.
+
+    Attributes:
+        pure: every matrix in the level's own type, without the level's mix.
+        keep_output: the output matrix stays as it is in the source.
+        imatrix: an importance matrix, as llama-imatrix writes it.
+        n_threads: None is one per physical core.
+    """
+
+    level: str
+    pure: bool = False
+    keep_output: bool = False
+    imatrix: Path | None = None
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will come of it: `n_bytes` of the new file (exact to 0.01 MiB), `n_fallback` tensors in another type."""
+
+    n_bytes: int
+    n_fallback: int
+
+
+def level_of(text: str) -> str:
+    """The level that was meant. Raises `UsageError` with those that there are."""
+    levels = [f"{name}.gguf" for name in FILE_TYPE_NUMBERS]
+    meant = quants.choose(levels, quants.normalize(text) or text)
+    if meant is not None and meant.quant is not None:
+        return meant.quant
+    from difflib import get_close_matches
+
+    near = get_close_matches(text.upper(), FILE_TYPE_NUMBERS, n=4, cutoff=0.4) or ["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+    raise UsageError(
+        f"'{printable(text)}' is no level to quantize to; near are {', '.join(near)}", hint="llmrun quantize --help"
+    )
+
+
+class Quantizer:
+    """One source and one recipe. `plan()` costs no more than reading the header, `run()` does the work.
+
+    `source` is the first file of the model, `header` that of all its parts together. A context manager: leaving it
+    ends the child, whatever it is doing. Raises `BadModel`, `UsageError` (the level needs an importance matrix),
+    `DiskError`, `OutOfMemory`, `EngineCrashed`.
+    """
+
+    def __init__(self, source: Path, header: Header, recipe: Recipe) -> None:
+        self.source, self.header, self.recipe = source, header, recipe
+        if recipe.imatrix is not None and not recipe.imatrix.is_file():
+            raise NotFound(f"no such file: {printable(str(recipe.imatrix), 200)}")
+        self._child = Child("quantizer")
+
+    def __enter__(self) -> Quantizer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.close()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def plan(self) -> Plan:
+        """How large the result will be: llama.cpp's own choice of a type for every tensor, without their weights."""
+        done = self._do(Path(os.devnull), {}, dry_run=True)
+        if done.needs_imatrix and self.recipe.imatrix is None:
+            raise UsageError(
+                f"{self.recipe.level} needs an importance matrix (--imatrix) for this model",
+                hint="take Q3_K_S or a larger level: they need none",
+            )
+        return Plan(round(done.mib * (1 << 20)) + self.header.data_offset + _METADATA_BYTES, done.n_fallback)
+
+    def run(
+        self,
+        target: Path,
+        metadata: dict[str, str] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Header:
+        """Quantizes into `target`, which must not exist yet; returns the header of the new file.
+
+        `metadata` is added to that of the model. `on_progress` gets the bytes of the source that are done, and all.
+        """
+        store.check_space(target.parent, self.plan().n_bytes, what=target.name)
+        metadata = {"general.quantized_by": f"llmrun {__version__}", **(metadata or {})}
+        with _beside(target) as staged:
+            self._do(staged, metadata, on_progress=on_progress)
+            made = self._checked(staged)
+            with store.disk_errors(f"writing {target.name}"):
+                with staged.open("rb+") as file:
+                    os.fsync(file.fileno())
+                if os.path.lexists(target):
+                    raise UsageError(f"{printable(str(target), 200)} has come into being meanwhile")
+                staged.replace(target)
+                store.fsync_folder(target.parent)
+        return made
+
+    def _checked(self, path: Path) -> Header:
+        """The header of the new file, which must have all tensors of the old one and all their bytes."""
+        try:
+            made = open_runnable(path)
+        except (BadModel, NotFound) as error:
+            raise self._not_whole(path, error.message) from None
+        shapes = {tensor.name: tensor.shape for tensor in made.tensors}
+        if shapes != {tensor.name: tensor.shape for tensor in self.header.tensors}:
+            raise self._not_whole(path, "it does not have the tensors of its source")
+        return made
+
+    def _not_whole(self, path: Path, why: str) -> LlmrunError:
+        """For a result that is none: nearly always the disk, about whose errors the quantizer keeps quiet."""
+        try:
+            # What it would have met, had it looked: one more byte at the end of what is there.
+            with store.disk_errors("quantizing"), path.open("ab", buffering=0) as file:
+                os.posix_fallocate(file.fileno(), file.tell(), 1 << 20)
+        except (DiskError, AttributeError) as error:  # macOS has no posix_fallocate
+            if isinstance(error, DiskError):
+                return error
+        return EngineCrashed(f"the quantizer left a file that is no whole model: {why}")
+
+    def _do(
+        self,
+        target: Path,
+        metadata: dict[str, str],
+        *,
+        dry_run: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Finished:
+        recipe = self.recipe
+        job = Job(
+            source=os.fspath(self.source.absolute()),
+            target=os.fspath(target.absolute()),
+            file_type=FILE_TYPE_NUMBERS[recipe.level],
+            n_threads=recipe.n_threads or default_threads(),
+            pure=recipe.pure,
+            keep_output=recipe.keep_output,
+            imatrix=None if recipe.imatrix is None or dry_run else os.fspath(recipe.imatrix.absolute()),
+            metadata=metadata,
+            dry_run=dry_run,
+        )
+        sizes = {tensor.name: tensor.n_bytes for tensor in self.header.tensors}
+        total, done, current = sum(sizes.values()), 0, ""
+        try:
+            self._child.send(encode(job))
+            for message in self._messages():
+                match message:
+                    case Tensor():
+                        done += sizes.get(current, 0)
+                        current = message.name
+                        if on_progress:
+                            on_progress(done, total)
+                    case Finished():
+                        if on_progress:
+                            on_progress(total, total)
+                        return message
+                    case Refused():
+                        raise self._refused(message.reason, target)
+        except Gone:
+            death = self._child.death()
+            if death.out_of_memory:
+                raise self._no_memory() from None
+            raise EngineCrashed(f"the quantizer {death.reason}") from None
+        raise AssertionError("unreachable")
+
+    def _messages(self) -> Iterator[object]:
+        watch = IdleWatch(self._child.pid, _IDLE_S)
+        while True:
+            line = self._child.line(time.monotonic() + 1)
+            if line is None:
+                if watch.is_idle():
+                    self._child.close()
+                    raise EngineCrashed(f"the quantizer did nothing for {duration(_IDLE_S)}, and was ended")
+                continue
+            try:
+                yield decode(line)
+            except ValueError as error:
+                self._child.close()
+                raise EngineCrashed(f"the quantizer sent what is {error}") from None
+
+    def _refused(self, reason: str, target: Path) -> LlmrunError:
+        if out_of_memory(reason):
+            return self._no_memory()
+        if "iostream" in reason or "ios_base" in reason:
+            return self._not_whole(target, "writing failed")
+        said = printable(reason, 300)
+        if reason.startswith("imatrix"):
+            return UsageError(f"the importance matrix does not do: {said}", hint="llama-imatrix makes one")
+        return BadModel(f"{self.source.name}: llama.cpp can't quantize it: {said}")
+
+    def _no_memory(self) -> OutOfMemory:
+        return OutOfMemory(
+            f"out of memory while quantizing, {size(available_memory())} available", hint="fewer threads: -t 1"
+        )
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A hidden name in the target's folder, gone afterwards; also those that a killed process has left there."""
+    with store.disk_errors(f"writing {target.name}"):
+        for left in target.parent.iterdir():
+            if left.name.startswith(f".{target.name}.") and is_abandoned(left):
+                left.unlink(missing_ok=True)
+    staged = target.parent / f".{target.name}.{os.getpid()}{_PARTIAL}"
+    try:
+        yield staged
+    finally:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether this is the unfinished file of a quantizer whose process is no more: ".NAME.PID.partial"."""
+    pid = path.name.removesuffix(_PARTIAL).rpartition(".")[2]
+    if not path.name.endswith(_PARTIAL) or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        pass  # somebody else's
+    return False

@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Compares llmrun with llama.cpp's own tools, built from the same commit, and prints Markdown for docs/performance.md.
+
+    scripts/compare_peers.py greedy  MODEL...                    same tokens as `llama-completion --temp 0`
+    scripts/compare_peers.py engine  MODEL [--repack on|off]     prefill and decode rate against llama-bench
+    scripts/compare_peers.py oneshot MODEL                       wall time and memory of a cold one-shot run
+
+MODEL is a file, or SHAPE:LEVEL for a synthetic one, such as llama-1.2b:Q4_K_M. The runs are interleaved, theirs, ours,
+theirs, ours; what is reported is the median of each and the median of the pairs' ratios: machines drift by more than
+what is to be found. --peers names the folder of the peers' programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llmrun import synth
+from llmrun.config import LoadConfig, SamplingConfig
+from llmrun.engine.client import Engine
+from llmrun.gguf import open_header
+from llmrun.hardware import default_threads
+from llmrun.meter import Timing
+
+PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
+MODELS = Path(tempfile.gettempdir()) / "llmrun-compare"
+
+
+def model_file(name: str) -> Path:
+    """The file, or the synthetic model written now if no earlier call has."""
+    if Path(name).exists():
+        return Path(name)
+    shape, _, level = name.partition(":")
+    if shape not in synth.SHAPES:
+        sys.exit(f"no file {name} and no shape {shape}; shapes: {', '.join(synth.SHAPES)}")
+    path = MODELS / f"{shape}-{level or 'Q4_K_M'}.gguf"
+    if not path.exists():
+        MODELS.mkdir(exist_ok=True)
+        synth.write(path, synth.SHAPES[shape], level or "Q4_K_M")
+    return path
+
+
+def check_quiet() -> None:
+    busy = psutil.cpu_percent(interval=2)
+    if busy > 15:
+        print(f"warning: other processes use {busy:.0f} % of the CPUs; the figures will be poor", file=sys.stderr)
+
+
+def interleaved(rounds: int) -> Iterator[int]:
+    for i in range(rounds):
+        print(f"round {i + 1} of {rounds}", file=sys.stderr)
+        yield i
+
+
+def row(name: str, theirs: list[float], ours: list[float], unit: str) -> str:
+    ratios = [b / a for a, b in zip(theirs, ours, strict=True)]
+    low, high = min(ratios), max(ratios)
+    return (
+        f"| {name} | {statistics.median(theirs):.4g} {unit} | {statistics.median(ours):.4g} {unit} "
+        f"| **{statistics.median(ratios):.3f}** | {low:.3f} to {high:.3f} |"
+    )
+
+
+HEAD = "| | {peer} | llmrun | ratio (median of pairs) | range |\n|---|---|---|---|---|"
+
+
+# -- greedy ---
+
+PROMPTS = ["Once upon a time", "The little fox", "1 + 1 =", "Hello! How are you?\n", "naïve 漢字 🙂"]
+
+
+def greedy(options: argparse.Namespace) -> None:
+    n = 100
+    print(f"{n} tokens at temperature 0, llmrun against `llama-completion --temp 0`:\n")
+    print("| model | prompt | same |\n|---|---|---|")
+    failed = False
+    for name in options.model:
+        path = model_file(name)
+        header = open_header(path)
+        with Engine(path, header, LoadConfig(n_ctx=header.n_ctx_train or 0)) as engine:
+            for prompt in PROMPTS:
+                command = [
+                    options.peers / "llama-completion",
+                    "-m",
+                    path,
+                    "-no-cnv",
+                    "--no-display-prompt",
+                    "-n",
+                    str(n),
+                ]
+                command += ["-p", prompt, "--temp", "0", "-t", str(engine.n_threads), "-c", str(header.n_ctx_train)]
+                command += ["-ngl", "0", "--repack" if engine.repack else "--no-repack", "--no-escape"]
+                done = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL)
+                theirs = done.stdout.decode(errors="replace").removesuffix(" [end of text]\n\n").removesuffix("\n\n")
+                generation = engine.generate(prompt, SamplingConfig(temperature=0, max_tokens=n))
+                ours = "".join(generation)
+                same = ours == theirs.removesuffix(" [end of text]")
+                failed |= not same
+                verdict = f"yes, {len(generation.token_ids)} tokens" if same else f"NO: {theirs!r} / {ours!r}"
+                print(f"| {path.name} | {prompt!r} | {verdict} |")
+    sys.exit(failed)
+
+
+# -- engine ---
+
+
+def exact_prompt(engine: Engine, n_tokens: int) -> str:
+    """A text of exactly `n_tokens` tokens: a few more or less would cost a whole micro-batch."""
+    length = n_tokens
+    for _ in range(8):
+        generation = engine.generate("b " * (length // 2) + "b" * (length % 2), SamplingConfig(max_tokens=0))
+        list(generation)
+        n = generation.timing.n_prompt
+        if n == n_tokens:
+            return "b " * (length // 2) + "b" * (length % 2)
+        length = max(1, length - (n - n_tokens))
+    sys.exit(f"no text of exactly {n_tokens} tokens was found")
+
+
+def engine(options: argparse.Namespace) -> None:
+    path = model_file(options.model[0])
+    config = LoadConfig(repack=options.repack)
+    n_pp, n_tg = options.n_prompt, options.n_gen
+    theirs_pp, ours_pp, theirs_tg, ours_tg = [], [], [], []
+    with Engine(path, open_header(path), config) as ours:
+        repack = "1" if ours.repack else "0"
+        prompt = exact_prompt(ours, n_pp)
+        for _ in interleaved(options.rounds):
+            command = [options.peers / "llama-bench", "-m", path, "-p", str(n_pp), "-n", str(n_tg), "-r", "1"]
+            command += ["-t", str(ours.n_threads), "--repack", repack, "-o", "json"]
+            tests = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+            theirs_pp.append(next(t["avg_ts"] for t in tests if t["n_prompt"]))
+            theirs_tg.append(next(t["avg_ts"] for t in tests if t["n_gen"]))
+            warm_up(ours)
+            ours_pp.append(known(run(ours, prompt, 1).pp_tps))
+            ours_tg.append(known(run(ours, "b", n_tg).tg_tps))
+    print(
+        f"`{path.name}`, {ours.n_threads} threads, repack {'on' if ours.repack else 'off'}, {options.rounds} rounds:\n"
+    )
+    print(HEAD.format(peer="llama-bench"))
+    print(row(f"prefill, {n_pp} tokens", theirs_pp, ours_pp, "t/s"))
+    print(row(f"decode, {n_tg} tokens", theirs_tg, ours_tg, "t/s"))
+
+
+def run(engine: Engine, prompt: str, n: int) -> Timing:
+    """One greedy generation; end tokens are forbidden, or a random model might stop at once."""
+    generation = engine.generate(prompt, SamplingConfig(temperature=0, max_tokens=n, logit_bias={2: float("-inf")}))
+    list(generation)
+    return generation.timing
+
+
+def warm_up(engine: Engine) -> None:
+    """llama-bench warms up before each test as well."""
+    run(engine, "b c d e f g h", 2)
+
+
+def known(rate: float | None) -> float:
+    assert rate is not None
+    return rate
+
+
+# -- one-shot ---
+
+
+@dataclass
+class Cost:
+    wall_s: float
+    peak_rss: int
+
+
+def cost_of(command: list[Any]) -> Cost:
+    """Wall time, and the peak of the resident memory of the process and its children together."""
+    begin = time.perf_counter()
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        resident = 0
+        try:
+            for member in (process, *process.children(recursive=True)):
+                resident += member.memory_info().rss
+        except psutil.Error:
+            pass
+        peak = max(peak, resident)
+        time.sleep(0.01)
+    wall_s = time.perf_counter() - begin
+    if process.returncode:
+        sys.exit(f"{command[0]} ended with {process.returncode}")
+    return Cost(wall_s, peak)
+
+
+def oneshot(options: argparse.Namespace) -> None:
+    path = model_file(options.model[0])
+    prompt = "b c d e"
+    n, threads = 32, str(default_threads())
+    theirs_command = [
+        options.peers / "llama-completion",
+        "-m",
+        path,
+        "-no-cnv",
+        "-p",
+        prompt,
+        "-n",
+        str(n),
+        "--temp",
+        "0",
+    ]
+    theirs_command += ["-t", threads, "--ignore-eos"]
+    ours_command = [Path(sys.executable).with_name("llmrun"), "run", path, prompt, "-n", str(n), "--temp", "0", "--raw"]
+    ours_command += ["-t", threads, "-l", "2-inf"]
+    theirs, ours = [], []
+    for _ in interleaved(options.rounds):
+        theirs.append(cost_of(theirs_command))
+        ours.append(cost_of(ours_command))
+    print(f"`{path.name}`, cold process, short prompt, {n} tokens, {threads} threads, {options.rounds} rounds:\n")
+    print(HEAD.format(peer="llama-completion"))
+    print(row("wall time", [c.wall_s for c in theirs], [c.wall_s for c in ours], "s"))
+    print(row("peak resident memory", [c.peak_rss / 2**20 for c in theirs], [c.peak_rss / 2**20 for c in ours], "MiB"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["greedy", "engine", "oneshot"])
+    parser.add_argument("model", nargs="+")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repack", choices=["auto", "on", "off"], default="auto")
+    parser.add_argument("-p", "--n-prompt", type=int, default=512)
+    parser.add_argument("-n", "--n-gen", type=int, default=64)
+    parser.add_argument("--peers", type=Path, default=PEERS)
+    options = parser.parse_args()
+    if not os.access(options.peers / "llama-bench", os.X_OK):
+        sys.exit(f"no llama-bench in {options.peers}: build llama.cpp's tools and name their folder with --peers")
+    check_quiet()
+    {"greedy": greedy, "engine": engine, "oneshot": oneshot}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()

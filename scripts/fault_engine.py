@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""The engine under fault, at length: prints the figures of docs/reliability.md as Markdown.
+
+    scripts/fault_engine.py [--times 20] [--cycles 500]
+
+Every line is a real `llmrun` with a real child, ended in the middle of what it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from llmrun import synth
+from llmrun.config import SamplingConfig
+from llmrun.engine.client import Engine
+from llmrun.gguf import open_header
+
+LLMRUN = [sys.executable, "-m", "llmrun"]
+
+
+def left_alive(pids: list[int]) -> int:
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in pids):
+        time.sleep(0.01)
+    return sum(psutil.pid_exists(pid) for pid in pids)
+
+
+def ended(
+    arguments: list[str], after_s: float, end: Callable[[subprocess.Popen[bytes], list[int]], None]
+) -> tuple[int, float, int, bool]:
+    """Run, end it after a while; returns exit status, seconds until it was gone, processes left, clean stderr."""
+    with subprocess.Popen(
+        [*LLMRUN, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        time.sleep(after_s)
+        children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        begin = time.monotonic()
+        end(process, children)
+        _, stderr = process.communicate(timeout=60)
+        return process.returncode, time.monotonic() - begin, left_alive(children), b"Traceback" not in stderr
+
+
+def report(name: str, wanted: int, results: list[tuple[int, float, int, bool]]) -> None:
+    right = sum(status == wanted for status, *_ in results)
+    slowest = max(took for _, took, *_ in results)
+    left = sum(alive for *_, alive, _ in results)
+    tracebacks = sum(not clean for *_, clean in results)
+    print(
+        f"| {name} | {len(results)} | {right} × exit {wanted} | {slowest:.2f} s | {left} | {tracebacks} |", flush=True
+    )
+
+
+def kill_child(sent: signal.Signals) -> Callable[[subprocess.Popen[bytes], list[int]], None]:
+    def end(_process: subprocess.Popen[bytes], children: list[int]) -> None:
+        for child in children:
+            os.kill(child, sent)
+
+    return end
+
+
+def interrupt(process: subprocess.Popen[bytes], _children: list[int]) -> None:
+    process.send_signal(signal.SIGINT)
+
+
+def cycles(path: Path, n: int) -> None:
+    """Load, generate, unload, again and again in one process."""
+    me = psutil.Process()
+    header = open_header(path)
+
+    def once() -> None:
+        with Engine(path, header) as engine:
+            list(engine.generate("a", SamplingConfig(temperature=0, max_tokens=2)))
+
+    once()
+    fds, rss = me.num_fds(), me.memory_info().rss
+    for _ in range(n):
+        once()
+    grown = (me.memory_info().rss - rss) / 2**20
+    left = len(me.children())
+    print(f"\n{n} load/unload cycles: descriptors {me.num_fds() - fds:+d}, memory {grown:+.1f} MiB, children {left}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--cycles", type=int, default=500)
+    options = parser.parse_args()
+    chance = random.Random(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "busy.gguf"
+        synth.write(path, synth.Shape(8, 2048, 5632, 16, 4, 512, n_ctx_train=8192), "Q8_0")
+        decode = ["run", str(path), "b", "--temp", "0", "-l", "2-inf"]
+        prefill = ["run", str(path), "b c d e " * 900]
+        print("| what | times | result | slowest | processes left | tracebacks |\n|---|---|---|---|---|---|")
+        for name, sent in (("kill −9 of the engine", signal.SIGKILL), ("SIGSEGV of the engine", signal.SIGSEGV)):
+            runs = [ended(decode, 1.5 + chance.random(), kill_child(sent)) for _ in range(options.times)]
+            report(name, 9, runs)
+        for name, arguments, earliest, spread in (
+            ("Ctrl-C while starting and loading", decode, 0.05, 0.4),
+            ("Ctrl-C in prefill", prefill, 1.2, 1.0),
+            ("Ctrl-C in decode", decode, 1.2, 1.0),
+        ):
+            runs = [ended(arguments, earliest + spread * chance.random(), interrupt) for _ in range(options.times)]
+            report(name, 130, runs)
+        micro = Path(folder) / "micro.gguf"
+        synth.write(micro, synth.SHAPES["micro"], "Q8_0")
+        cycles(micro, options.cycles)
+
+
+if __name__ == "__main__":
+    main()

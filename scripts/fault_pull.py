@@ -1,0 +1,359 @@
+"""Everything that a pull must survive, at length, with its figures: `python scripts/fault_pull.py [--only WORD]`.
+
+Real processes pull from the loopback hub of the tests while they are killed, interrupted, cut off and lied to. Prints a
+markdown table, one line per fault; exit 1 if a line misses its bar. Takes about six minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from hub_server import Client, Cut, Hub, tiny_gguf  # noqa: E402
+
+from llmrun import store  # noqa: E402
+
+REPO, FILE = "user/model", "model-Q4_K_M.gguf"
+SMALL = tiny_gguf(3 << 20)
+LARGE = tiny_gguf(30_000_000)
+MAX_LOSS = 10 << 20
+
+
+class Trial:
+    """A hub, a home that can be emptied, and a random number generator that repeats itself."""
+
+    def __init__(self, hub: Hub, home: Path) -> None:
+        self.hub, self.home = hub, home
+        self.chance = random.Random(2024)
+        os.environ.update({k: v for k, v in hub.env(home).items() if k in ("HF_HOME", "LLMRUN_HOME")})
+
+    def fresh(self, content: bytes = SMALL) -> None:
+        for name in ("hf", "llmrun"):
+            shutil.rmtree(self.home / name, ignore_errors=True)
+        self.hub.forget()
+        self.hub.repos.clear()
+        self.hub.add(REPO, {FILE: content})
+
+    def client(self, **env: str) -> Client:
+        return Client(self.hub, self.home, **env)
+
+    def partials(self) -> list[Path]:
+        return list((self.home / "hf").rglob("*.partial"))
+
+    def on_disk(self) -> int:
+        return sum(path.stat().st_size for path in self.partials())
+
+    def corrupt(self) -> int:
+        """Listed models whose bytes are not what their names promise."""
+        return sum(verdict.ok is not True for verdict in store.verify(store.list_models()))
+
+    @property
+    def sent(self) -> int:
+        return int(self.hub.seen["cdn"].bytes)
+
+
+Line = tuple[str, bool]
+"""What was seen, and whether it meets the bar."""
+
+
+def kills(t: Trial) -> Line:
+    """kill −9 at 50 random points of a throttled 30 MB pull"""
+    t.fresh(LARGE)
+    t.hub.faults.throttle_bps = 2_500_000
+    n, corrupt, worst, most, lost = 0, 0, 0, 0, 0
+    while n < 50:
+        before = t.on_disk()
+        with t.client() as client:
+            client.send("pull", repo=REPO)
+            started = next(client.events(), None)
+            if started is None or started["event"] != "Started":
+                break
+            lost = before - started["resumed_at"]
+            worst = max(worst, lost)
+            time.sleep(t.chance.uniform(0, 0.4))
+            client.process.kill()
+            client.process.wait()
+        n += 1
+        corrupt += t.corrupt()
+        most = max(most, len(t.partials()))
+    kept = t.on_disk()
+    t.hub.forget()
+    with t.client() as client:
+        done = client.ask("pull", repo=REPO)
+    fetched_last = t.sent
+    good = n == 50 and corrupt == 0 and worst <= MAX_LOSS and most <= 1 and done.exit == 0
+    seen = f"{n} kills: {corrupt} corrupt models, at most {most} partial, at most {worst:,} bytes fetched again; "
+    return seen + f"the last pull fetched {fetched_last:,} of {len(LARGE):,} bytes ({kept:,} were here)", good
+
+
+def kills_at_the_end(t: Trial) -> Line:
+    """kill −9 at 40 random points around verify, rename and link"""
+    n, corrupt, failed, finished = 0, 0, 0, 0
+    t.fresh()
+    while n < 40:
+        with t.client() as client:
+            client.send("pull", repo=REPO)
+            next(event for event in client.events() if event["event"] in ("Started", "Finished"))
+            time.sleep(t.chance.uniform(0, 0.2))
+            client.process.kill()
+            client.process.wait()
+        n += 1
+        corrupt += t.corrupt()
+        finished += bool(store.list_models())
+        if n % 4 == 0 or store.list_models():
+            with t.client() as client:
+                failed += client.ask("pull", repo=REPO).exit != 0
+            corrupt += t.corrupt()
+            t.fresh()
+    return f"{n} kills, {finished} after the link: {corrupt} corrupt, {failed} later pulls failed", not corrupt + failed
+
+
+def signals(t: Trial) -> Line:
+    """SIGINT and SIGTERM mid-pull, 20 each, a third of them while the network is silent"""
+    slowest, wrong, failed = 0.0, 0, 0
+    for i in range(40):
+        signum = signal.SIGINT if i % 2 else signal.SIGTERM
+        t.fresh()
+        t.hub.faults.throttle_bps = 2 << 20
+        t.hub.faults.cuts = [Cut("stall", 300_000)] if i % 3 == 0 else []
+        with t.client() as client:
+            client.send("pull", repo=REPO, patience={"read_s": 30.0})
+            next(event for event in client.events() if event["event"] == "Progress")
+            time.sleep(t.chance.uniform(0.05, 0.5))
+            client.process.send_signal(signum)
+            began = time.monotonic()
+            wrong += client.process.wait(timeout=20) != 128 + signum
+            slowest = max(slowest, time.monotonic() - began)
+        t.hub.forget()
+        with t.client() as client:
+            failed += client.ask("pull", repo=REPO).exit != 0
+    return f"40 signals: slowest exit {slowest:.2f} s, {wrong} wrong exit codes, {failed} later pulls failed", (
+        slowest < 1 and not wrong and not failed
+    )
+
+
+def broken(t: Trial) -> Line:
+    """connection closed, reset, stalled at 20 offsets each"""
+    exits: list[int] = []
+    corrupt = 0
+    with t.client() as client:
+        for kind in ("close", "reset", "stall"):
+            for _ in range(20):
+                t.fresh()
+                t.hub.faults.cuts = [Cut(kind, t.chance.randrange(len(SMALL)))]
+                exits.append(client.ask("pull", repo=REPO).exit)
+                corrupt += t.corrupt()
+    completed = exits.count(0)
+    good = completed + exits.count(5) == 60 and not corrupt
+    return f"60 breaks: {completed} completed, {exits.count(5)} exit 5, {corrupt} corrupt", good
+
+
+def wrong_bytes(t: Trial) -> Line:
+    """same-size corruption, content swap, short body, 20 each"""
+    exits: list[int] = []
+    listed, failed = 0, 0
+    with t.client() as client:
+        for i in range(60):
+            t.fresh()
+            at = t.chance.randrange(1, len(SMALL))
+            if i < 20:
+                t.hub.faults.corrupt_at = at
+            elif i < 40:
+                t.hub.faults.swap_after, t.hub.faults.cuts = 1, [Cut("close", at)]
+            else:
+                t.hub.faults.short_to = at
+            exits.append(client.ask("pull", repo=REPO).exit)
+            listed += len(store.list_models())
+            t.hub.forget()
+            failed += client.ask("pull", repo=REPO).exit != 0
+    good = exits == [6] * 60 and not listed and not failed
+    return f"60 pulls: {exits.count(6)} exit 6, {listed} listed, {failed} later pulls failed", good
+
+
+def together(t: Trial) -> Line:
+    """8 concurrent pulls of one file, 5 times"""
+    transfers: list[float] = []
+    succeeded = 0
+    for _ in range(5):
+        t.fresh()
+        t.hub.faults.throttle_bps = 8 << 20
+        clients = [t.client() for _ in range(8)]
+        for client in clients:
+            client.send("pull", repo=REPO)
+        succeeded += sum(client.outcome().exit == 0 for client in clients)
+        for client in clients:
+            client.__exit__()
+        transfers.append(t.sent / len(SMALL))
+    seen = f"{succeeded} of 40 succeeded; the file was sent {max(transfers):.2f} times at most"
+    return seen, succeeded == 40 and max(transfers) == 1.0
+
+
+def killed_holders(t: Trial) -> Line:
+    """8 concurrent pulls, each one that pulls is killed −9 until one is left"""
+    t.fresh(LARGE)
+    t.hub.faults.throttle_bps = 4 << 20
+    clients = [t.client() for _ in range(8)]
+    for client in clients:
+        client.send("pull", repo=REPO)
+    deaths = 0
+    for client in clients[:-1]:
+        # Whoever pulls now has brought something before the next one dies.
+        before, until = t.on_disk(), time.monotonic() + 5
+        while t.on_disk() < before + 100_000 and time.monotonic() < until:
+            time.sleep(0.01)
+        client.process.kill()
+        client.process.wait()
+        deaths += 1
+    done = clients[-1].outcome()
+    for client in clients:
+        client.__exit__()
+    seen = f"{deaths} killed, the last one: exit {done.exit}, {t.sent:,} bytes sent for {len(LARGE):,}"
+    return seen, done.exit == 0 and not t.corrupt() and t.sent < len(LARGE) + 8 * MAX_LOSS
+
+
+def file_limit(t: Trial) -> Line:
+    """a limit on file size at 20 random points"""
+    exits: list[int] = []
+    again, failed = 0, 0
+    for _ in range(20):
+        t.fresh()
+        limit = t.chance.randrange(100_000, len(SMALL))
+        with t.client() as client:
+            exits.append(client.ask("pull", repo=REPO, file_limit=limit).exit)
+        store.list_models()
+        t.hub.forget()
+        with t.client() as client:
+            failed += client.ask("pull", repo=REPO).exit != 0
+        again = max(again, t.sent - (len(SMALL) - limit))
+    good = exits == [7] * 20 and not failed
+    return f"{exits.count(7)} of 20 exit 7; later pulls: {failed} failed, {again:,} bytes fetched twice", good
+
+
+@contextmanager
+def _tmpfs(folder: Path) -> Iterator[Callable[[str], None] | None]:
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+
+    def resize(size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+    try:
+        yield resize if made.returncode == 0 else None
+    finally:
+        if made.returncode == 0:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def full_disk(t: Trial) -> Line:
+    """a tmpfs that fills up mid-pull, and one too small from the start, 5 times"""
+    during, early, store_loads, failed = 0, 0, 0, 0
+    for i in range(5):
+        t.fresh()
+        with _tmpfs(t.home / f"small-{i}") as resize:
+            if resize is None:
+                return "not tried: mounting is not allowed here", True
+            home = t.home / f"small-{i}"
+            t.hub.faults.throttle_bps = 2 << 20
+            with t.client() as client:
+                client.send("pull", home=home, repo=REPO)
+                next(event for event in client.events() if event["event"] == "Progress" and event["done"] > 100_000)
+                resize("1500k")
+                during += client.outcome().exit == 7
+                store_loads += client.ask("list", home=home).exit == 0
+                asked = t.hub.seen["cdn"].requests.total()
+                refused = client.ask("pull", home=home, repo=REPO)
+                early += refused.exit == 7 and t.hub.seen["cdn"].requests.total() == asked
+                resize("16m")
+                t.hub.forget()
+                failed += client.ask("pull", home=home, repo=REPO).exit != 0
+    seen = f"during: {during} of 5 exit 7; too small: {early} of 5 refused without a byte; "
+    return seen + f"the store loaded {store_loads} times; {failed} later pulls failed", (
+        during == early == store_loads == 5 and not failed
+    )
+
+
+def hostile(t: Trial) -> Line:
+    """hostile ETag, commit, file name, sha256"""
+    paths = ("../../../../x", "/tmp/llmrun-was-here", "..", "a/../../b", "a\\..\\b", "\x1b[2J", "nul\0", "x" * 5000)
+    lies: list[dict[str, Any]] = [{what: path} for what in ("etag", "commit", "sha256") for path in paths]
+    lies += [{"filename": f"{path}-Q4_K_M.gguf"} for path in paths]
+    outside, exits = 0, []
+    with t.client() as client:
+        for lie in lies:
+            t.fresh()
+            for name, value in lie.items():
+                setattr(t.hub.faults, name, value)
+            before = {path for path in t.home.rglob("*") if "hf" not in path.parts and "llmrun" not in path.parts}
+            exits.append(client.ask("pull", repo=REPO).exit)
+            after = {path for path in t.home.rglob("*") if "hf" not in path.parts and "llmrun" not in path.parts}
+            outside += len(after - before) + len(list(Path("/tmp").glob("llmrun-was-here*")))
+            outside += sum(1 for path in t.home.parent.iterdir() if path != t.home)
+    refused = sum(code in (4, 5, 6) for code in exits)
+    return f"{len(lies)} lies: {refused} refused, {outside} files outside the store", refused == len(
+        lies
+    ) and not outside
+
+
+def flipped(t: Trial) -> Line:
+    """one byte flipped in each of 100 stored blobs"""
+    t.fresh()
+    n = 100
+    for i in range(n):
+        t.hub.add(f"user/m{i}", {f"m-{i}-Q8_0.gguf": tiny_gguf(200_000, seed=i)})
+    with t.client() as client:
+        for i in range(n):
+            assert client.ask("pull", repo=f"user/m{i}").exit == 0
+    for model in store.list_models():
+        blob = model.path.resolve()
+        content = bytearray(blob.read_bytes())
+        content[t.chance.randrange(len(content))] ^= 1 << t.chance.randrange(8)
+        blob.write_bytes(content)
+    verdicts = store.verify(store.list_models())
+    found = sum(verdict.ok is False for verdict in verdicts)
+    left = len(store.list_models())
+    with t.client() as client:
+        again = sum(client.ask("pull", repo=f"user/m{i}").exit == 0 for i in range(n))
+    seen = f"{found} of {n} found, {left} still listed, {again} pulled again"
+    return seen, found == again == n and left == 0
+
+
+LINES = (kills, kills_at_the_end, signals, broken, wrong_bytes, together, killed_holders, file_limit, full_disk,
+         hostile, flipped)  # fmt: skip
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--only", default="", help="only the lines whose name contains this")
+    chosen = arguments.parse_args()
+    missed = 0
+    print("| inject | seen | bar met | seconds |\n|---|---|---|---|")
+    for line in LINES:
+        if chosen.only not in line.__name__:
+            continue
+        with tempfile.TemporaryDirectory(prefix="fault-pull-") as folder, Hub() as hub:
+            home = Path(folder) / "home"
+            home.mkdir()
+            began = time.monotonic()
+            seen, good = line(Trial(hub, home))
+        missed += not good
+        seconds = time.monotonic() - began
+        print(f"| {line.__doc__} | {seen} | {'yes' if good else '**no**'} | {seconds:.0f} |", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

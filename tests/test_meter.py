@@ -1,0 +1,117 @@
+"""The meter's arithmetic against tables worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmrun import synth
+from llmrun.engine.protocol import Done, Loaded, Prefilled, Started, Tokens
+from llmrun.footprint import DecodeReads, decode_reads, kv_bytes_per_token
+from llmrun.gguf import open_header
+from llmrun.meter import Meter, nearest_rank
+
+
+def metered(token_s: list[float], *, n_prompt: int = 10, n_cached: int = 0, reads: DecodeReads | None = None) -> Meter:
+    """Load 2 s, request at 100 s, prefill from 100.1 to 100.5 s, tokens at the times given."""
+    meter = Meter(reads)
+    meter.feed(Loaded(512, 512, 1000, "x", False, begin_s=90.0, end_s=92.0))
+    meter.feed(Started(n_prompt, n_cached, 512, request_s=100.0, begin_s=100.1, buffers=[]))
+    meter.feed(Prefilled(4, 100.3))
+    meter.feed(Prefilled(n_prompt, 100.5))
+    for at_s in token_s:
+        meter.feed(Tokens([1], [at_s], "x"))
+    meter.feed(Done("end", peak_rss_bytes=7, rss_bytes=6, anonymous_bytes=5))
+    return meter
+
+
+def test_rate_is_over_the_gaps() -> None:
+    """Eight tokens 10 ms apart are 100 t/s, not 114."""
+    timing = metered([100.6 + i / 100 for i in range(8)]).timing()
+    assert timing.n_generated == 8 and len(timing.step_s) == 7
+    assert timing.tg_tps == pytest.approx(100)
+    assert timing.gap_s(0.5) == pytest.approx(0.01)
+
+
+def test_prefill_and_ttft() -> None:
+    """Prefill is from its begin to its end, TTFT from the request to the first token."""
+    timing = metered([100.6, 100.7]).timing()
+    assert timing.load_s == pytest.approx(2)
+    assert timing.prefill_s == pytest.approx(0.4)
+    assert timing.pp_tps == pytest.approx(25)
+    assert timing.ttft_s == pytest.approx(0.6)
+    assert timing.peak_rss_bytes == 7
+
+
+def test_cached_tokens_are_not_computed() -> None:
+    """Ten tokens of which four were cached, in 0.4 s, are 15 t/s."""
+    assert metered([100.6], n_cached=4).timing().pp_tps == pytest.approx(15)
+
+
+def test_one_token_has_no_rate() -> None:
+    """Unknown is None, never 0 or infinite."""
+    timing = metered([100.6]).timing()
+    assert timing.tg_tps is None and timing.gap_s(0.95) is None and timing.read_bytes_per_s is None
+    none_at_all = Meter().timing()
+    assert none_at_all.pp_tps is None and none_at_all.ttft_s is None and none_at_all.load_s is None
+
+
+def test_bytes_read() -> None:
+    """Three gaps behind a prompt of 10 read the weights three times and 10, 11 and 12 tokens of KV."""
+    timing = metered([100.6, 100.7, 100.8, 100.9], reads=DecodeReads(1000, 8)).timing()
+    assert timing.read_bytes == 3 * 1000 + 8 * (10 + 11 + 12)
+    assert timing.read_bytes_per_s == pytest.approx(3264 / 0.3)
+
+
+@pytest.mark.parametrize(
+    ("values", "quantile", "expected"),
+    [([1.0, 2.0, 3.0, 4.0], 0.5, 2.0), ([4.0, 1.0, 3.0, 2.0], 0.95, 4.0), ([5.0], 0.5, 5.0), ([], 0.5, None)],
+)
+def test_nearest_rank(values: list[float], quantile: float, expected: float | None) -> None:
+    assert nearest_rank(values, quantile) == expected
+
+
+def reads_of(folder: Path, shape: synth.Shape, level: str) -> DecodeReads:
+    path = folder / "model.gguf"
+    synth.write(path, shape, level)
+    return decode_reads(open_header(path))
+
+
+def test_reads_of_a_dense_model(tmp_path: Path) -> None:
+    """Every matrix once, the embedding by one row: worked out for 1 layer of 256, F16, 4 heads of 64, 2 of them KV."""
+    shape = synth.Shape(1, 256, 512, 4, 2, 512)
+    attention = (256 * 256 * 2 + 256 * 128 * 2) * 2  # q and output, k and v, 2 bytes each
+    feed_forward = 3 * 256 * 512 * 2
+    norms = 3 * 256 * 4
+    output = 256 * 512 * 2
+    reads = reads_of(tmp_path, shape, "F16")
+    assert reads.weight_bytes == attention + feed_forward + norms + output + 256 * 2
+    assert reads.kv_bytes_per_token == 1 * 2 * (64 + 64) * 2
+    assert reads.at_depth(100) == reads.weight_bytes + 100 * 512
+
+
+def test_reads_of_a_tied_model(tmp_path: Path) -> None:
+    """The shared matrix is read whole as the output, and one row of it as the embedding."""
+    tied = reads_of(tmp_path, synth.Shape(1, 256, 512, 4, 2, 512, tied=True), "F16")
+    untied = reads_of(tmp_path, synth.Shape(1, 256, 512, 4, 2, 512), "F16")
+    assert tied.weight_bytes == untied.weight_bytes
+
+
+def test_reads_of_a_mixture(tmp_path: Path) -> None:
+    """Of 8 experts 2 are read: a quarter of the expert matrices, all of the rest."""
+    shape = synth.Shape(1, 256, 512, 4, 2, 512, arch="qwen3moe", n_expert=8, n_expert_used=2)
+    experts = 3 * 256 * 512 * 8 * 2
+    attention = (256 * 256 * 2 + 256 * 128 * 2) * 2
+    f32 = (3 * 256 + 2 * 64 + 256 * 8) * 4  # norms, q and k norms, router
+    output = 256 * 512 * 2 + 256 * 2
+    assert reads_of(tmp_path, shape, "F16").weight_bytes == experts // 4 + attention + f32 + output
+
+
+def test_kv_unknown_for_latent_attention(tmp_path: Path) -> None:
+    """Where the header can't tell what is kept, it is unknown and not guessed."""
+    path = tmp_path / "m.gguf"
+    synth.write(path, synth.SHAPES["micro"], "F16")
+    header = open_header(path)
+    assert kv_bytes_per_token(header) == 2 * 2 * 128 * 2
+    assert kv_bytes_per_token(header, 34 / 32) == 2 * 2 * 128 * 34 // 32

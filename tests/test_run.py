@@ -1,0 +1,319 @@
+"""`llmrun run` as a user meets it: real commands, real pipes, a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import RunLlmrun
+from terminal import Terminal
+
+from llmrun import synth
+from llmrun.cli.screen import harmless
+
+STORY = ("run", "tiny", "Once upon a time", "--raw", "--temp", "0", "-n", "30")
+
+
+def children_of(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def wait_until_gone(pids: list[int], within_s: float = 1.0) -> None:
+    deadline = time.monotonic() + within_s
+    while alive := [pid for pid in pids if psutil.pid_exists(pid)]:
+        assert time.monotonic() < deadline, f"still there: {alive}"
+        time.sleep(0.01)
+
+
+# -- answers ---
+
+
+def test_answer_alone_on_stdout(llmrun: RunLlmrun) -> None:
+    """stdout is the answer, stderr is one meter line."""
+    done = llmrun(*STORY)
+    assert done.returncode == 0
+    assert done.stdout.startswith((" ", ","))
+    (line,) = done.stderr.splitlines()
+    for part in ("prompt ", "TTFT ", " t/s", "GB/s read", "peak RAM "):
+        assert part in line
+    assert "–" not in line  # everything is known
+
+
+def test_same_prompt_four_ways(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Argument, file, pipe and Python give the same answer."""
+    prompt = "Once upon a time"
+    (tmp_path / "p.txt").write_text(prompt + "\n")
+    rest = ("--raw", "--temp", "0", "-n", "20", "-q")
+    expected = llmrun("run", "tiny", prompt, *rest).stdout
+    assert expected
+    assert llmrun("run", "tiny", "-f", str(tmp_path / "p.txt"), *rest).stdout == expected
+    assert llmrun("run", "tiny", *rest, input=prompt + "\n").stdout == expected
+    import llmrun as package
+
+    with package.open_model("tiny") as model:
+        answer = model.generate(prompt, package.SamplingConfig(temperature=0, max_tokens=20))
+        assert "".join(answer) == expected
+
+
+def test_stdin_stands_before_the_argument(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("B")
+    rest = ("--raw", "--temp", "0", "-n", "5", "-q")
+    joined = llmrun("run", "tiny", "A\n\nB\n\nC", *rest).stdout
+    assert llmrun("run", "tiny", "C", "-f", str(tmp_path / "p.txt"), *rest, input="A\n").stdout == joined
+
+
+def test_chat_template_is_the_default(llmrun: RunLlmrun) -> None:
+    """With its template the model answers and ends by itself; a system prompt is accepted."""
+    done = llmrun("run", "tiny", "What is the KV cache?", "--temp", "0", "--system", "Be brief.", "--json")
+    document = json.loads(done.stdout)
+    assert document["stop_reason"] == "end" and len(document["answer"]) > 20
+
+
+def test_json_document(llmrun: RunLlmrun) -> None:
+    """One document, numbers that agree with each other, nothing on stderr."""
+    done = llmrun(*STORY, "--json", "--seed", "3", "--stop", "never ever")
+    assert done.stderr == ""
+    document = json.loads(done.stdout)
+    timing = document["timing"]
+    assert document["stop_reason"] == "length" and len(document["tokens"]) == 30 == timing["n_generated"]
+    assert timing["tg_tps"] == pytest.approx(29 / timing["decode_s"])
+    assert timing["read_bytes_per_s"] == pytest.approx(timing["read_bytes"] / timing["decode_s"])
+    assert document["settings"]["seed"] == 3 and document["settings"]["stop"] == ["never ever"]
+    assert document["memory"]["peak_rss_bytes"] > 1 << 20
+    assert document["versions"]["llama-cpp-python"] == "0.3.36"
+    assert document["model"]["weight_bytes"] > 0
+
+
+def test_verbose_and_quiet(llmrun: RunLlmrun) -> None:
+    verbose = llmrun(*STORY, "--verbose").stderr
+    for word in ("model", "load", "context", "memory", "prefill", "decode", "p95", "stopped", "seed"):
+        assert word in verbose
+    assert llmrun(*STORY, "--quiet").stderr == ""
+
+
+def test_stop_and_bias_options(llmrun: RunLlmrun) -> None:
+    whole = llmrun(*STORY, "-q").stdout
+    assert llmrun(*STORY, "-q", "--stop", whole[10:14]).stdout == whole[: whole.index(whole[10:14])]
+    first = json.loads(llmrun(*STORY, "--json").stdout)["tokens"][0]
+    assert json.loads(llmrun(*STORY, "--json", "-l", f"{first}-inf").stdout)["tokens"][0] != first
+
+
+# -- what goes wrong ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("run", "tiny"), 2, "there is no prompt"),
+        (("run", "tiny", "a", "-n", "-7"), 2, "--n-predict: -7 is outside -1 to"),
+        (("run", "tiny", "a", "--temp", "nan"), 2, "--temp: nan is outside"),
+        (("run", "tiny", "a", "-b", "-5"), 2, "--batch-size"),
+        (("run", "tiny", "a", "-t", "100000"), 2, "--threads: 100000 is outside 1 to 512"),
+        (("run", "tiny", "a", "--repack", "maybe"), 2, "none of auto, on, off"),
+        (("run", "tiny", "a", "--logit-bias", "x"), 2, "TOKEN+BIAS"),
+        (("run", "tiny", "a", "--raw", "--system", "s"), 2, "--system has no place"),
+        (("run", "tiny", "a", "--no-such-option"), 2, "--no-such-option"),
+        (("runn", "tiny"), 2, "run"),
+        (("run", "./nothing.gguf", "a"), 4, "nothing.gguf"),
+        (("run", "tiny", "-f", "nowhere.txt"), 4, "nowhere.txt"),
+        (("run", "tiny", "b " * 4000), 11, "tokens, the context holds"),
+        (("run", "tiny", "Once upon a time", "-c", "3"), 11, "the context holds 3"),
+    ],
+)
+def test_mistakes(llmrun: RunLlmrun, arguments: tuple[str, ...], code: int, words: str) -> None:
+    """One line on stderr that says what is wrong, nothing on stdout, the documented exit code."""
+    done = llmrun(*arguments)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_no_model(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Exit 8, naming what the thing is; a FIFO does not hang."""
+    (tmp_path / "page.gguf").write_text("<!DOCTYPE html><html><body>404</body></html>")
+    (tmp_path / "pointer.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    (tmp_path / "empty.gguf").touch()
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    for name, words in (
+        ("page", "HTML"),
+        ("pointer", "LFS"),
+        ("empty", "empty"),
+        ("pipe", "FIFO"),
+        ("folder", "folder"),
+    ):
+        done = llmrun("run", str(tmp_path / f"{name}.gguf"), "a", timeout=20)
+        assert done.returncode == 8 and words.lower() in done.stderr.lower(), done.stderr
+
+
+def test_debug_shows_the_traceback(llmrun: RunLlmrun) -> None:
+    assert "Traceback" in llmrun("run", "./nothing.gguf", "a", env={"LLMRUN_DEBUG": "1"}).stderr
+
+
+def test_broken_pipe_is_quiet() -> None:
+    """`| head -c 20` ends us with 141 and not a word."""
+    command = (
+        f"{sys.executable} -m llmrun run tiny 'Tell me a story' -n 400 -q | head -c 20; echo ${{PIPESTATUS[0]}} >&2"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert len(done.stdout) == 20
+    assert done.stderr.split() == ["141"]
+
+
+def test_full_disk_and_closed_streams() -> None:
+    """`> /dev/full` is exit 7; closed standard streams are no traceback."""
+    base = f"{sys.executable} -m llmrun run tiny 'Hello' --temp 0 -n 8"
+    for redirect, code, words in (
+        ("> /dev/full", 7, "no space"),
+        (">&-", 7, "standard output"),
+        ("2>&- >/dev/null", 0, ""),
+        ("<&- >/dev/null", 0, ""),
+        ("0<&- 1>&- 2>&-", 7, ""),
+    ):
+        done = subprocess.run(["bash", "-c", f"{base} {redirect}"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, (redirect, done.stderr)
+        assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_waits_for_no_terminal() -> None:
+    """An open pipe that nobody writes to: it says what it is waiting for."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmrun", "run", "tiny", "a", "-n", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert "waiting for standard input" in process.stderr.readline()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+# -- Ctrl-C, terminate ---
+
+
+def interrupted(arguments: list[str], after_s: float, sent: signal.Signals) -> tuple[int, float, str, list[int]]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmrun", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        time.sleep(after_s)
+        children = children_of(process.pid)
+        begin = time.monotonic()
+        process.send_signal(sent)
+        _, stderr = process.communicate(timeout=20)
+        return process.returncode, time.monotonic() - begin, stderr, children
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("phase", ["start", "prefill", "decode"])
+def test_interrupt_in_every_phase(busy: Path, phase: str, sent: signal.Signals, code: int) -> None:
+    """Ended within a second wherever it was, with the shell's exit code and no process left."""
+    prompt = "b c d e " * 900 if phase == "prefill" else "b"
+    after_s = 0.25 if phase == "start" else 2.5
+    status, took_s, stderr, children = interrupted(["run", str(busy), prompt, "--temp", "0"], after_s, sent)
+    assert status == code, stderr
+    assert took_s < 1
+    assert "Traceback" not in stderr
+    assert children or phase == "start"
+    wait_until_gone(children)
+
+
+def test_killed_engine_seen_from_outside(busy: Path) -> None:
+    """SIGSEGV in the engine: exit 9 within a second, one line."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmrun", "run", str(busy), "b", "--temp", "0"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.read(1)  # it decodes
+        (child,) = children_of(process.pid)
+        begin = time.monotonic()
+        os.kill(child, signal.SIGSEGV)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 9 and time.monotonic() - begin < 1
+    assert "SIGSEGV" in stderr and "Traceback" not in stderr
+
+
+# -- the terminal ---
+
+
+def test_on_a_terminal() -> None:
+    """The answer, a line end, the meter line, and a cursor that is to be seen."""
+    with Terminal(*STORY, columns=160) as terminal:
+        assert terminal.wait() == 0
+        *answer, meter = terminal.text.splitlines()
+        assert "TTFT" in meter and answer
+        assert not terminal.cursor_hidden
+
+
+def test_load_bar_on_a_terminal(tmp_path: Path) -> None:
+    """A load that takes longer than a blink draws a bar, which is gone afterwards."""
+    path = tmp_path / "large.gguf"
+    synth.write(path, synth.Shape(16, 2048, 5632, 16, 4, 512, n_ctx_train=512), "Q4_0")
+    with Terminal("run", str(path), "b", "-n", "2", "--temp", "0", "--repack", "on") as terminal:
+        assert terminal.wait() == 0
+        assert b"loading" in terminal.raw
+        assert "loading" not in terminal.text and not terminal.cursor_hidden
+
+
+def test_ctrl_c_typed_on_a_terminal(busy: Path) -> None:
+    """A Ctrl-C key in the middle of an answer: 130, no child, the cursor back."""
+    with Terminal("run", str(busy), "b", "--temp", "0") as terminal:
+        time.sleep(2)
+        children = children_of(terminal.process.pid)
+        terminal.type("\x03")
+        assert terminal.wait(timeout_s=5) == 130
+        wait_until_gone(children)
+        assert not terminal.cursor_hidden and "Traceback" not in terminal.text
+
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07 \x9b31m \r over \x08 \u202e drow end"
+
+
+def test_hostile_output_is_shown_not_obeyed(tmp_path: Path) -> None:
+    """A token that is an escape sequence: pictures on a terminal, itself in a pipe."""
+    vocab = synth.vocabulary(512)
+    vocab[0][400] = HOSTILE.encode()
+    path = tmp_path / "hostile.gguf"
+    synth.write(path, synth.SHAPES["micro"], "F16", vocab=vocab)
+    arguments = ("run", str(path), "a", "--temp", "0", "-n", "1", "-l", "400+9999")
+    with Terminal(*arguments) as terminal:
+        assert terminal.wait() == 0
+        shown = terminal.raw.decode()
+        assert "␛[2J" in shown and "drow" in shown
+        assert not any(bad in shown for bad in ("\x1b[2J", "\x1b]0", "\x07", "\x9b", "\u202e", "\r over", "\x08"))
+    piped = subprocess.run([sys.executable, "-m", "llmrun", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
+    assert piped.stdout.decode() == HOSTILE
+
+
+def test_harmless_keeps_text() -> None:
+    """Newline, tab, other scripts and emoji with joiners are text."""
+    text = "a\tb\nc 漢字 עברית 👩\u200d🚀 naïve"
+    assert harmless(text) == text
+    every = "".join(chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t")
+    assert not set(every) & set(harmless(every))
+
+
+# -- the Python API in the README ---
+
+
+def test_readme_example_runs() -> None:
+    """The Python block of the README is run as it stands there."""
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "t/s" in done.stdout

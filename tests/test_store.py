@@ -1,0 +1,393 @@
+"""What is on disk: a store built by hand, without a hub or a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from hub_server import split_gguf, tiny_gguf
+
+from llmrun import store
+from llmrun.catalog import HubFile
+from llmrun.errors import BadModel, NotFound, UsageError
+
+MODEL = tiny_gguf(400_000)
+OTHER = tiny_gguf(500_000, seed=1)
+COMMIT, OLDER = "a" * 40, "b" * 40
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("LLMRUN_HOME", str(tmp_path / "llmrun"))
+    return tmp_path
+
+
+def put(repo: str, file: str, content: bytes, *, commit: str = COMMIT, ref: str | None = "main") -> Path:
+    """A file in the cache, as huggingface_hub leaves it. Returns the snapshot's link."""
+    folder = store.RepoFolder.of(repo)
+    blob = folder.blob(hashlib.sha256(content).hexdigest())
+    pointer = folder.pointer(commit, file)
+    for path in (blob.parent, pointer.parent, folder.path / "refs"):
+        path.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(content)
+    pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    if ref is not None:
+        (folder.path / "refs" / ref).write_text(commit)
+    return pointer
+
+
+def ref(repo: str, quant: str | None = None, file: str | None = None, revision: str | None = None) -> HubFile:
+    return HubFile(repo, quant, file, revision, repo)
+
+
+def on_disk(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def names() -> list[str]:
+    return [model.name for model in store.list_models()]
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"HF_HOME": "~/somewhere"},
+        {"HF_HOME": "/a", "HF_HUB_CACHE": "$HOME/b"},
+        {"HUGGINGFACE_HUB_CACHE": "/c"},
+        {"XDG_CACHE_HOME": "/d"},
+    ],
+    ids=lambda env: "+".join(env) or "none",
+)
+def test_cache_is_where_huggingface_hub_has_it(env: dict[str, str]) -> None:
+    """The same folder from the same environment, without importing huggingface_hub."""
+    code = (
+        "from llmrun import store; here = str(store.cache_dir())\n"
+        "from huggingface_hub import constants; assert here == constants.HF_HUB_CACHE, (here, constants.HF_HUB_CACHE)"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", code], env={**clean, **env}, check=True)
+
+
+# --- list
+
+
+def test_list(home: Path) -> None:
+    """Name, quantization, size, parameters, parts, commit, last use: from the folders and the headers."""
+    pointer = put("user/one", "one-Q8_0.gguf", MODEL)
+    put("user/one", "README.md", b"not a model")
+    put("user/one", "mmproj-one-F16.gguf", OTHER)
+    (model,) = store.list_models()
+    assert model.name == "user/one:Q8_0"
+    assert (model.size, model.n_parts, model.commit, model.path) == (len(MODEL), 1, COMMIT, pointer)
+    assert model.complete and model.architecture == "llama"
+    assert model.n_params is not None and abs(4 * model.n_params - len(MODEL)) < 20_000
+    before = time.time()
+    store.touch(model)
+    (again,) = store.list_models()
+    assert again.last_used_s is not None and again.last_used_s >= before
+
+
+def test_same_content_is_one_model() -> None:
+    """The same blob in two snapshots is listed once, a changed one under the same name twice, a dangling link never."""
+    put("user/one", "one-Q8_0.gguf", MODEL)
+    put("user/one", "one-Q8_0.gguf", MODEL, commit=OLDER, ref=None)
+    put("user/one", "one-Q4_0.gguf", tiny_gguf(450_000)).resolve().unlink()
+    (model,) = store.list_models()
+    assert (model.commit, len(model.links)) == (COMMIT, 2)
+    assert store.find(ref("user/one", revision=OLDER)) is not None
+    put("user/one", "one-Q8_0.gguf", OTHER, commit="c" * 40, ref=None)
+    assert len(store.list_models()) == 2
+
+
+def test_split_models_are_one_and_flagged_when_incomplete() -> None:
+    """Parts are listed together; one that is missing makes the model incomplete, and `find` does not offer it."""
+    parts = split_gguf(300_000, 3)
+    for name, content in parts.items():
+        put("user/big", name, content)
+    (whole,) = store.list_models()
+    assert whole.complete and whole.size == sum(map(len, parts.values()))
+    found = store.find(ref("user/big", file=list(parts)[1]))
+    assert found is not None and found.parts == whole.parts
+    whole.parts[1].resolve().unlink()
+    (cut,) = store.list_models()
+    assert not cut.complete and (len(cut.parts), cut.n_parts) == (2, 3)
+    assert store.find(ref("user/big")) is None
+
+
+def test_leftovers_are_named() -> None:
+    """Unfinished, set aside and nameless blobs are told apart."""
+    pointer = put("user/one", "one-Q8_0.gguf", MODEL)
+    folder = store.RepoFolder.of("user/one")
+    for name in ("1" * 64 + ".partial", "2" * 64 + ".damaged", "3" * 64 + ".12ab.incomplete", "4" * 64):
+        (folder.blobs / name).write_bytes(b"1234")
+    store.State().pull_begins(folder.blob("1" * 64), "user/one", "one-Q4_0.gguf", 99)
+    found = store.list_leftovers()
+    assert [item.kind for item in found] == ["partial", "damaged", "incomplete", "orphan"]
+    assert (found[0].file, found[0].total, found[0].size) == ("one-Q4_0.gguf", 99, 4)
+    with FileLock(str(folder.lock("1" * 64))):
+        assert store.remove_leftovers(found) == 12
+    assert store.remove_leftovers(store.list_leftovers()) == 4
+    assert names() == ["user/one:Q8_0"] and pointer.exists()
+
+
+def test_a_thousand_models_in_a_second(home: Path) -> None:
+    """`list` takes less than a second with 1,000 models, also the first time; then their parameters are known."""
+    blob = home / "blob"
+    blob.write_bytes(tiny_gguf(0))
+    for i in range(1000):
+        folder = store.RepoFolder.of(f"user/model-{i:04}")
+        name = f"{i:064x}"
+        pointer = folder.pointer(COMMIT, "model-Q4_K_M.gguf")
+        for path in (folder.blobs, pointer.parent):
+            path.mkdir(parents=True)
+        os.link(blob, folder.blob(name))
+        pointer.symlink_to(f"../../blobs/{name}")
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        models = store.list_models()
+        times.append(time.perf_counter() - began)
+    assert len(models) == 1000
+    assert max(times) < 1.0, times
+    code = "import sys, time, llmrun.store as s; s.list_models(); print('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_state_is_only_a_memory(home: Path) -> None:
+    """A damaged state file, or one that can't be written, costs nothing but what was remembered."""
+    put("user/one", "one-Q8_0.gguf", MODEL)
+    assert store.list_models()[0].n_params
+    store.state_file().write_bytes(b"this is no database, but it is long enough to be taken for one" * 50)
+    assert names() == ["user/one:Q8_0"]
+    assert store.list_models()[0].n_params
+    store.state_file().unlink(missing_ok=True)
+    store.state_file().mkdir()
+    assert names() == ["user/one:Q8_0"]
+    store.touch(store.list_models()[0])
+
+
+# --- find
+
+
+def test_find() -> None:
+    """Nothing named: Q4_K_M, else the nearest that is here, in any case. One that was named: that or nothing."""
+    put("User/Many", "many-Q8_0.gguf", tiny_gguf(700_000))
+    put("User/Many", "many-Q5_K_M.gguf", OTHER)
+    found = store.find(ref("user/many"))
+    assert found is not None and found.quant == "Q5_K_M"
+    found = store.find(ref("USER/MANY", "Q8_0"))
+    assert found is not None and found.name == "User/Many:Q8_0"
+    found = store.find(ref("user/many", file="MANY-q8_0.gguf"))
+    assert found is not None and found.quant == "Q8_0"
+    assert store.find(ref("user/many", "Q2_K")) is None
+    assert store.find(ref("user/none")) is None
+    put("User/Many", "many-Q4_K_M.gguf", tiny_gguf(300_000))
+    found = store.find(ref("user/many"))
+    assert found is not None and found.quant == "Q4_K_M"
+
+
+def test_find_by_revision() -> None:
+    """Without a revision the commit that a branch stands for; with one, that one or nothing."""
+    put("user/one", "one-Q8_0.gguf", OTHER, commit=OLDER, ref="old")
+    new = put("user/one", "one-Q8_0.gguf", MODEL)
+    (store.RepoFolder.of("user/one").path / "refs" / "old").unlink()
+    found = store.find(ref("user/one"))
+    assert found is not None and found.path == new
+    found = store.find(ref("user/one", revision=OLDER))
+    assert found is not None and found.commit == OLDER
+    found = store.find(ref("user/one", revision="main"))
+    assert found is not None and found.commit == COMMIT
+    assert store.find(ref("user/one", revision="gone")) is None
+
+
+# --- remove
+
+
+def test_remove_frees_what_it_says(home: Path) -> None:
+    """The bytes freed are those gone from the disk; refs and empty folders go, at last the repository's."""
+    put("user/one", "one-Q8_0.gguf", MODEL)
+    put("user/one", "sub/one-Q4_0.gguf", OTHER)
+    small, large = store.list_models()
+    before = on_disk(home / "hf")
+    freed = store.remove([small])
+    assert freed == len(MODEL) == before - on_disk(home / "hf")
+    assert names() == ["user/one:Q4_0"]
+    assert store.remove([large]) == len(OTHER)
+    assert not store.RepoFolder.of("user/one").path.exists()
+
+
+def test_remove_keeps_what_others_need() -> None:
+    """A blob with another name stays, as do other tools' files; all names of the model itself go."""
+    put("user/one", "one-Q8_0.gguf", MODEL)
+    put("user/one", "one-Q8_0.gguf", MODEL, commit=OLDER, ref="old")
+    put("user/one", "copy-Q8_0.gguf", MODEL, commit=OLDER, ref="old")
+    readme = put("user/one", "README.md", b"read me")
+    copy, one = sorted(store.list_models(), key=lambda model: model.file)
+    assert store.remove([one]) == 0
+    assert readme.exists() and copy.path.exists()
+    assert store.remove([copy]) == len(MODEL)
+    assert readme.exists()
+    folder = store.RepoFolder.of("user/one")
+    assert folder.refs() == {"main": COMMIT}
+
+
+def test_remove_never_leaves_the_cache(home: Path) -> None:
+    """Links that lead outside are unlinked; what they point to is not touched."""
+    victim = home / "victim-Q8_0.gguf"
+    victim.write_bytes(MODEL)
+    folder = store.RepoFolder.of("user/evil")
+    direct, relative, through = (folder.pointer(COMMIT, f"{name}-Q8_0.gguf") for name in ("a", "b", "c"))
+    direct.parent.mkdir(parents=True)
+    folder.blobs.mkdir()
+    direct.symlink_to(victim)
+    relative.symlink_to(os.path.relpath(victim, relative.parent))
+    (folder.blobs / ("5" * 64)).symlink_to(victim)
+    through.symlink_to(f"../../blobs/{'5' * 64}")
+    (home / "elsewhere" / "blobs").mkdir(parents=True)
+    outside = home / "elsewhere" / "blobs" / ("6" * 64)
+    outside.write_bytes(MODEL)
+    folder.pointer(COMMIT, "d-Q8_0.gguf").symlink_to(outside)
+    assert len(store.list_models()) == 4
+    assert store.remove(store.list_models()) == 0
+    assert victim.read_bytes() == outside.read_bytes() == MODEL
+    assert store.list_models() == []
+
+
+def test_remove_while_it_is_pulled() -> None:
+    """Somebody holds the blob's lock: refused, and nothing is gone."""
+    pointer = put("user/one", "one-Q8_0.gguf", MODEL)
+    lock = store.RepoFolder.of("user/one").lock(pointer.resolve().name)
+    lock.parent.mkdir(parents=True)
+    with FileLock(str(lock)), pytest.raises(UsageError, match="being pulled"):
+        store.remove(store.list_models())
+    assert pointer.exists()
+
+
+def test_blobs_shared_among_repositories(home: Path) -> None:
+    """Where another tool shares a blob among repositories, its bytes go with the last of them."""
+    payload = store.cache_dir() / "blobs" / "ab" / ("ab" * 32)
+    payload.parent.mkdir(parents=True)
+    payload.write_bytes(MODEL)
+    for repo in ("user/one", "user/two"):
+        blob = put(repo, "m-Q8_0.gguf", MODEL).resolve()
+        blob.unlink()
+        blob.symlink_to(os.path.relpath(payload, blob.parent))
+    one, two = store.list_models()
+    assert store.verify([one])[0].ok
+    assert store.remove([one]) == 0
+    assert payload.exists()
+    assert store.remove([two]) == len(MODEL)
+    assert not payload.exists()
+
+
+# --- verify
+
+
+def test_verify_finds_every_flipped_byte() -> None:
+    """One byte flipped in every stored blob: each is named and set aside, unseen from then on; sound ones stay."""
+    sound = put("user/sound", "sound-Q8_0.gguf", MODEL)
+    for i in range(10):
+        blob = put(f"user/m{i}", "m-Q8_0.gguf", tiny_gguf(200_000, seed=i)).resolve()
+        content = bytearray(blob.read_bytes())
+        content[(i * 7919) % len(content)] ^= 1 << (i % 8)
+        blob.write_bytes(content)
+    events: list[store.Verifying] = []
+    verdicts = store.verify(store.list_models(), events.append)
+    assert sum(verdict.ok is False for verdict in verdicts) == 10
+    assert [verdict.model.repo for verdict in verdicts if verdict.ok] == ["user/sound"]
+    assert all(verdict.set_aside and verdict.set_aside.exists() for verdict in verdicts if not verdict.ok)
+    assert all("sha256" in verdict.reason for verdict in verdicts if not verdict.ok)
+    assert names() == ["user/sound:Q8_0"] and sound.exists()
+    assert {item.kind for item in store.list_leftovers()} == {"damaged"}
+    assert events[-1].done == events[-1].total
+    assert store.find(ref("user/m3")) is None
+
+
+def test_verify_sets_aside_a_shared_payload() -> None:
+    """A damaged blob that repositories share goes aside itself: no other tool can link to it again."""
+    payload = store.cache_dir() / "blobs" / "ab" / ("ab" * 32)
+    payload.parent.mkdir(parents=True)
+    blob = put("user/one", "m-Q8_0.gguf", MODEL).resolve()
+    blob.unlink()
+    blob.symlink_to(os.path.relpath(payload, blob.parent))
+    payload.write_bytes(MODEL[:-1] + b"x")
+    (verdict,) = store.verify(store.list_models())
+    assert verdict.ok is False and verdict.set_aside is not None
+    assert not payload.exists() and not blob.is_symlink()
+    assert verdict.set_aside.read_bytes()[-1:] == b"x"
+
+
+# --- import
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_import(home: Path, copy: bool) -> None:
+    """A local file becomes a model, found and listed like any other; removing a link leaves the user's file alone."""
+    source = home / "My Model Q8_0.gguf"
+    source.write_bytes(MODEL)
+    model = store.import_file(source, copy=copy)
+    assert model.name == "local/my-model-q8_0"
+    assert model.path.is_symlink() is not copy
+    assert store.list_models() == [store.find(ref("local/My-Model-q8_0"))]
+    assert [v.ok for v in store.verify([model])] == [True if copy else None]
+    assert [v.ok for v in store.verify([model])] == [True]
+    with pytest.raises(UsageError, match="exists already"):
+        store.import_file(source, copy=copy)
+    assert store.remove([model]) == (len(MODEL) if copy else 0)
+    assert source.read_bytes() == MODEL
+    assert store.list_models() == [] and not list(store.local_dir().iterdir())
+
+
+def test_import_split(home: Path) -> None:
+    """All parts come along, whichever is named; a missing one is refused."""
+    parts = split_gguf(300_000, 2)
+    for name, content in parts.items():
+        (home / name).write_bytes(content)
+    model = store.import_file(home / list(parts)[1], copy=True, name="local/Big")
+    assert model.name == "local/big" and model.n_parts == 2 and model.complete
+    (home / next(iter(parts))).unlink()
+    with pytest.raises(NotFound):
+        store.import_file(home / list(parts)[1], copy=True, name="other")
+
+
+def test_import_refuses(home: Path) -> None:
+    """No model, a name that leads elsewhere, a source that is not there: refused, and nothing is left behind."""
+    page = home / "page.gguf"
+    page.write_text("<html>sign in</html>")
+    good = home / "good.gguf"
+    good.write_bytes(MODEL)
+    with pytest.raises(BadModel, match="HTML"):
+        store.import_file(page, copy=True)
+    with pytest.raises(NotFound):
+        store.import_file(home / "none.gguf", copy=True)
+    for name in ("../x", "a/b", "", ".hidden", "x" * 200):
+        if name:
+            with pytest.raises(UsageError):
+                store.import_file(good, copy=True, name=name)
+    assert store.list_models() == []
+
+
+def test_verify_imported(home: Path) -> None:
+    """A damaged copy is set aside; a damaged file behind a link is the user's: only our name for it goes."""
+    source = home / "good.gguf"
+    source.write_bytes(MODEL)
+    copied = store.import_file(source, copy=True, name="copied")
+    linked = store.import_file(source, copy=False, name="linked")
+    assert store.verify([linked])[0].ok is None
+    assert json.loads((linked.path.parent / ".import.json").read_text())["from"] == [str(source)]
+    source.write_bytes(MODEL[:-1] + b"x")
+    copied.path.write_bytes(MODEL[:-1] + b"x")
+    assert [verdict.ok for verdict in store.verify([copied, linked])] == [False, False]
+    assert source.exists()
+    assert store.list_models() == []
