@@ -1,7 +1,7 @@
 """Everything that a pull must survive, at length, with its figures: `python scripts/fault_pull.py [--only WORD]`.
 
 Real processes pull from the loopback hub of the tests while they are killed, interrupted, cut off and lied to. Prints a
-markdown table, one line per fault; exit 1 if a line misses its bar. Takes about six minutes on two cores.
+markdown table, one line per fault; exit 1 if a line misses its bar. Takes about four minutes on two cores.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from llmrun import quants
@@ -74,7 +76,8 @@ def stored(reference: str) -> list[StoredModel]:
     return found
 
 
-def names_by_repo() -> dict[str, str]:
+@cache
+def _names_by_repo() -> dict[str, str]:
     """Repositories (in lower case) with the short names that the catalog has for them; empty if that can't be read."""
     from llmrun import catalog
     from llmrun.cli import screen
@@ -90,14 +93,26 @@ def names_by_repo() -> dict[str, str]:
     return found
 
 
-def typed_name(model: StoredModel | Leftover, short: dict[str, str] | None = None) -> str:
+def typed_names(models: Sequence[StoredModel]) -> list[str]:
+    """The `typed_name` of each, or the file's where two different files would have the same."""
+    names = [typed_name(model) for model in models]
+    files: dict[str, set[str]] = {}
+    for name, model in zip(names, models, strict=True):
+        files.setdefault(name, set()).add(model.file)
+    return [
+        name if len(files[name]) == 1 else f"hf://{model.repo}/{model.file}"
+        for name, model in zip(names, models, strict=True)
+    ]
+
+
+def typed_name(model: StoredModel | Leftover) -> str:
     """What to type for exactly this model: the short name with the level if the catalog has one."""
     if model.repo.startswith(_LOCAL):
         return model.repo
     quant = getattr(model, "quant", None) or quants.quant_of(model.file or "")
     if quant is None:
         return f"hf://{model.repo}/{model.file}" if model.file else model.repo
-    return f"{(short or {}).get(model.repo.lower(), model.repo)}:{quant}"
+    return f"{_names_by_repo().get(model.repo.lower(), model.repo)}:{quant}"
 
 
 def remote_header(resolved: Resolved) -> Header:

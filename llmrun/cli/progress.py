@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _DELAY_S = 0.3
 _LINE_EVERY_S = 0.5
+_BAR_WIDTH = 16
+_NUMBERS_WIDTH = _BAR_WIDTH + 52
+"""What stands behind the description at its longest; on a narrow terminal the description gives way."""
+_NARROWEST = 10
 
 
 class Bytes:
@@ -53,7 +57,10 @@ class Bytes:
             if time.monotonic() - self._begin_s < _DELAY_S or done >= self._total:
                 return
             self._progress = _rich_progress()
-            self._task = self._progress.add_task(screen.harmless(self._what), total=self._total, completed=self._first)
+            what = screen.harmless(self._what)
+            room = max(_NARROWEST, self._progress.console.width - _NUMBERS_WIDTH)
+            what = what if len(what) <= room else what[: room - 1] + "…"
+            self._task = self._progress.add_task(what, total=self._total, completed=self._first)
             self._progress.start()
         self._progress.update(self._task, completed=done)
 
@@ -88,6 +95,7 @@ def teller(quiet: bool) -> Callable[[str], None]:
 def _rich_progress() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Numbers(ProgressColumn):
@@ -99,12 +107,13 @@ def _rich_progress() -> Progress:
                 parts.append(f"{size(task.speed)}/s")
             if task.time_remaining:
                 parts.append(f"{duration(task.time_remaining)} left")
-            return Text(" · ".join(parts))
+            return Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        Numbers(),
-        console=Console(stderr=True),
+        BarColumn(bar_width=_BAR_WIDTH if console.width >= 80 else _BAR_WIDTH // 2),
+        Numbers(Column(no_wrap=True)),
+        console=console,
         transient=True,
     )

@@ -13,6 +13,7 @@ import typer
 
 from llmrun.cli import options, screen
 from llmrun.cli.options import LOAD, SAMPLING
+from llmrun.cli.pull import fetch_with_progress
 from llmrun.config import LoadConfig, SamplingConfig, parse_logit_bias
 from llmrun.errors import NotFound, UsageError
 from llmrun.units import bandwidth, count, duration, rate, size
@@ -85,7 +86,7 @@ def run(
 
     from llmrun.models import find_model
 
-    found = find_model(model)
+    found = find_model(model, fetch=fetch_with_progress(quiet))
     asked = as_asked(found, text, system, raw=raw)
 
     from llmrun.engine.client import Engine

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmrun import quants
 from llmrun.cli import lookup, options, progress, screen, table
 from llmrun.cli.table import Column
 from llmrun.errors import IntegrityError, UsageError
@@ -39,11 +40,10 @@ def list_(
     rows = _catalog_rows() if catalog else _stored_rows()
     rows = [row for row in rows if all(word in _searched(row) for word in wanted)]
     if as_json:
-        screen.out_json(rows)
+        screen.out_json([_json_row(row) for row in rows])
     elif names_only:
-        for row in rows:
-            if row.get("state", "complete") == "complete":
-                screen.out(screen.harmless(row["name"]) + "\n")
+        names = (row["name"] for row in rows if row.get("state", "complete") == "complete")
+        screen.out("".join(screen.harmless(name) + "\n" for name in names))
     elif catalog:
         table.show(_CATALOG_COLUMNS, map(_catalog_cells, rows))
     else:
@@ -68,11 +68,11 @@ _STORED_COLUMNS = (
 def _stored_rows() -> list[dict[str, Any]]:
     from llmrun import store
 
-    short = lookup.names_by_repo()
     state = store.State()
     rows = [_tiny_row(state)]
-    rows += [_model_row(model, lookup.typed_name(model, short)) for model in store.list_models(state=state)]
-    rows += [_leftover_row(item, lookup.typed_name(item, short)) for item in store.list_leftovers(state=state)]
+    models = store.list_models(state=state)
+    rows += [_model_row(model, name) for model, name in zip(models, lookup.typed_names(models), strict=True)]
+    rows += [_leftover_row(item, lookup.typed_name(item)) for item in store.list_leftovers(state=state)]
     return rows
 
 
@@ -90,7 +90,7 @@ def _tiny_row(state: Any) -> dict[str, Any]:
         "size": path.stat().st_size,
         "parameters": header.n_params,
         "architecture": header.architecture,
-        "last_used": _iso(state.last_used().get(name)),
+        "last_used_s": state.last_used().get(name),
         "path": os.fspath(path),
         "where": "part of llmrun",
         "state": "complete",
@@ -110,7 +110,7 @@ def _model_row(model: StoredModel, name: str) -> dict[str, Any]:
         "size": model.size,
         "parameters": model.n_params,
         "architecture": model.architecture,
-        "last_used": _iso(model.last_used_s),
+        "last_used_s": model.last_used_s,
         "path": os.fspath(model.path),
         "where": where if model.complete else f"{where}, {here} of {of} parts",
         "state": "complete" if model.complete else "incomplete",
@@ -131,35 +131,34 @@ def _leftover_row(item: Leftover, name: str) -> dict[str, Any]:
         "name": name,
         "repo": item.repo,
         "file": item.file,
-        "quant": None,
+        "quant": quants.quant_of(item.file or ""),
         "size": item.size,
         "total": item.total,
         "parameters": None,
         "architecture": None,
-        "last_used": None,
+        "last_used_s": None,
         "path": os.fspath(item.path),
         "where": share + _LEFTOVER_WORDS[item.kind],
         "state": item.kind,
     }
 
 
-def _iso(at_s: float | None) -> str | None:
-    """A Unix time as ISO 8601 in UTC, to the second."""
-    return None if at_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
+def _json_row(row: dict[str, Any]) -> dict[str, Any]:
+    """With the Unix time as ISO 8601 in UTC, to the second."""
+    if "last_used_s" not in row:
+        return row
+    at_s = row["last_used_s"]
+    used = None if at_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
+    return {**{key: value for key, value in row.items() if key != "last_used_s"}, "last_used": used}
 
 
 def _stored_cells(row: dict[str, Any], now_s: float) -> list[str]:
-    used = UNKNOWN
-    if row["last_used"]:
-        import calendar
-
-        used = ago(now_s - calendar.timegm(time.strptime(row["last_used"], "%Y-%m-%dT%H:%M:%SZ")))
     return [
         row["name"],
         row["quant"] or UNKNOWN,
         size(row["size"]),
         count(row["parameters"]),
-        used,
+        UNKNOWN if row["last_used_s"] is None else ago(now_s - row["last_used_s"]),
         row["where"],
     ]
 
@@ -188,7 +187,7 @@ _CATALOG_COLUMNS = (
 
 
 def _catalog_rows() -> list[dict[str, Any]]:
-    from llmrun import catalog, quants
+    from llmrun import catalog
 
     rows = []
     for entry in catalog.load().entries:
@@ -260,7 +259,7 @@ def rm(
 def _one_model(name: str) -> list[StoredModel]:
     """The model of this name (more than one: the same file at several commits). Raises `UsageError` if it is vague."""
     found = lookup.stored(name)
-    names = sorted({lookup.typed_name(model) for model in found})
+    names = sorted(set(lookup.typed_names(found)))
     if len(names) > 1:
         raise UsageError(f"'{name}' could be {' or '.join(names)}", hint=f"llmrun rm {names[0]}")
     return found
@@ -368,6 +367,6 @@ def import_(
         for bar in bars:
             bar.close()
     if as_json:
-        screen.out_json(_model_row(model, model.name))
+        screen.out_json(_json_row(_model_row(model, model.name)))
     else:
         screen.out(model.name + "\n")

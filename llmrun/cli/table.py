@@ -13,7 +13,8 @@ from llmrun.cli import screen
 
 _GAP = "  "
 _NARROWEST = 24
-"""Below this a flexible column is not squeezed any further."""
+"""With less room than this, a flexible column's text goes below the row."""
+_INDENT = 4
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,14 @@ class Column:
 def show(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """The table on stdout, in a pipe one line per row, nothing at all without rows."""
     width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else None
-    for line in lines(columns, rows, width):
-        screen.out(line + "\n")
+    screen.out("".join(line + "\n" for line in lines(columns, rows, width)))
 
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Two columns without titles: name and value."""
     columns = (Column(""), Column("", flexible=True))
     width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else None
-    for line in lines(columns, pairs, width)[1:]:
-        screen.out(line + "\n")
+    screen.out("".join(line + "\n" for line in lines(columns, pairs, width)[1:]))
 
 
 def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> list[str]:
@@ -52,11 +51,15 @@ def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
     made: list[str] = []
     for row in cells:
         fixed = _GAP.join(_padded(row[i], widths[i], columns[i].right) for i in range(last))
-        texts = [_padded(row[last], widths[last], columns[last].right)]
-        if width is not None and columns[last].flexible and before + _width(row[last]) > width:
-            texts = textwrap.wrap(row[last], max(_NARROWEST, width - before), break_on_hyphens=False) or [""]
-        made.append((fixed + (_GAP if last else "") + texts[0]).rstrip())
-        made += [" " * before + text for text in texts[1:]]
+        text = _padded(row[last], widths[last], columns[last].right)
+        if width is None or not columns[last].flexible or before + _width(row[last]) <= width:
+            made.append((fixed + (_GAP if last else "") + text).rstrip())
+        elif width - before >= _NARROWEST:
+            first, *more = textwrap.wrap(row[last], width - before, break_on_hyphens=False) or [""]
+            made += [fixed + _GAP + first, *(" " * before + line for line in more)]
+        else:  # too little is left beside the other columns: below them, then
+            wrapped = textwrap.wrap(row[last], max(_NARROWEST, width - _INDENT), break_on_hyphens=False)
+            made += [fixed.rstrip(), *(" " * _INDENT + line for line in wrapped)]
     return made
 
 

@@ -25,6 +25,7 @@ from llmrun.engine.protocol import (
     Prefilled,
     Progress,
     Ready,
+    Rendering,
     Started,
     StopReason,
     Tokens,
@@ -58,7 +59,7 @@ class Limits:
     header_s: float = 60
     header_bytes: int = 4 << 30
     idle_s: float = 300
-    template_s: float = 10
+    template_s: float = 2
     cancel_s: float = 0.5
 
 
@@ -103,12 +104,14 @@ class Generation:
     def _run(self) -> Generator[str]:
         engine = self._engine
         engine.send(self._request)
-        n_prompt = 0
+        n_prompt, rendering = 0, False
         try:
             while self.stop_reason is None:
-                event = engine.receive(None if n_prompt or not self._request.messages else engine.limits.template_s)
+                event = engine.receive(engine.limits.template_s if rendering else None)
                 self.meter.feed(event)
                 match event:
+                    case Rendering():
+                        rendering = not event.done
                     case Started():
                         n_prompt, self.n_ctx, self.buffers = event.n_prompt, event.n_ctx, event.buffers
                     case Prefilled():

@@ -85,6 +85,13 @@ class Loaded:
 
 
 @dataclass
+class Rendering:
+    """Child → parent: the chat template begins (everything it needs is imported), or is done."""
+
+    done: bool
+
+
+@dataclass
 class Started:
     """Child → parent: the request is tokenized and prefill begins.
 
@@ -161,10 +168,12 @@ class Failed:
     numbers: dict[str, int] = field(default_factory=dict)
 
 
-Message = Load | Generate | Cancel | Ready | Progress | Loaded | Started | Prefilled | Tokens | Done | Failed
+Message = (
+    Load | Generate | Cancel | Ready | Progress | Loaded | Rendering | Started | Prefilled | Tokens | Done | Failed
+)
 _TYPES = {
     cls.__name__: cls
-    for cls in (Load, Generate, Cancel, Ready, Progress, Loaded, Started, Prefilled, Tokens, Done, Failed)
+    for cls in (Load, Generate, Cancel, Ready, Progress, Loaded, Rendering, Started, Prefilled, Tokens, Done, Failed)
 }
 
 

@@ -67,9 +67,10 @@ def level_of(text: str) -> str:
         return meant.quant
     from difflib import get_close_matches
 
-    near = get_close_matches(text.upper(), FILE_TYPE_NUMBERS, n=4, cutoff=0.4) or ["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+    near = get_close_matches(text.upper(), FILE_TYPE_NUMBERS, n=3, cutoff=0.4)
+    offered = ", ".join(dict.fromkeys([*near, "Q4_K_M", "Q5_K_M", "Q8_0"]))
     raise UsageError(
-        f"'{printable(text)}' is no level to quantize to; near are {', '.join(near)}", hint="llmrun quantize --help"
+        f"'{printable(text)}' is no level to quantize to; there are {offered} and others", hint="llmrun quantize --help"
     )
 
 

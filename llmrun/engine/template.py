@@ -21,37 +21,48 @@ class TemplateError(Exception):
     """The template could not be rendered; the text says why."""
 
 
-def render(template: str, messages: Sequence[dict[str, str]], *, bos_token: str, eos_token: str) -> str:
-    """The prompt for `messages` (dicts of role and content), ready for the model's answer.
+class Templates:
+    """Renders chat templates, in the environment that Hugging Face's `apply_chat_template` documents.
 
-    The environment is the one that Hugging Face's `apply_chat_template` documents: trimmed blocks, loop controls,
-    `raise_exception`, `strftime_now`, `tojson` without HTML escapes.
+    Blocks are trimmed, `break` and `continue` known; there are `raise_exception`, `strftime_now`, and `tojson` without
+    HTML escapes. Making one imports Jinja.
     """
-    from jinja2 import TemplateError as JinjaError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def raise_exception(text: str) -> None:
-        raise TemplateError(text)
+    def __init__(self) -> None:
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+        self._environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        self._environment.filters["tojson"] = _tojson
+        self._environment.globals["raise_exception"] = _raise_exception
+        self._environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        with _limited_memory():
-            return environment.from_string(template).render(
-                messages=list(messages), add_generation_prompt=True, bos_token=bos_token, eos_token=eos_token
-            )
-    except TemplateError:
-        raise
-    except MemoryError as error:
-        raise TemplateError(f"it wants more than {MEMORY_LIMIT >> 20} MiB") from error
-    except (JinjaError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise TemplateError(f"{type(error).__name__}: {error}") from error
+    def render(self, template: str, messages: Sequence[dict[str, str]], *, bos_token: str, eos_token: str) -> str:
+        """The prompt for `messages` (dicts of role and content), ready for the model's answer.
+
+        Raises `TemplateError`. There is no limit in time here: a loop must be ended from outside.
+        """
+        from jinja2 import TemplateError as JinjaError
+
+        try:
+            with _limited_memory():
+                return self._environment.from_string(template).render(
+                    messages=list(messages), add_generation_prompt=True, bos_token=bos_token, eos_token=eos_token
+                )
+        except MemoryError as error:
+            raise TemplateError(f"it wants more than {MEMORY_LIMIT >> 20} MiB") from error
+        except (JinjaError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
+
+
+def _raise_exception(text: str) -> None:
+    raise TemplateError(text)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from llmrun.engine.protocol import (
     Prefilled,
     Progress,
     Ready,
+    Rendering,
     Started,
     StopReason,
     Tokens,
@@ -239,7 +240,7 @@ class Worker:
             if not tokens:
                 raise RequestFailed("usage", "the prompt is empty and this model has no token to begin with")
             return list(tokens)
-        from llmrun.engine.template import TemplateError, render, without_system
+        from llmrun.engine.template import TemplateError, Templates, without_system
 
         template = self.llama.llama_model_chat_template(self.model, None)
         if template is None:
@@ -247,17 +248,20 @@ class Worker:
         bos = self.vocab.special_text("bos")
         source = template.decode(errors="replace")
         tokens = {"bos_token": bos, "eos_token": self.vocab.special_text("eos")}
+        templates = Templates()
+        self.outbox.send(Rendering(done=False))
         try:
             try:
-                text = render(source, request.messages, **tokens)
+                text = templates.render(source, request.messages, **tokens)
             except TemplateError:
                 # Some templates know no system role: what it says then goes before the user's first words.
                 merged = without_system(request.messages)
                 if merged == request.messages:
                     raise
-                text = render(source, merged, **tokens)
+                text = templates.render(source, merged, **tokens)
         except TemplateError as error:
             raise RequestFailed("model", f"its chat template fails: {error}") from error
+        self.outbox.send(Rendering(done=True))
         # Where the vocabulary adds BOS by itself, a template's own would be the second.
         if self.vocab.adds_bos and bos:
             text = text.removeprefix(bos)

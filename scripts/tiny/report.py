@@ -60,7 +60,8 @@ were busy with other work as well, and {cpu_minutes:.0f} minutes of CPU time.
 |---:|---:|---:|---:|
 {curve}
 
-Held-out perplexity of the exported file, measured through llama.cpp on {n_held} documents of each kind: **{ppl_stories:.2f}** on
+The held-out texts are {n_held} stories and {n_held} conversations from another seed. Perplexity of the exported file on them, through
+llama.cpp: **{ppl_stories:.2f}** on
 stories and **{ppl_chat:.2f}** on the answers of conversations. (A grammar chooses at random, so neither can reach 1: the text
 itself is not predictable.)
 
