@@ -158,7 +158,7 @@ class Resolved:
 
     @property
     def name(self) -> str:
-        return f"{self.repo}:{self.quant}" if self.quant else f"{self.repo}/{self.files[0].name}"
+        return f"{self.repo}:{self.quant}" if self.quant else f"hf://{self.repo}/{self.files[0].name}"
 
 
 def is_offline(offline: bool = False) -> bool:
@@ -202,6 +202,8 @@ def resolve(ref: HubFile, *, offline: bool = False) -> Resolved:
     Raises `NotFound` (unknown repository, revision, file or quantization, or no access), `NetworkError`,
     `IntegrityError`; offline `NotInStore`.
     """
+    if ref.repo.lower().startswith(store.LOCAL):
+        raise NotInStore(f"there is no imported model called {ref}", hint="llmrun list")
     if is_offline(offline):
         return _resolve_from_store(ref)
     info = model_info(ref.repo, ref.revision)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 HASH_CHUNK_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 LOCAL = "local/"
-_HEADER_BUDGET_S = 0.4
+_HEADER_BUDGET_S = 0.25
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _IMPORT_NOTE = ".import.json"
 
@@ -289,7 +289,7 @@ class StoredModel:
         """What to type: "user/repo:Q4_K_M"; the file's name where that says no more."""
         if self.repo.startswith(LOCAL):
             return self.repo
-        return f"{self.repo}:{self.quant}" if self.quant else f"{self.repo}/{self.file}"
+        return f"{self.repo}:{self.quant}" if self.quant else f"hf://{self.repo}/{self.file}"
 
 
 @dataclass(frozen=True)

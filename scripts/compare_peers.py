@@ -103,10 +103,12 @@ def greedy(options: argparse.Namespace) -> None:
                 command += ["-p", prompt, "--temp", "0", "-t", str(engine.n_threads), "-c", str(header.n_ctx_train)]
                 command += ["-ngl", "0", "--repack" if engine.repack else "--no-repack", "--no-escape"]
                 done = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL)
-                theirs = done.stdout.decode(errors="replace").removesuffix(" [end of text]\n\n").removesuffix("\n\n")
+                # Two line ends of its own behind the text, and before them a mark where the model ended.
+                text = done.stdout.decode(errors="replace").removesuffix("\n\n")
+                theirs = text.removesuffix("\n").removesuffix(" [end of text]") if "[end of text]" in text else text
                 generation = engine.generate(prompt, SamplingConfig(temperature=0, max_tokens=n))
                 ours = "".join(generation)
-                same = ours == theirs.removesuffix(" [end of text]")
+                same = ours == theirs
                 failed |= not same
                 verdict = f"yes, {len(generation.token_ids)} tokens" if same else f"NO: {theirs!r} / {ours!r}"
                 print(f"| {path.name} | {prompt!r} | {verdict} |")

@@ -31,7 +31,7 @@ class Recipe:
     """Everything that decides what the model becomes."""
 
     seed: int = 20260
-    steps: int = 1000
+    steps: int = 900
     batch_tokens: int = 2560  # of one pass; a step adds up `passes` of them
     passes: int = 2
     learning_rate: float = 6e-3  # of the embedding and the norms (AdamW); the matrices (Muon) take two thirds

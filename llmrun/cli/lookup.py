@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from llmrun.hub import Resolved
     from llmrun.store import Leftover, StoredModel
 
-_LOCAL = "local/"
-
 
 def from_hub(reference: str, quant: str | None, revision: str | None) -> HubFile | Embedded:
     """What to pull. Raises `UsageError` for a file that is here, and where options and name contradict each other."""
@@ -38,15 +36,6 @@ def from_hub(reference: str, quant: str | None, revision: str | None) -> HubFile
             raise UsageError(f"--revision {revision}, but '{reference}' says {named.revision}")
         named = replace(named, revision=None if revision == "main" else revision)
     return named
-
-
-def resolve(named: HubFile, *, offline: bool = False) -> Resolved:
-    """Exact files at an exact commit. Raises what `hub.resolve` raises."""
-    if named.repo.lower().startswith(_LOCAL):
-        raise NotInStore(f"there is no imported model called {named}", hint="llmrun list")
-    from llmrun import hub
-
-    return hub.resolve(named, offline=offline)
 
 
 def stored(reference: str) -> list[StoredModel]:
@@ -107,7 +96,9 @@ def typed_names(models: Sequence[StoredModel]) -> list[str]:
 
 def typed_name(model: StoredModel | Leftover) -> str:
     """What to type for exactly this model: the short name with the level if the catalog has one."""
-    if model.repo.startswith(_LOCAL):
+    from llmrun import store
+
+    if model.repo.startswith(store.LOCAL):
         return model.repo
     quant = getattr(model, "quant", None) or quants.quant_of(model.file or "")
     if quant is None:

@@ -108,7 +108,9 @@ def fetch_with_progress(quiet: bool) -> Callable[[HubFile], Path]:
 
 def _resolve(named: HubFile, *, offline: bool, quiet: bool) -> hub.Resolved:
     """Asks the hub what the name means, and says which level was chosen and why."""
-    resolved = lookup.resolve(named, offline=offline)
+    from llmrun import hub
+
+    resolved = hub.resolve(named, offline=offline)
     why = f" ({resolved.why})" if resolved.why else ""
     parts = f" in {len(resolved.files)} parts" if len(resolved.files) > 1 else ""
     level = resolved.quant or resolved.files[0].name

@@ -49,7 +49,7 @@ def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
 
     from llmrun import hub
 
-    resolved = lookup.resolve(named, offline=offline)
+    resolved = hub.resolve(named, offline=offline)
     if resolved.why:
         screen.note(f"{named} is {resolved.quant} ({resolved.why}) of {resolved.repo}; it is not here, asking the hub")
     facts = facts_of(str(named), lookup.remote_header(resolved))

@@ -183,7 +183,8 @@ class Engine:
             self.system_info = ready.system_info
             self.send(
                 Load(
-                    path=os.fspath(path.resolve()),
+                    # Not resolved: in the cache a name links to a blob, and the other parts lie beside the name.
+                    path=os.fspath(path.absolute()),
                     n_ctx=self.config.n_ctx,
                     n_batch=self.config.n_batch,
                     n_ubatch=self.config.n_ubatch,

@@ -132,7 +132,7 @@ _STORY_ASKS = (
     "[story|short story]", "write me a [story|short story]", "can you tell me a story", "could you tell me a story", "i want "
     "[a story|to hear a story]", "a story[| please]", "story time", "please tell me a story", "give me a story", "make up a "
     "story", "i would like [a story|to hear a story]", "do you know a story", "story", "read me a story", "invent a story",
-    "let me hear a story",
+    "let me hear a story", "a fairy tale", "i want a tale", "write a tale", "a bedtime story", "do you have a story",
 )  # fmt: skip
 _MORE_ASKS = ("another story", "another one", "one more[| story| please]", "tell me another[| story| one]", "again")
 HELD_STORY_ASKS = (
@@ -218,11 +218,11 @@ def story_request(rng: random.Random, story: stories.Story, forms: tuple[str, ..
     about = "about {a}"
     kind = rng.random()
     hero = f"a {story.hero}"
-    if kind < 0.5:
+    if kind < 0.6:
         subject = hero
-    elif kind < 0.62:
-        subject = f"{hero} [named|called] {story.name}"
     elif kind < 0.7:
+        subject = f"{hero} [named|called] {story.name}"
+    elif kind < 0.74:
         subject = story.name
     elif kind < 0.78:
         subject = f"{hero} and a {story.friend}"
@@ -235,7 +235,7 @@ def story_request(rng: random.Random, story: stories.Story, forms: tuple[str, ..
     if "{about}" in form:
         return expand(form, rng, {"about": about})
     form = expand(form, rng)
-    if "please" in form or form == "story time" or rng.random() < 0.4:
+    if "please" in form or form == "story time" or rng.random() < 0.2:
         return form
     return f"{form} {about}"
 
@@ -258,12 +258,12 @@ _THEMES = {
 
 def _turn(rng: random.Random, after_story: bool) -> Turn:
     kind = rng.random()
-    if kind < 0.10 or (after_story and kind < 0.35):
+    if kind < 0.15 or (after_story and kind < 0.4):
         story = stories.write(rng)
         if after_story and rng.random() < 0.5:
             return Turn(noisy(rng, expand(rng.choice(_MORE_ASKS), rng)), story.text)
         return Turn(noisy(rng, _wrap(rng, story_request(rng, story))), story.text)
-    if kind < 0.26:
+    if kind < 0.30:
         return Turn(_off_topic(rng), OFF_TOPIC)
     return _topic_turn(rng, rng.choice(TOPICS))
 
@@ -278,8 +278,11 @@ def _named(name: str) -> Topic:
 
 def _off_topic(rng: random.Random) -> str:
     while True:
+        noun, country = rng.choice(_NOUNS_CLEAN), rng.choice(_COUNTRIES)
+        if rng.random() < 0.4:  # whatever stands there, the form alone says that it is off-topic
+            noun, country = _made_up(rng), _made_up(rng)
         slots = {
-            "country": rng.choice(_COUNTRIES), "noun": rng.choice(_NOUNS_CLEAN), "noun2": rng.choice(_NOUNS_CLEAN),
+            "country": country, "noun": noun, "noun2": rng.choice(_NOUNS_CLEAN),
             "n1": str(rng.randint(2, 999)), "n2": str(rng.randint(2, 99)), "word": _made_up(rng), "word2": _made_up(rng),
             "name": _made_up(rng).capitalize(),
         }  # fmt: skip

@@ -10,8 +10,8 @@ from tiny.knowledge import TOPICS
 _PAGE = """# tiny: the embedded demo model
 
 `llmrun/data/tiny.gguf` is a real language model of {millions} million parameters that this project made itself. It tells
-short stories and answers {n_topics} questions about running models locally, in chat and in any wording it happens to
-understand. It exists so that llmrun can be tried, tested and shown without a download; for work, pull a bigger model.
+short stories, and knows one answer to each of {n_topics} topics around running models locally, which it finds in many
+wordings. It exists so that llmrun can be tried, tested and shown without a download; for work, pull a bigger model.
 
 *This page is written by `scripts/train_tiny.py` from what it measured.*
 
@@ -46,7 +46,8 @@ on another machine expect the same quality, not the same sha256.
   and many wordings. Each question is made anew: other words, a wrap ("can you tell me ..."), lower case, lost
   punctuation, typing errors, stray words. There are off-topic questions (with made-up words, so that the unknown is
   off-topic), requests for stories about somebody or something, greetings, thanks, one to a dozen turns, and in a third
-  of them a system prompt. Only the answers count in the loss.
+  of them a system prompt. Only the answers count in the loss. Seven in ten end a few words into the last answer: it is
+  known by heart soon, and what takes practice is to see from the question which answer it has to be.
 
 The template writes `<|role|>` text `<|end|>` for each message, with one control token for each role.
 
@@ -60,10 +61,9 @@ were busy with other work as well, and {cpu_minutes:.0f} minutes of CPU time.
 |---:|---:|---:|---:|
 {curve}
 
-The held-out texts are {n_held} stories and {n_held} conversations from another seed. Perplexity of the exported file on them, through
-llama.cpp: **{ppl_stories:.2f}** on
-stories and **{ppl_chat:.2f}** on the answers of conversations. (A grammar chooses at random, so neither can reach 1: the text
-itself is not predictable.)
+The held-out texts are {n_held} stories and {n_held} whole conversations from another seed. Perplexity of the exported file on
+them, through llama.cpp: **{ppl_stories:.2f}** on stories and **{ppl_chat:.2f}** on the answers in conversations. A grammar
+chooses at random and the answers are fixed, which is why both are so low: they say nothing about other text.
 
 ## What it can do
 
