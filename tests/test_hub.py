@@ -267,11 +267,11 @@ def test_kill_9_and_resume(bench: Bench) -> None:
         assert len(bench.partials()) <= 1
         assert bench.listed() == []
     bench.hub.faults.throttle_bps = 0
-    sent = bench.hub.seen["cdn"].bytes
     resumed = sum(path.stat().st_size for path in bench.partials())
     assert resumed > 0
     assert bench.pull().exit == 0
-    assert bench.hub.seen["cdn"].bytes - sent == size - resumed
+    # Of the bytes sent nothing can be said: what the killed clients' connections still carry is counted late.
+    assert bench.hub.seen["cdn"].ranges[-1] == f"bytes={resumed}-{size - 1}"
     assert bench.listed() == [f"{REPO}:Q4_K_M"]
 
 

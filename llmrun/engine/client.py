@@ -192,6 +192,7 @@ class Engine:
                     n_threads_batch=self.config.n_threads_batch or threads,
                     flash_attn=self.config.flash_attn,
                     repack=self.repack,
+                    has_template=header.chat_template is not None,
                 )
             )
             self.loaded = self._load(on_progress)

@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 @dataclass
 class Load:
-    """Parent → child: load the model. Every value has passed `config.py`; `repack` is decided."""
+    """Parent → child: load the model. Every value has passed `config.py`; `repack` is decided.
+
+    `has_template` lets the child import what renders chat templates while the weights load.
+    """
 
     path: str
     n_ctx: int
@@ -23,6 +26,7 @@ class Load:
     n_threads_batch: int
     flash_attn: str
     repack: bool
+    has_template: bool
 
 
 @dataclass
