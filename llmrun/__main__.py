@@ -14,13 +14,15 @@ from llmrun import __version__
 def main() -> NoReturn:
     _open_closed_streams()
     signal.signal(signal.SIGTERM, _terminated)
-    if sys.argv[1:] == ["--version"]:  # needs none of the command line's machinery
-        print(f"llmrun {__version__}")
-        sys.exit(0)
     try:
-        from llmrun.cli.app import run
+        if sys.argv[1:] == ["--version"]:  # needs none of the command line's machinery
+            from llmrun.cli import screen
 
-        code = run()
+            code = screen.guarded(lambda: screen.out(f"llmrun {__version__}\n"))
+        else:
+            from llmrun.cli.app import run
+
+            code = run()
     except KeyboardInterrupt:
         code = 130
     _leave(code)
@@ -44,13 +46,12 @@ def _terminated(signum: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit without Python's own complaint about a pipe or a disk that is gone."""
+    """Exit without Python's own complaint about a stream that is gone. All data was written by `screen.out` before."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream:
                 stream.flush()
         except (OSError, ValueError):
-            code = code or 141
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 

@@ -28,8 +28,18 @@ MAX_SEED = (1 << 32) - 2  # 2^32 - 1 is llama.cpp's word for "pick one"
 
 def _within(option: str, value: float, low: float, high: float) -> None:
     """Raise `UsageError` unless low <= value <= high; NaN is in no range."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{option}: {value!r} is no number", hint="llmrun run --help")
     if not low <= value <= high:
-        raise UsageError(f"{option}: {value:g} is outside {low:g} to {high:g}", hint="llmrun run --help")
+        shown = "a number of that size" if isinstance(value, int) and abs(value) > 1e15 else value
+        raise UsageError(f"{option}: {shown} is outside {low} to {high}", hint="llmrun run --help")
+
+
+def _whole_within(option: str, value: float, low: int, high: int) -> None:
+    """The same for a whole number: 2.5 tokens are never reached, and ctypes would refuse them too late."""
+    if not isinstance(value, int):
+        raise UsageError(f"{option}: {value!r} is no whole number", hint="llmrun run --help")
+    _within(option, value, low, high)
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -61,13 +71,13 @@ class LoadConfig:
     repack: AutoOnOff = "auto"
 
     def __post_init__(self) -> None:
-        _within("-c/--ctx-size", self.n_ctx, 0, MAX_CTX)
-        _within("-b/--batch-size", self.n_batch, 1, MAX_BATCH)
-        _within("-ub/--ubatch-size", self.n_ubatch, 1, MAX_BATCH)
+        _whole_within("-c/--ctx-size", self.n_ctx, 0, MAX_CTX)
+        _whole_within("-b/--batch-size", self.n_batch, 1, MAX_BATCH)
+        _whole_within("-ub/--ubatch-size", self.n_ubatch, 1, MAX_BATCH)
         if self.n_threads is not None:
-            _within("-t/--threads", self.n_threads, 1, MAX_THREADS)
+            _whole_within("-t/--threads", self.n_threads, 1, MAX_THREADS)
         if self.n_threads_batch is not None:
-            _within("-tb/--threads-batch", self.n_threads_batch, 1, MAX_THREADS)
+            _whole_within("-tb/--threads-batch", self.n_threads_batch, 1, MAX_THREADS)
         _one_of("-fa/--flash-attn", self.flash_attn, ("auto", "on", "off"))
         _one_of("--repack", self.repack, ("auto", "on", "off"))
 
@@ -108,21 +118,23 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         for token, bias in self.logit_bias.items():
-            _within("--logit-bias (token)", token, 0, (1 << 31) - 1)
+            _whole_within("--logit-bias (token)", token, 0, (1 << 31) - 1)
             if bias != -math.inf:
                 _within("--logit-bias (bias)", bias, -1e6, 1e6)
-        _within("--repeat-last-n", self.repeat_last_n, -1, MAX_CTX)
+        _whole_within("--repeat-last-n", self.repeat_last_n, -1, MAX_CTX)
         _within("--repeat-penalty", self.repeat_penalty, 0.01, 100)
         _within("--presence-penalty", self.presence_penalty, -100, 100)
         _within("--frequency-penalty", self.frequency_penalty, -100, 100)
-        _within("--top-k", self.top_k, 0, 1 << 24)
+        _whole_within("--top-k", self.top_k, 0, 1 << 24)
         _within("--typical", self.typical_p, 0.0, 1)
         _within("--top-p", self.top_p, 0.0, 1)
         _within("--min-p", self.min_p, 0.0, 1)
         _within("--temp", self.temperature, 0, 100)
         if self.seed is not None:
-            _within("--seed", self.seed, 0, MAX_SEED)
-        _within("-n/--n-predict", self.max_tokens, -1, MAX_CTX)
+            _whole_within("--seed", self.seed, 0, MAX_SEED)
+        _whole_within("-n/--n-predict", self.max_tokens, -1, MAX_CTX)
+        if isinstance(self.stop, str):  # type: ignore[unreachable]  # a str is a sequence of str, one letter each
+            raise UsageError(f"stop: a tuple of texts is wanted, such as ({self.stop!r},)")
         if any(not text for text in self.stop):
             raise UsageError("--stop: an empty text would end every answer at once", hint="llmrun run --help")
 

@@ -8,6 +8,7 @@ mixture of experts many times over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmrun.gguf import Header, TensorInfo
@@ -17,27 +18,73 @@ _LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd
 
 
 @dataclass(frozen=True)
+class KvReads:
+    """Keys and values of the layers that look equally far back.
+
+    Attributes:
+        bytes_per_token: of all these layers together.
+        window: tokens that they look back (sliding window); None is all.
+    """
+
+    bytes_per_token: int
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class DecodeReads:
     """Bytes read to decode one token.
 
     Attributes:
         weight_bytes: weights, the same for every token.
-        kv_bytes_per_token: keys and values, for each token that is already in the context; None where the header
-            does not tell (recurrent and latent-attention models keep something else).
+        kv: keys and values; None where the header does not tell (recurrent and latent-attention models keep something
+            else, some architectures keep their windows to themselves).
     """
 
     weight_bytes: int
-    kv_bytes_per_token: int | None
+    kv: tuple[KvReads, ...] | None
 
-    def at_depth(self, n_past: int) -> int:
+    def at_depth(self, n_past: int) -> int | None:
         """Bytes read to decode a token behind `n_past` others."""
-        return self.weight_bytes + n_past * (self.kv_bytes_per_token or 0)
+        if self.kv is None:
+            return None
+        return self.weight_bytes + sum(
+            part.bytes_per_token * (n_past if part.window is None else min(n_past, part.window)) for part in self.kv
+        )
 
 
 def decode_reads(header: Header) -> DecodeReads:
     tied = header.tensor("output.weight") is None
     weights = sum(_read_of(tensor, header, tied=tied) for tensor in header.tensors)
-    return DecodeReads(weights, kv_bytes_per_token(header))
+    return DecodeReads(weights, _kv_reads(header))
+
+
+# Architectures whose header names a window: every n-th layer looks back all the way, the others no further than it.
+# From the loaders of llama.cpp (src/models/*.cpp, set_swa_pattern). Others with a window say in the header which layers
+# have it, or it stays unknown. The second kind never uses one, whatever the header says.
+_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2}
+_NO_WINDOW = frozenset({"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi3", "mistral3"})
+
+
+def _kv_reads(header: Header) -> tuple[KvReads, ...] | None:
+    per_layer = _kv_bytes_per_layer(header, 2)
+    if per_layer is None:
+        return None
+    window = header.hparam("attention.sliding_window")
+    if not isinstance(window, int) or window <= 0 or header.architecture in _NO_WINDOW:
+        return (KvReads(sum(per_layer)),)
+    slides = _sliding_layers(header, len(per_layer))
+    if slides is None:
+        return None
+    windowed = sum(n for n, slide in zip(per_layer, slides, strict=True) if slide)
+    return KvReads(sum(per_layer) - windowed), KvReads(windowed, window)
+
+
+def _sliding_layers(header: Header, n_layer: int) -> list[bool] | None:
+    pattern = header.hparam("attention.sliding_window_pattern")
+    if isinstance(pattern, Sequence) and not isinstance(pattern, str) and len(pattern) >= n_layer:
+        return [bool(slide) for slide in pattern[:n_layer]]
+    every = pattern if isinstance(pattern, int) and pattern > 0 else _FULL_EVERY.get(header.architecture or "")
+    return None if every is None else [layer % every < every - 1 for layer in range(n_layer)]
 
 
 def _read_of(tensor: TensorInfo, header: Header, *, tied: bool) -> int:
@@ -56,9 +103,14 @@ def kv_bytes_per_token(header: Header, bytes_per_element: float = 2) -> int | No
 
     n_head_kv × (n_embd_head_k + n_embd_head_v) elements per layer with attention.
     """
+    per_layer = _kv_bytes_per_layer(header, bytes_per_element)
+    return None if per_layer is None else sum(per_layer)
+
+
+def _kv_bytes_per_layer(header: Header, bytes_per_element: float) -> list[int] | None:
     if header.hparam("ssm.state_size") is not None or header.hparam("attention.kv_lora_rank") is not None:
         return None
     head_k, head_v = header.n_embd_head_k, header.n_embd_head_v
     if head_k is None or head_v is None or not header.n_head_kv:
         return None
-    return round(sum(header.n_head_kv) * (head_k + head_v) * bytes_per_element)
+    return [round(n * (head_k + head_v) * bytes_per_element) for n in header.n_head_kv]

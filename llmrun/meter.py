@@ -113,7 +113,9 @@ class Meter:
         n_prompt = started.n_prompt if started else 0
         # Gap i computes token i behind the prompt and the i tokens before it.
         read = self._reads
-        read_bytes = sum(read.at_depth(n_prompt + i) for i in range(len(step_s))) if read and step_s else None
+        per_step = [read.at_depth(n_prompt + i) for i in range(len(step_s))] if read else []
+        known = [n for n in per_step if n is not None]
+        read_bytes = sum(known) if known and len(known) == len(step_s) else None
         return Timing(
             load_s=self._loaded.end_s - self._loaded.begin_s if self._loaded else None,
             n_prompt=n_prompt,

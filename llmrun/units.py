@@ -6,27 +6,39 @@ field writes them.
 
 from __future__ import annotations
 
+import math
+
 UNKNOWN = "–"
 
 
-def size(n_bytes: float | None) -> str:
-    """Bytes as B, KiB, MiB or GiB with three significant digits: `size(5_033_165)` is "4.80 MiB"."""
-    if n_bytes is None:
-        return UNKNOWN
-    value, unit = float(n_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 999.5 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.0f} B" if unit == "B" else f"{significant(value)} {unit}"
-
-
 def significant(value: float | None, digits: int = 3) -> str:
-    """A plain decimal with `digits` significant digits and never an exponent: 3.14, 31.4, 314, 3142."""
+    """A plain decimal with `digits` significant digits and never an exponent: 0.0123, 3.14, 31.4, 314, 3142."""
     if value is None:
         return UNKNOWN
-    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 1
-    return f"{value:.{max(0, digits - whole)}f}"
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    if abs(round(value, decimals)) >= 10 ** (digits - decimals):  # 9.996 becomes 10.0, not 10.00
+        decimals -= 1
+    return f"{value:.{max(0, decimals)}f}"
+
+
+def _scaled(value: float, step: float, units: tuple[str, ...]) -> tuple[str, str]:
+    """The value in the largest unit that leaves at least 1 of it, with three digits, and that unit."""
+    for unit in units[:-1]:
+        if abs(value) < 999.5:
+            return significant(value), unit
+        value /= step
+    return significant(value), units[-1]
+
+
+def size(n_bytes: float | None) -> str:
+    """Bytes as B, KiB, MiB, GiB or TiB with three significant digits: `size(5_033_165)` is "4.80 MiB"."""
+    if n_bytes is None:
+        return UNKNOWN
+    if abs(n_bytes) < 999.5:
+        return f"{n_bytes:.0f} B"
+    return " ".join(_scaled(n_bytes / 1024, 1024, ("KiB", "MiB", "GiB", "TiB")))
 
 
 def rate(tokens_per_s: float | None) -> str:
@@ -40,23 +52,18 @@ def bandwidth(bytes_per_s: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as "412 µs", "83 ms", "2.31 s" or "4 min 05 s"."""
+    """Seconds as "412 µs", "83.0 ms", "2.31 s" or "4 min 05 s"."""
     if seconds is None:
         return UNKNOWN
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.0f} µs"
-    if seconds < 1:
-        return f"{significant(seconds * 1e3)} ms"
-    if seconds < 100:
-        return f"{significant(seconds)} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    if seconds < 99.95:
+        return " ".join(_scaled(seconds * 1e6, 1000, ("µs", "ms", "s")))
+    return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
 
 
 def count(n: float | None) -> str:
     """Parameters and tokens as people say them: "1.24 B", "4.10 M", "512"."""
     if n is None:
         return UNKNOWN
-    for divisor, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
-        if abs(n) >= divisor * 0.9995:
-            return f"{significant(n / divisor)}{unit}"
-    return f"{n:.0f}"
+    if abs(n) < 999.5:
+        return f"{n:.0f}"
+    return " ".join(_scaled(n / 1000, 1000, ("K", "M", "B", "T")))

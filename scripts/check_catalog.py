@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Compares every entry of the catalog with the hub, and prints what it found.
 
     scripts/check_catalog.py                    the shipped models.toml against HF_ENDPOINT, one question per entry

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Compares llmrun with llama.cpp's own tools, built from the same commit, and prints Markdown for docs/performance.md.
 
     scripts/compare_peers.py greedy  MODEL...                    same tokens as `llama-completion --temp 0`
@@ -90,7 +89,7 @@ def greedy(options: argparse.Namespace) -> None:
         path = model_file(name)
         header = open_header(path)
         with Engine(path, header, LoadConfig(n_ctx=header.n_ctx_train or 0)) as engine:
-            for prompt in PROMPTS:
+            for prompt, penalty in [*((prompt, 1.0) for prompt in PROMPTS), (PROMPTS[0], 1.3)]:
                 command = [
                     options.peers / "llama-completion",
                     "-m",
@@ -101,17 +100,26 @@ def greedy(options: argparse.Namespace) -> None:
                     str(n),
                 ]
                 command += ["-p", prompt, "--temp", "0", "-t", str(engine.n_threads), "-c", str(header.n_ctx_train)]
-                command += ["-ngl", "0", "--repack" if engine.repack else "--no-repack", "--no-escape"]
+                command += [
+                    "--repeat-penalty",
+                    str(penalty),
+                    "-ngl",
+                    "0",
+                    "--repack" if engine.repack else "--no-repack",
+                    "--no-escape",
+                ]
                 done = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL)
                 # Two line ends of its own behind the text, and before them a mark where the model ended.
                 text = done.stdout.decode(errors="replace").removesuffix("\n\n")
                 theirs = text.removesuffix("\n").removesuffix(" [end of text]") if "[end of text]" in text else text
-                generation = engine.generate(prompt, SamplingConfig(temperature=0, max_tokens=n))
+                generation = engine.generate(
+                    prompt, SamplingConfig(temperature=0, max_tokens=n, repeat_penalty=penalty)
+                )
                 ours = "".join(generation)
                 same = ours == theirs
                 failed |= not same
                 verdict = f"yes, {len(generation.token_ids)} tokens" if same else f"NO: {theirs!r} / {ours!r}"
-                print(f"| {path.name} | {prompt!r} | {verdict} |")
+                print(f"| {path.name} | {prompt!r}{', repeat penalty 1.3' if penalty > 1 else ''} | {verdict} |")
     sys.exit(failed)
 
 

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Quantizes with `llmrun quantize` and with llama-quantize, and compares every byte of every tensor.
 
-    scripts/compare_quantize.py [LEVEL...] [--source FILE] [--peers FOLDER]
+    .venv/bin/python scripts/compare_quantize.py [LEVEL...] [--source FILE] [--peers FOLDER]
 
 Without --source the source is synthetic: BF16, 8 layers, 156 million parameters. Prints a markdown table with the
 seconds of both whole processes; exit 1 where a tensor differs in type, shape or bytes.

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """How long `llmrun --help` and `--version` take, and what scripts/llmrun adds; prints Markdown.
 
 The medians of interleaved starts, beside a bare `python -c pass`.

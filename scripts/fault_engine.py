@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """The engine under fault, at length: prints the figures of docs/reliability.md as Markdown.
 
-    scripts/fault_engine.py [--times 20] [--cycles 500]
+    .venv/bin/python scripts/fault_engine.py [--times 20] [--cycles 500]
 
 Every line is a real `llmrun` with a real child, ended in the middle of what it does.
 """

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Breaks a model's header in thousands of ways and asks: does the reader stop what would kill llama.cpp?
 
     scripts/mutate_headers.py             the reader alone: is every answer a Header or a BadModel, and quickly?

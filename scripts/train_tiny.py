@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Make `llmrun/data/tiny.gguf`, the embedded demo model, from nothing but this folder.
 
     python scripts/train_tiny.py                     write the texts, train, export, evaluate: half an hour on two cores

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ import pytest
 from llmrun import synth
 from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.engine.client import Engine, Limits
-from llmrun.engine.protocol import Buffer
+from llmrun.engine.protocol import Buffer, Cancel, Done, Tokens, decode, encode
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
 from llmrun.gguf import open_header
 from llmrun.models import find_model, open_model
@@ -135,10 +136,19 @@ def test_top_k_one_is_greedy(engine: Engine) -> None:
         assert ask(engine, "Once upon a time", narrow) == greedy, narrow
 
 
-def test_any_utf8_round_trips(engine: Engine) -> None:
-    """Byte fallback: text that the vocabulary has never seen is prompt enough, and what comes back is text."""
-    text = ask(engine, "naïve 🙂 漢字 \u0000 \udcff עברית")
-    text.encode("utf-8")
+@pytest.mark.parametrize("text", ["naïve 🙂 漢字", "עברית \u202e\x00", "\U0010ffff tabs\tand\nlines", "a  b   c"])
+def test_any_utf8_round_trips(engine: Engine, text: str) -> None:
+    """Byte fallback: text that the vocabulary has never seen is tokens, and the same text when they are forced out."""
+    code = (
+        "import sys; from llmrun.engine.native import Vocab, llama; llama.llama_backend_init();"
+        "p = llama.llama_model_default_params(); p.vocab_only = True;"
+        "v = Vocab(llama.llama_model_load_from_file(sys.argv[1].encode(), p));"
+        "ids = v.tokenize(sys.stdin.read(), add_special=False);"
+        "sys.stdout.buffer.write(b''.join(v.piece(i) for i in ids))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(engine.path)], input=text.encode(), capture_output=True)
+    assert done.stdout.decode().removeprefix(" ") == text
+    ask(engine, text).encode("utf-8")
 
 
 def test_invalid_bytes_become_replacement_characters(micro: Path) -> None:
@@ -177,12 +187,18 @@ def test_prompt_longer_than_context(micro: Path) -> None:
         assert ask(engine, "a")  # and the engine lives on
 
 
-def test_context_grows_with_the_prompt(micro: Path) -> None:
-    """Without -c the context is what prompt and answer need, up to what the model was trained on."""
-    with open_file(micro) as engine:
-        with pytest.raises(PromptTooLong, match="the context holds 512"):
-            ask(engine, "b" * 999)
-        assert engine.generate("b" * 300, GREEDY)
+def test_context_grows_with_the_prompt(tmp_path: Path) -> None:
+    """Without -c the context is what prompt and answer need: at least 4096, at most what the model was trained on."""
+    path = tmp_path / "long.gguf"
+    synth.write(path, replace(synth.SHAPES["micro"], n_ctx_train=1 << 13), "Q8_0")
+    with open_file(path) as engine:
+        for n_prompt, n_ctx in ((10, 4096), (6000, 6020), (10, 6020)):
+            generation = engine.generate("b" * (n_prompt - 2), GREEDY)
+            list(generation)
+            assert generation.timing.n_prompt == n_prompt
+            assert generation.n_ctx == max(4096, n_prompt + 20) or generation.n_ctx == n_ctx
+        with pytest.raises(PromptTooLong, match="the context holds 8192"):
+            ask(engine, "b" * 9000)
 
 
 def test_prefill_in_batches_gives_the_same(micro: Path) -> None:
@@ -270,6 +286,90 @@ def test_closing_in_prefill_is_quick(busy: Path) -> None:
     wait_until_gone(pid)
 
 
+def test_leaving_early_does_not_leak_into_the_next(engine: Engine) -> None:
+    """`break` leaves a generation in the middle; the next question gets its own answer."""
+    expected = ask(engine, "The dog")
+    left = engine.generate("Once upon a time", SamplingConfig(temperature=0))
+    for _ in left:
+        break
+    assert ask(engine, "The dog") == expected
+    assert left.stop_reason == "cancelled" and list(left) == []
+
+
+def test_one_generation_at_a_time(engine: Engine) -> None:
+    """A second thread that asks meanwhile is told so, and disturbs nothing."""
+    expected = ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=60))
+    refused: list[LlmrunError] = []
+    inside, tried = threading.Event(), threading.Event()
+
+    def on_prefill(_done: int, _of: int) -> None:  # called while the generation runs
+        inside.set()
+        assert tried.wait(20)
+
+    def intrude() -> None:
+        inside.wait(20)
+        try:
+            ask(engine, "The dog")
+        except LlmrunError as error:
+            refused.append(error)
+        tried.set()
+
+    thread = threading.Thread(target=intrude)
+    thread.start()
+    generation = engine.generate(
+        "Once upon a time", SamplingConfig(temperature=0, max_tokens=60), on_prefill=on_prefill
+    )
+    assert "".join(generation) == expected
+    thread.join()
+    assert [error.exit_code for error in refused] == [2]
+
+
+def test_engine_outlives_the_thread_that_opened_it(micro: Path) -> None:
+    box: list[Engine] = []
+    thread = threading.Thread(target=lambda: box.append(open_file(micro)))
+    thread.start()
+    thread.join()
+    time.sleep(0.5)
+    with box[0] as engine:
+        assert ask(engine, "a")
+
+
+def test_cancel_right_behind_the_request(micro: Path) -> None:
+    """A Cancel that arrives before the request is served is not lost, and costs no engine."""
+    with open_file(micro) as engine:
+        for _ in range(20):
+            generation = engine.generate("b " * 200, SamplingConfig(temperature=0))
+            with engine.turn_of(generation):
+                engine.send(generation._request)
+                engine.send(Cancel())
+                while not isinstance(event := engine.receive(), Done):
+                    pass
+            assert event.stop_reason == "cancelled"
+        assert ask(engine, "a")
+
+
+def test_slow_reader_does_not_slow_the_meter(micro: Path) -> None:
+    """What the reader does with the text is not in the gaps between tokens."""
+    with open_file(micro) as engine:
+        generation = engine.generate("a", SamplingConfig(temperature=0, max_tokens=400, logit_bias={2: -1e5}))
+        for i, _ in enumerate(generation):
+            if i == 0:
+                time.sleep(1.5)
+        assert generation.timing.n_generated == 400
+        assert max(generation.timing.step_s) < 1
+
+
+def test_penalties_see_the_prompt(micro: Path) -> None:
+    """A token of the prompt is penalized from the first step on, as in llama.cpp's own tools."""
+    letter_b = synth.vocabulary(512)[0].index(b"b")
+    favoured = SamplingConfig(temperature=0, max_tokens=1, logit_bias={letter_b: 50.0})
+    with open_file(micro) as engine:
+        for sampling, says_b in ((favoured, True), (replace(favoured, presence_penalty=90.0), False)):
+            generation = engine.generate("bbb", sampling)
+            list(generation)
+            assert (generation.token_ids == [letter_b]) is says_b
+
+
 # -- death ---
 
 
@@ -338,16 +438,23 @@ def test_hung_decode_is_ended(micro: Path) -> None:
         wait_until_gone(engine.pid)
 
 
-def test_template_bomb_is_ended() -> None:
-    """A template that loops for ever is ended at its limit; one that fills memory says so and the engine lives."""
-    from llmrun.engine.template import TemplateError, Templates
-
-    render = Templates().render
-
-    with pytest.raises(TemplateError, match="512 MiB"):
-        render("{{ 'A' * 8000000000 }}", [], bos_token="", eos_token="")
-    with pytest.raises(TemplateError, match="SecurityError|unsafe"):
-        render("{{ ''.__class__.__mro__ }}", [], bos_token="", eos_token="")
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ 'A' * 8000000000 }}", "512 MiB"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ '{0} {1}'.format(1) }}", "IndexError"),
+        ("{{ 'a'.encode('zz') }}", "LookupError"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ raise_exception('not for you') }}", "not for you"),
+    ],
+)
+def test_bad_template_is_said(tmp_path: Path, template: str, words: str) -> None:
+    """A template that fills memory, breaks out or fails is an unusable model, and the engine lives on."""
+    with open_file(with_template(tmp_path, template)) as engine:
+        with pytest.raises(BadModel, match=words):
+            list(engine.generate([{"role": "user", "content": "hello"}]))
+        assert ask(engine, "a")
 
 
 def test_looping_template_is_ended(tmp_path: Path) -> None:
@@ -456,3 +563,28 @@ def test_usage_error_from_the_child(tmp_path: Path, micro: Path) -> None:
 def test_find_model_reads_before_native() -> None:
     model = find_model("TINY")
     assert model.header.architecture == "llama"
+
+
+def test_logit_bias_beyond_the_vocabulary(micro: Path) -> None:
+    with open_file(micro) as engine, pytest.raises(UsageError, match="no token 99999999, the vocabulary has 512"):
+        ask(engine, "a", SamplingConfig(logit_bias={99_999_999: 1.0}))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"[]", b"{}", b"nonsense", b'{"Evil": {}}'),
+        b'{"Tokens": {"ids": "x", "at_s": [1], "text": ""}}',
+        b'{"Tokens": {"ids": [true], "at_s": [1], "text": ""}}',
+        b'{"Done": {"stop_reason": "bored", "peak_rss_bytes": 1, "rss_bytes": 1, "anonymous_bytes": 1}}',
+    ],
+)
+def test_what_is_no_message(line: bytes) -> None:
+    """Only messages of ours, with fields of the right types, come out of a line."""
+    with pytest.raises(ValueError, match="not a message"):
+        decode(line)
+
+
+def test_messages_survive_the_pipe() -> None:
+    for message in (Tokens([1, 2], [0.5, 0.75], "\u2028 text\n"), Done("end", 1, None, 3), Cancel()):
+        assert decode(encode(message).removesuffix(b"\n")) == message

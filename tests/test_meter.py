@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmrun import synth
 from llmrun.engine.protocol import Done, Loaded, Prefilled, Started, Tokens
-from llmrun.footprint import DecodeReads, decode_reads, kv_bytes_per_token
-from llmrun.gguf import open_header
+from llmrun.footprint import DecodeReads, KvReads, decode_reads, kv_bytes_per_token
+from llmrun.gguf import Header, open_header
 from llmrun.meter import Meter, nearest_rank
 
 
@@ -59,7 +61,7 @@ def test_one_token_has_no_rate() -> None:
 
 def test_bytes_read() -> None:
     """Three gaps behind a prompt of 10 read the weights three times and 10, 11 and 12 tokens of KV."""
-    timing = metered([100.6, 100.7, 100.8, 100.9], reads=DecodeReads(1000, 8)).timing()
+    timing = metered([100.6, 100.7, 100.8, 100.9], reads=DecodeReads(1000, (KvReads(8),))).timing()
     assert timing.read_bytes == 3 * 1000 + 8 * (10 + 11 + 12)
     assert timing.read_bytes_per_s == pytest.approx(3264 / 0.3)
 
@@ -87,7 +89,7 @@ def test_reads_of_a_dense_model(tmp_path: Path) -> None:
     output = 256 * 512 * 2
     reads = reads_of(tmp_path, shape, "F16")
     assert reads.weight_bytes == attention + feed_forward + norms + output + 256 * 2
-    assert reads.kv_bytes_per_token == 1 * 2 * (64 + 64) * 2
+    assert reads.kv == (KvReads(1 * 2 * (64 + 64) * 2),)
     assert reads.at_depth(100) == reads.weight_bytes + 100 * 512
 
 
@@ -108,10 +110,51 @@ def test_reads_of_a_mixture(tmp_path: Path) -> None:
     assert reads_of(tmp_path, shape, "F16").weight_bytes == experts // 4 + attention + f32 + output
 
 
-def test_kv_unknown_for_latent_attention(tmp_path: Path) -> None:
-    """Where the header can't tell what is kept, it is unknown and not guessed."""
-    path = tmp_path / "m.gguf"
-    synth.write(path, synth.SHAPES["micro"], "F16")
+def header_with(folder: Path, arch: str, **hparams: Any) -> Header:
+    """The micro shape's header under another architecture's name, with more hyperparameters."""
+    path = folder / "m.gguf"
+    synth.write(path, synth.Shape(6, 256, 512, 4, 2, 512), "F16")
     header = open_header(path)
-    assert kv_bytes_per_token(header) == 2 * 2 * 128 * 2
-    assert kv_bytes_per_token(header, 34 / 32) == 2 * 2 * 128 * 34 // 32
+    renamed = {key.replace("llama.", f"{arch}.", 1): value for key, value in header.metadata.items()}
+    added = {f"{arch}.{key.replace('__', '.')}": value for key, value in hparams.items()}
+    return replace(header, metadata={**renamed, "general.architecture": arch, **added})
+
+
+KV_LAYER = 2 * (64 + 64) * 2
+
+
+def test_kv_of_a_header(tmp_path: Path) -> None:
+    """n_head_kv × (head_k + head_v) elements per layer, at 2 bytes in f16 and 34/32 in q8_0."""
+    header = header_with(tmp_path, "llama")
+    assert kv_bytes_per_token(header) == 6 * KV_LAYER
+    assert kv_bytes_per_token(header, 34 / 32) == 6 * 2 * 128 * 34 // 32
+
+
+@pytest.mark.parametrize("key", ["ssm__state_size", "attention__kv_lora_rank"])
+def test_kv_unknown_for_latent_and_recurrent(tmp_path: Path, key: str) -> None:
+    """Where the header can't tell what is kept, it is unknown and not guessed: so is the bandwidth."""
+    reads = decode_reads(header_with(tmp_path, "deepseek2", **{key: 512}))
+    assert reads.kv is None and reads.at_depth(10) is None
+    timing = metered([100.6, 100.7], reads=reads).timing()
+    assert timing.read_bytes is None and timing.read_bytes_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "more", "sliding"),
+    [
+        ("gemma3", {}, 5),  # layers 0 to 4 of six slide
+        ("gpt-oss", {}, 3),
+        ("olmo2", {"attention__sliding_window_pattern": 3}, 4),
+        ("gemma4", {"attention__sliding_window_pattern": [True, False, True, False, False, False]}, 2),
+        ("llama", {}, 0),  # llama.cpp does not look at the key there
+    ],
+)
+def test_kv_of_sliding_windows(tmp_path: Path, arch: str, more: dict[str, object], sliding: int) -> None:
+    """Behind 1000 tokens a layer with a window of 100 reads 100 of them."""
+    reads = decode_reads(header_with(tmp_path, arch, attention__sliding_window=100, **more))
+    expected = reads.weight_bytes + KV_LAYER * ((6 - sliding) * 1000 + sliding * 100)
+    assert reads.at_depth(1000) == expected
+
+
+def test_kv_unknown_for_a_window_of_unknown_layers(tmp_path: Path) -> None:
+    assert decode_reads(header_with(tmp_path, "afmoe", attention__sliding_window=100)).at_depth(10) is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -17,7 +15,6 @@ from llmrun.cli.run import run as commands_run
 from llmrun.cli.search import search
 from llmrun.cli.show import show
 from llmrun.cli.store import import_, list_, rm, verify
-from llmrun.errors import LlmrunError
 
 app = typer.Typer(
     cls=Group,
@@ -58,17 +55,4 @@ def main(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    try:
-        app(args=arguments, prog_name="llmrun")
-    except LlmrunError as problem:
-        if os.environ.get("LLMRUN_DEBUG"):
-            import traceback
-
-            traceback.print_exc()
-            screen.note(getattr(problem, "log", ""))
-        return screen.error(problem)
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
-    finally:
-        sys.stdout and sys.stdout.flush()
-    return 0
+    return screen.guarded(lambda: app(args=arguments, prog_name="llmrun"))

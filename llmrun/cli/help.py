@@ -9,9 +9,14 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from llmrun.cli import screen
+
 
 class Command(TyperCommand):
     """A command whose `--help` lists its options under their `rich_help_panel`, in the order of definition."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return through_screen(super().get_help_option(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -33,8 +38,24 @@ def param_group(param: Any) -> str:
     return getattr(param, "rich_help_panel", None) or "Options"
 
 
+def through_screen(option: Any) -> Any:
+    """The help option, printing through `screen.out`: a closed pipe or a full disk end as they do for every command."""
+    if option is not None:
+
+        def show(ctx: Any, _param: Any, wanted: bool) -> None:
+            if wanted and not ctx.resilient_parsing:
+                screen.out(ctx.get_help() + "\n")
+                ctx.exit()
+
+        option.callback = show
+    return option
+
+
 class Group(TyperGroup):
     """The list of commands, in the order in which a newcomer needs them."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return through_screen(super().get_help_option(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)

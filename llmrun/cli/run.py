@@ -6,6 +6,8 @@ import os
 import select
 import stat
 import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,11 +80,11 @@ def run(
         top_p=top_p,
         min_p=min_p,
         temperature=temp,
-        seed=seed,
+        seed=None if seed == -1 else seed,  # llama.cpp's word for "random"
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
     )
-    text = gather_prompt(prompt, file or [], quiet=quiet)
+    text = gather_prompt(prompt, file or [])
 
     from llmrun.models import find_model
 
@@ -105,11 +107,13 @@ def run(
                 pass
             screen.out_json(as_document(found, engine, generation, load, sampling))
         else:
-            screen.out(first)
-            for piece in shown:
-                screen.out(piece)
-            if screen.is_terminal(sys.stdout) and not generation.text.endswith("\n"):
-                screen.out("\n")
+            try:
+                for piece in whole_line_ends(chain([first], shown)):
+                    screen.out(piece)
+            finally:
+                # Whatever comes next, an error or the shell's prompt, begins on a line of its own.
+                if screen.is_terminal(sys.stdout) and generation.text and not generation.text.endswith("\n"):
+                    screen.out("\n")
         if not quiet and not as_json:
             screen.note(meter_line(generation))
             if verbose:
@@ -120,9 +124,12 @@ def run(
 # -- the prompt ---
 
 
-def gather_prompt(argument: str | None, files: list[Path], *, quiet: bool) -> str:
-    """Standard input, then the files, then the argument, a blank line between them. Raises `UsageError`, `NotFound`."""
-    parts = [_from_stdin(quiet=quiet), *(_from_file(path) for path in files), argument or ""]
+def gather_prompt(argument: str | None, files: list[Path]) -> str:
+    """Standard input, then the files, then the argument, a blank line between them. Raises `UsageError`, `NotFound`.
+
+    A file called "-" is standard input too, which is read first in any case.
+    """
+    parts = [_from_stdin(), *(_from_file(path) for path in files if str(path) != "-"), argument or ""]
     text = "\n\n".join(part for part in parts if part)
     if not text:
         raise UsageError(
@@ -132,7 +139,7 @@ def gather_prompt(argument: str | None, files: list[Path], *, quiet: bool) -> st
     return text
 
 
-def _from_stdin(*, quiet: bool) -> str:
+def _from_stdin() -> str:
     """What was piped or redirected into us; a terminal or a device has nothing to say."""
     try:
         mode = os.fstat(0).st_mode
@@ -140,16 +147,22 @@ def _from_stdin(*, quiet: bool) -> str:
         return ""
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
         return ""
-    # An open pipe that nobody writes to would keep us for ever: say so, rather than drop what a slow writer sends late.
-    if not quiet and not select.select([0], [], [], 2.0)[0]:
+    # An open pipe that nobody writes to keeps us for ever, as it does every filter. To go on without would drop what a
+    # slow writer sends late; so it is only said, also to those who want quiet.
+    if not select.select([0], [], [], 2.0)[0]:
         screen.note("waiting for standard input; leave it out with: </dev/null")
     with os.fdopen(os.dup(0), "rb") as stream:
-        return stream.read().decode("utf-8", errors="replace").rstrip("\n")
+        return _text(stream.read())
+
+
+def _text(data: bytes) -> str:
+    """UTF-8 without the mark that some editors begin with, and without the line end that all end with."""
+    return data.decode("utf-8-sig", errors="replace").rstrip("\n")
 
 
 def _from_file(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8", errors="replace").rstrip("\n")
+        return _text(path.read_bytes())
     except FileNotFoundError:
         raise NotFound(f"there is no file '{path}'", hint=f"ls {path.parent}") from None
     except OSError as error:
@@ -159,12 +172,22 @@ def _from_file(path: Path) -> str:
 def as_asked(found: Model, text: str, system: str | None, *, raw: bool) -> str | list[dict[str, str]]:
     """The text as it is, or as a conversation where the model has a chat template."""
     if raw or found.header.chat_template is None:
-        if system is not None:
+        if system:
             why = "--raw leaves the chat template out" if raw else "this model has no chat template"
             raise UsageError(f"--system has no place: {why}", hint="put it at the beginning of the prompt")
         return text
     messages = [{"role": "user", "content": text}]
     return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def whole_line_ends(pieces: Iterable[str]) -> Iterator[str]:
+    """The same text, no piece ending between a carriage return and the line feed that may follow."""
+    held = ""
+    for piece in pieces:
+        text = held + piece
+        held = "\r" if text.endswith("\r") else ""
+        yield text.removesuffix("\r") if held else text
+    yield held
 
 
 # -- what it took ---
@@ -250,6 +273,7 @@ def as_document(
             **asdict(replace(sampling, logit_bias={})),
             "logit_bias": {str(token): str(bias) for token, bias in sampling.logit_bias.items()},
             "n_ctx": generation.n_ctx,
+            "n_ubatch": min(load.n_ubatch, load.n_batch),
             "n_threads": engine.n_threads,
             "repack": engine.repack,
             "seed": generation.seed,

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -86,10 +86,10 @@ def note(text: str) -> None:
     if stream is None:
         return
     try:
-        stream.write(harmless(text) + "\n")
-        stream.flush()
+        stream.buffer.write(harmless(text).encode("utf-8", errors="replace") + b"\n")
+        stream.buffer.flush()
     except (OSError, ValueError):
-        pass
+        _forget(stream)
 
 
 def error(problem: LlmrunError) -> int:
@@ -99,6 +99,23 @@ def error(problem: LlmrunError) -> int:
         if problem.hint:
             note(f"  try: {problem.hint}")
     return problem.exit_code
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command; returns its exit code. The one place where an error becomes a line."""
+    try:
+        command()
+    except LlmrunError as problem:
+        if os.environ.get("LLMRUN_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+            if log := getattr(problem, "log", ""):
+                note(log)
+        return error(problem)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    return 0
 
 
 class Bar:

@@ -25,7 +25,8 @@ _BOOT = """
 import sys
 if sys.path[0] == "":
     del sys.path[0]
-sys.path.append({root!r})
+if {root!r} not in sys.path:  # not behind another llmrun that is installed as well
+    sys.path.insert(0, {root!r})
 from llmrun.engine import {module}
 {module}.main()
 """
@@ -41,13 +42,13 @@ class Death:
 
     Attributes:
         reason: "was ended by SIGSEGV: the last lines of its log".
-        killer: the signal that ended it; None when it left by itself.
+        killer: number of the signal that ended it; 0 when it left by itself.
         log: the last 20 kB of llama.cpp's log.
     """
 
     reason: str
     out_of_memory: bool
-    killer: signal.Signals | None
+    killer: int
     log: str
 
 
@@ -66,8 +67,11 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._log,
             bufsize=-1,
-            start_new_session=True,  # Ctrl-C in the terminal is for us; we end the child
         )
+
+        assert self._process.stdin
+        os.set_blocking(self._process.stdin.fileno(), False)
+        self.closed = False
 
     @property
     def pid(self) -> int:
@@ -77,21 +81,28 @@ class Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def send(self, line: bytes) -> None:
-        """Write one line to the child's stdin. Raises `Gone`."""
+    def send(self, line: bytes, *, idle_s: float = 300) -> bool:
+        """Write one line to the child's stdin; False when it takes none and idles for `idle_s`. Raises `Gone`."""
         assert self._process.stdin
-        try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            raise Gone from None
+        descriptor = self._process.stdin.fileno()
+        watch = IdleWatch(self.pid, idle_s)
+        while line:
+            try:
+                line = line[os.write(descriptor, line) :]
+            except BlockingIOError:
+                if watch.is_idle():
+                    return False
+                _wait_for(descriptor, select.POLLOUT, 0.5)
+            except BrokenPipeError:
+                raise Gone from None
+        return True
 
     def line(self, deadline: float) -> bytes | None:
         """The next line, or None at the deadline (on `time.monotonic`). Raises `Gone`, `ValueError` once closed."""
         assert self._process.stdout
         while not self._lines:
             left = deadline - time.monotonic()
-            if not select.select([self._process.stdout], [], [], max(0.0, left))[0]:
+            if not _wait_for(self._process.stdout.fileno(), select.POLLIN, left):
                 return None
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
@@ -101,6 +112,7 @@ class Child:
 
     def close(self) -> None:
         """End the child, whatever it is doing, and wait until it is gone. Safe to call twice."""
+        self.closed = True
         if self.alive:
             self._process.kill()
         self._process.wait()
@@ -125,9 +137,8 @@ class Child:
         lines = [line for line in tail.splitlines() if line.strip()]
         aborts = [line.removeprefix("llmrun-abort: ") for line in lines if line.startswith("llmrun-abort: ")]
         reason = aborts[-1] if aborts else " / ".join(lines[-2:]) or "it said nothing"
-        killer = signal.Signals(-code) if code < 0 else None
-        how = f"was ended by {killer.name}" if killer else f"ended with status {code}"
-        return Death(f"{how}: {printable(reason, limit=400)}", no_memory, killer, log)
+        how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        return Death(f"{how}: {printable(reason, limit=400)}", no_memory, max(0, -code), log)
 
     def log_tail(self) -> str:
         """The last 20 kB of llama.cpp's log."""
@@ -139,19 +150,41 @@ class Child:
             return ""
 
 
+def _wait_for(descriptor: int, event: int, timeout_s: float) -> bool:
+    """Whether the descriptor is ready in time. By poll: select can't look at descriptors above 1023."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    return bool(poll.poll(max(0.0, timeout_s) * 1000))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
+
+
 class IdleWatch:
     """Whether a process has used no CPU for some time; always False where the system doesn't tell."""
 
     def __init__(self, pid: int, idle_s: float) -> None:
         self._pid, self._idle_s = pid, idle_s
-        self._used = _cpu_ticks(pid)
-        self._since = time.monotonic()
+        self._first = self._used = _cpu_ticks(pid)
+        self._begin = self._since = time.monotonic()
 
     def is_idle(self) -> bool:
         used = _cpu_ticks(self._pid)
         if used is None or used != self._used:
             self._used, self._since = used, time.monotonic()
         return time.monotonic() - self._since >= self._idle_s
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of CPU that the process has used since it is watched; wall time where the system doesn't tell."""
+        used = _cpu_ticks(self._pid)
+        if used is None or self._first is None:
+            return time.monotonic() - self._begin
+        return (used - self._first) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_ticks(pid: int) -> int | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +54,7 @@ class Limits:
         header_bytes: private memory meanwhile. Damaged ones are known to grow without end.
         idle_s: without using the CPU, in any later phase: a deadlock, or a device or worker that does not answer.
             A busy child is given as long as it takes: a prompt can take hours on a slow machine.
-        template_s: rendering the chat template.
+        template_s: of CPU time, rendering the chat template.
         cancel_s: from `Cancel` to the end of the generation, before the child is killed.
     """
 
@@ -103,35 +106,49 @@ class Generation:
 
     def _run(self) -> Generator[str]:
         engine = self._engine
-        engine.send(self._request)
         n_prompt, rendering = 0, False
-        try:
-            while self.stop_reason is None:
-                event = engine.receive(engine.limits.template_s if rendering else None)
-                self.meter.feed(event)
-                match event:
-                    case Rendering():
-                        rendering = not event.done
-                    case Started():
-                        n_prompt, self.n_ctx, self.buffers = event.n_prompt, event.n_ctx, event.buffers
-                    case Prefilled():
-                        if self._on_prefill:
-                            self._on_prefill(event.n_tokens, n_prompt)
-                    case Tokens():
-                        self.text += event.text
-                        self.token_ids += event.ids
-                        if event.text:
-                            yield event.text
-                    case Done():
-                        self.done, self.stop_reason = event, event.stop_reason
-                    case Failed():
-                        self.stop_reason = "cancelled"
-                        raise engine.translate(event)
-                    case _:
-                        raise EngineCrashed(f"the engine sent {type(event).__name__} out of turn")
-        finally:
-            if self.stop_reason is None:
-                self._drain()
+        with engine.turn_of(self):
+            try:
+                engine.send(self._request)
+                while self.stop_reason is None:
+                    event = engine.receive(engine.limits.template_s if rendering else None)
+                    self._take(event)
+                    match event:
+                        case Rendering():
+                            rendering = not event.done
+                        case Started():
+                            n_prompt = event.n_prompt
+                        case Prefilled():
+                            if self._on_prefill:
+                                self._on_prefill(event.n_tokens, n_prompt)
+                        case Tokens():
+                            if event.text:
+                                yield event.text
+                        case Failed():
+                            raise engine.translate(event)
+                        case Done():
+                            pass
+                        case _:
+                            raise EngineCrashed(f"the engine sent {type(event).__name__} out of turn")
+            finally:
+                if self.stop_reason is None:
+                    self._drain()
+
+    def _take(self, event: Message) -> None:
+        """Note what an event says of this generation."""
+        self.meter.feed(event)
+        match event:
+            case Started():
+                self.n_ctx, self.buffers = event.n_ctx, event.buffers
+            case Tokens():
+                self.text += event.text
+                self.token_ids += event.ids
+            case Done():
+                self.done, self.stop_reason = event, event.stop_reason
+            case Failed():
+                self.stop_reason = "cancelled"
+            case _:
+                pass
 
     def _drain(self) -> None:
         """The caller wants no more: have the child stop, and take what it still has to say."""
@@ -146,11 +163,7 @@ class Generation:
                 engine.close()  # deep in a native call; it will not end by asking
                 self.stop_reason = "cancelled"
                 return
-            self.meter.feed(event)
-            if isinstance(event, Done):
-                self.done, self.stop_reason = event, event.stop_reason
-            elif isinstance(event, Failed):
-                self.stop_reason = "cancelled"
+            self._take(event)
 
 
 class Engine:
@@ -177,6 +190,8 @@ class Engine:
         self.repack = should_repack(header) if self.config.repack == "auto" else self.config.repack == "on"
         threads = self.config.n_threads or default_threads()
         self.n_threads = threads
+        self._running: Generation | None = None
+        self._turn = threading.Lock()
         self._child = Child("worker")
         try:
             ready = self._expect(Ready, self.limits.start_s, "starting")
@@ -239,35 +254,62 @@ class Engine:
         request = Generate(fields, prompt=prompt) if isinstance(prompt, str) else Generate(fields, messages=[*prompt])
         return Generation(self, request, on_prefill)
 
+    @contextmanager
+    def turn_of(self, generation: Generation) -> Iterator[None]:
+        """One generation at a time. Asking for the next one ends one that was left in the middle.
+
+        Raises `UsageError` when another thread is in the middle of one.
+        """
+        left = self._running
+        if left is not None:
+            try:
+                left.close()
+            except ValueError:  # Python's word for a generator that is being run just now
+                raise UsageError(
+                    "another generation of this engine is running; wait for it, or open a second"
+                ) from None
+        if not self._turn.acquire(blocking=False):
+            raise UsageError("another generation of this engine is running; wait for it, or open a second")
+        self._running = generation
+        try:
+            yield
+        finally:
+            self._running = None
+            self._turn.release()
+
     # -- the conversation with the child ------------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
+        self._check_open()
         try:
-            self._child.send(encode(message))
+            if not self._child.send(encode(message), idle_s=self.limits.idle_s):
+                raise self._hung(f"did nothing for {duration(self.limits.idle_s)}")
         except Gone:
             raise self._death() from None
 
-    def receive(self, limit_s: float | None = None) -> Message:
-        """The next message. Raises when the child dies, hangs, or is silent for longer than `limit_s`."""
-        deadline = None if limit_s is None else time.monotonic() + limit_s
+    def _check_open(self) -> None:
+        if self._child.closed:
+            raise UsageError("the engine is closed", hint="open the model again")
+
+    def receive(self, template_s: float | None = None) -> Message:
+        """The next message. Raises when the child dies, hangs, or computes for `template_s` without one."""
         watch = IdleWatch(self._child.pid, self.limits.idle_s)
         while True:
-            event = self.receive_until(time.monotonic() + 1 if deadline is None else min(deadline, _soon()))
+            event = self.receive_until(time.monotonic() + (1 if template_s is None else 0.1))
             if event is not None:
                 return event
-            if deadline is not None and time.monotonic() >= deadline:
-                raise self._hung(f"was still at the chat template after {duration(limit_s)}")
+            if template_s is not None and watch.cpu_s >= template_s:
+                raise self._hung(f"was still at the chat template after {duration(template_s)}")
             if watch.is_idle():
                 raise self._hung(f"did nothing for {duration(self.limits.idle_s)}")
 
     def receive_until(self, deadline: float) -> Message | None:
         """The next message, or None at the deadline (on `time.monotonic`)."""
+        self._check_open()
         try:
             line = self._child.line(deadline)
         except Gone:
             raise self._death() from None
-        except ValueError:  # closed: the engine was ended before
-            raise EngineCrashed("the engine is closed") from None
         if line is None:
             return None
         try:
@@ -324,12 +366,12 @@ class Engine:
         numbers = failed.numbers
         match failed.kind:
             case "model":
-                return BadModel(f"{self.path.name}: {message}", hint=f"llmrun show {self.path}")
+                return BadModel(f"{self.path.name}: {message}", hint=f"llmrun show {shlex.quote(str(self.path))}")
             case "memory":
                 return self._out_of_memory(numbers.get("n_ctx"))
             case "prompt":
                 if numbers["n_prompt"] <= numbers["n_ctx_train"]:
-                    hint = f"-c {numbers['n_prompt'] + 512}, or -c 0 for as much as the prompt needs"
+                    hint = "-c 0, the default: as much context as the prompt needs"
                 else:
                     hint = f"shorten it: the model was trained on {numbers['n_ctx_train']} tokens"
                 return PromptTooLong(message, hint=hint)
@@ -368,10 +410,6 @@ class Engine:
     def log_tail(self) -> str:
         """The last 20 kB of llama.cpp's log."""
         return self._child.log_tail()
-
-
-def _soon() -> float:
-    return time.monotonic() + 1
 
 
 def _private_bytes(pid: int) -> int | None:

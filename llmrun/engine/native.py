@@ -186,7 +186,7 @@ def build_sampler(sampling: dict[str, Any], n_vocab: int, n_ctx: int) -> Any:
     def add(step: Any) -> None:
         llama.llama_sampler_chain_add(chain, step)
 
-    bias = [(token, value) for token, value in sampling["logit_bias"] if token < n_vocab]
+    bias = sampling["logit_bias"]
     if bias:
         array = (llama.llama_logit_bias * len(bias))(*[llama.llama_logit_bias(*pair) for pair in bias])
         add(llama.llama_sampler_init_logit_bias(n_vocab, len(bias), array))

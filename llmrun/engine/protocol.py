@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass
@@ -190,14 +192,47 @@ def encode(message: Message) -> bytes:
 
 
 def decode(line: bytes) -> Message:
-    """The message in one line; `ValueError` when it is none of ours."""
+    """The message in one line, its fields of the types declared; `ValueError` when it is none of ours."""
     try:
         ((name, fields),) = json.loads(line).items()
+        kind = _TYPES[name]
         if name == "Started":
-            fields["buffers"] = [Buffer(**buffer) for buffer in fields["buffers"]]
-        return _TYPES[name](**fields)
+            fields["buffers"] = [Buffer(**_checked(Buffer, buffer)) for buffer in fields["buffers"]]
+        return kind(**_checked(kind, fields))
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a message of the engine: {line[:200]!r}") from error
+
+
+def _checked(kind: type, fields: dict[str, Any]) -> dict[str, Any]:
+    for name, declared in _field_types(kind).items():
+        if name in fields and not _fits(fields[name], declared):
+            raise ValueError(f"{kind.__name__}.{name}")
+    return fields
+
+
+@cache
+def _field_types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: object, declared: Any) -> bool:
+    """Whether a value from JSON is what a field was declared as."""
+    origin, arguments = get_origin(declared), get_args(declared)
+    if declared is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if declared is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if declared is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, declared)
 
 
 OUT_OF_MEMORY_SIGNS = (

@@ -178,21 +178,11 @@ def _serve(outbox: BinaryIO, job: Job) -> Message:
 
 
 def main() -> None:
-    from llmrun.engine import native
-    from llmrun.engine.worker import die_with_parent
+    from llmrun.engine import inside, native
 
-    die_with_parent()
-    outbox = os.fdopen(os.dup(1), "wb")
-    inbox = os.fdopen(os.dup(0), "rb")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(2, 1)
-
-    def aborted(text: str) -> None:
-        # Straight to the log file: the process is about to die, perhaps in another thread than Python's.
-        os.write(2, f"\nllmrun-abort: {text}\n".encode(errors="replace"))
-
-    native.on_abort(aborted)
+    inbox, descriptor = inside.begin()
+    outbox = os.fdopen(descriptor, "wb")
+    native.on_abort(inside.last_words)
     native.llama.llama_backend_init()
     for line in inbox:
         job = decode(line)

@@ -44,8 +44,6 @@ class Templates:
 
         Raises `TemplateError`. There is no limit in time here: a loop must be ended from outside.
         """
-        from jinja2 import TemplateError as JinjaError
-
         try:
             with _limited_memory():
                 return self._environment.from_string(template).render(
@@ -53,7 +51,9 @@ class Templates:
                 )
         except MemoryError as error:
             raise TemplateError(f"it wants more than {MEMORY_LIMIT >> 20} MiB") from error
-        except (JinjaError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        except TemplateError:
+            raise
+        except Exception as error:  # a program that came with a file can fail in any way
             raise TemplateError(f"{type(error).__name__}: {error}") from error
 
 

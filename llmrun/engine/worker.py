@@ -1,8 +1,7 @@
 """The child: loads one model, serves one request at a time, and dies with its parent.
 
-stdin carries the parent's messages, stdout (moved away from descriptor 1 first, so that no print of a native library
-can fall into it) ours, stderr llama.cpp's log. A thread reads stdin all the time: `Cancel` must be seen in the middle
-of a decode, and the end of stdin means that the parent is gone.
+stdin carries the parent's messages, stdout ours, stderr llama.cpp's log. A thread reads stdin all the time: `Cancel`
+must be seen in the middle of a decode, and the end of stdin means that the parent is gone.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ import ctypes
 import os
 import queue
 import re
+import select
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from llmrun.engine import inside
 from llmrun.engine.protocol import (
     Cancel,
     Done,
@@ -57,12 +58,23 @@ class RequestFailed(Exception):
 
 
 class Outbox:
-    def __init__(self, pipe: BinaryIO) -> None:
-        self._pipe = pipe
+    """Messages to the parent. One that nobody reads yet must not stop the clock of what is being measured."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._unsent = b""
+        os.set_blocking(descriptor, False)
 
     def send(self, message: Message) -> None:
-        self._pipe.write(encode(message))
-        self._pipe.flush()
+        """Send, and wait for a reader only with the messages that end something."""
+        self._unsent += encode(message)
+        while self._unsent:
+            try:
+                self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
+            except BlockingIOError:
+                if not isinstance(message, Ready | Loaded | Done | Failed):
+                    return
+                select.select([], [self._descriptor], [])
 
 
 class Answer:
@@ -101,7 +113,7 @@ class Worker:
         self.llama = native.llama
         self.outbox = outbox
         self.log = native.Log()
-        native.on_abort(self._aborted)
+        native.on_abort(inside.last_words)
         self.cancelled = native.CancelFlag()
         self.llama.llama_backend_init()
         self.model: Any = None
@@ -109,10 +121,6 @@ class Worker:
         self.config: Load
         self.vocab: Any
         outbox.send(Ready(self.llama.llama_print_system_info().decode(errors="replace")))
-
-    def _aborted(self, text: str) -> None:
-        # Straight to the log file: the process is about to die, perhaps in another thread than Python's.
-        os.write(2, f"\nllmrun-abort: {text}\n".encode(errors="replace"))
 
     def serve(self, message: Message) -> None:
         try:
@@ -213,7 +221,6 @@ class Worker:
 
     def generate(self, request: Generate) -> None:
         request_s = clock()
-        self.cancelled.clear()  # a late Cancel was for the one before
         sampling = request.sampling
         tokens = self._tokens_of(request)
         max_tokens = sampling["max_tokens"]
@@ -226,12 +233,19 @@ class Worker:
                 n_ctx=n_ctx,
                 n_ctx_train=self.llama.llama_model_n_ctx_train(self.model),
             )
+        beyond = [token for token, _ in sampling["logit_bias"] if token >= self.vocab.n_tokens]
+        if beyond:
+            raise RequestFailed(
+                "usage", f"--logit-bias: there is no token {beyond[0]}, the vocabulary has {self.vocab.n_tokens}"
+            )
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), False)
         sampler = self.native.build_sampler(sampling, self.vocab.n_tokens, n_ctx)
         try:
             begin_s = clock()
             buffers = list(self.log.buffers)
             self.outbox.send(Started(len(tokens), 0, n_ctx, request_s, begin_s, buffers))
+            for token in tokens:  # the penalties look back at the prompt as well
+                self.llama.llama_sampler_accept(sampler, token)
             reason = self._prefill(tokens) or self._decode(len(tokens), n_ctx, sampler, max_tokens, sampling["stop"])
         finally:
             self.llama.llama_sampler_free(sampler)
@@ -376,28 +390,20 @@ def resident_memory() -> tuple[int | None, int | None, int | None]:
     return of("VmHWM"), of("VmRSS"), of("RssAnon")
 
 
-def die_with_parent() -> None:
-    """Linux: have the kernel kill us when the parent dies, even in the middle of a native call."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-
-
 def main() -> None:
-    die_with_parent()
-    outbox = Outbox(os.fdopen(os.dup(1), "wb"))
-    inbox = os.fdopen(os.dup(0), "rb")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(2, 1)
+    inbox, descriptor = inside.begin()
+    outbox = Outbox(descriptor)
     worker = Worker(outbox)
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def listen() -> None:
         for line in inbox:
             message = decode(line)
+            # Here and not where the request is served: a Cancel may be read before that begins.
             if isinstance(message, Cancel):
                 worker.cancelled.set()
             else:
+                worker.cancelled.clear()
                 requests.put(message)
         os._exit(0)  # the parent is gone: nobody wants the rest
 

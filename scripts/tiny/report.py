@@ -42,7 +42,7 @@ on another machine expect the same quality, not the same sha256.
 
 - **Stories** (`scripts/tiny/stories.py`): a grammar with twelve plots. A hero, a friend, a place and a thing are cast
   once and stay the same through the story, which has 60 to 180 words. Every sentence is grammatical by construction.
-- **Conversations** (`scripts/tiny/chat.py`): each topic of `scripts/tiny/knowledge.py` has one answer, checked by hand,
+- **Conversations** (`scripts/tiny/chat.py`): each topic of `scripts/tiny/knowledge.py` has one answer, written by hand,
   and many wordings. Each question is made anew: other words, a wrap ("can you tell me ..."), lower case, lost
   punctuation, typing errors, stray words. There are off-topic questions (with made-up words, so that the unknown is
   off-topic), requests for stories about somebody or something, greetings, thanks, one to a dozen turns, and in a third
@@ -53,9 +53,9 @@ The template writes `<|role|>` text `<|end|>` for each message, with one control
 
 ## Training
 
-Seed {seed}, {steps} steps of {step_tokens} tokens ({total_tokens:.1f} M in all; documents of like length in one batch, no
-document twice), Muon for the matrices and AdamW for the rest, linear decay. It took {minutes:.0f} minutes on two CPU cores that
-were busy with other work as well, and {cpu_minutes:.0f} minutes of CPU time.
+Seed {seed}, {steps} steps of {step_tokens} tokens ({total_tokens:.1f} M in all; documents of like length in one batch), Muon
+for the matrices and AdamW for the rest, linear decay. It took {minutes:.0f} minutes on two CPU cores that were busy with
+other work as well, and {cpu_minutes:.0f} minutes of CPU time.
 
 | step | minutes | held-out loss, stories | held-out loss, chat |
 |---:|---:|---:|---:|
@@ -82,6 +82,11 @@ the topic that was asked for; decoding is greedy. No question below was trained 
 - {n_stories} stories at temperature 0.8, a third from "Once upon a time" and the others asked for in chat in wordings that
   were not trained: {ended:.0%} ended by themselves, {length:.0%} have 60 to 180 words, {different:.0%} are different from each
   other, {names:.0%} keep to two names, and {about:.0%} of those asked for begin with the hero that was asked for.
+
+The recipe was changed once after a first run had been measured on these sets: that run read every answer to its end, and
+had 82.9 % right by hand, 90.7 % of the forms, and no story with the hero that was asked for. Cut answers and more
+requests taught it the heroes, and the wordings not at all. Its misses were seen before made-up words went into all
+off-topic forms and "tale" into the story requests, so for those two the sets are no longer a blind test.
 
 ### Three stories, as they came
 
