@@ -158,8 +158,12 @@ class Catalog:
         Two habits of ollama's users are understood: "qwen3:latest", and "llama3.1:8b-instruct" for what has no other
         edition here.
         """
-        name = name.lower().removesuffix(":latest")
-        return self._by_name.get(name) or self._by_name.get(re.sub("-(instruct|chat|it)$", "", name))
+        name = name.lower()
+        stem = name.removesuffix(":latest")
+        for known in (name, stem, re.sub("-(instruct|chat|it)$", "", stem)):
+            if entry := self._by_name.get(known):
+                return entry
+        return None
 
     def families(self) -> dict[str, tuple[Entry, ...]]:
         """Family -> its entries, both in the order of the file."""

@@ -52,8 +52,8 @@ class LoadConfig:
     """How a model is loaded.
 
     Attributes:
-        n_ctx: context length in tokens, prompt and answer together. 0: as long as the prompt and the answer need,
-            at least 4096 and at most what the model was trained on.
+        n_ctx: context length in tokens, prompt and answer together. 0: as long as the prompt and `max_tokens` need,
+            without such a bound at least 4096, and at most what the model was trained on.
         n_batch: tokens of the prompt that are handed to llama.cpp at once (logical batch).
         n_ubatch: tokens that are computed at once (physical batch); values above `n_batch` are cut to it.
         n_threads: threads for decoding. None: one per physical core within the CPU quota.

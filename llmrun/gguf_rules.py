@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from llmrun.errors import BadModel
 from llmrun.gguf import (
@@ -132,6 +133,23 @@ def open_runnable(path: str | os.PathLike[str], *, with_tensors: bool = True) ->
     except BadModel as error:
         raise BadModel(f"{shown_name(path)}: {error.message}", hint=error.hint) from None
     return header
+
+
+def whole_header(parts: Sequence[tuple[str, Header]]) -> Header:
+    """The header of a split model, its parts joined and checked; `parts` are their files' names and headers, in order.
+
+    Raises `BadModel` for parts that do not say the same as their names, and for what can't be run.
+    """
+    if len(parts) > 1:
+        for i, (name, header) in enumerate(parts):
+            if (header.split_no, header.split_count) != (i, len(parts)):
+                raise BadModel(
+                    f"{shown_name(name)} says that it is part {header.split_no + 1} of {header.split_count},"
+                    f" its name says {i + 1} of {len(parts)}"
+                )
+    whole = replace(parts[0][1], tensors=tuple(tensor for _, header in parts for tensor in header.tensors))
+    check_runnable(whole)
+    return whole
 
 
 def check_runnable(header: Header, *, with_tensors: bool = True) -> None:

@@ -4,8 +4,8 @@ A pull, step by step, and the reason for each:
 
 1. `resolve` asks the hub once for commit, sizes and sha256 of every file. From here on the *commit* is pinned: a push
    to the branch in the middle of a pull changes nothing.
-2. One lock per blob, the one that huggingface_hub takes as well. Who has to wait says so, and takes over if the holder
-   dies.
+2. One lock per blob, the one that huggingface_hub takes as well, held until the files have their names. Who has to wait
+   says so, and takes over if the holder dies.
 3. The bytes go to `blobs/<sha256>.partial`, each as soon as it arrives, so a killed process loses only what was in the
    socket. A thread behind the download reads the file again and hashes it: what is verified is what is in the file,
    and on resume the old bytes are hashed while new ones arrive. (A hash state can't be saved, the bytes can.)
@@ -33,7 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -235,7 +235,8 @@ def resolve(ref: HubFile, *, offline: bool = False) -> Resolved:
 
 
 def _resolve_from_store(ref: HubFile) -> Resolved:
-    model = store.find(ref)
+    found = store.choice(ref)
+    model, why = found if found is not None else (None, "")
     if model is None or model.commit is None:
         raise NotInStore(f"{_shown(ref)} is not on this machine, and the network may not be used", hint="llmrun list")
     files: list[RepoFile] = []
@@ -243,8 +244,7 @@ def _resolve_from_store(ref: HubFile) -> Resolved:
     for name, path in zip(names, model.parts, strict=True):
         blob = path.readlink().name if path.is_symlink() else ""
         files.append(RepoFile(name, path.stat().st_size, blob if SHA256.fullmatch(blob) else None))
-    why = "the one that is here" if ref.quant is None and ref.file is None else ""
-    return Resolved(model.repo, model.commit, model.quant, why, tuple(files), revision=None)
+    return Resolved(model.repo, model.commit, quants.quant_of(model.file), why, tuple(files), revision=None)
 
 
 def _named_file(wanted: str, info: RepoInfo) -> str:
@@ -336,11 +336,29 @@ def _session(patience: Patience) -> Any:
     from huggingface_hub import get_session
     from huggingface_hub.utils import logging
 
+    _check_token()
     # Its warnings repeat what a server says, control bytes and all; what matters comes as an error.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     client = get_session()
     client.timeout = (patience.connect_s, patience.read_s, patience.read_s, patience.read_s)
     return client
+
+
+def _check_token() -> None:
+    """Reads the token before the client does, which would blame the hub for it. Raises `DiskError`, `NotFound`."""
+    from huggingface_hub import constants, get_token
+
+    named = (name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name))
+    where = next(named, printable(constants.HF_TOKEN_PATH, 200))
+    hint = "set HF_TOKEN to one that works, or run: hf auth login"
+    try:
+        token = get_token()
+    except OSError as error:
+        raise store.disk_error(error, f"reading the hub's token {where}") from error
+    except UnicodeError as error:
+        raise NotFound(f"the token in {where} is not text", hint=hint) from error
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise NotFound(f"the token in {where} has characters that no token has", hint=hint)
 
 
 def _http_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
@@ -417,6 +435,9 @@ def _hub_errors(repo: str, revision: str | None = None, file: str | None = None)
         raise NetworkError(f"the hub answers with an error about {repo} ({status})", hint="try again later") from error
     except _http_errors(ConnectionError, TimeoutError) as error:
         raise _network_error(error) from error
+    except OSError as error:
+        # The client's own files: certificates, the folder of the login.
+        raise store.disk_error(error, f"asking the hub about {repo}") from error
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         # Not JSON, or not the fields that it must have: a captive portal, or no hub at all.
         raise NetworkError(f"the hub's answer about {repo} can't be understood ({type(error).__name__})") from error
@@ -424,6 +445,9 @@ def _hub_errors(repo: str, revision: str | None = None, file: str | None = None)
 
 def _network_error(error: Exception, doing: str = "") -> NetworkError:
     host = urlsplit(_endpoint()).netloc
+    if not re.match(r"https?://[^/]", _endpoint()):
+        where = printable(_endpoint(), 120)
+        return NetworkError(f"HF_ENDPOINT is '{where}', which is no web address", hint="unset HF_ENDPOINT")
     return NetworkError(
         f"{doing or f'the hub ({host}) can not be reached'}: {_reason(error)}",
         hint="check the network, or use what is here: llmrun list",
@@ -574,14 +598,75 @@ def pull(
         with suppress(OSError):  # a store that is read-only is good enough to read from
             _note_ref(resolved, folder)
         return folder.pointer(resolved.commit, resolved.files[0].name)
-    store.check_space(folder.path, missing_bytes(resolved), what=resolved.name)
+    room = "llmrun rm MODEL, or set HF_HUB_CACHE to a folder on a larger disk"
+    store.check_space(folder.path, missing_bytes(resolved), what=resolved.name, hint=room)
     patience = patience or Patience.from_environment()
     with store.disk_errors(f"pulling {resolved.name}"):
-        folder.blobs.mkdir(parents=True, exist_ok=True)
-        for file in resolved.files:
-            _BlobPull(resolved, file, folder, on_event, patience, state).run()
-        _check_whole(resolved, folder)
-        return _admit(resolved, folder)
+        # Both: a repository without `snapshots` is one that huggingface_hub warns about.
+        for path in (folder.blobs, folder.snapshots):
+            path.mkdir(parents=True, exist_ok=True)
+        try:
+            with _locked(resolved, folder, on_event):
+                for file in resolved.files:
+                    _BlobPull(resolved, file, folder, on_event, patience, state).run()
+                _check_whole(resolved, folder)
+                return _admit(resolved, folder)
+        except BadModel:
+            store.tidy(folder)
+            raise
+
+
+@contextmanager
+def _locked(resolved: Resolved, folder: RepoFolder, on_event: OnEvent) -> Iterator[None]:
+    """One process at a time has a blob; the others wait, and one of them takes over should it die.
+
+    All of a model's at once, until its files have their names: a finished part that has none yet is not `rm`'s to free.
+    In one order for everybody, so that no two wait for each other.
+    """
+    with ExitStack() as locks:
+        for sha256 in sorted({str(file.sha256) for file in resolved.files}):
+            locks.enter_context(_blob_locked(resolved, sha256, folder, on_event))
+        yield
+
+
+@contextmanager
+def _blob_locked(resolved: Resolved, sha256: str, folder: RepoFolder, on_event: OnEvent) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    path = folder.lock(sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(path))
+    patience_s = 0.0
+    while True:
+        try:
+            lock.acquire(timeout=patience_s, poll_interval=0.1)
+            break
+        except Timeout:
+            patience_s = 1.0
+            on_event(_waiting(resolved, folder))
+        except NotImplementedError:
+            # Some network file systems. Without locks two pulls could write one partial.
+            raise DiskError(
+                f"the disk of {printable(str(path.parent), 200)} can't lock files",
+                hint="set HF_HUB_CACHE to a folder on a local disk",
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _waiting(resolved: Resolved, folder: RepoFolder) -> Waiting:
+    """Which file another process is at, as the folder shows it: the one with a partial, else the first not here."""
+
+    def state_of(file: RepoFile) -> tuple[int, int]:
+        for order, path in enumerate((folder.partial(str(file.sha256)), folder.blob(str(file.sha256)))):
+            with suppress(OSError):
+                return 2 * order, path.stat().st_size
+        return 1, 0
+
+    (_, done), file = min(((state_of(file), file) for file in resolved.files), key=lambda pair: pair[0][0])
+    return Waiting(file.name, done, file.size)
 
 
 def _pulled_offline(resolved: Resolved, folder: RepoFolder) -> Path:
@@ -867,7 +952,7 @@ class _GrowingFile:
 
 
 class _BlobPull:
-    """One file on its way into `blobs/`."""
+    """One file on its way into `blobs/`, whose lock we have."""
 
     def __init__(
         self,
@@ -894,7 +979,7 @@ class _BlobPull:
 
     def run(self) -> None:
         began_s = time.monotonic()
-        with self._locked(), self._naming_the_file():
+        with self._naming_the_file():
             if not self._is_here():
                 self._state.pull_begins(self._blob, self._resolved.repo, self._file.name, self._file.size)
                 self._fetch()
@@ -902,41 +987,6 @@ class _BlobPull:
                 self._state.pull_ended(self._blob)
         seconds = time.monotonic() - began_s
         self._on_event(Finished(self._file.name, self._file.size, self._fetched, seconds))
-
-    # --- who pulls
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time has a blob; the others wait, and one of them takes over should it die."""
-        from filelock import FileLock, Timeout
-
-        path = self._folder.lock(self._sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(path))
-        patience_s = 0.0
-        while True:
-            try:
-                lock.acquire(timeout=patience_s, poll_interval=0.1)
-                break
-            except Timeout:
-                patience_s = 1.0
-                self._on_event(Waiting(self._file.name, self._on_disk(), self._file.size))
-            except NotImplementedError:
-                # Some network file systems. Without locks two pulls could write one partial.
-                raise DiskError(
-                    f"the disk of {printable(str(path.parent), 200)} can't lock files",
-                    hint="set HF_HUB_CACHE to a folder on a local disk",
-                ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _on_disk(self) -> int:
-        for path in (self._partial, self._blob):
-            with suppress(OSError):
-                return path.stat().st_size
-        return 0
 
     # --- what is here already
 
@@ -1272,6 +1322,8 @@ def _hit(repo: str) -> Hit | None:
         info = model_info(repo)
     except NotFound:
         return None  # gone since, or not for us
+    except (NetworkError, IntegrityError):
+        return Hit(repo, None, None, False, ())  # one that the hub can't tell about must not end the search
     return Hit(info.repo, info.downloads, info.licence, info.gated, offers_of(info))
 
 

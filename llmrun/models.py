@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmrun.catalog import Embedded, HubFile, LocalFile, parse
-from llmrun.errors import BadModel
-from llmrun.gguf import Header, open_header, shown_name
-from llmrun.gguf_rules import check_runnable, open_runnable
+from llmrun.gguf import Header, open_header
+from llmrun.gguf_rules import open_runnable, whole_header
 from llmrun.quants import split_parts
 
 if TYPE_CHECKING:
     from llmrun.config import LoadConfig
     from llmrun.engine.client import Engine
+    from llmrun.store import StoredModel
 
+_COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,39}")
 Fetch = Callable[[HubFile], Path]
 """Gets a model that is not on this machine; returns its (first) file."""
 
@@ -27,11 +29,13 @@ class Model:
 
     Attributes:
         name: what to call it in messages.
+        note: which of several levels was taken, and why, for a command to say; empty where that is no surprise.
     """
 
     name: str
     path: Path
     header: Header
+    note: str = ""
 
 
 def find_model(reference: str, *, fetch: Fetch | None = None) -> Model:
@@ -40,14 +44,14 @@ def find_model(reference: str, *, fetch: Fetch | None = None) -> Model:
     `fetch` does the pulling; without one it is done quietly. Raises every `LlmrunError` that naming, pulling and
     reading a model can end in.
     """
-    named = parse(reference)
+    named, note = parse(reference), ""
     match named:
         case Embedded() | LocalFile():
             path = named.path
         case HubFile():
-            path = _stored(named) or (fetch or _fetch_quietly)(named)
+            path, note = _stored(named) or ((fetch or _fetch_quietly)(named), "")
     first, header = open_whole(path)
-    return Model(named.name, first, header)
+    return Model(named.name, first, header, note)
 
 
 def open_whole(path: Path) -> tuple[Path, Header]:
@@ -58,27 +62,35 @@ def open_whole(path: Path) -> tuple[Path, Header]:
     parts = [path.with_name(name) for name in split_parts(path.name)]
     if len(parts) == 1:
         return path, open_runnable(path)
-    headers = [open_header(part) for part in parts]
-    for i, header in enumerate(headers):
-        if (header.split_no, header.split_count) != (i, len(parts)):
-            raise BadModel(
-                f"{shown_name(parts[i])} says that it is part {header.split_no + 1} of {header.split_count},"
-                f" its name says {i + 1} of {len(parts)}"
-            )
-    whole = replace(headers[0], tensors=tuple(tensor for header in headers for tensor in header.tensors))
-    check_runnable(whole)
-    return parts[0], whole
+    return parts[0], whole_header([(part.name, open_header(part)) for part in parts])
 
 
-def _stored(named: HubFile) -> Path | None:
-    """Where the model lies already, whole; and that it was used now."""
+def _stored(named: HubFile) -> tuple[Path, str] | None:
+    """Where the model lies already, whole, and what to say of its level; notes that it was used now."""
     from llmrun import store
 
-    found = store.find(named)
-    if found is None or not found.complete:
+    found = store.choice(in_full(named))
+    if found is None:
         return None
-    store.touch(found)
-    return found.path
+    model, why = found
+    store.touch(model)
+    return model.path, level_note(named, model, why)
+
+
+def level_note(named: HubFile, model: StoredModel, why: str) -> str:
+    """`why` of `store.choice` as a sentence; empty when it is."""
+    return f"{named} is {model.quant}: {why}" if why else ""
+
+
+def in_full(named: HubFile) -> HubFile:
+    """With the whole commit, where the revision is how the commit of a model that is here begins (as `list` has it)."""
+    from llmrun import store
+
+    if named.revision is None or not _COMMIT_PREFIX.fullmatch(named.revision):
+        return named
+    here = {model.commit or "" for model in store.named(replace(named, revision=None))}
+    meant = [commit for commit in here if commit.startswith(named.revision)]
+    return replace(named, revision=meant[0]) if len(meant) == 1 else named
 
 
 def _fetch_quietly(named: HubFile) -> Path:

@@ -19,6 +19,7 @@ what has been verified, when a model was last used) is in one small SQLite file;
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -49,6 +50,9 @@ LOCAL = "local/"
 _HEADER_BUDGET_S = 0.25
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _IMPORT_NOTE = ".import.json"
+_DAMAGED = ".damaged"
+_STAGING = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]{1,10})")
+"""An import on its way into the store: ".NAME.PID"."""
 
 
 # --- where things are -------------------------------------------------------------------------------------------------
@@ -260,7 +264,7 @@ class StoredModel:
         parts: files that are here, in order.
         n_parts: files that there must be.
         commit: the snapshot that it was found in; None for an imported one.
-        last_used_s: Unix time; when llmrun last ran it, else when anything last read it.
+        last_used_s: Unix time when llmrun last ran it; None if it never did.
     """
 
     repo: str
@@ -286,10 +290,11 @@ class StoredModel:
 
     @property
     def name(self) -> str:
-        """What to type: "user/repo:Q4_K_M"; the file's name where that says no more."""
+        """What to type: "user/repo:Q4_K_M"; the file where its name tells no level, as the hub knows no other."""
         if self.repo.startswith(LOCAL):
             return self.repo
-        return f"{self.repo}:{self.quant}" if self.quant else f"hf://{self.repo}/{self.file}"
+        level = quants.quant_of(self.file)
+        return f"{self.repo}:{level}" if level else f"hf://{self.repo}/{self.file}"
 
 
 @dataclass(frozen=True)
@@ -297,8 +302,10 @@ class Leftover:
     """Bytes on disk that are no model: an unfinished download, a damaged blob, a blob that nothing names.
 
     Attributes:
-        kind: "partial" is ours and will be resumed, "incomplete" another tool's, "damaged" was set aside by `verify`,
-            "orphan" is whole but has no name (one part of a split model whose pull is not finished).
+        kind: "partial" is ours and will be resumed, "incomplete" another tool's, "damaged" was set aside by `verify`
+            or is an imported link whose file is gone, "orphan" is whole but has no name: one part of a split model
+            whose pull is not finished, or the folder of an import that was killed.
+        repo: "user/repo", or "local/name" for what is left of an import.
         file, total: what it is to become and how large, where known.
     """
 
@@ -324,14 +331,14 @@ def list_models(*, state: State | None = None, header_budget_s: float = _HEADER_
 
 
 def list_leftovers(*, state: State | None = None) -> list[Leftover]:
-    """Unfinished, damaged and nameless blobs, for `list` to flag and `rm` to free."""
+    """Unfinished, damaged and nameless files, for `list` to flag and `rm` to free."""
     pulls = (state or State()).pulls()
-    found: list[Leftover] = []
+    found = [*_local_leftovers()]
     for folder in _repo_folders():
         linked: set[str] | None = None
         for entry in _entries(folder.blobs):
             base, _, suffix = entry.name.partition(".")
-            if not SHA256.fullmatch(base):
+            if not SHA256.fullmatch(base) and not entry.name.endswith(_DAMAGED):
                 continue
             kind: Literal["partial", "incomplete", "damaged", "orphan"]
             if suffix == "":
@@ -342,7 +349,7 @@ def list_leftovers(*, state: State | None = None) -> list[Leftover]:
                 kind = "orphan"
             elif suffix == "partial":
                 kind = "partial"
-            elif suffix == "damaged":
+            elif entry.name.endswith(_DAMAGED):
                 kind = "damaged"
             elif suffix.endswith("incomplete"):
                 kind = "incomplete"
@@ -354,28 +361,108 @@ def list_leftovers(*, state: State | None = None) -> list[Leftover]:
     return found
 
 
-def find(ref: HubFile, *, state: State | None = None) -> StoredModel | None:
-    """The stored model that a reference means, without asking the hub; None if it is not here or not complete.
+def _local_leftovers() -> Iterator[Leftover]:
+    for entry in _entries(local_dir()):
+        if not entry.is_dir(follow_symlinks=False):
+            continue
+        root = Path(entry.path)
+        if entry.name.startswith("."):
+            if name := _abandoned_import(root):
+                yield Leftover("orphan", LOCAL + name, root, sum(_lsize(path) for path in _files_below(root)))
+            continue
+        for path in _files_below(root):
+            if _is_damaged_rest(path):
+                file = path.relative_to(root).as_posix().removesuffix(_DAMAGED)
+                yield Leftover("damaged", LOCAL + entry.name, path, _lsize(path), file)
 
-    No quantization named: Q4_K_M, else the nearest of those that are here.
+
+def _is_damaged_rest(path: Path) -> bool:
+    """Whether this file of an import was set aside, or is a link to a file that is gone."""
+    return path.name.endswith(_DAMAGED) or (path.is_symlink() and not path.exists())
+
+
+def _abandoned_import(staging: Path) -> str | None:
+    """The name that an import was to get whose process is no more; None if this is no such folder."""
+    match = _STAGING.fullmatch(staging.name)
+    if match is None:
+        return None
+    try:
+        os.kill(int(match["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return match["name"]
+    except OSError:
+        pass  # somebody else's
+    return None
+
+
+def _lsize(path: Path) -> int:
+    """Bytes of a file; none of a link."""
+    with suppress(OSError):
+        status = path.lstat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
+
+
+def named(ref: HubFile, *, state: State | None = None) -> list[StoredModel]:
+    """All that is here under the name of a reference, without asking the hub; incomplete models too.
+
+    Without a level it can be several models of one repository; the same file with different content at several commits
+    is several as well. A level is looked for in the files' names, and in the headers only where no name has it. A
+    revision is any commit, branch or tag under which the model was found.
     """
     state = state or State()
-    found = [m for m in _found_in(ref.repo) if len(m.parts) == m.n_parts]
+    reader, used = _FactReader(state, state.files(), time.monotonic() + _HEADER_BUDGET_S), state.last_used()
+    return [reader.completed(found, used) for found in _named(ref, reader)]
+
+
+def choice(ref: HubFile, *, state: State | None = None) -> tuple[StoredModel, str] | None:
+    """The one model of those `named` that is meant, whole; None if it is not here or not complete.
+
+    No level named: Q4_K_M, else the nearest of those that are here. The text says why it is this one, in half a
+    sentence for a person; empty when it is what was asked for, or the default.
+    """
+    state = state or State()
+    reader = _FactReader(state, state.files(), time.monotonic() + _HEADER_BUDGET_S)
+    found, why = [m for m in _named(ref, reader) if len(m.parts) == m.n_parts], ""
+    if ref.file is None and found:
+        # None: it was found by its header's level, of which no name knows.
+        sizes = {m.file: m.size for m in found}
+        if (chosen := quants.choose(sizes, ref.quant) or quants.choose(sizes)) is None:
+            return None
+        found = [m for m in found if m.file == chosen.file]
+        if ref.quant is None and chosen.quant not in (None, quants.DEFAULT) and not ref.repo.lower().startswith(LOCAL):
+            why = f"{chosen.why} here"
+    if not found:
+        return None
+    # The same file in several commits: the main branch's, else one that a branch stands for, else the newest.
+    refs = _refs_of(ref.repo)
+    current = {*refs.values()}
+    best = max(found, key=lambda m: (refs.get("main") in m.commits, bool(m.commits & current), m.mtime_s))
+    return reader.completed(best, state.last_used()), why
+
+
+def find(ref: HubFile, *, state: State | None = None) -> StoredModel | None:
+    """The model of `choice`, without the reason."""
+    found = choice(ref, state=state)
+    return found[0] if found is not None else None
+
+
+def _named(ref: HubFile, reader: _FactReader) -> list[_Found]:
+    found = _found_in(ref.repo)
     if ref.revision is not None:
         commits = {ref.revision, *(c for name, c in _refs_of(ref.repo).items() if name == ref.revision)}
         found = [m for m in found if m.commits & commits]
     if ref.file is not None:
         wanted = ref.file.lower()
-        found = [m for m in found if wanted in m.names]
-    elif found:
-        chosen = quants.choose({m.file: m.size for m in found}, ref.quant)
-        found = [m for m in found if chosen is not None and m.file == chosen.file]
-    if not found:
-        return None
-    # The same file in several commits: the one that a branch stands for, else the newest.
-    current = set(_refs_of(ref.repo).values())
-    best = max(found, key=lambda m: (m.commit in current, m.mtime_s))
-    return _FactReader(state, state.files(), time.monotonic() + _HEADER_BUDGET_S).completed(best, state.last_used())
+        return [m for m in found if wanted in m.names]
+    if ref.quant is None:
+        return found
+    level = quants.normalize(ref.quant) or ref.quant
+    if same := [m for m in found if quants.quant_of(m.file) == level]:
+        return same
+    if chosen := quants.choose({m.file: m.size for m in found}, level):
+        return [m for m in found if m.file == chosen.file]
+    return [m for m in found if quants.quant_of(m.file) is None and reader.label(m) == level]
 
 
 def touch(model: StoredModel, *, state: State | None = None) -> None:
@@ -395,7 +482,6 @@ class _Found:
     names: set[str]
     size: int
     mtime_s: float
-    atime_s: float
     links: list[Path]
     commits: set[str]
 
@@ -418,9 +504,14 @@ class _FactReader:
             commit=found.commit,
             n_params=n_params,
             architecture=first.architecture if first else None,
-            last_used_s=used.get(f"{found.repo}/{found.file}", found.atime_s),
+            last_used_s=used.get(f"{found.repo}/{found.file}"),
             links=tuple(found.links),
         )
+
+    def label(self, found: _Found) -> str | None:
+        """The level that the header tells."""
+        facts = self._facts(found.parts[0])
+        return quants.normalize(facts.label) if facts and facts.label else None
 
     def _facts(self, path: Path) -> Facts | None:
         try:
@@ -519,7 +610,6 @@ def _found_in_folder(repo: str, commit: str | None, root: Path) -> list[_Found]:
                 names={name.lower() for name in names},
                 size=sum(status.st_size for _, status in ordered),
                 mtime_s=max(status.st_mtime for _, status in ordered),
-                atime_s=max(status.st_atime for _, status in ordered),
                 links=[path for path, _ in ordered],
                 commits={commit} if commit else set(),
             )
@@ -570,7 +660,8 @@ class Verifying:
 class Verdict:
     """`ok` None: nobody has promised a checksum for this file, so what it hashes to has been noted for the next time.
 
-    `set_aside` is where a damaged blob went; None for a damaged file that is not ours (an import by link).
+    `set_aside` is where a damaged blob went; None for a damaged file that is not ours (an import by link), for one that
+    could not be moved (a store that is read-only; the reason says so), and for a part that is `missing`.
     """
 
     model: StoredModel
@@ -578,6 +669,7 @@ class Verdict:
     ok: bool | None
     reason: str = ""
     set_aside: Path | None = None
+    missing: bool = False
 
 
 def hash_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -602,13 +694,19 @@ def verify(
     """Reads every byte again. What is damaged is set aside, so that nothing sees it and a pull brings it anew.
 
     All of a model's files are judged before any is set aside, and one damaged part makes the whole model unseen only
-    by that part: the others are kept for the next pull.
+    by that part: the others are kept for the next pull. A part that is not here has a verdict too. Raises `DiskError`
+    for a file that can't be read for another reason than damage.
     """
     state = state or State()
     verdicts: list[Verdict] = []
     for model in models:
-        for path in model.parts:
-            verdicts.append(_verify_file(model, path, on_event, state))
+        here = {path.name: path for path in model.parts}
+        for part in quants.split_parts(model.file):
+            name = part.rpartition("/")[2]
+            if name in here:
+                verdicts.append(_verify_file(model, here[name], on_event, state))
+            else:
+                verdicts.append(Verdict(model, name, False, "is not here", missing=True))
     return verdicts
 
 
@@ -622,7 +720,12 @@ def _verify_file(model: StoredModel, path: Path, on_event: Callable[[Verifying],
     try:
         total = path.stat().st_size
         found = hash_file(path, on_bytes)
+    except FileNotFoundError:
+        # Set aside a moment ago under another name, or removed by somebody.
+        return Verdict(model, path.name, False, "is not here any more", missing=True)
     except OSError as error:
+        if error.errno != errno.EIO:
+            raise disk_error(error, f"verifying {model.name}") from error
         # An unreadable sector is damage as well: the blob goes aside, and its place on the disk with it.
         found, reason = "", f"cannot be read: {error.strerror}"
     else:
@@ -634,7 +737,10 @@ def _verify_file(model: StoredModel, path: Path, on_event: Callable[[Verifying],
     if found == expected:
         state.remember(path, sha256=found)
         return Verdict(model, path.name, True)
-    return Verdict(model, path.name, False, reason, _set_aside(model, path, state))
+    try:
+        return Verdict(model, path.name, False, reason, _set_aside(model, path, state))
+    except OSError as error:
+        return Verdict(model, path.name, False, f"{reason}; it can't be set aside: {error.strerror}")
 
 
 def _promised_sha256(model: StoredModel, path: Path, state: State) -> str | None:
@@ -647,12 +753,14 @@ def _promised_sha256(model: StoredModel, path: Path, state: State) -> str | None
 
 
 def _set_aside(model: StoredModel, path: Path, state: State) -> Path | None:
+    """Takes a damaged file out of sight; where it is then. Raises `OSError` if the store can't be changed."""
     state.forget(path)
     if model.commit is None:
         if path.is_symlink():  # somebody else's file: only our name for it goes
             path.unlink()
+            _tidy_local(local_dir() / model.repo.removeprefix(LOCAL))
             return None
-        aside = path.with_name(path.name + ".damaged")
+        aside = path.with_name(path.name + _DAMAGED)
         path.replace(aside)
         return aside
     folder = _folder_of_pointer(path, model.commit)
@@ -662,13 +770,10 @@ def _set_aside(model: StoredModel, path: Path, state: State) -> Path | None:
         if pointer == path or (blob is not None and _blob_name(pointer) == blob):
             pointer.unlink(missing_ok=True)
     source = folder.blob(blob) if blob is not None else path
-    aside = folder.blobs / f"{blob or path.name}.damaged"
+    aside = folder.blobs / f"{blob or path.name}{_DAMAGED}"
     # A blob that another tool shares among repositories: its bytes go aside, not only our link to them.
     real = _shared_payload(source)
-    try:
-        (real or source).replace(aside)
-    except OSError:
-        return None
+    (real or source).replace(aside)
     if real is not None:
         source.unlink(missing_ok=True)
     return aside
@@ -705,26 +810,53 @@ def remove(models: Iterable[StoredModel], *, state: State | None = None) -> int:
 
 
 def remove_leftovers(leftovers: Iterable[Leftover], *, state: State | None = None) -> int:
-    """Frees unfinished and damaged downloads; returns the bytes. One that is being pulled now is left alone."""
+    """Frees unfinished and damaged files; returns the bytes. What is being pulled or imported now is left alone."""
     state = state or State()
     freed = 0
     for item in leftovers:
+        if local_dir() in item.path.parents:
+            with _disk_errors(f"removing {item.path.name}"):
+                freed += _remove_local_leftover(item)
+            continue
         folder = RepoFolder(item.path.parent.parent)
         sha256 = item.path.name.partition(".")[0]
         with suppress(UsageError), _disk_errors(f"removing {item.path.name}"), blob_lock(folder, sha256):
             freed += _unlink(item.path)
             state.pull_ended(folder.blob(sha256))
-            _tidy(folder)
+            tidy(folder)
     return freed
 
 
 def _remove_local(model: StoredModel) -> int:
     root = local_dir() / model.repo.removeprefix(LOCAL)
-    freed = sum(_unlink(path) for path in _files_below(root) if path in model.parts)
-    if not any(path.name != _IMPORT_NOTE for path in _files_below(root)):
-        _unlink(root / _IMPORT_NOTE)
-        _remove_empty(root, stop=local_dir())
+    files = [path for path in _files_below(root) if path in model.parts or _is_damaged_rest(path)]
+    freed = sum(map(_unlink, files))
+    _tidy_local(root)
     return freed
+
+
+def _remove_local_leftover(item: Leftover) -> int:
+    if item.path.parent == local_dir():
+        if _abandoned_import(item.path) is None:
+            return 0
+        shutil.rmtree(item.path)
+        return item.size
+    freed = _unlink(item.path)
+    _tidy_local(local_dir() / item.path.relative_to(local_dir()).parts[0])
+    return freed
+
+
+def _tidy_local(root: Path) -> None:
+    """Removes an import's folder when only the note about it is left."""
+    files = [*_files_below(root)]
+    if all(map(_is_note, files)):
+        for path in files:
+            _unlink(path)
+        _remove_empty(root, stop=local_dir())
+
+
+def _is_note(path: Path) -> bool:
+    return path.name == _IMPORT_NOTE or path.name.startswith(f".{_IMPORT_NOTE}.")
 
 
 def _remove_from_cache(model: StoredModel, state: State) -> int:
@@ -752,7 +884,7 @@ def _remove_from_cache(model: StoredModel, state: State) -> int:
             freed += _unlink(path)
             if payload is not None:
                 freed += _remove_shared(payload)
-    _tidy(folder)
+    tidy(folder)
     return freed
 
 
@@ -785,7 +917,7 @@ def _remove_shared(payload: Path) -> int:
         return 0  # left to its owner
 
 
-def _tidy(folder: RepoFolder) -> None:
+def tidy(folder: RepoFolder) -> None:
     """Removes refs to snapshots that are gone, and the repository's folder when nothing but its skeleton is left."""
     for name, commit in folder.refs().items():
         if not (folder.snapshots / commit).is_dir() or not _COMMIT.fullmatch(commit):
@@ -862,10 +994,14 @@ def import_file(
     """Makes a local GGUF file (all parts of a split one) a model called `local/<name>`, by link or by copy.
 
     Raises `BadModel` if it is none that can be run, `NotFound` for a missing file or part, `UsageError` for a name
-    that is taken or unfit, `DiskError`.
+    that is taken (see `is_taken`) or unfit, `DiskError`.
     """
     state = state or State()
-    path = path.expanduser().absolute()
+    path = path.expanduser()
+    # A link must not go through the current folder as somebody wrote it ("..", links): that may change.
+    path = path.parent.resolve() / path.name
+    if not quants.is_model_file(path.name):
+        raise BadModel(f"{printable(path.name)} is not named like a model file (.gguf)")
     sources = [path.with_name(part) for part in quants.split_parts(path.name)]
     for source in sources:
         if not source.exists():
@@ -877,28 +1013,44 @@ def import_file(
     if not _NAME.fullmatch(name):
         raise UsageError(f"'{printable(name)}' is no name for a model: letters, digits, '.', '_' and '-'")
     root = local_dir() / name
-    if os.path.lexists(root):
+    if is_taken(name):
         raise UsageError(f"local/{name} exists already", hint=f"llmrun rm local/{name}")
     with _disk_errors(f"importing {printable(path.name)}"):
         total = sum(source.stat().st_size for source in sources)
         local_dir().mkdir(parents=True, exist_ok=True)
         if copy:
-            check_space(local_dir(), total, what=path.name)
+            hint = "without --copy a link leads to the file; or set LLMRUN_HOME to a folder on a larger disk"
+            check_space(local_dir(), total, what=path.name, hint=hint)
         # All of it under a name that nothing lists, then one rename.
         staging = local_dir() / f".{name}.{os.getpid()}"
         shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir()
             _fill(staging, sources, copy=copy, total=total, on_event=on_event)
+            if os.path.lexists(root) and not is_taken(name):
+                shutil.rmtree(root)
             staging.rename(root)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         fsync_folder(local_dir())
     state.remember(root / sources[0].name, facts=Facts.of(header))
-    found = _found_in_folder(LOCAL + name, None, root)
-    if not found:
-        raise BadModel(f"{printable(path.name)} is not named like a model file (.gguf)")
-    return _FactReader(state, state.files(), time.monotonic() + _HEADER_BUDGET_S).completed(found[0], {})
+    (found,) = _found_in_folder(LOCAL + name, None, root)
+    return _FactReader(state, state.files(), time.monotonic() + _HEADER_BUDGET_S).completed(found, {})
+
+
+def is_taken(name: str) -> bool:
+    """Whether `local/<name>` is a model, or a folder with anything that is not ours.
+
+    What `verify` has set aside, links to files that are gone and a split model that lacks a part are no model: an
+    import takes their place.
+    """
+    root = local_dir() / name.lower().removeprefix(LOCAL)
+    if root.is_symlink() or not root.is_dir():
+        return os.path.lexists(root)
+    if any(len(found.parts) == found.n_parts for found in _found_in_folder(LOCAL + name, None, root)):
+        return True
+    files = _files_below(root)
+    return not all(_is_note(path) or _is_damaged_rest(path) or quants.is_model_file(path.name) for path in files)
 
 
 def _fill(
@@ -947,8 +1099,8 @@ def _note_sha256(path: Path, sha256: str) -> None:
 # --- disk -------------------------------------------------------------------------------------------------------------
 
 
-def check_space(folder: Path, needed: int, *, what: str) -> None:
-    """Raises `DiskError` unless `needed` bytes are free where `folder` is or will be."""
+def check_space(folder: Path, needed: int, *, what: str, hint: str = "llmrun rm MODEL") -> None:
+    """Raises `DiskError` with this hint unless `needed` bytes are free where `folder` is or will be."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -956,7 +1108,7 @@ def check_space(folder: Path, needed: int, *, what: str) -> None:
     if needed > free:
         raise DiskError(
             f"{printable(what)} needs {units.size(needed)}, {units.size(free)} are free on the disk of {existing}",
-            hint="llmrun rm MODEL, or set HF_HUB_CACHE to a folder on a larger disk",
+            hint=hint,
         )
 
 
@@ -1004,14 +1156,12 @@ def disk_errors(doing: str) -> AbstractContextManager[None]:
 
 
 def disk_error(error: OSError, doing: str) -> DiskError:
-    import errno
-
     reasons = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",
         errno.EFBIG: "the file is larger than the limit for files (ulimit -f) or than this disk can hold",
         errno.EROFS: "the disk is read-only",
-        errno.EACCES: "no permission to write there",
+        errno.EACCES: "no permission",
     }
     hints = {errno.ENOSPC: "llmrun rm MODEL", errno.EDQUOT: "llmrun rm MODEL", errno.EFBIG: "ulimit -f unlimited"}
     reason = reasons.get(error.errno or 0, error.strerror or str(error))

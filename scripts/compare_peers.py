@@ -226,14 +226,17 @@ def oneshot(options: argparse.Namespace) -> None:
         "--temp",
         "0",
     ]
-    theirs_command += ["-t", threads, "--ignore-eos"]
+    theirs_command += ["-t", threads, "--ignore-eos", "-c", str(options.peer_ctx)]
     ours_command = [Path(sys.executable).with_name("llmrun"), "run", path, prompt, "-n", str(n), "--temp", "0", "--raw"]
     ours_command += ["-t", threads, "-l", "2-inf"]
     theirs, ours = [], []
     for _ in interleaved(options.rounds):
         theirs.append(cost_of(theirs_command))
         ours.append(cost_of(ours_command))
-    print(f"`{path.name}`, cold process, short prompt, {n} tokens, {threads} threads, {options.rounds} rounds:\n")
+    print(
+        f"`{path.name}`, cold process, short prompt, {n} tokens, {threads} threads, {options.rounds} rounds, "
+        f"`llama-completion -c {options.peer_ctx}`:\n"
+    )
     print(HEAD.format(peer="llama-completion"))
     print(row("wall time", [c.wall_s for c in theirs], [c.wall_s for c in ours], "s"))
     print(row("peak resident memory", [c.peak_rss / 2**20 for c in theirs], [c.peak_rss / 2**20 for c in ours], "MiB"))
@@ -247,6 +250,7 @@ def main() -> None:
     parser.add_argument("--repack", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("-p", "--n-prompt", type=int, default=512)
     parser.add_argument("-n", "--n-gen", type=int, default=64)
+    parser.add_argument("--peer-ctx", type=int, default=4096, help="oneshot: their -c; 0 is their default")
     parser.add_argument("--peers", type=Path, default=PEERS)
     options = parser.parse_args()
     if not os.access(options.peers / "llama-bench", os.X_OK):

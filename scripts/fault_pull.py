@@ -16,14 +16,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from hub_server import Client, Cut, Hub, tiny_gguf  # noqa: E402
+from hub_server import STALLS, Client, Cut, Hub, Outcome, pull_together, tiny_gguf  # noqa: E402
 
 from llmrun import store  # noqa: E402
 
@@ -152,10 +154,11 @@ def broken(t: Trial) -> Line:
     corrupt = 0
     with t.client() as client:
         for kind in ("close", "reset", "stall"):
+            patience = STALLS if kind == "stall" else {}
             for _ in range(20):
                 t.fresh()
                 t.hub.faults.cuts = [Cut(kind, t.chance.randrange(len(SMALL)))]
-                exits.append(client.ask("pull", repo=REPO).exit)
+                exits.append(client.ask("pull", repo=REPO, patience=patience).exit)
                 corrupt += t.corrupt()
     completed = exits.count(0)
     good = completed + exits.count(5) == 60 and not corrupt
@@ -187,40 +190,44 @@ def wrong_bytes(t: Trial) -> Line:
 def together(t: Trial) -> Line:
     """8 concurrent pulls of one file, 5 times"""
     transfers: list[float] = []
-    succeeded = 0
+    succeeded, waited = 0, 0
     for _ in range(5):
         t.fresh()
-        t.hub.faults.throttle_bps = 8 << 20
-        clients = [t.client() for _ in range(8)]
-        for client in clients:
-            client.send("pull", repo=REPO)
-        succeeded += sum(client.outcome().exit == 0 for client in clients)
-        for client in clients:
-            client.__exit__()
+        with ExitStack() as stack:
+            outcomes = pull_together(t.hub, [stack.enter_context(t.client()) for _ in range(8)], REPO)
+        succeeded += sum(done.exit == 0 for done in outcomes)
+        waited += sum(bool(done.of("Waiting")) for done in outcomes)
         transfers.append(t.sent / len(SMALL))
-    seen = f"{succeeded} of 40 succeeded; the file was sent {max(transfers):.2f} times at most"
-    return seen, succeeded == 40 and max(transfers) == 1.0
+    seen = f"{succeeded} of 40 succeeded, {waited} of 35 said that they wait; "
+    return seen + f"the file was sent {max(transfers):.2f} times at most", (
+        succeeded == 40 and waited == 35 and max(transfers) == 1.0
+    )
 
 
 def killed_holders(t: Trial) -> Line:
     """8 concurrent pulls, each one that pulls is killed −9 until one is left"""
     t.fresh(LARGE)
     t.hub.faults.throttle_bps = 4 << 20
-    clients = [t.client() for _ in range(8)]
-    for client in clients:
-        client.send("pull", repo=REPO)
+    pulling: SimpleQueue[Client] = SimpleQueue()
+
+    def listen(client: Client) -> Outcome:
+        return client.outcome(lambda event: pulling.put(client) if event["event"] == "Started" else None)
+
     deaths = 0
-    for client in clients[:-1]:
-        # Whoever pulls now has brought something before the next one dies.
-        before, until = t.on_disk(), time.monotonic() + 5
-        while t.on_disk() < before + 100_000 and time.monotonic() < until:
-            time.sleep(0.01)
-        client.process.kill()
-        client.process.wait()
-        deaths += 1
-    done = clients[-1].outcome()
-    for client in clients:
-        client.__exit__()
+    with ExitStack() as stack, ThreadPoolExecutor(max_workers=8) as pool:
+        clients = [stack.enter_context(t.client()) for _ in range(8)]
+        for client in clients:
+            client.send("pull", repo=REPO)
+        outcomes = {id(client): pool.submit(listen, client) for client in clients}
+        for _ in range(7):
+            holder, before, until = pulling.get(timeout=20), t.on_disk(), time.monotonic() + 5
+            # Whoever pulls now has brought something before it dies.
+            while t.on_disk() < before + 100_000 and time.monotonic() < until:
+                time.sleep(0.01)
+            holder.process.kill()
+            holder.process.wait()
+            deaths += 1
+        done = outcomes[id(pulling.get(timeout=20))].result()
     seen = f"{deaths} killed, the last one: exit {done.exit}, {t.sent:,} bytes sent for {len(LARGE):,}"
     return seen, done.exit == 0 and not t.corrupt() and t.sent < len(LARGE) + 8 * MAX_LOSS
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import TOKEN, Hub, split_gguf, tiny_gguf
+from hub_server import TOKEN, Hub, tiny_gguf
 from terminal import Terminal
 
+from llmrun.cli import screen
 from llmrun.cli.store import ago
 from llmrun.cli.table import Column, lines
 from llmrun.units import size
@@ -37,12 +38,32 @@ summary = "Sits and fetches"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def in_three(model: bytes, folder: Path) -> dict[str, bytes]:
+    """The model as three files that llama.cpp can run."""
+    import gguf
+
+    (folder / "whole").write_bytes(model)
+    reader = gguf.GGUFReader(folder / "whole")
+    writer = gguf.GGUFWriter(folder / "big-Q4_K_M.gguf", "llama", split_max_tensors=-(-len(reader.tensors) // 3))
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kind, *rest = field.types
+            writer.add_key_value(name, field.contents(), kind, sub_type=rest[-1] if rest else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.gguf"))}
+
+
 @pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     with Hub() as served:
         served.add("user/pet-GGUF", {"pet-Q4_K_M.gguf": SMALL, "pet-Q8_0.gguf": LARGE})
         served.add("user/odd", {"odd-Q6_K.gguf": SMALL})
-        served.add("user/big", split_gguf(300_000, 3))
+        served.add("user/big", in_three(LARGE, tmp_path_factory.mktemp("split")))
         served.add("user/gated", {"gated-Q4_K_M.gguf": SMALL}, access="gated")
         yield served
 
@@ -108,10 +129,33 @@ def test_pull_quant_and_revision(run: Run, hub: Hub) -> None:
     done = run("pull", "pet", "--quant", "q8_0", "--revision", commit, "--json")
     (document,) = json.loads(done.stdout)
     assert (document["quant"], document["commit"]) == ("Q8_0", commit)
-    for arguments in (("pet:Q4_K_M", "--quant", "Q8_0"), ("user/odd@x", "--revision", "y"), ("./x.gguf",)):
+    for arguments in (("pet:Q4_K_M", "--quant", "Q8_0"), ("user/odd@x", "--revision", "y")):
         assert run("pull", *arguments).returncode == 2
     unknown = run("pull", "pet", "--quant", "Q5_K_M")
     assert unknown.returncode == 4 and "Q8_0 (" in unknown.stderr
+
+
+def test_pull_of_a_file(run: Run, tmp_path: Path) -> None:
+    """One that is here is no matter for the hub; one that is not may have been meant as a repository's."""
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(SMALL)
+    here = run("pull", str(file))
+    assert here.returncode == 2 and "on this machine already" in here.stderr
+    absent = run("pull", "./x.gguf")
+    assert absent.returncode == 4 and "no such file: x.gguf" in absent.stderr and "try" not in absent.stderr
+    meant = run("pull", "user/pet-GGUF/pet-Q4_K_M.gguf")
+    assert meant.returncode == 4 and "try: llmrun pull hf://user/pet-GGUF/pet-Q4_K_M.gguf\n" in meant.stderr
+
+
+def test_pull_of_an_imported_model(run: Run, tmp_path: Path) -> None:
+    """It is here: its path, and no hub is asked."""
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(SMALL)
+    run("import", str(file), "--copy")
+    done = run("pull", "local/mine")
+    assert done.returncode == 0 and Path(done.stdout.rstrip("\n")).read_bytes() == SMALL
+    assert "here already" in done.stderr
+    assert run("pull", "local/none").returncode == 3
 
 
 def test_dry_run_fetches_nothing(run: Run, tmp_path: Path) -> None:
@@ -139,7 +183,7 @@ def test_offline_never_asks(run: Run, hub: Hub) -> None:
 
 
 def test_split_models_are_pulled_whole_and_run_by_any_part(run: Run) -> None:
-    """All parts come, list shows one model, show counts all tensors."""
+    """All parts come, list shows one model, show counts all tensors, and llama.cpp runs it."""
     done = run("pull", "hf://user/big/big-Q4_K_M-00002-of-00003.gguf")
     first = Path(done.stdout.strip())
     assert first.name.endswith("00001-of-00003.gguf") and len(list(first.parent.iterdir())) == 3
@@ -147,6 +191,13 @@ def test_split_models_are_pulled_whole_and_run_by_any_part(run: Run) -> None:
     document = json.loads(run("show", "user/big", "--json").stdout)
     assert document["files"] == 3
     assert document["parameters"] == listed(run)["user/big:Q4_K_M"]["parameters"]
+    for name in (
+        "hf://user/big/big-Q4_K_M-00003-of-00003.gguf",
+        str(first.with_name("big-Q4_K_M-00002-of-00003.gguf")),
+    ):
+        said = run("run", name, "hello", "-n", "2", "-t", "1", "--json")
+        assert said.returncode == 0, said.stderr
+        assert json.loads(said.stdout)["model"]["path"] == str(first)
 
 
 def test_gated_needs_a_token(run: Run, hub: Hub) -> None:
@@ -173,6 +224,7 @@ def test_log_has_lines_and_resume_is_mentioned(run: Run, env: dict[str, str], hu
         assert time.monotonic() - begin < 1
         assert "Traceback" not in pulling.stderr.read()
     row = listed(run)["pet:small:Q8_0"]
+    assert run("rm", "pet:small:Q4_K_M", "-y").returncode == 3
     assert row["state"] == "partial" and row["size"] > 0 and row["total"] == len(LARGE)
     shown = run("list").stdout
     assert "unfinished" in shown and "% of" in shown
@@ -180,6 +232,21 @@ def test_log_has_lines_and_resume_is_mentioned(run: Run, env: dict[str, str], hu
     assert "going on from there" in done.stderr and " %, " in done.stderr
     (document,) = json.loads(done.stdout)
     assert 0 < document["fetched_bytes"] < len(LARGE)
+
+
+@pytest.mark.parametrize("name", ["pet:small:Q8_0", "pet", "user/pet-GGUF:q8_0", "hf://user/pet-GGUF/pet-Q8_0.gguf"])
+def test_rm_of_an_unfinished_pull(run: Run, env: dict[str, str], hub: Hub, tmp_path: Path, name: str) -> None:
+    """It goes by its name, as a model does."""
+    hub.faults.throttle_bps = 1_500_000
+    command = [sys.executable, "-m", "llmrun", "pull", "pet:Q8_0", "-q"]
+    with subprocess.Popen(command, env={**os.environ, **env}) as pulling:
+        while not any(path.stat().st_size for path in (tmp_path / "hf").rglob("*.partial")):
+            assert pulling.poll() is None
+            time.sleep(0.01)
+        pulling.kill()
+    done = run("rm", "-y", name)
+    assert done.returncode == 0 and done.stdout == "pet:small:Q8_0\n", done.stderr
+    assert not blobs(tmp_path)
 
 
 def test_the_bar(env: dict[str, str], hub: Hub) -> None:
@@ -226,11 +293,57 @@ def test_list_has_what_there_is(run: Run) -> None:
     assert list(rows) == ["tiny", "pet:small:Q4_K_M"]
     row = rows["pet:small:Q4_K_M"]
     assert (row["quant"], row["size"], row["repo"]) == ("Q4_K_M", len(SMALL), "user/pet-GGUF")
-    assert row["last_used"].startswith("20") and row["last_used"].endswith("Z")
+    assert row["last_used"] is None
+    assert run("run", "pet", "hello", "-n", "1", "-t", "1").returncode == 0
+    used = listed(run)["pet:small:Q4_K_M"]["last_used"]
+    assert used.startswith("20") and used.endswith("Z")
     assert run("ls", "-q", "PET").stdout == "pet:small:Q4_K_M\n"
     human = run("list").stdout.splitlines()
     assert human[0].split() == ["NAME", "QUANT", "SIZE", "PARAMETERS", "USED", "WHERE"]
     assert "just now" in human[2] and "hub cache" in human[2]
+
+
+def test_a_listed_name_is_a_name(run: Run, hub: Hub) -> None:
+    """A file whose name tells no level is called by its file: the level in its header no other command would find."""
+    hub.add("user/nameless", {"model.gguf": SMALL})
+    assert run("pull", "user/nameless", "-q").returncode == 0
+    name = run("list", "nameless", "-q").stdout.rstrip("\n")
+    assert name == "hf://user/nameless/model.gguf"
+    assert listed(run)[name]["quant"] is not None
+    for command in (("pull", "--offline"), ("show",), ("verify",), ("rm", "-y")):
+        done = run(*command, name)
+        assert done.returncode == 0, done.stderr
+
+
+def test_another_level_than_usual_is_mentioned(run: Run) -> None:
+    """Without a level, what is here is used, and it is said which it is and why; on stderr."""
+    run("pull", "user/odd", "-q")
+    done = run("show", "user/odd", "--json")
+    assert "user/odd is Q6_K: there is no Q4_K_M" in done.stderr and json.loads(done.stdout)
+    assert run("show", "user/odd:Q6_K").stderr == ""
+
+
+def test_a_repository_that_changed(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """Both contents of one file are listed, the old one with its commit, and each name removes its own only."""
+    old = hub.add("user/new", {"new-Q4_K_M.gguf": SMALL}).commit
+    run("pull", "user/new", "-q")
+    new = hub.add("user/new", {"new-Q4_K_M.gguf": LARGE}).commit
+    assert old != new and run("pull", "user/new", "-q").returncode == 0
+    name, old_name = "user/new:Q4_K_M", f"user/new:Q4_K_M@{old[:12]}"
+    rows = listed(run, "user/new")
+    assert {row["name"]: row["commit"] for row in rows.values()} == {name: new, old_name: old}
+    assert json.loads(run("show", old_name, "--json").stdout)["commit"] == old
+    vague = run("rm", "-y", "user/new")
+    assert vague.returncode == 2 and old_name in vague.stderr
+    assert [row["name"] for row in json.loads(run("verify", old_name, "--json").stdout)] == [old_name]
+    assert json.loads(run("rm", "-y", old_name, "--json").stdout) == {
+        "removed": [old_name],
+        "leftovers": [],
+        "freed_bytes": len(SMALL),
+    }
+    run("pull", old_name.replace(old[:12], old), "-q")
+    assert json.loads(run("rm", "-y", name, "--json").stdout)["freed_bytes"] == len(LARGE)
+    assert [path.read_bytes() for path in blobs(tmp_path)] == [SMALL]
 
 
 def test_catalog_is_listed_with_filter(run: Run) -> None:
@@ -324,6 +437,17 @@ def test_verify_finds_what_is_damaged(run: Run, tmp_path: Path) -> None:
     assert run("verify").returncode == run("verify", "pet", "--all").returncode == 2
 
 
+def test_verify_misses_a_part(run: Run) -> None:
+    """A split model without one of its parts is not whole: exit 6, and the part is named."""
+    first = Path(run("pull", "user/big", "-q").stdout.rstrip("\n"))
+    gone = first.with_name("big-Q4_K_M-00002-of-00003.gguf")
+    gone.unlink()
+    done = run("verify", "user/big")
+    assert done.returncode == 6, done.stdout
+    assert "1 of 3 files is missing" in done.stderr and "try: llmrun pull user/big:Q4_K_M" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["VERDICT", "ok", "missing", "ok"]
+
+
 def test_import_links_and_copies(run: Run, tmp_path: Path) -> None:
     """A link leads to the file and removing it leaves the file; a copy stands by itself and can be verified."""
     file = tmp_path / "mine.gguf"
@@ -396,6 +520,30 @@ def test_tables_align_and_fit() -> None:
     assert lines(columns, rows[:1], width=24)[1:] == ["x  1", "    one two three four five", "    six seven"]
     assert len(lines(columns, rows)) == 3
     assert lines(columns, []) == []
+
+
+def test_tables_on_a_narrow_terminal() -> None:
+    """Where the columns don't fit beside each other, a value has a line, and no word is cut."""
+    columns = (Column("NAME"), Column("SIZE", right=True), Column("WHERE", flexible=True))
+    rows = [["a-name-of-twenty-two-1", "1,000 MiB", "in the hub cache"], ["b", "2 GiB", ""]]
+    assert lines(columns, rows, width=33)[0].startswith("NAME    ")
+    assert lines(columns, rows, width=32) == [
+        "NAME   a-name-of-twenty-two-1",
+        "SIZE   1,000 MiB",
+        "WHERE  in the hub cache",
+        "",
+        "NAME   b",
+        "SIZE   2 GiB",
+    ]
+
+
+def test_json_is_harmless_and_whole(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """What a terminal would obey is an escape in every document, so that nothing has to be replaced."""
+    text = "".join(map(chr, [*range(0xA1), 0x61C, 0x200E, 0x2028, 0x2029, 0x202E, 0x2066, 0xD800, 0x4E00, 0x1F600]))
+    screen.out_json({text: [text]})
+    shown = capfdbinary.readouterr().out.decode()
+    assert screen.harmless(shown) == shown and "\u4e00\U0001f600" in shown
+    assert json.loads(shown) == {text: [text]}
 
 
 def test_copy_needs_room(run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, Client, Cut, Hub, Outcome, split_gguf, tiny_gguf
+from hub_server import STALLS, TOKEN, Client, Cut, Hub, Outcome, pull_together, split_gguf, tiny_gguf
 
 from llmrun.hub import is_safe_name
 
@@ -245,6 +245,28 @@ def test_token_of_the_hubs_own_login(bench: Bench) -> None:
         assert client.ask("pull", repo="user/closed").exit == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "content", "exit_code"),
+    [("t\u00f6ken\u20ac", None, 4), ("two words", None, 4), ("", b"\xff\xfe\x80", 4), ("", None, 7)],
+    ids=["not-ascii", "blank", "undecodable-file", "unreadable-file"],
+)
+def test_broken_token(bench: Bench, said: str, content: bytes | None, exit_code: int) -> None:
+    """What is wrong with the token is not blamed on the hub, which never sees it."""
+    token = bench.home / "hf" / "token"
+    token.parent.mkdir()
+    if content is not None:
+        token.write_bytes(content)
+    else:
+        token.mkdir()
+    with bench.new_client(HF_TOKEN=said) as client:
+        for do in ("pull", "search"):
+            done = client.ask(do, repo=REPO, words=["model"])
+            assert done.exit == exit_code, done
+            assert ("HF_TOKEN" if said else str(token)) in done.message
+            assert exit_code == 7 or "HF_TOKEN" in (done.hint or "")
+    assert bench.hub.seen["hub"].requests.total() == 0
+
+
 # --- death and resume
 
 
@@ -318,7 +340,7 @@ def test_broken_connections(bench: Bench, kind: str) -> None:
     """Broken at five places, the file still comes, each byte about once, with a fresh URL every time."""
     offsets = sorted(random.Random(kind).sample(range(1, len(MODEL)), 5))
     bench.hub.faults.cuts = [Cut(kind, at) for at in offsets]
-    done = bench.pull()
+    done = bench.pull(patience=STALLS if kind == "stall" else {})
     assert done.exit == 0
     assert Path(done.result).read_bytes() == MODEL
     assert len(done.of("Retrying")) == 5
@@ -331,7 +353,7 @@ def test_broken_connections(bench: Bench, kind: str) -> None:
 def test_broken_for_good(bench: Bench, kind: str) -> None:
     """Exit 5 after a few attempts without progress; what came is kept, and the next pull brings only the rest."""
     bench.hub.faults.cuts = [Cut(kind, 2_000_000, times=99)]
-    done = bench.pull()
+    done = bench.pull(patience=STALLS if kind == "stall" else {})
     assert (done.exit, done.error) == (5, "NetworkError")
     assert "are kept" in done.message
     assert bench.listed() == []
@@ -390,6 +412,9 @@ def test_dead_hub_says_so_quickly(bench: Bench) -> None:
         done = client.ask("pull", repo=REPO)
         assert done.exit == 5
         assert time.monotonic() - began < 4
+    with bench.new_client(HF_ENDPOINT="nonsense") as client:
+        done = client.ask("pull", repo=REPO)
+        assert done.exit == 5 and "HF_ENDPOINT is 'nonsense'" in done.message
     bench.hub.faults.hang_s = 3
     with bench.new_client(HF_HUB_ETAG_TIMEOUT="1") as client:
         began = time.monotonic()
@@ -554,12 +579,9 @@ def test_safe_names(name: str, safe: bool) -> None:
 
 def test_eight_at_once(bench: Bench) -> None:
     """Eight processes want one file: one transfer, eight successes, and those who wait say so."""
-    bench.hub.faults.throttle_bps = 6 << 20
     clients = [bench.new_client() for _ in range(8)]
     try:
-        for client in clients:
-            client.send("pull", repo=REPO)
-        outcomes = [client.outcome() for client in clients]
+        outcomes = pull_together(bench.hub, clients, REPO)
     finally:
         for client in clients:
             client.__exit__()
@@ -571,7 +593,7 @@ def test_eight_at_once(bench: Bench) -> None:
 
 def test_waiter_takes_over(bench: Bench) -> None:
     """The process that pulls is killed: the one that waits goes on from where it was."""
-    bench.hub.faults.throttle_bps = 2 << 20
+    bench.hub.faults.throttle_bps = 300 << 10  # ten seconds in all: time enough for the second to say that it waits
     with bench.new_client() as first, bench.new_client() as second:
         first.send("pull", repo=REPO)
         next(event for event in first.events() if event["event"] == "Progress" and event["done"] > 500_000)
@@ -640,10 +662,13 @@ def test_full_disk(bench: Bench) -> None:
 
 def test_read_only_store(bench: Bench) -> None:
     """A folder that can't be written is exit 7, not a traceback."""
-    blocked = bench.home / "hf"
-    blocked.write_text("a file where a folder should be")
-    done = bench.pull()
-    assert (done.exit, done.error) == (7, "DiskError")
+    (bench.home / "hf").write_text("a file where a folder should be")
+    for env in ({"HF_TOKEN": ""}, {"HF_TOKEN": TOKEN}):  # without one, HF_HOME is where it is looked for
+        with bench.new_client(**env) as client:
+            done = client.ask("pull", repo=REPO)
+            assert (done.exit, done.error) == (7, "DiskError"), done
+            assert "hf/" in done.message
+            assert client.ask("search", words=["model"]).exit == (0 if env["HF_TOKEN"] else 7)
 
 
 # --- models in parts, and no models
@@ -667,20 +692,34 @@ def test_split_models(bench: Bench) -> None:
 def test_split_model_appears_whole(bench: Bench) -> None:
     """While parts are missing nothing is listed; what is here already is not fetched again."""
     parts = split_gguf(400_000, 3)
+    third = list(parts)[2]
+    parts[third] = split_gguf(800_000, 3)[third]
     bench.hub.add("user/big", parts)
-    bench.hub.faults.cuts = [Cut("close", 399_000, times=99)]
-    bench.hub.faults.cuts[0].times = 0
-    third = list(parts.values())[2]
-    bench.hub.faults.cuts = [Cut("close", len(third) - 1, times=99)]
+    bench.hub.faults.cuts = [Cut("close", len(parts[third]) - 1, times=99)]  # where the other two have no byte
     failed = bench.pull("user/big")
     assert failed.exit == 5
     assert bench.listed() == []
-    assert {item["kind"] for item in bench.ask("leftovers").result} <= {"partial", "orphan"}
+    assert {item["kind"] for item in bench.ask("leftovers").result} == {"partial", "orphan"}
     bench.hub.forget()
     assert bench.pull("user/big").exit == 0
     assert bench.listed() == ["user/big:Q4_K_M"]
     assert bench.hub.seen["cdn"].bytes <= sum(map(len, parts.values())) - 400_000
     assert bench.ask("leftovers").result == []
+
+
+def test_finished_parts_of_a_pull_are_not_freed(bench: Bench) -> None:
+    """`rm --partials` while a split model is pulled: the parts that are done and have no name yet stay."""
+    bench.hub.add("user/big", split_gguf(400_000, 3))
+    bench.hub.faults.throttle_bps = 400_000
+    with bench.new_client() as client:
+        client.send("pull", repo="user/big")
+        started = (event for event in client.events() if event["event"] == "Started")
+        next(started), next(started)
+        assert {item["kind"] for item in bench.ask("leftovers").result} == {"partial", "orphan"}
+        assert bench.ask("free").result == 0
+        bench.hub.faults.throttle_bps = 0
+        assert client.outcome().exit == 0
+    assert bench.listed() == ["user/big:Q4_K_M"]
 
 
 def test_missing_part(bench: Bench) -> None:
@@ -708,7 +747,8 @@ def test_right_bytes_but_no_model(bench: Bench, content: bytes, said: str) -> No
     done = bench.pull("user/odd")
     assert (done.exit, done.error) == (8, "BadModel")
     assert said in done.message
-    assert bench.listed() == [] and bench.partials() == []
+    assert bench.listed() == [] and not (bench.cache / "models--user--odd").exists()
+    assert bench.ask("hf_scan").result["warnings"] == []
 
 
 def test_bad_header_is_found_early(bench: Bench, tmp_path: Path) -> None:
@@ -740,12 +780,19 @@ def test_remote_header(bench: Bench, no_ranges: bool) -> None:
 
 
 def test_search(bench: Bench) -> None:
-    """Repositories with the quantizations and sizes in each, and one the hub won't open does no harm."""
+    """Repositories with the quantizations and sizes in each; one the hub won't open or lies about does no harm."""
     bench.hub.add("user/model-split", {**split_gguf(300_000, 2), "x-Q8_0.gguf": b"0" * 1000})
     bench.hub.add("user/model-hidden", {FILE: MODEL}, access="private")
     hits = bench.ask("search", words=["model"]).result
     assert [hit["repo"] for hit in hits] == ["user/model", "user/model-split"]
     assert [(offer["quant"], offer["n_files"]) for offer in hits[1]["offers"]] == [("Q8_0", 1), ("Q4_K_M", 2)]
+    bench.hub.add("user/model-odd", {FILE: MODEL}).commit = "none at all"
+    hits = bench.ask("search", words=["model"]).result
+    assert {hit["repo"]: bool(hit["offers"]) for hit in hits} == {
+        "user/model": True,
+        "user/model-split": True,
+        "user/model-odd": False,
+    }
     bench.hub.faults.api_status, bench.hub.faults.api_times = 500, 99
     assert bench.ask("search", words=["model"]).exit == 5
 

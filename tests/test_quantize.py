@@ -178,9 +178,80 @@ def test_kill_leaves_what_rm_frees(run: Run, env: dict[str, str], slow: Path, tm
         working.kill()
     assert not psutil.wait_procs(children, timeout=2)[1]
     assert left_in(store) != []
-    assert [row["name"] for row in json.loads(run("list", "--json").stdout)] == ["tiny"]
+    rows = json.loads(run("list", "--json").stdout)
+    assert [(row["name"], row["state"]) for row in rows] == [("tiny", "complete"), ("local/slow-q4_k_m", "partial")]
     assert json.loads(run("rm", "--partials", "-y", "--json").stdout)["freed_bytes"] > 0
     assert left_in(store) == []
+
+
+def test_two_at_once(run: Run, env: dict[str, str], slow: Path, tmp_path: Path) -> None:
+    """Of two that make the same model one has it, whole; the other ends with 2 and takes nothing away."""
+    command = [sys.executable, "-m", "llmrun", "quantize", str(slow), "Q8_0", "-t", "1", "-q"]
+    both = [subprocess.Popen(command, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {working.communicate(timeout=60)[1]: working.returncode for working in both}
+    assert sorted(working.returncode for working in both) == [0, 2], said
+    assert any("local/slow-q8_0" in text for text, code in said.items() if code == 2), said
+    assert run("verify", "local/slow-q8_0").stdout.splitlines()[1].startswith("ok ")
+    assert left_in(tmp_path / "llmrun" / "models") == [".import.json", "slow-q8_0.gguf"]
+
+
+def test_another_comes_first(run: Run, env: dict[str, str], slow: Path, source: Path, tmp_path: Path) -> None:
+    """A model that gets the name while the quantizer works keeps it, and a second quantizer does not even begin."""
+    command = [sys.executable, "-m", "llmrun", "quantize", str(slow), "Q4_K_M", "-t", "1", "--name", "x", "-q"]
+    store = tmp_path / "llmrun" / "models"
+    with subprocess.Popen(command, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True) as working:
+        deadline = time.monotonic() + 30
+        while not list(store.rglob("*.partial")):
+            assert time.monotonic() < deadline and working.poll() is None
+            time.sleep(0.01)
+        second = run("quantize", source, "Q8_0", "--name", "x")
+        assert second.returncode == 2 and f"another process ({working.pid}) is making local/x" in second.stderr
+        assert run("import", source, "--copy", "--name", "x").returncode == 0
+        assert working.poll() is None
+        assert "meanwhile" in working.communicate(timeout=60)[1] and working.returncode == 2
+    assert (store / "x" / source.name).read_bytes() == source.read_bytes()
+    assert left_in(store) == [".import.json", source.name]
+
+
+def test_what_was_killed_before_its_last_step(run: Run, source: Path, tmp_path: Path) -> None:
+    """A finished file whose process is no more: listed, in nobody's way, and freed by its name."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    store = tmp_path / "llmrun" / "models"
+    workshop = store / f".micro-q8_0.{gone.pid}.quantizing"
+    workshop.mkdir(parents=True)
+    (workshop / "micro-q8_0.gguf").write_bytes(b"x" * 1000)
+    rows = {row["name"]: row for row in json.loads(run("list", "--json").stdout)}
+    assert (rows["local/micro-q8_0"]["state"], rows["local/micro-q8_0"]["size"]) == ("partial", 1000)
+    assert "of a quantizer that was killed" in run("list").stdout
+    assert run("quantize", source, "Q8_0", "-t", "1", "-q").returncode == 0
+    assert json.loads(run("rm", "--partials", "-y", "--json").stdout)["freed_bytes"] == 1000
+    assert left_in(store) == [".import.json", "micro-q8_0.gguf"]
+    workshop.mkdir()
+    (workshop / "micro-q8_0.gguf").write_bytes(b"x" * 1000)
+    assert json.loads(run("rm", "local/micro-q8_0", "-y", "--json").stdout)["removed"] == ["local/micro-q8_0"]
+    assert json.loads(run("rm", "local/micro-q8_0", "-y", "--json").stdout)["freed_bytes"] == 1000
+    assert left_in(store) == []
+
+
+def test_says_which_file_of_the_hub_it_came_from(run: Run, source: Path, tmp_path: Path) -> None:
+    """Repository and commit are in the metadata, and JSON has a name that means exactly the source."""
+    sha256, commit = hashlib.sha256(source.read_bytes()).hexdigest(), "c" * 40
+    folder = tmp_path / "hf" / "hub" / "models--user--micro"
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "blobs" / sha256).write_bytes(source.read_bytes())
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "micro-F16.gguf").symlink_to(f"../../blobs/{sha256}")
+    done = run("quantize", "user/micro", "Q8_0", "-t", "1", "--json")
+    document = json.loads(done.stdout)
+    assert document["source"] == "user/micro:F16" and "user/micro is F16: there is no Q4_K_M" in done.stderr
+    assert (document["source_repo"], document["source_commit"]) == ("user/micro", commit)
+    metadata = open_header(document["path"]).metadata
+    assert metadata["llmrun.quantize.source_repo"] == "user/micro"
+    assert metadata["llmrun.quantize.source_commit"] == commit
+    assert metadata["llmrun.quantize.source_sha256"] == sha256
+    facts = json.loads(run("show", document["name"], "--json").stdout)
+    assert (facts["quantized_from_repository"], facts["quantized_from_commit"]) == ("user/micro", commit)
 
 
 # -- the engine's part ---

@@ -14,9 +14,9 @@ import pytest
 from filelock import FileLock
 from hub_server import split_gguf, tiny_gguf
 
-from llmrun import store
+from llmrun import catalog, store
 from llmrun.catalog import HubFile
-from llmrun.errors import BadModel, NotFound, UsageError
+from llmrun.errors import BadModel, DiskError, NotFound, UsageError
 
 MODEL = tiny_gguf(400_000)
 OTHER = tiny_gguf(500_000, seed=1)
@@ -155,9 +155,9 @@ def test_a_thousand_models_in_a_second(home: Path) -> None:
         pointer.symlink_to(f"../../blobs/{name}")
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()  # not what other programs take at the same time
         models = store.list_models()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     assert len(models) == 1000
     assert max(times) < 1.0, times
     code = "import sys, time, llmrun.store as s; s.list_models(); print('huggingface_hub' in sys.modules)"
@@ -209,6 +209,44 @@ def test_find_by_revision() -> None:
     found = store.find(ref("user/one", revision="main"))
     assert found is not None and found.commit == COMMIT
     assert store.find(ref("user/one", revision="gone")) is None
+
+
+def test_named() -> None:
+    """All that a name can mean, incomplete models too; a revision finds a model under any of its commits and branches;
+    a level in a file's name comes before the header's, and every listed name finds its model."""
+    put("user/one", "one-Q8_0.gguf", MODEL)
+    put("user/one", "one-Q8_0.gguf", MODEL, commit=OLDER, ref="old")
+    put("user/one", "plain.gguf", OTHER)
+    for name, content in list(split_gguf(300_000, 3).items())[:2]:
+        put("user/one", name, content)
+
+    def files(**how: str) -> list[str]:
+        return sorted(model.file for model in store.named(ref("user/ONE", **how)))
+
+    everything = ["big-Q4_K_M-00001-of-00003.gguf", "one-Q8_0.gguf", "plain.gguf"]
+    assert files() == everything
+    assert files(revision="old") == files(revision=OLDER) == ["one-Q8_0.gguf"]
+    assert files(revision="main") == files(revision=COMMIT) == everything
+    assert files(quant="q8_0") == ["one-Q8_0.gguf"]
+    assert files(quant="Q4_K_M") == everything[:1]
+    plain = next(model for model in store.list_models() if model.file == "plain.gguf")
+    assert plain.quant == "F32" and files(quant="F32") == ["plain.gguf"]
+    found = store.find(ref("user/one", "F32"))
+    assert found is not None and found.name == "hf://user/one/plain.gguf"
+    for model in store.list_models():
+        typed = catalog.parse(model.name)
+        assert isinstance(typed, HubFile) and store.named(typed) == [model]
+
+
+def test_choice_says_why() -> None:
+    """A reason where nobody named a level and it isn't the default; none otherwise."""
+    put("user/one", "one-Q8_0.gguf", MODEL)
+    for quant, why in ((None, "there is no Q4_K_M; Q8_0 is all there is here"), ("Q8_0", "")):
+        found = store.choice(ref("user/one", quant))
+        assert found is not None and found[1] == why
+    put("user/one", "one-Q4_K_M.gguf", OTHER)
+    found = store.choice(ref("user/one"))
+    assert found is not None and found[1] == ""
 
 
 # --- remove
@@ -391,3 +429,81 @@ def test_verify_imported(home: Path) -> None:
     assert [verdict.ok for verdict in store.verify([copied, linked])] == [False, False]
     assert source.exists()
     assert store.list_models() == []
+    (left,) = store.list_leftovers()
+    assert (left.kind, left.repo, left.size) == ("damaged", "local/copied", len(MODEL))
+    source.write_bytes(MODEL)
+    store.import_file(source, copy=True, name="copied")
+    store.import_file(source, copy=False, name="linked")
+    assert names() == ["local/copied", "local/linked"] and store.list_leftovers() == []
+
+
+def test_rest_of_an_import(home: Path) -> None:
+    """A dangling link, a damaged part, a killed copy: listed, freed by `remove_leftovers`, replaced by an import; and
+    removing a model takes its damaged parts along. What is not ours keeps its folder."""
+    parts = split_gguf(300_000, 2)
+    for name, content in parts.items():
+        (home / name).write_bytes(content)
+    source = home / "good.gguf"
+    source.write_bytes(MODEL)
+    linked = store.import_file(source, copy=False, name="linked")
+    source.unlink()
+    split = store.import_file(home / next(iter(parts)), copy=True, name="split")
+    split.parts[1].write_bytes(b"x")
+    assert [verdict.ok for verdict in store.verify([split])] == [True, False]
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for pid, file in ((gone.pid, "a"), (os.getpid(), "b")):
+        (store.local_dir() / f".killed.{pid}").mkdir()
+        (store.local_dir() / f".killed.{pid}" / file).write_bytes(b"12345")
+    found = {item.repo: (item.kind, item.size) for item in store.list_leftovers()}
+    assert found == {"local/killed": ("orphan", 5), "local/linked": ("damaged", 0), "local/split": ("damaged", 1)}
+    (cut,) = store.named(ref("local/split"))
+    assert not cut.complete and [v.missing for v in store.verify([cut])] == [False, True]
+    store.import_file(home / next(iter(parts)), copy=True, name="split")
+    assert store.remove_leftovers(store.list_leftovers()) == 5
+    assert not linked.path.parent.exists() and names() == ["local/split"]
+    store.verify(store.list_models())
+    split.parts[0].write_bytes(b"x")
+    store.verify(store.list_models())
+    assert store.remove(store.named(ref("local/split"))) == len(parts[split.parts[1].name]) + 1
+    assert [path.name for path in store.local_dir().iterdir()] == [f".killed.{os.getpid()}"]
+    (store.local_dir() / "mine").mkdir()
+    (store.local_dir() / "mine" / "thesis.txt").write_text("my thesis")
+    source.write_bytes(MODEL)
+    with pytest.raises(UsageError, match="exists already"):
+        store.import_file(source, copy=True, name="mine")
+
+
+def test_import_link_leads_straight_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source named through a linked folder and ".." keeps its place when those change; its own name stays."""
+    for name in ("real/sub", "here"):
+        (home / name).mkdir(parents=True)
+    (home / "here" / "way").symlink_to(home / "real" / "sub")
+    (home / "real" / "good.gguf").write_bytes(MODEL)
+    monkeypatch.chdir(home / "here")
+    model = store.import_file(Path("way/../good.gguf"), copy=False)
+    assert model.path.readlink() == home / "real" / "good.gguf"
+
+
+def test_verify_says_what_is_missing() -> None:
+    """A part that is not here has a verdict of its own."""
+    for name, content in list(split_gguf(300_000, 3).items())[::2]:
+        put("user/big", name, content)
+    verdicts = store.verify(store.list_models())
+    assert [(verdict.ok, verdict.missing) for verdict in verdicts] == [(True, False), (False, True), (True, False)]
+    assert verdicts[1].file == "big-Q4_K_M-00002-of-00003.gguf"
+
+
+def test_verify_where_nothing_can_be_moved(home: Path) -> None:
+    """A damaged file that can't be set aside is damaged all the same; one that can't be opened is not damaged."""
+    source = home / "good.gguf"
+    source.write_bytes(MODEL)
+    model = store.import_file(source, copy=True)
+    model.path.write_bytes(MODEL[:-1] + b"x")
+    (model.path.with_name(model.path.name + ".damaged") / "in-the-way").mkdir(parents=True)
+    (verdict,) = store.verify([model])
+    assert verdict.ok is False and verdict.set_aside is None and "can't be set aside" in verdict.reason
+    model.path.unlink()
+    model.path.mkdir()
+    with pytest.raises(DiskError, match="verifying local/good"):
+        store.verify([model])

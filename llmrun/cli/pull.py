@@ -18,6 +18,7 @@ from llmrun.units import duration, size
 
 if TYPE_CHECKING:
     from llmrun import hub
+    from llmrun.store import StoredModel
 
 _N_CTX = 4096
 """Tokens of context that "fits in memory" is about."""
@@ -71,6 +72,9 @@ def _one(
     if isinstance(named, Embedded):
         teller(quiet)(f"{named} is a part of llmrun: nothing to fetch")
         return {"name": named.name, "path": os.fspath(named.path)}
+    if here := _imported(named):
+        teller(quiet)(f"{named} is here already")
+        return {"name": here.repo, "path": os.fspath(here.path)}
     resolved = _resolve(named, offline=offline, quiet=quiet)
     document = {
         "name": str(named),
@@ -94,6 +98,13 @@ def _one(
     else:
         teller(quiet)(f"{resolved.name} is here already")
     return {**document, "path": os.fspath(path), "fetched_bytes": fetched, "seconds": seconds}
+
+
+def _imported(named: HubFile) -> StoredModel | None:
+    """A model that `llmrun import` or `llmrun quantize` made, of which no hub knows."""
+    from llmrun import store
+
+    return store.find(named) if named.repo.lower().startswith(store.LOCAL) else None
 
 
 def fetch_with_progress(quiet: bool) -> Callable[[HubFile], Path]:

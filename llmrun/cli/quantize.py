@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +26,6 @@ from llmrun.units import count, duration, significant, size
 if TYPE_CHECKING:
     from llmrun.engine.quantize import Plan, Quantizer
     from llmrun.models import Model
-    from llmrun.store import StoredModel
 
 _EXAMPLE_PARAMETERS = 8.03e9
 """Llama 3.1 8B, for the table in `--help`."""
@@ -76,6 +78,9 @@ def quantize(
     recipe = Recipe(level_of(level), pure, keep_output, imatrix, threads)
     source = _find(model, quiet=quiet)
     name = _checked_name(name) if name else _default_name(source, recipe.level)
+    target = None if output is None else _checked_target(output, name)
+    if not dry_run and target is None:
+        _check_free(name)
     made_from = source.header.quantization_label
     if made_from not in ("F16", "BF16", "F32", None):
         tell(f"warning: {source.name} is {made_from} already; from F16 or BF16 the result would be better")
@@ -87,7 +92,7 @@ def quantize(
             tell(f"{plan.n_fallback} tensors have rows that don't fit {recipe.level}; they get a larger type")
         if not dry_run:
             tell(f"{source.name}: {size(document['source_bytes'])} -> {recipe.level}, {size(plan.n_bytes)}")
-            document |= _made(quantizer, name, output, quiet=quiet)
+            document |= _made(quantizer, _origin(source), name, target, quiet=quiet)
             document["seconds"] = time.monotonic() - begin_s
             tell(f"{document['name']}: {size(document['bytes'])} in {duration(document['seconds'])}")
     if as_json:
@@ -103,12 +108,18 @@ def _find(model: str, *, quiet: bool) -> Model:
     from llmrun.cli.pull import fetch_with_progress
     from llmrun.models import find_model
 
-    return find_model(model, fetch=fetch_with_progress(quiet))
+    found = find_model(model, fetch=fetch_with_progress(quiet))
+    if found.note:
+        progress.teller(quiet)(found.note)
+    return found
 
 
 def _document(source: Model, level: str, plan: Plan) -> dict[str, Any]:
+    place = _hub_place(source)
     return {
-        "source": source.name,
+        "source": _reference(source),
+        "source_repo": place and place[0],
+        "source_commit": place and place[1],
         "source_path": os.fspath(source.path),
         "source_quant": source.header.quantization_label,
         "source_bytes": source.header.weight_bytes,
@@ -117,6 +128,38 @@ def _document(source: Model, level: str, plan: Plan) -> dict[str, Any]:
         "bits_per_weight": 8 * plan.n_bytes / max(1, source.header.n_params),
         "fallback_tensors": plan.n_fallback,
     }
+
+
+# -- where it comes from ---
+
+
+def _hub_place(source: Model) -> tuple[str, str, str] | None:
+    """Repository, commit and file, of a source that lies in the hub cache."""
+    from llmrun import store
+
+    try:
+        place = source.path.absolute().relative_to(store.cache_dir().absolute()).parts
+    except ValueError:
+        return None
+    if len(place) < 4 or place[1] != "snapshots":
+        return None
+    return store.RepoFolder(store.cache_dir() / place[0]).repo, place[2], "/".join(place[3:])
+
+
+def _reference(source: Model) -> str:
+    """What to type for exactly this source, its level included."""
+    place = _hub_place(source)
+    if place is None:
+        return source.name
+    repo, _, file = place
+    level = quants.quant_of(file)
+    return f"{source.name}:{level}" if level else f"hf://{repo}/{file}"
+
+
+def _origin(source: Model) -> dict[str, str]:
+    """Metadata of the new file that says which file of the hub its source was; empty for one that is not from there."""
+    place = _hub_place(source)
+    return {"llmrun.quantize.source_repo": place[0], "llmrun.quantize.source_commit": place[1]} if place else {}
 
 
 # -- where it goes ---
@@ -140,68 +183,143 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _made(quantizer: Quantizer, name: str, output: Path | None, *, quiet: bool) -> dict[str, Any]:
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name) + ".gguf"
+
+
+def _checked_target(output: Path, name: str) -> Path:
+    target = output.expanduser()
+    target = target / _file_name(name) if target.is_dir() else target
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent}", hint=f"mkdir -p {target.parent}")
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists already", hint="another --output, or remove it first")
+    return target
+
+
+def _check_free(name: str) -> None:
+    """Raises `UsageError` if the new model exists, or if another process is making it."""
+    from llmrun import store
+
+    if store.is_taken(name):
+        raise UsageError(f"local/{name} exists already", hint=f"--name, or llmrun rm local/{name}")
+    for workshop in _workshops():
+        if workshop.name == f"local/{name}" and workshop.is_in_use():
+            raise UsageError(
+                f"another process ({workshop.pid}) is making local/{name}", hint="wait for it, or take another --name"
+            )
+
+
+def _made(
+    quantizer: Quantizer, origin: dict[str, str], name: str, target: Path | None, *, quiet: bool
+) -> dict[str, Any]:
     """Quantizes into the file that the user named, or into a new model of the store; what the document says of it."""
-    file = re.sub(r"[^A-Za-z0-9._-]", "-", name) + ".gguf"
-    if output is not None:
-        target = output.expanduser()
-        target = target / file if target.is_dir() else target
-        if not target.parent.is_dir():
-            raise UsageError(f"there is no folder {target.parent}", hint=f"mkdir -p {target.parent}")
-        if os.path.lexists(target):
-            raise UsageError(f"{target} exists already", hint="another --output, or remove it first")
-        n_bytes = _run(quantizer, target, quiet=quiet)
+    if target is not None:
+        n_bytes = _run(quantizer, target, origin, quiet=quiet)
         return {"name": LocalFile(target).name, "path": os.fspath(target.absolute()), "bytes": n_bytes}
 
     from llmrun import store
 
-    if os.path.lexists(store.local_dir() / name):
-        raise UsageError(f"local/{name} exists already", hint=f"--name, or llmrun rm local/{name}")
-    with _workshop(name, file) as made:
-        n_bytes = _run(quantizer, made, quiet=quiet)
-        # A link to the finished file first, then the file itself takes the link's place: no second copy, and whoever
-        # looks in between finds a whole model.
-        model = store.import_file(made, copy=False, name=name)
-        with store.disk_errors(f"storing {model.name}"):
-            made.replace(model.path)
-            store.fsync_folder(model.path.parent)
-    _note_checksum(model, n_bytes, quiet=quiet)
-    return {"name": model.name, "path": os.fspath(model.path), "bytes": n_bytes}
+    file = _file_name(name)
+    with _workshop(name) as folder:
+        n_bytes = _run(quantizer, folder / file, origin, quiet=quiet)
+        made = _stored(quantizer, folder, file, name, quiet=quiet)
+    return {"name": store.LOCAL + name, "path": os.fspath(made), "bytes": n_bytes}
 
 
-def _note_checksum(model: StoredModel, n_bytes: int, *, quiet: bool) -> None:
-    """So that `llmrun verify` has something to compare with."""
+def _stored(quantizer: Quantizer, folder: Path, file: str, name: str, *, quiet: bool) -> Path:
+    """Makes the workshop, with a finished file in it, a model of the store by one rename: it is there whole or not at
+    all, and of two processes that made the same model one has it."""
     from llmrun import store
 
-    with progress.of_bytes(f"reading {model.name} back", n_bytes, quiet=quiet) as bar:
-        store.verify([model], lambda event: bar.update(event.done))
+    made, room = folder / file, store.local_dir() / name
+    with progress.of_bytes(f"reading local/{name} back", made.stat().st_size, quiet=quiet) as bar:
+        sha256 = store.hash_file(made, bar.update)
+    note = {"from": [os.fspath(quantizer.source.absolute())], "sha256": {file: sha256}}  # for `llmrun verify`
+    with store.disk_errors(f"storing local/{name}"):
+        store.write_atomically(folder / store._IMPORT_NOTE, json.dumps(note))
+        store.fsync_folder(folder)
+        if room.exists() and not store.is_taken(name):
+            shutil.rmtree(room)
+        try:
+            folder.rename(room)
+        except OSError:
+            if os.path.lexists(room):
+                raise UsageError(
+                    f"another process has made local/{name} meanwhile", hint=f"llmrun show local/{name}"
+                ) from None
+            raise
+        store.fsync_folder(room.parent)
+    store.State().remember(room / file, sha256=sha256)
+    return room / file
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The folder in which one process quantizes: `.NAME.PID.quantizing` among llmrun's models, on the same disk."""
+
+    path: Path
+    name: str
+    pid: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is in it."""
+        found = 0
+        with suppress(OSError):  # somebody else is removing it
+            for path in self.path.iterdir():
+                found += path.lstat().st_size
+        return found
+
+    def is_in_use(self) -> bool:
+        from llmrun.engine.quantize import is_running
+
+        return is_running(self.pid)
+
+    def remove(self) -> int:
+        """The bytes that this freed."""
+        from llmrun import store
+
+        freed = self.size
+        with store.disk_errors(f"removing {self.path.name}"):
+            shutil.rmtree(self.path)
+        return freed
+
+
+_WORKSHOP_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]{1,10})" + re.escape(_WORKSHOP))
+
+
+def _workshops() -> Iterator[Workshop]:
+    """Those of all processes. `list` looks into no hidden folder."""
+    from llmrun import store
+
+    for path in store.local_dir().glob(f".*{_WORKSHOP}"):
+        if (match := _WORKSHOP_NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
+            yield Workshop(path, store.LOCAL + match["name"], int(match["pid"]))
 
 
 @contextmanager
-def _workshop(name: str, file: str) -> Iterator[Path]:
-    """A place in a hidden folder among llmrun's models, on the same disk; `list` does not look into those."""
+def _workshop(name: str) -> Iterator[Path]:
+    """A folder of this process alone, gone afterwards unless it has become the model."""
     from llmrun import store
 
-    made = store.local_dir() / f".{name}{_WORKSHOP}" / file
+    folder = store.local_dir() / f".{name}.{os.getpid()}{_WORKSHOP}"
     with store.disk_errors(f"writing {name}"):
-        made.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():  # of a process that had our number and was killed
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
     try:
-        yield made
+        yield folder
     finally:
-        with suppress(OSError):
-            made.unlink(missing_ok=True)
-            made.parent.rmdir()  # which fails while another process is at work on the same name
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def abandoned() -> list[Path]:
-    """Unfinished files of quantizers that were killed, for `rm --partials`."""
-    from llmrun import store
-    from llmrun.engine.quantize import is_abandoned
-
-    return [path for path in store.local_dir().glob(f".*{_WORKSHOP}/.*") if is_abandoned(path)]
+def abandoned() -> list[Workshop]:
+    """What quantizers have left that were killed, for `list` to show and `rm` to free."""
+    return [workshop for workshop in _workshops() if not workshop.is_in_use()]
 
 
-def _run(quantizer: Quantizer, target: Path, *, quiet: bool) -> int:
+def _run(quantizer: Quantizer, target: Path, origin: dict[str, str], *, quiet: bool) -> int:
     """Bytes of the new file."""
     total = sum(tensor.n_bytes for tensor in quantizer.header.tensors)
     sha256 = _source_sha256(quantizer, quiet=quiet)
@@ -210,6 +328,7 @@ def _run(quantizer: Quantizer, target: Path, *, quiet: bool) -> int:
         "llmrun.quantize.source_file": quantizer.source.name,
         "llmrun.quantize.source_quantization": quantizer.header.quantization_label or "",
         "llmrun.quantize.source_sha256": sha256,
+        **origin,
         "llmrun.quantize.level": quantizer.recipe.level,
     }
     with progress.of_bytes(f"quantizing to {quantizer.recipe.level}", total, quiet=quiet) as bar:

@@ -86,16 +86,16 @@ def run(
     )
     text = gather_prompt(prompt, file or [])
 
+    from llmrun.engine.client import Engine, started_early
     from llmrun.models import find_model
 
-    found = find_model(model, fetch=fetch_with_progress(quiet))
-    asked = as_asked(found, text, system, raw=raw)
-
-    from llmrun.engine.client import Engine
-
-    with screen.bar(f"loading {found.name}", shown=not quiet) as bar:
-        engine = Engine(found.path, found.header, load, on_progress=bar.update if bar else None)
-    with engine:
+    with started_early() as child:
+        found = find_model(model, fetch=fetch_with_progress(quiet))
+        if found.note and not quiet:
+            screen.note(found.note)
+        asked = as_asked(found, text, system, raw=raw)
+        with screen.bar(f"loading {found.name}", shown=not quiet) as bar:
+            engine = Engine(found.path, found.header, load, on_progress=bar.update if bar else None, child=child)
         with screen.bar("reading the prompt", shown=not quiet) as bar:
             generation = engine.generate(
                 asked, sampling, on_prefill=(lambda done, of: bar.update(done / of)) if bar else None
@@ -107,18 +107,23 @@ def run(
                 pass
             screen.out_json(as_document(found, engine, generation, load, sampling))
         else:
-            try:
-                for piece in whole_line_ends(chain([first], shown)):
-                    screen.out(piece)
-            finally:
-                # Whatever comes next, an error or the shell's prompt, begins on a line of its own.
-                if screen.is_terminal(sys.stdout) and generation.text and not generation.text.endswith("\n"):
-                    screen.out("\n")
+            show(generation, chain([first], shown))
         if not quiet and not as_json:
             screen.note(meter_line(generation))
             if verbose:
                 for line in details(engine, generation):
                     screen.note(line)
+
+
+def show(generation: Generation, pieces: Iterable[str]) -> None:
+    """Stream the answer to stdout."""
+    try:
+        for piece in whole_line_ends(pieces):
+            screen.out(piece)
+    finally:
+        # Whatever comes next, an error or the shell's prompt, begins on a line of its own.
+        if screen.is_terminal(sys.stdout) and generation.text and not generation.text.endswith("\n"):
+            screen.out("\n")
 
 
 # -- the prompt ---

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 # C0 but newline and tab, DEL, C1, line and paragraph separators, and what reorders the text around it.
 _HARMFUL = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_BIDI}]")
+_TO_ESCAPE = re.compile(f"[\x7f-\x9f\u2028\u2029\ud800-\udfff{_BIDI}]")
 
 
 class OutputClosed(LlmrunError):
@@ -69,8 +70,13 @@ def out(text: str) -> None:
 
 
 def out_json(data: Any) -> None:
-    """One JSON document to stdout, indented; non-ASCII stays readable and control characters are escapes."""
-    out(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    """One JSON document to stdout, indented; non-ASCII stays readable.
+
+    What `harmless` would replace is an escape instead, and so is half of a surrogate pair, which UTF-8 has no bytes
+    for: harmless on a terminal too, and nothing is lost.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False)  # which escapes C0, so that what is left here is the rest
+    out(_TO_ESCAPE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
 
 def _forget(stream: TextIO) -> None:

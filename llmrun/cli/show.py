@@ -32,7 +32,7 @@ def show(models: options.ModelNames, offline: options.Offline = False, as_json: 
 
 def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
     """`facts_of` the model that the user named, and where it is."""
-    from llmrun.models import open_whole
+    from llmrun.models import in_full, level_note, open_whole
 
     named = parse(reference)
     if not isinstance(named, HubFile):
@@ -41,8 +41,11 @@ def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
 
     from llmrun import store
 
-    found = store.find(named)
-    if found is not None:
+    chosen = store.choice(in_full(named))
+    if chosen is not None:
+        found, why = chosen
+        if why:
+            screen.note(level_note(named, found, why))
         path, header = open_whole(found.path)
         facts = facts_of(str(named), header)
         return {**facts, "repository": found.repo, "commit": found.commit, **_place(path, header)}
@@ -124,4 +127,7 @@ def facts_of(name: str, header: Header) -> dict[str, Any]:
     if made_from:
         facts["quantized_from"] = metadata.get("llmrun.quantize.source_file")
         facts["quantized_from_sha256"] = metadata.get("llmrun.quantize.source_sha256")
+        if "llmrun.quantize.source_repo" in metadata:
+            facts["quantized_from_repository"] = metadata["llmrun.quantize.source_repo"]
+            facts["quantized_from_commit"] = metadata.get("llmrun.quantize.source_commit")
     return facts

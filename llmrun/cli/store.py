@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,12 @@ import typer
 from llmrun import quants
 from llmrun.cli import lookup, options, progress, screen, table
 from llmrun.cli.table import Column
-from llmrun.errors import IntegrityError, UsageError
+from llmrun.errors import IntegrityError, NotInStore, UsageError
 from llmrun.units import UNKNOWN, count, size
 
 if TYPE_CHECKING:
-    from llmrun.store import Leftover, StoredModel, Verifying
+    from llmrun.cli.quantize import Workshop
+    from llmrun.store import Leftover, StoredModel, Verdict, Verifying
 
 # -- list ---
 
@@ -67,12 +69,14 @@ _STORED_COLUMNS = (
 
 def _stored_rows() -> list[dict[str, Any]]:
     from llmrun import store
+    from llmrun.cli.quantize import abandoned
 
     state = store.State()
     rows = [_tiny_row(state)]
     models = store.list_models(state=state)
     rows += [_model_row(model, name) for model, name in zip(models, lookup.typed_names(models), strict=True)]
     rows += [_leftover_row(item, lookup.typed_name(item)) for item in store.list_leftovers(state=state)]
+    rows += [_workshop_row(item) for item in abandoned()]
     return rows
 
 
@@ -85,6 +89,7 @@ def _tiny_row(state: Any) -> dict[str, Any]:
     return {
         "name": name,
         "repo": None,
+        "commit": None,
         "file": path.name,
         "quant": header.quantization_label,
         "size": path.stat().st_size,
@@ -105,6 +110,7 @@ def _model_row(model: StoredModel, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "repo": model.repo,
+        "commit": model.commit,
         "file": model.file,
         "quant": model.quant,
         "size": model.size,
@@ -123,6 +129,7 @@ _LEFTOVER_WORDS = {
     "damaged": "damaged, set aside",
     "orphan": "a part of an unfinished model",
 }
+_WORKSHOP_WORDS = "of a quantizer that was killed"
 
 
 def _leftover_row(item: Leftover, name: str) -> dict[str, Any]:
@@ -130,6 +137,7 @@ def _leftover_row(item: Leftover, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "repo": item.repo,
+        "commit": None,
         "file": item.file,
         "quant": quants.quant_of(item.file or ""),
         "size": item.size,
@@ -140,6 +148,24 @@ def _leftover_row(item: Leftover, name: str) -> dict[str, Any]:
         "path": os.fspath(item.path),
         "where": share + _LEFTOVER_WORDS[item.kind],
         "state": item.kind,
+    }
+
+
+def _workshop_row(item: Workshop) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "repo": item.name,
+        "commit": None,
+        "file": None,
+        "quant": None,
+        "size": item.size,
+        "total": None,
+        "parameters": None,
+        "architecture": None,
+        "last_used_s": None,
+        "path": os.fspath(item.path),
+        "where": _WORKSHOP_WORDS,
+        "state": "partial",
     }
 
 
@@ -230,51 +256,87 @@ def rm(
 
     if not names and not partials:
         raise UsageError("name the models to remove, or --partials", hint="llmrun list")
+    listed = lookup.listed_names()
+    leftovers, workshops = store.list_leftovers(), abandoned()
+    wanted: list[Leftover | Workshop] = [*leftovers, *workshops] if partials else []
     models: dict[Path, StoredModel] = {}
     for name in names or ():
-        models |= {model.path: model for model in _one_model(name)}
-    leftovers = store.list_leftovers() if partials else []
-    unfinished = abandoned() if partials else []
-    if not models and not leftovers and not unfinished:
+        for item in _meant(name, listed, [*leftovers, *workshops]):
+            if isinstance(item, store.StoredModel):
+                models[item.path] = item
+            elif item not in wanted:
+                wanted.append(item)
+    gone = [lookup.name_in(listed, model) for model in models.values()]
+    if not models and not wanted:
         screen.note("there are no unfinished or damaged downloads")
-    elif not yes and not _confirmed([*models.values()], leftovers, unfinished):
+    elif not yes and not _confirmed(listed, [*models.values()], wanted):
         screen.note("nothing was removed")
-        models, leftovers, unfinished = {}, [], []
-    freed = store.remove(models.values()) + store.remove_leftovers(leftovers)
-    for path in unfinished:
-        freed += path.stat().st_size
-        with store.disk_errors(f"removing {path.name}"):
-            path.unlink()
-            path.parent.rmdir()
-    gone = [lookup.typed_name(model) for model in models.values()]
+        models, wanted, gone = {}, [], []
+    freed = store.remove(models.values())
+    freed += store.remove_leftovers(item for item in wanted if isinstance(item, store.Leftover))
+    freed += sum(item.remove() for item in wanted if not isinstance(item, store.Leftover))
     if as_json:
-        others = [os.fspath(path) for path in (*(item.path for item in leftovers), *unfinished)]
-        screen.out_json({"removed": gone, "leftovers": others, "freed_bytes": freed})
-    elif models or leftovers or unfinished:
-        for name in gone:
+        screen.out_json({"removed": gone, "leftovers": [os.fspath(item.path) for item in wanted], "freed_bytes": freed})
+    elif models or wanted:
+        for name in (*gone, *(_leftover_name(item) for item in wanted)):
             screen.out(screen.harmless(name) + "\n")
         screen.note(f"{size(freed)} freed")
 
 
-def _one_model(name: str) -> list[StoredModel]:
-    """The model of this name (more than one: the same file at several commits). Raises `UsageError` if it is vague."""
-    found = lookup.stored(name)
-    names = sorted(set(lookup.typed_names(found)))
+def _leftover_name(item: Leftover | Workshop) -> str:
+    from llmrun import store
+
+    return lookup.typed_name(item) if isinstance(item, store.Leftover) else item.name
+
+
+def _meant(
+    name: str, listed: dict[Path, str], leftovers: list[Leftover | Workshop]
+) -> Sequence[StoredModel | Leftover | Workshop]:
+    """What to remove under this name: a row of `list`, or else what no other row could be meant by.
+
+    More than one only where the same row is several. Raises `NotInStore`, and `UsageError` for a name that is vague.
+    """
+    from llmrun.store import Leftover
+
+    missing: NotInStore | None = None
+    try:
+        found = lookup.stored(name)
+    except NotInStore as error:
+        found, missing = [], error
+    if exact := [model for model in found if lookup.same(lookup.name_in(listed, model), name)]:
+        return exact
+    if unfinished := [item for item in leftovers if _leftover_name(item).lower() == name.lower()]:
+        if found:
+            kept = " and ".join(sorted({lookup.name_in(listed, model) for model in found}))
+            screen.note(f"{name} is the name of an unfinished or damaged download; to remove instead: {kept}")
+        return unfinished
+    names = sorted({lookup.name_in(listed, model) for model in found})
     if len(names) > 1:
         raise UsageError(f"'{name}' could be {' or '.join(names)}", hint=f"llmrun rm {names[0]}")
-    return found
+    if missing is None:
+        return found
+    unfinished = [
+        item for item in leftovers if isinstance(item, Leftover) and lookup.is_meant(name, item.repo, item.file)
+    ]
+    names = sorted({_leftover_name(item) for item in unfinished})
+    if len(names) > 1:
+        raise UsageError(f"'{name}' could be {' or '.join(names)}", hint=f"llmrun rm {names[0]}")
+    if not unfinished:
+        raise missing
+    return unfinished
 
 
-def _confirmed(models: list[StoredModel], leftovers: list[Leftover], unfinished: list[Path]) -> bool:
+def _confirmed(listed: dict[Path, str], models: list[StoredModel], leftovers: list[Leftover | Workshop]) -> bool:
     """Ask on the terminal. Raises `UsageError` where nobody can answer."""
+    from llmrun import store
+
     if not (screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stderr)):
         raise UsageError("there is no terminal to ask on: say -y to remove", hint="llmrun rm -y NAME")
     for model in models:
-        screen.note(f"  {lookup.typed_name(model)}  {size(model.size)}")
+        screen.note(f"  {lookup.name_in(listed, model)}  {size(model.size)}")
     for item in leftovers:
-        screen.note(f"  {lookup.typed_name(item)}  {size(item.size)}, {_LEFTOVER_WORDS[item.kind]}")
-    for path in unfinished:
-        screen.note(f"  {path.name}  {size(path.stat().st_size)}, of a quantizer that was killed")
+        words = _LEFTOVER_WORDS[item.kind] if isinstance(item, store.Leftover) else _WORKSHOP_WORDS
+        screen.note(f"  {_leftover_name(item)}  {size(item.size)}, {words}")
     sys.stderr.write("Remove? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -301,6 +363,7 @@ def verify(
         models = store.list_models(header_budget_s=0)
     else:
         models = [*{m.path: m for name in names or () for m in lookup.stored(name)}.values()]
+    listed = lookup.listed_names()
     before, current = 0, ("", 0)
     with progress.of_bytes(f"verifying {_n(len(models), 'model')}", sum(m.size for m in models), quiet=quiet) as bar:
 
@@ -314,8 +377,8 @@ def verify(
     words = {True: "ok", False: "damaged", None: "noted"}
     rows: list[dict[str, Any]] = [
         {
-            "verdict": words[verdict.ok],
-            "name": lookup.typed_name(verdict.model),
+            "verdict": "missing" if verdict.missing else words[verdict.ok],
+            "name": lookup.name_in(listed, verdict.model),
             "file": verdict.file,
             "reason": verdict.reason,
             "set_aside": None if verdict.set_aside is None else os.fspath(verdict.set_aside),
@@ -325,14 +388,29 @@ def verify(
     if as_json:
         screen.out_json(rows)
     else:
-        columns = (Column("VERDICT"), Column("NAME"), Column("FILE"), Column("", flexible=True))
+        columns = (Column("VERDICT"), Column("NAME"), Column("FILE"), Column("WHY", flexible=True))
         table.show(columns, ([row["verdict"], row["name"], row["file"], row["reason"]] for row in rows))
-    damaged = [verdict for verdict in verdicts if verdict.ok is False]
+    if bad := [verdict for verdict in verdicts if verdict.ok is False]:
+        raise _not_whole(bad, len(verdicts), listed)
+
+
+def _not_whole(bad: list[Verdict], n_files: int, listed: dict[Path, str]) -> IntegrityError:
+    damaged = [verdict for verdict in bad if not verdict.missing]
+    missing = len(bad) - len(damaged)
+    said = []
     if damaged:
-        model = damaged[0].model
-        again = "import the file again" if model.commit is None else f"llmrun pull {lookup.typed_name(model)}"
-        are = "is" if len(damaged) == 1 else "are"
-        raise IntegrityError(f"{len(damaged)} of {_n(len(verdicts), 'file')} {are} damaged and set aside", hint=again)
+        aside = " and set aside" if all(verdict.set_aside for verdict in damaged) else ""
+        said.append(f"{len(damaged)} of {_n(n_files, 'file')} {_are(len(damaged))} damaged{aside}")
+    if missing:
+        said.append(f"{missing} of {_n(n_files, 'file')} {_are(missing)} missing")
+    model = bad[0].model
+    name = lookup.name_in(listed, model)
+    again = "import the file again" if model.commit is None else f"llmrun pull {name}"
+    return IntegrityError("; ".join(said), hint=again)
+
+
+def _are(n: int) -> str:
+    return "is" if n == 1 else "are"
 
 
 def _n(n: int, what: str) -> str:

@@ -40,7 +40,10 @@ def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> list[str]:
-    """The titles and a line per row; more lines per row only if `width` leaves a flexible column too little."""
+    """The titles and a line per row; more lines per row only if `width` leaves a flexible column too little.
+
+    Where not even the other columns fit, each row is a block of titles and values.
+    """
     cells = [[_one_line(cell) for cell in row] for row in rows]
     if not cells:
         return []
@@ -48,6 +51,9 @@ def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
     widths = [max(_width(row[i]) for row in cells) for i in range(len(columns))]
     last = len(columns) - 1
     before = sum(widths[:last]) + len(_GAP) * last
+    needed = before - len(_GAP) if columns[last].flexible else before + widths[last]
+    if width is not None and len(columns) > 2 and needed > width:
+        return _blocks(columns, cells[1:], width)
     made: list[str] = []
     for row in cells:
         fixed = _GAP.join(_padded(row[i], widths[i], columns[i].right) for i in range(last))
@@ -60,6 +66,16 @@ def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
         else:  # too little is left beside the other columns: below them, then
             wrapped = textwrap.wrap(row[last], max(_NARROWEST, width - _INDENT), break_on_hyphens=False)
             made += [fixed.rstrip(), *(" " * _INDENT + line for line in wrapped)]
+    return made
+
+
+def _blocks(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
+    """A line per value, with the column's title before it; a blank line between rows, empty values left out."""
+    made: list[str] = []
+    widest = max(len(column.title) for column in columns)
+    for row in rows:
+        pairs = [(column.title.ljust(widest), cell) for column, cell in zip(columns, row, strict=True) if cell]
+        made += [*([""] if made else []), *lines((Column(""), Column("", flexible=True)), pairs, width)[1:]]
     return made
 
 

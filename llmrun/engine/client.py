@@ -166,6 +166,19 @@ class Generation:
             self._take(event)
 
 
+@contextmanager
+def started_early() -> Iterator[Child]:
+    """The child of an engine, importing llama.cpp while the caller still looks for the model and reads its header.
+
+    Leaving the block ends it, whether an engine took it or not.
+    """
+    child = Child("worker")
+    try:
+        yield child
+    finally:
+        child.close()
+
+
 class Engine:
     """One model, loaded in a child process. A context manager: leaving it ends the child.
 
@@ -181,7 +194,9 @@ class Engine:
         *,
         limits: Limits | None = None,
         on_progress: Callable[[float], None] | None = None,
+        child: Child | None = None,
     ) -> None:
+        """`child` is one of `started_early`, for those who can't wait."""
         self.path = path
         self.header = header
         self.config = config or LoadConfig()
@@ -192,7 +207,7 @@ class Engine:
         self.n_threads = threads
         self._running: Generation | None = None
         self._turn = threading.Lock()
-        self._child = Child("worker")
+        self._child = child or Child("worker")
         try:
             ready = self._expect(Ready, self.limits.start_s, "starting")
             self.system_info = ready.system_info

@@ -118,6 +118,7 @@ class Quantizer:
 
         `metadata` is added to that of the model. `on_progress` gets the bytes of the source that are done, and all.
         """
+        _check_free(target)
         store.check_space(target.parent, self.plan().n_bytes, what=target.name)
         metadata = {"general.quantized_by": f"llmrun {__version__}", **(metadata or {})}
         with _beside(target) as staged:
@@ -126,9 +127,7 @@ class Quantizer:
             with store.disk_errors(f"writing {target.name}"):
                 with staged.open("rb+") as file:
                     os.fsync(file.fileno())
-                if os.path.lexists(target):
-                    raise UsageError(f"{printable(str(target), 200)} has come into being meanwhile")
-                staged.replace(target)
+                _place(staged, target)
                 store.fsync_folder(target.parent)
         return made
 
@@ -229,6 +228,23 @@ class Quantizer:
         )
 
 
+def _check_free(target: Path) -> None:
+    if os.path.lexists(target):
+        raise UsageError(f"{printable(str(target), 200)} exists already")
+
+
+def _place(staged: Path, target: Path) -> None:
+    """A rename that never replaces what another process has put there meanwhile."""
+    try:
+        os.link(staged, target)
+    except FileExistsError:
+        _check_free(target)
+        raise
+    except OSError:  # a file system without hard links: between the look and the rename there is a moment
+        _check_free(target)
+        staged.replace(target)
+
+
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A hidden name in the target's folder, gone afterwards; also those that a killed process has left there."""
@@ -247,12 +263,15 @@ def _beside(target: Path) -> Iterator[Path]:
 def is_abandoned(path: Path) -> bool:
     """Whether this is the unfinished file of a quantizer whose process is no more: ".NAME.PID.partial"."""
     pid = path.name.removesuffix(_PARTIAL).rpartition(".")[2]
-    if not path.name.endswith(_PARTIAL) or not pid.isdecimal():
-        return False
+    return path.name.endswith(_PARTIAL) and pid.isdecimal() and not is_running(int(pid))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number, ours or somebody else's."""
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
-        return True
+        return False
     except OSError:
         pass  # somebody else's
-    return False
+    return True
