@@ -3,7 +3,7 @@
     import llmrun
 
     with llmrun.open_model("tiny") as model:
-        answer = model.generate([{"role": "user", "content": "What is the KV cache?"}])
+        answer = model.generate([{"role": "user", "content": "What do GPU layers do?"}])
         for text in answer:
             print(text, end="", flush=True)
         print(answer.timing.tg_tps, "t/s")
