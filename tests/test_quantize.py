@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -348,7 +349,9 @@ def test_no_space_is_seen_before(source: Path, tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size=600k none {tmp_path} &&"
     if subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} true"], capture_output=True).returncode:
         pytest.skip("no file systems may be mounted here")
-    command = f"{mount} {sys.executable} -m llmrun quantize {source} Q8_0 -q -o {tmp_path}/x.gguf; code=$?; "
+    command = (
+        f"{mount} {shlex.quote(sys.executable)} -m llmrun quantize {source} Q8_0 -q -o {tmp_path}/x.gguf; code=$?; "
+    )
     whole = ["unshare", "-rm", "sh", "-c", f"{command} ls -A {tmp_path}; exit $code"]
     done = subprocess.run(whole, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (7, ""), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -158,9 +159,7 @@ def test_debug_shows_the_traceback(llmrun: RunLlmrun) -> None:
 
 def test_broken_pipe_is_quiet() -> None:
     """`| head -c 20` ends us with 141 and not a word."""
-    command = (
-        f"{sys.executable} -m llmrun run tiny 'Tell me a story' -n 400 -q | head -c 20; echo ${{PIPESTATUS[0]}} >&2"
-    )
+    command = f"{shlex.quote(sys.executable)} -m llmrun run tiny 'Tell me a story' -n 400 -q | head -c 20; echo ${{PIPESTATUS[0]}} >&2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert len(done.stdout) == 20
     assert done.stderr.split() == ["141"]
@@ -168,7 +167,7 @@ def test_broken_pipe_is_quiet() -> None:
 
 def test_full_disk_and_closed_streams() -> None:
     """`> /dev/full` is exit 7; closed standard streams are no traceback."""
-    base = f"{sys.executable} -m llmrun run tiny 'Hello' --temp 0 -n 8"
+    base = f"{shlex.quote(sys.executable)} -m llmrun run tiny 'Hello' --temp 0 -n 8"
     for redirect, code, words in (
         ("> /dev/full", 7, "no space"),
         (">&-", 7, "standard output"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ TOOLS = "bash cat cp env flock getconf grep mkdir mktemp mv readlink rm sed sh t
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The files that the set-up reads, and no .venv."""
-    copy = tmp_path / "checkout"
+    copy = tmp_path / "check out"  # a blank in the path must do no harm
     (copy / "scripts").mkdir(parents=True)
     for name in ("scripts/setup", "scripts/setup.sh", "scripts/llmrun", "scripts/constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, copy / name)
@@ -56,7 +57,7 @@ def test_missing_compiler_is_named(checkout: Path, tmp_path: Path) -> None:
 
 def test_missing_venv_module_is_named(checkout: Path, tmp_path: Path) -> None:
     """Debian's python3 without python3-venv: the package is named."""
-    stub = f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n'
+    stub = f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\nexec {shlex.quote(sys.executable)} "$@"\n'
     done = run(checkout, tools(tmp_path / "bin", python=stub), tmp_path)
     assert done.returncode == 1
     assert "has no venv module" in done.stderr and "Install it with: " in done.stderr
@@ -79,7 +80,7 @@ def test_half_finished_venv_is_repaired(checkout: Path, tmp_path: Path) -> None:
         (path / name).write_text("#!/bin/sh\nexit 1\n")
         (path / name).chmod(0o755)
     (path / "python3").unlink()
-    no_pip = f'#!/bin/sh\ncase "$*" in *"-m venv"*) echo no venv today >&2; exit 1;; esac\nexec {sys.executable} "$@"\n'
+    no_pip = f'#!/bin/sh\ncase "$*" in *"-m venv"*) echo no venv today >&2; exit 1;; esac\nexec {shlex.quote(sys.executable)} "$@"\n'
     (path / "python3").write_text(no_pip)
     (path / "python3").chmod(0o755)
     done = run(checkout, path, tmp_path)
@@ -89,7 +90,7 @@ def test_half_finished_venv_is_repaired(checkout: Path, tmp_path: Path) -> None:
 
 
 def ready(checkout: Path, environment: dict[str, str]) -> bool:
-    code = f'root={checkout}; . "$root/scripts/setup.sh"; is_ready "$root/.venv/ready"'
+    code = f'root={shlex.quote(str(checkout))}; . "$root/scripts/setup.sh"; is_ready "$root/.venv/ready"'
     return subprocess.run(["bash", "-c", code], env={**os.environ, **environment}).returncode == 0
 
 
@@ -102,7 +103,7 @@ def test_what_makes_a_setup_stale(checkout: Path) -> None:
         (bin_folder / name).chmod(0o755)
     stamp = checkout / ".venv" / "ready"
     assert not ready(checkout, {})
-    code = f'root={checkout}; . "$root/scripts/setup.sh"; fingerprint > "$root/.venv/ready"'
+    code = f'root={shlex.quote(str(checkout))}; . "$root/scripts/setup.sh"; fingerprint > "$root/.venv/ready"'
     subprocess.run(["bash", "-c", code], check=True, env={**os.environ, "LLMRUN_CMAKE_ARGS": ""})
     assert ready(checkout, {"LLMRUN_CMAKE_ARGS": ""})
     assert not ready(checkout, {"LLMRUN_CMAKE_ARGS": "-DGGML_VULKAN=on"})
