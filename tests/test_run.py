@@ -159,7 +159,8 @@ def test_debug_shows_the_traceback(llmrun: RunLlmrun) -> None:
 
 def test_broken_pipe_is_quiet() -> None:
     """`| head -c 20` ends us with 141 and not a word."""
-    command = f"{shlex.quote(sys.executable)} -m llmrun run tiny 'Tell me a story' -n 400 -q | head -c 20; echo ${{PIPESTATUS[0]}} >&2"
+    ours = f"{shlex.quote(sys.executable)} -m llmrun run tiny 'Tell me a story' -n 400 -q"
+    command = f"{ours} | head -c 20; echo ${{PIPESTATUS[0]}} >&2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert len(done.stdout) == 20
     assert done.stderr.split() == ["141"]

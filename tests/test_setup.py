@@ -80,7 +80,8 @@ def test_half_finished_venv_is_repaired(checkout: Path, tmp_path: Path) -> None:
         (path / name).write_text("#!/bin/sh\nexit 1\n")
         (path / name).chmod(0o755)
     (path / "python3").unlink()
-    no_pip = f'#!/bin/sh\ncase "$*" in *"-m venv"*) echo no venv today >&2; exit 1;; esac\nexec {shlex.quote(sys.executable)} "$@"\n'
+    no_venv = 'case "$*" in *"-m venv"*) echo no venv today >&2; exit 1;; esac'
+    no_pip = f'#!/bin/sh\n{no_venv}\nexec {shlex.quote(sys.executable)} "$@"\n'
     (path / "python3").write_text(no_pip)
     (path / "python3").chmod(0o755)
     done = run(checkout, path, tmp_path)
