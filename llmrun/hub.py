@@ -34,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin, urlsplit
@@ -42,7 +42,7 @@ from urllib.parse import urljoin, urlsplit
 from llmrun import __version__, quants, store, units
 from llmrun.errors import BadModel, DiskError, IntegrityError, LlmrunError, NetworkError, NotFound, NotInStore
 from llmrun.gguf import Header, printable, read_header
-from llmrun.gguf_rules import check_runnable
+from llmrun.gguf_rules import check_runnable, whole_header
 from llmrun.store import SHA256, RepoFolder, State
 
 if TYPE_CHECKING:
@@ -684,15 +684,9 @@ def _check_whole(resolved: Resolved, folder: RepoFolder) -> None:
         return  # has been checked while it arrived
     places = [_places(resolved, file, folder) for file in resolved.files]
     headers = [open_header(blob if blob.exists() else pointer) for blob, pointer in places]
-    for i, header in enumerate(headers):
-        if header.split_no != i or header.split_count != len(headers):
-            raise BadModel(
-                f"{printable(resolved.files[i].name)} says that it is part {header.split_no + 1} of "
-                f"{header.split_count}, its name says {i + 1} of {len(headers)}"
-            )
-    together = replace(headers[0], tensors=tuple(tensor for header in headers for tensor in header.tensors))
+    names = [file.name for file in resolved.files]
     try:
-        check_runnable(together)
+        whole_header(list(zip(names, headers, strict=True)))
     except BadModel as error:
         raise BadModel(f"{resolved.name}: {error.message}", hint=error.hint) from None
 
