@@ -7,6 +7,7 @@ status and the last lines of a log. `Child` turns these into one sentence.
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -30,6 +31,11 @@ if {root!r} not in sys.path:  # not behind another llmrun that is installed as w
 from llmrun.engine import {module}
 {module}.main()
 """
+
+
+_ABORT = "llmrun-abort: "
+# Where llama.cpp was built says nothing to anyone; which of its files it was, does.
+_SOURCE_FOLDER = re.compile(r"(?:/[^/:\s]+)+/(?=[^/:\s]+:\d+: )")
 
 
 class Gone(Exception):
@@ -135,7 +141,7 @@ class Child:
         self.close()
         no_memory = out_of_memory(tail) or (code == -signal.SIGKILL and _oom_kills() > self._oom_kills)
         lines = [line for line in tail.splitlines() if line.strip()]
-        aborts = [line.removeprefix("llmrun-abort: ") for line in lines if line.startswith("llmrun-abort: ")]
+        aborts = [_SOURCE_FOLDER.sub("", line[len(_ABORT) :]) for line in lines if line.startswith(_ABORT)]
         reason = aborts[-1] if aborts else " / ".join(lines[-2:]) or "it said nothing"
         how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
         return Death(f"{how}: {printable(reason, limit=400)}", no_memory, max(0, -code), log)

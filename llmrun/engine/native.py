@@ -1,4 +1,4 @@
-"""llama.cpp as Python sees it, and the few calls that llama-cpp-python does not wrap. Child process only.
+"""llama.cpp as Python sees it. Child process only; what the binding does not wrap is in `ggml.py`.
 
 `llama` is the binding's module of llama.h functions. The package's own `__init__` is left out: it imports the
 high-level classes and with them numpy and jinja2, 100 ms of every start that nothing here needs.
@@ -14,8 +14,6 @@ import re
 import sys
 import types
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from llmrun.engine.protocol import Buffer
@@ -32,29 +30,6 @@ def _import_binding() -> Any:
 
 
 llama: Any = _import_binding()
-
-
-def _library(stem: str) -> ctypes.CDLL:
-    """One of the package's own libraries. By its versioned name, as the loader knows it: else a second copy loads."""
-    folder = Path(llama.__file__).parent / "lib"
-    names = [f"lib{stem}.so.0", f"lib{stem}.so", f"lib{stem}.0.dylib", f"lib{stem}.dylib"]
-    return ctypes.CDLL(str(next(path for path in (folder / name for name in names) if path.exists())))
-
-
-# ggml's own abort hook: called with the failed assert's text, after which the process dies.
-_abort_hook_type = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
-
-
-def on_abort(callback: Callable[[str], None]) -> None:
-    """Call `callback` with the text when ggml aborts the process."""
-
-    def hook(text: bytes | None) -> None:
-        callback((text or b"").decode(errors="replace").strip())
-
-    keep = _abort_hook_type(hook)
-    _kept.append(keep)
-    _library("ggml-base").ggml_set_abort_callback(keep)
-
 
 _kept: list[Any] = []  # ctypes callbacks must outlive the call that installs them
 

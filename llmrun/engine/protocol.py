@@ -7,7 +7,7 @@ Times are seconds on `time.perf_counter()`, one clock for all processes of a mac
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -29,6 +29,13 @@ class Load:
     flash_attn: str
     repack: bool
     has_template: bool
+
+
+@dataclass
+class FindDevices:
+    """Parent → child: which devices are there, those of the RPC servers at "host:port" included?"""
+
+    rpc: list[str]
 
 
 @dataclass
@@ -54,6 +61,36 @@ class Ready:
     """Child → parent: llama.cpp is loaded and can be asked."""
 
     system_info: str
+
+
+DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
+
+
+@dataclass
+class Device:
+    """Something that llama.cpp can compute on.
+
+    Attributes:
+        name: as `--device` takes it: "CPU", "CUDA0", "RPC0".
+        description: the product's name; of an RPC device its "host:port".
+        kind: as ggml has it; an RPC device counts as "gpu" whatever lies behind it.
+        backend: "CPU", "CUDA", "Metal", "Vulkan", "RPC[host:port]".
+        total_bytes, free_bytes: of its memory; None where it doesn't tell.
+    """
+
+    name: str
+    description: str
+    kind: DeviceKind
+    backend: str
+    total_bytes: int | None
+    free_bytes: int | None
+
+
+@dataclass
+class Devices:
+    """Child → parent: the answer to `FindDevices`, in ggml's order."""
+
+    devices: list[Device]
 
 
 @dataclass
@@ -175,39 +212,50 @@ class Failed:
 
 
 Message = (
-    Load | Generate | Cancel | Ready | Progress | Loaded | Rendering | Started | Prefilled | Tokens | Done | Failed
+    Load
+    | FindDevices
+    | Generate
+    | Cancel
+    | Ready
+    | Devices
+    | Progress
+    | Loaded
+    | Rendering
+    | Started
+    | Prefilled
+    | Tokens
+    | Done
+    | Failed
 )
-_TYPES = {
-    cls.__name__: cls
-    for cls in (Load, Generate, Cancel, Ready, Progress, Loaded, Rendering, Started, Prefilled, Tokens, Done, Failed)
-}
+_TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
     """One line of JSON, newline included."""
-    fields = vars(message)
-    if isinstance(message, Started):
-        fields = {**fields, "buffers": [vars(buffer) for buffer in message.buffers]}
-    return json.dumps({type(message).__name__: fields}).encode() + b"\n"
+    return json.dumps({type(message).__name__: message}, default=vars).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
     """The message in one line, its fields of the types declared; `ValueError` when it is none of ours."""
     try:
         ((name, fields),) = json.loads(line).items()
-        kind = _TYPES[name]
-        if name == "Started":
-            fields["buffers"] = [Buffer(**_checked(Buffer, buffer)) for buffer in fields["buffers"]]
-        return kind(**_checked(kind, fields))
+        return _built(_TYPES[name], fields)  # type: ignore[no-any-return]
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a message of the engine: {line[:200]!r}") from error
 
 
-def _checked(kind: type, fields: dict[str, Any]) -> dict[str, Any]:
+def _built(kind: type, fields: Any) -> Any:
+    """The dataclass from its fields, those that are lists of dataclasses built as well."""
+    made = dict(fields)
     for name, declared in _field_types(kind).items():
-        if name in fields and not _fits(fields[name], declared):
+        if name not in made:
+            continue
+        inner = next((item for item in get_args(declared) if is_dataclass(item)), None)
+        if get_origin(declared) is list and isinstance(inner, type):
+            made[name] = [_built(inner, item) for item in made[name]]
+        elif not _fits(made[name], declared):
             raise ValueError(f"{kind.__name__}.{name}")
-    return fields
+    return kind(**made)
 
 
 @cache

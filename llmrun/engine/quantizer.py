@@ -178,11 +178,11 @@ def _serve(outbox: BinaryIO, job: Job) -> Message:
 
 
 def main() -> None:
-    from llmrun.engine import inside, native
+    from llmrun.engine import ggml, inside, native
 
     inbox, descriptor = inside.begin()
     outbox = os.fdopen(descriptor, "wb")
-    native.on_abort(inside.last_words)
+    ggml.on_abort(inside.last_words)
     native.llama.llama_backend_init()
     for line in inbox:
         job = decode(line)

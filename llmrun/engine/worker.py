@@ -21,9 +21,11 @@ from typing import Any
 from llmrun.engine import inside
 from llmrun.engine.protocol import (
     Cancel,
+    Devices,
     Done,
     Failed,
     FailureKind,
+    FindDevices,
     Generate,
     Load,
     Loaded,
@@ -72,7 +74,7 @@ class Outbox:
             try:
                 self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
             except BlockingIOError:
-                if not isinstance(message, Ready | Loaded | Done | Failed):
+                if not isinstance(message, Ready | Devices | Loaded | Done | Failed):
                     return
                 select.select([], [self._descriptor], [])
 
@@ -107,13 +109,14 @@ class Answer:
 
 class Worker:
     def __init__(self, outbox: Outbox) -> None:
-        from llmrun.engine import native
+        from llmrun.engine import ggml, native
 
+        self.ggml = ggml
         self.native = native
         self.llama = native.llama
         self.outbox = outbox
         self.log = native.Log()
-        native.on_abort(inside.last_words)
+        ggml.on_abort(inside.last_words)
         self.cancelled = native.CancelFlag()
         self.llama.llama_backend_init()
         self.model: Any = None
@@ -128,10 +131,21 @@ class Worker:
                 self.load(message)
             elif isinstance(message, Generate):
                 self.generate(message)
+            elif isinstance(message, FindDevices):
+                self.find_devices(message)
         except RequestFailed as error:
             self.outbox.send(error.failed)
         except MemoryError:
             self.outbox.send(Failed("memory", "Python could not allocate memory"))
+
+    def find_devices(self, message: FindDevices) -> None:
+        for endpoint in message.rpc:
+            try:
+                if not self.ggml.add_server(endpoint):
+                    raise RequestFailed("engine", f"the worker at {endpoint} offers no device")
+            except OSError as error:
+                raise RequestFailed("usage", f"--rpc: {error}") from None
+        self.outbox.send(Devices(self.ggml.devices()))
 
     # -- load ---------------------------------------------------------------------------------------------------------
 

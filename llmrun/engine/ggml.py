@@ -1,0 +1,121 @@
+"""ggml's devices, through ctypes on the binding's own libraries: the binding wraps none of these functions.
+
+Child process only. A device is an address (`ggml_backend_dev_t`) that stays valid for the life of the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llmrun.engine.native import llama
+from llmrun.engine.protocol import Device, DeviceKind
+
+# enum ggml_backend_dev_type
+_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
+
+
+@cache
+def library(stem: str) -> Any:
+    """One of the binding's own libraries: "ggml-base", "ggml", "ggml-rpc". Raises `OSError` where the build has none.
+
+    By its versioned name, as the loader knows it: under another one a second copy would be loaded.
+    """
+    folder = Path(llama.__file__).parent / "lib"
+    names = [f"lib{stem}.so.0", f"lib{stem}.so", f"lib{stem}.0.dylib", f"lib{stem}.dylib", f"{stem}.dll"]
+    path = next((path for path in (folder / name for name in names) if path.exists()), None)
+    if path is None:
+        raise OSError(f"this build of llama.cpp has no {stem}")
+    return ctypes.CDLL(str(path))
+
+
+def _call(stem: str, name: str, result: Any, *arguments: Any) -> Any:
+    """A function with its types. Pointers are `c_void_p`: ctypes' default is a 32-bit int."""
+    function = getattr(library(stem), name)
+    function.restype = result
+    function.argtypes = [type(argument) for argument in arguments]
+    return function(*arguments)
+
+
+def _text(stem: str, name: str, *arguments: Any) -> str:
+    return (_call(stem, name, ctypes.c_char_p, *arguments) or b"").decode(errors="replace")
+
+
+def handles() -> Iterator[ctypes.c_void_p]:
+    """Every device that llama.cpp sees, those of RPC servers added so far included."""
+    for index in range(_call("ggml", "ggml_backend_dev_count", ctypes.c_size_t)):
+        yield ctypes.c_void_p(_call("ggml", "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t(index)))
+
+
+def describe(handle: ctypes.c_void_p) -> Device:
+    """A device as it is now. Asks the device for its memory: the first time, that may start a driver."""
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    memory = library("ggml-base").ggml_backend_dev_memory
+    memory.restype = None
+    memory.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    memory(handle, ctypes.byref(free), ctypes.byref(total))
+    registry = ctypes.c_void_p(_call("ggml-base", "ggml_backend_dev_backend_reg", ctypes.c_void_p, handle))
+    known = total.value > 0  # "0 bytes to indicate no memory to report"
+    return Device(
+        name=_text("ggml-base", "ggml_backend_dev_name", handle),
+        description=_text("ggml-base", "ggml_backend_dev_description", handle).strip(),
+        kind=_KINDS[_call("ggml-base", "ggml_backend_dev_type", ctypes.c_int, handle)],
+        backend=_text("ggml-base", "ggml_backend_reg_name", registry),
+        total_bytes=total.value if known else None,
+        free_bytes=free.value if known else None,
+    )
+
+
+def devices() -> list[Device]:
+    """All of them, in ggml's order."""
+    return [describe(handle) for handle in handles()]
+
+
+def add_server(endpoint: str) -> bool:
+    """Add the devices of the RPC server at "host:port"; False where it has none.
+
+    Where nobody listens, or somebody who does not speak this version of the protocol, ggml aborts the process.
+    Raises `OSError` where llama.cpp was built without RPC.
+    """
+    add = library("ggml-rpc").ggml_backend_rpc_add_server
+    add.restype = ctypes.c_void_p
+    add.argtypes = [ctypes.c_char_p]
+    registry = add(endpoint.encode())
+    if not registry:
+        return False
+    _call("ggml", "ggml_backend_register", None, ctypes.c_void_p(registry))
+    return True
+
+
+def by_name(name: str) -> ctypes.c_void_p | None:
+    """The handle of "CPU", "CUDA0", "RPC1", ..."""
+    for handle in handles():
+        if _text("ggml-base", "ggml_backend_dev_name", handle) == name:
+            return handle
+    return None
+
+
+def buffer_type(handle: ctypes.c_void_p) -> ctypes.c_void_p:
+    """Where the device keeps tensors by default (`ggml_backend_buffer_type_t`)."""
+    return ctypes.c_void_p(_call("ggml-base", "ggml_backend_dev_buffer_type", ctypes.c_void_p, handle))
+
+
+# ggml's own abort hook: called with the failed assert's text, after which the process dies.
+_abort_hook_type = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+
+
+def on_abort(callback: Callable[[str], None]) -> None:
+    """Call `callback` with the text when ggml aborts the process."""
+
+    def hook(text: bytes | None) -> None:
+        callback((text or b"").decode(errors="replace").strip())
+
+    keep = _abort_hook_type(hook)
+    _kept.append(keep)
+    library("ggml-base").ggml_set_abort_callback(keep)
+
+
+_kept: list[Any] = []  # ctypes callbacks must outlive the call that installs them
