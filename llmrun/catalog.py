@@ -19,11 +19,13 @@ replaces those of the same name. Nothing here touches the network.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +37,7 @@ MAX_REFERENCE_CHARACTERS = 512
 MAX_CATALOG_BYTES = 1 << 20
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _HELP = "llmrun pull --help"
+_LINUX: bool = sys.platform == "linux"
 
 _REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]*(?<![./])")
@@ -114,6 +117,7 @@ class Entry:
         gated: the hub asks to accept a licence first.
         seen: where the repository was seen.
         quant, file: what to take when the user names no level.
+        settings: options of `llmrun run` that its makers recommend, by their names without dashes.
     """
 
     name: str
@@ -128,6 +132,7 @@ class Entry:
     seen: str | None = None
     quant: str | None = None
     file: str | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def family(self) -> str:
@@ -192,20 +197,44 @@ def config_dir() -> Path:
     """The folder of the user's own files: LLMRUN_CONFIG_DIR, else the usual one of the system."""
     if folder := os.environ.get("LLMRUN_CONFIG_DIR"):
         return Path(folder).expanduser()
-    import platformdirs  # 7 ms
+    if _LINUX:  # as platformdirs has it, whose import takes 7 ms
+        return Path(os.environ.get("XDG_CONFIG_HOME", "").strip() or "~/.config").expanduser() / "llmrun"
+    import platformdirs
 
     return platformdirs.user_config_path("llmrun")
 
 
 def load() -> Catalog:
-    """The catalog of this package with the user's `models.toml` over it. Raises `UsageError` for a malformed one."""
-    shipped = _read(_shipped_file())
-    users = config_dir() / "models.toml"
+    """The catalog of this package with the user's `models.toml` over it. Raises `UsageError` for a malformed one.
+
+    A command asks several times: files that have not changed since are not read again.
+    """
+    files = (_shipped_file(), config_dir() / "models.toml")
+    return _load(*files, tuple(_stamp(file) for file in files))
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does; None: it isn't there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _load(shipped: Path, users: Path, _stamps: object) -> Catalog:
+    kept = _read(shipped)
     mine = _read(users) if users.exists() else ()
     # What the user calls something is no longer a name of a shipped entry.
     taken = {entry.name for entry in mine} | {alias for entry in mine for alias in entry.aliases}
-    kept = (_without_aliases(entry, taken) for entry in shipped if entry.name not in taken)
-    return Catalog((*kept, *mine))
+    return Catalog((*(_without_aliases(entry, taken) for entry in kept if entry.name not in taken), *mine))
+
+
+def home(entry: Entry) -> Path:
+    """The file that an entry of `load()` stands in."""
+    users = config_dir() / "models.toml"
+    return users if users.exists() and entry in _read(users) else _shipped_file()
 
 
 def read(path: Path) -> Catalog:
@@ -444,27 +473,39 @@ def _malformed(text: str, why: str) -> NoReturn:
 
 
 def _read(path: Path) -> tuple[Entry, ...]:
+    tables, text = read_toml(path, "catalog")
+    return _Checker(path, text).entries(tables)
+
+
+def read_toml(path: Path, kind: str, shown: Path | None = None) -> tuple[dict[str, Any], str]:
+    """The tables of a file that should be a `kind`, and its text. Raises `UsageError` with file (`shown`) and line."""
     tomllib = _toml_parser()
+    name = shown or path
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_CATALOG_BYTES + 1)
         if len(raw) > MAX_CATALOG_BYTES:
-            raise UsageError(f"{path}: more than {MAX_CATALOG_BYTES >> 20} MiB is no catalog")
+            raise UsageError(f"{name}: more than {MAX_CATALOG_BYTES >> 20} MiB is no {kind}")
         text = raw.decode()
-        tables = tomllib.loads(text)
+        return tomllib.loads(text), text
     except OSError as error:
-        raise UsageError(f"{path}: can't be read: {error.strerror}") from error
+        raise UsageError(f"{name}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}:{line}: not UTF-8") from error
+        raise UsageError(f"{name}:{line}: not UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         said, _, where = str(error).rpartition(" (at ")
         found = re.match(r"line (\d+)", where)
         line = int(found[1]) if found else len(text.splitlines())
-        raise UsageError(f"{path}:{line}: no valid TOML: {said or where}") from error
+        raise UsageError(f"{name}:{line}: no valid TOML: {said or where}") from error
     except RecursionError as error:
-        raise UsageError(f"{path}: no valid TOML: brackets in brackets in brackets") from error
-    return _Checker(path, text).entries(tables)
+        raise UsageError(f"{name}: no valid TOML: brackets in brackets in brackets") from error
+
+
+def is_option_value(value: object) -> bool:
+    """Whether an option can have it: no table, no date, no list in a list."""
+    each = value if isinstance(value, list) else [value]
+    return all(isinstance(one, bool | int | float | str) for one in each)
 
 
 def _toml_parser() -> Any:
@@ -523,6 +564,9 @@ class _Checker:
         elif field == "n_ctx":
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
                 must = "a number of tokens, such as 32768"
+        elif field == "settings":
+            if not isinstance(value, dict) or not all(is_option_value(each) for each in value.values()):
+                must = "a table of options, such as { temp = 0.6, top-p = 0.95 }"
         elif field == "gated":
             must = None if isinstance(value, bool) else "true or false"
         elif field == "aliases":

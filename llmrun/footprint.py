@@ -4,17 +4,43 @@ A decoded token reads every weight once, but for two kinds: of the token embeddi
 is the output matrix too), and of a mixture of experts only the experts that are chosen. It also reads the keys and
 values of every token before it. Counting the file instead overstates a model with a large vocabulary by a fifth, and a
 mixture of experts many times over.
+
+Where the bytes lie follows llama.cpp's own rules (`load_tensors` in llama-model.cpp, `llama_kv_cache`): the embedding
+always in RAM, each layer with its keys and values on one device, the output as one more layer, and before all that the
+patterns of `--override-tensor`. Weights and memory are exact. Compute buffers are not computed here: how large they are
+follows from the order in which llama.cpp's allocator meets a graph's tensors, so that it is asked (`engine/client.py`
+has it lay out a `skeleton.py` file, which takes milliseconds and no memory).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import ctypes
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
-from llmrun.gguf import Header, TensorInfo
+from llmrun.ggml_types import GGML_TYPES
+from llmrun.gguf import Header, TensorInfo, layer_of
+from llmrun.layer_memory import LayerMemory, layer_memories
 
-# Read by row, not whole: one row per token.
+CPU = "CPU"
+"""The name of main memory among devices; llama.cpp's own."""
+
+# Read by row, not whole: one row per token. They stay in RAM.
 _LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
+# Not part of a layer, and with the last one: LLM_TENSOR_LAYER_OUTPUT in llama-arch.cpp.
+_OUTPUT = re.compile(
+    r"(?:output|cls|dense_2|dense_3|altup_proj|altup_unembd_proj|output_norm|output_hc_\w+|output_res_score|fc|d2t)\b.*"
+)
+# Every device with layers gets its own copy of these.
+_IN_EVERY_LAYER = re.compile(r"rope_(?:freqs|factors_long|factors_short)\.weight")
+
+_BYTES_PER_ELEMENT = {kind.name.lower(): kind.type_size / kind.block_size for kind in GGML_TYPES.values()}
+
+
+# -- what a token reads ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -36,55 +62,38 @@ class DecodeReads:
 
     Attributes:
         weight_bytes: weights, the same for every token.
-        kv: keys and values; None where the header does not tell (recurrent and latent-attention models keep something
-            else, some architectures keep their windows to themselves).
+        kv: keys and values; None where the header does not tell.
+        state_bytes: recurrent state, the same for every token.
     """
 
     weight_bytes: int
     kv: tuple[KvReads, ...] | None
+    state_bytes: int = 0
 
     def at_depth(self, n_past: int) -> int | None:
         """Bytes read to decode a token behind `n_past` others."""
         if self.kv is None:
             return None
-        return self.weight_bytes + sum(
-            part.bytes_per_token * (n_past if part.window is None else min(n_past, part.window)) for part in self.kv
+        return (
+            self.weight_bytes
+            + self.state_bytes
+            + sum(
+                part.bytes_per_token * (n_past if part.window is None else min(n_past, part.window)) for part in self.kv
+            )
         )
 
 
-def decode_reads(header: Header) -> DecodeReads:
+def decode_reads(header: Header, type_k: str = "f16", type_v: str = "f16") -> DecodeReads:
     tied = header.tensor("output.weight") is None
     weights = sum(_read_of(tensor, header, tied=tied) for tensor in header.tensors)
-    return DecodeReads(weights, _kv_reads(header))
-
-
-# Architectures whose header names a window: every n-th layer looks back all the way, the others no further than it.
-# From the loaders of llama.cpp (src/models/*.cpp, set_swa_pattern). Others with a window say in the header which layers
-# have it, or it stays unknown. The second kind never uses one, whatever the header says.
-_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2}
-_NO_WINDOW = frozenset({"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi3", "mistral3"})
-
-
-def _kv_reads(header: Header) -> tuple[KvReads, ...] | None:
-    per_layer = _kv_bytes_per_layer(header, 2)
-    if per_layer is None:
-        return None
-    window = header.hparam("attention.sliding_window")
-    if not isinstance(window, int) or window <= 0 or header.architecture in _NO_WINDOW:
-        return (KvReads(sum(per_layer)),)
-    slides = _sliding_layers(header, len(per_layer))
-    if slides is None:
-        return None
-    windowed = sum(n for n, slide in zip(per_layer, slides, strict=True) if slide)
-    return KvReads(sum(per_layer) - windowed), KvReads(windowed, window)
-
-
-def _sliding_layers(header: Header, n_layer: int) -> list[bool] | None:
-    pattern = header.hparam("attention.sliding_window_pattern")
-    if isinstance(pattern, Sequence) and not isinstance(pattern, str) and len(pattern) >= n_layer:
-        return [bool(slide) for slide in pattern[:n_layer]]
-    every = pattern if isinstance(pattern, int) and pattern > 0 else _FULL_EVERY.get(header.architecture or "")
-    return None if every is None else [layer % every < every - 1 for layer in range(n_layer)]
+    memories = layer_memories(header)
+    if memories is None:
+        return DecodeReads(weights, None)
+    by_window: Counter[int | None] = Counter()
+    for memory in memories:
+        by_window[memory.window] += _kv_bytes(memory, type_k, type_v)
+    kv = tuple(KvReads(n_bytes, window) for window, n_bytes in by_window.items() if n_bytes)
+    return DecodeReads(weights, kv, 4 * sum(memory.n_state for memory in memories))
 
 
 def _read_of(tensor: TensorInfo, header: Header, *, tied: bool) -> int:
@@ -93,24 +102,261 @@ def _read_of(tensor: TensorInfo, header: Header, *, tied: bool) -> int:
         if tied and tensor.name == "token_embd.weight":
             return tensor.n_bytes + row
         return row
-    if "_exps." in tensor.name and header.n_expert:
+    if is_experts(tensor) and header.n_expert:
         return tensor.n_bytes * header.n_expert_used // header.n_expert
     return tensor.n_bytes
 
 
-def kv_bytes_per_token(header: Header, bytes_per_element: float = 2) -> int | None:
-    """Bytes of KV cache for one token over all layers (f16 unless told otherwise), None where the header can't tell.
+def is_experts(tensor: TensorInfo) -> bool:
+    return "_exps." in tensor.name
+
+
+def _kv_bytes(memory: LayerMemory, type_k: str, type_v: str) -> int:
+    """Of one token in one layer."""
+    return round(memory.n_k * _BYTES_PER_ELEMENT[type_k] + memory.n_v * _BYTES_PER_ELEMENT[type_v])
+
+
+def kv_bytes_per_token(header: Header, type_k: str = "f16", type_v: str = "f16") -> int | None:
+    """Bytes of KV cache for one token over all layers, windows left out of account; None where the header can't tell.
 
     n_head_kv × (n_embd_head_k + n_embd_head_v) elements per layer with attention.
     """
-    per_layer = _kv_bytes_per_layer(header, bytes_per_element)
-    return None if per_layer is None else sum(per_layer)
+    memories = layer_memories(header)
+    return None if memories is None else sum(_kv_bytes(memory, type_k, type_v) for memory in memories)
 
 
-def _kv_bytes_per_layer(header: Header, bytes_per_element: float) -> list[int] | None:
-    if header.hparam("ssm.state_size") is not None or header.hparam("attention.kv_lora_rank") is not None:
+# -- where it lies -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where every layer lies, and how.
+
+    Attributes:
+        layers: the device of each layer, and behind them that of the output.
+        overrides: (pattern, device): tensors whose name the pattern is found in lie there; the first that matches.
+        kv: keys and values lie with their layer; else in RAM.
+        repacked: types of matrices that are rearranged for the CPU, in a copy of their own.
+    """
+
+    layers: tuple[str, ...]
+    overrides: tuple[tuple[str, str], ...] = ()
+    kv: bool = True
+    repacked: frozenset[str] = frozenset()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All that hold anything, RAM first."""
+        return tuple(dict.fromkeys([CPU, *self.layers, *(device for _, device in self.overrides)]))
+
+
+def place_layers(n_layer: int, n_gpu_layers: int, devices: Sequence[str], shares: Sequence[float]) -> tuple[str, ...]:
+    """The device of each of `n_layer` layers and of the output behind them, as llama.cpp spreads them.
+
+    The last `n_gpu_layers` of these n_layer + 1 go to the devices, each a contiguous part in proportion to its share.
+    In single precision, as there: where a share ends exactly at a layer, rounding decides.
+    """
+    if not devices or n_gpu_layers <= 0:
+        return (CPU,) * (n_layer + 1)
+    single = ctypes.c_float
+    ends, total = [], single(0)
+    for share in shares:
+        total = single(total.value + share)
+        ends.append(total)
+    normalized = [single(end.value / total.value).value for end in ends]
+    offloaded = min(n_gpu_layers, n_layer + 1)
+    start = n_layer + 1 - offloaded
+    made = [CPU] * start
+    for i in range(offloaded):
+        at = single(i / offloaded).value
+        index = sum(end <= at for end in normalized)  # std::upper_bound
+        made.append(devices[min(index, len(devices) - 1)])
+    return tuple(made)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one device.
+
+    Attributes:
+        weights: of the tensors that lie there; in RAM of the mapped file and of repacked copies together.
+        kv: keys, values and recurrent states; None where the header does not tell.
+        compute: what llama.cpp computes in, and the logits; None where it was not asked.
+    """
+
+    weights: int = 0
+    kv: int | None = 0
+    compute: int | None = None
+
+    @property
+    def total(self) -> int:
+        """What is known of it together."""
+        return self.weights + (self.kv or 0) + (self.compute or 0)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model takes, by device.
+
+    Attributes:
+        by_device: RAM is `CPU`.
+        n_ctx: tokens of context that this is for.
+        repacked_bytes: of the weights in RAM, those that are rearranged and so no longer backed by the file.
+        span_bytes: how much of the file is mapped: from the first tensor in RAM to the last, whatever lies between.
+    """
+
+    by_device: Mapping[str, Need] = field(default_factory=lambda: MappingProxyType({}))
+    n_ctx: int = 0
+    repacked_bytes: int = 0
+    span_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(need.total for need in self.by_device.values())
+
+    def with_compute(self, compute: Mapping[str, int] | None) -> Footprint:
+        if compute is None:
+            return self
+        devices = {**dict.fromkeys(compute, Need()), **self.by_device}
+        return replace(
+            self, by_device={name: replace(need, compute=compute.get(name, 0)) for name, need in devices.items()}
+        )
+
+
+def footprint(
+    header: Header,
+    placement: Placement,
+    n_ctx: int,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    n_batch: int = 2048,
+    n_ubatch: int = 512,
+    flash_attn: bool = True,
+    adapters: Iterable[Header] = (),
+) -> Footprint:
+    """Weights and memory of a model (and of LoRA `adapters`) for `n_ctx` tokens; compute buffers are left unknown."""
+    weights: Counter[str] = Counter()
+    repacked, in_ram = 0, []
+    for tensor in loaded_tensors(header):
+        for device, copied in homes_of(tensor, header, placement):
+            weights[device] += tensor.n_bytes
+            if device == CPU:
+                if copied:
+                    repacked += tensor.n_bytes
+                else:
+                    in_ram.append(tensor)
+    for adapter in adapters:
+        for tensor in adapter.tensors:
+            for device, _ in homes_of(tensor, header, placement):
+                weights[device] += tensor.n_bytes
+    n_ubatch = min(n_batch, n_ubatch)
+    memory = memory_by_device(
+        header, placement, n_ctx, type_k=type_k, type_v=type_v, n_ubatch=n_ubatch, flash_attn=flash_attn
+    )
+    span = max((t.offset + t.n_bytes for t in in_ram), default=0) - min((t.offset for t in in_ram), default=0)
+    if header.split_count > 1:  # every part is mapped by itself, and offsets begin anew in each
+        span = sum(tensor.n_bytes for tensor in in_ram)
+    return Footprint(
+        {
+            device: Need(weights[device], None if memory is None else memory.get(device, 0))
+            for device in placement.devices
+        },
+        n_ctx,
+        repacked,
+        span,
+    )
+
+
+def loaded_tensors(header: Header) -> list[TensorInfo]:
+    """Those that llama.cpp loads: not the layers behind the last, which predict several tokens ahead."""
+    ahead = header.hparam("nextn_predict_layers")
+    n_trunk = (header.n_layer or 0) - (ahead if isinstance(ahead, int) else 0)
+    return [tensor for tensor in header.tensors if (layer := layer_of(tensor)) is None or layer < n_trunk]
+
+
+def homes_of(tensor: TensorInfo, header: Header, placement: Placement) -> list[tuple[str, bool]]:
+    """The devices where a tensor lies, several for one that is used in several places; and whether repacked there."""
+    name = tensor.name
+    if name in _LOOKED_UP:
+        homes = [(_overridden(name, placement) or CPU, False)]
+        if name == "token_embd.weight" and header.tensor("output.weight") is None:
+            copy = (_overridden(name, placement) or placement.layers[-1], _is_repacked(tensor, placement))
+            # The same tensor serves both, unless they lie in different places or one of them is rearranged.
+            if copy[0] != CPU or copy[1]:
+                homes.append((copy[0], copy[1] and copy[0] == CPU))
+        return list(dict.fromkeys(homes))
+    if _IN_EVERY_LAYER.fullmatch(name):
+        return [(device, False) for device in dict.fromkeys(placement.layers[:-1])]
+    layer = layer_of(tensor)
+    if layer is not None and layer < len(placement.layers) - 1:
+        usual = placement.layers[layer]
+    elif _OUTPUT.fullmatch(name) or (
+        name == "token_embd_norm.weight" and (header.architecture or "").startswith("lfm2")
+    ):
+        usual = placement.layers[-1]
+    else:
+        usual = placement.layers[0]
+    device = _overridden(name, placement) or usual
+    return [(device, device == CPU and _is_repacked(tensor, placement))]
+
+
+def _overridden(name: str, placement: Placement) -> str | None:
+    return next((device for pattern, device in placement.overrides if re.search(pattern, name)), None)
+
+
+def _is_repacked(tensor: TensorInfo, placement: Placement) -> bool:
+    """A matrix, or the matrices of all experts, in rows of eight at a time: ggml-cpu's repack.cpp."""
+    if tensor.type.name not in placement.repacked or len(tensor.shape) < 2 or tensor.shape[1] % 8:
+        return False
+    return len(tensor.shape) == 2 or is_experts(tensor)
+
+
+def repackable_types(system_info: str) -> frozenset[str]:
+    """The types that ggml rearranges for this CPU, by `llama_print_system_info` (ggml-cpu/repack.cpp)."""
+    has = {
+        part.split(" = ")[0].strip().rpartition(" ")[2]
+        for part in system_info.split("|")
+        if part.strip().endswith("= 1")
+    }
+    types: set[str] = set()
+    if "AVX2" in has:
+        types |= {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
+    if "AVX512" in has:
+        types |= {"Q2_K"}
+    if "NEON" in has and has & {"DOTPROD", "MATMUL_INT8"}:
+        types |= {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"}
+    return frozenset(types)
+
+
+def memory_by_device(
+    header: Header,
+    placement: Placement,
+    n_ctx: int,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    n_ubatch: int = 512,
+    flash_attn: bool = True,
+) -> dict[str, int] | None:
+    """Bytes of keys, values and recurrent state for one sequence; None where the header does not tell.
+
+    llama.cpp rounds the cells up to 256. Layers with a window have cells for it and for one micro-batch.
+    """
+    memories = layer_memories(header)
+    if memories is None:
         return None
-    head_k, head_v = header.n_embd_head_k, header.n_embd_head_v
-    if head_k is None or head_v is None or not header.n_head_kv:
-        return None
-    return [round(n * (head_k + head_v) * bytes_per_element) for n in header.n_head_kv]
+    cells = _padded_cells(n_ctx)
+    ubatch = min(n_ubatch, n_ctx)
+    # Without flash attention values lie transposed, and all layers have the room of the widest.
+    widest = 0 if flash_attn else max((memory.n_v for memory in memories), default=0)
+    found: Counter[str] = Counter()
+    for memory, device in zip(memories, placement.layers, strict=False):
+        here = cells if memory.window is None else min(cells, _padded_cells(min(cells, memory.window + ubatch)))
+        per_token = _kv_bytes(replace(memory, n_v=max(memory.n_v, widest) if memory.n_v else 0), type_k, type_v)
+        found[device if placement.kv else CPU] += here * per_token + 4 * memory.n_state
+    return dict(found)
+
+
+def _padded_cells(n: int) -> int:
+    return -(-n // 256) * 256

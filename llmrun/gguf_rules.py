@@ -125,6 +125,21 @@ _BYTE_TOKEN = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _TOKEN_TYPE_BYTE = 6
 
 
+def open_adapter(path: str | os.PathLike[str], architecture: str | None) -> Header:
+    """The header of a LoRA adapter for models of `architecture`. Raises NotFound, or BadModel naming the file."""
+    header = open_header(path)
+    named = shown_name(path)
+    kind = header.metadata.get("general.type")
+    if kind != "adapter":
+        raise BadModel(f"{named} is no adapter: its general.type is {printable(str(kind or 'not said'))}")
+    if header.metadata.get("adapter.type") != "lora":
+        raise BadModel(f"{named} is an adapter of type {printable(str(header.metadata.get('adapter.type')))}, not lora")
+    if header.architecture != architecture:
+        meant = printable(str(header.architecture))
+        raise BadModel(f"{named} is an adapter for {meant}, the model is {printable(str(architecture))}")
+    return header
+
+
 def open_runnable(path: str | os.PathLike[str], *, with_tensors: bool = True) -> Header:
     """The header of a file on disk that has passed `check_runnable`. Raises NotFound, or BadModel naming the file."""
     header = open_header(path)

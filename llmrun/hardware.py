@@ -57,6 +57,15 @@ def cpu_quota(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup
 
 def memory_limit(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
     """Bytes of memory that the cgroup or the address-space limit (`ulimit -v`) leaves, or None for no limit."""
+    limits = [container_limit(cgroup, membership)]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(address_space)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def container_limit(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes of memory that the cgroup may use in all, or None for no limit."""
     limits = []
     for folder in _cgroup_folders(cgroup, membership, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -66,9 +75,6 @@ def memory_limit(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgr
                 continue
             if text != "max" and int(text) < 1 << 60:  # v1 writes "no limit" as a huge number
                 limits.append(int(text))
-    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if address_space != resource.RLIM_INFINITY:
-        limits.append(address_space)
     return min(limits, default=None)
 
 
@@ -99,18 +105,59 @@ def default_threads() -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
+def cgroup_free(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes that the cgroup still grants, or None for no limit. Page cache that can be dropped does not count as used.
+
+    As with `memory_limit`, the tightest on the way up counts.
+    """
+    free = []
+    names = (
+        ("memory.max", "memory.current", "inactive_file "),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
+    )
+    for folder in _cgroup_folders(cgroup, membership, "memory"):
+        for limit_name, used_name, cache_name in names:
+            try:
+                limit = (folder / limit_name).read_text().strip()
+                used = int((folder / used_name).read_text())
+                stat = (folder / "memory.stat").read_text().splitlines()
+            except (OSError, ValueError):
+                continue
+            if limit == "max" or int(limit) >= 1 << 60:
+                continue
+            cache = next((int(line.split()[1]) for line in stat if line.startswith(cache_name)), 0)
+            free.append(max(0, int(limit) - max(0, used - cache)))
+    return min(free, default=None)
+
+
+def physical_memory() -> int | None:
+    """Bytes of RAM that the machine has, whoever may use them; None: unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
 def available_memory() -> int | None:
-    """Bytes of RAM that can be taken without swapping (Linux `MemAvailable`), within `memory_limit`; None: unknown."""
-    limit = memory_limit()
+    """Bytes of RAM that can be taken without swapping (Linux `MemAvailable`), within what the cgroup and
+    `memory_limit` leave; None: unknown."""
+    bounds = [bound for bound in (memory_limit(), cgroup_free()) if bound is not None]
     try:
         with Path("/proc/meminfo").open() as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
-                    free = int(line.split()[1]) * 1024
-                    return free if limit is None else min(free, limit)
+                    return min([int(line.split()[1]) * 1024, *bounds])
     except OSError:
         pass
     import psutil
 
-    free = int(psutil.virtual_memory().available)
-    return free if limit is None else min(free, limit)
+    return min([int(psutil.virtual_memory().available), *bounds])
+
+
+def anonymous_memory() -> int | None:
+    """Bytes of RAM that this process has written to and no file backs (Linux `RssAnon`); None: unknown."""
+    try:
+        with Path("/proc/self/status").open() as lines:
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), None)
+    except OSError:
+        return None

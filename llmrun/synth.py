@@ -1,4 +1,5 @@
-"""Writes valid GGUF models of any llama-like shape, in seconds: for measuring speed and memory without a download.
+"""Writes valid GGUF models of any shape that `shapes.py` knows, in seconds: for measuring speed and memory without a
+download.
 
 Speed is a property of the shape: weights that are random run as fast as weights that mean something. So the blocks of
 each quantization are not computed from numbers but written as they are, random bytes with the scales set to something
@@ -7,160 +8,140 @@ finite. What such a model says is noise; what it costs is real.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmrun.errors import UsageError
+from llmrun.shapes import SHAPES, Shape, hparams, small, tensors
 
+__all__ = ["LEVELS", "SHAPES", "Shape", "small", "tensor_types", "tensors", "vocabulary", "write"]
 
-@dataclass(frozen=True)
-class Shape:
-    """A decoder-only transformer of the llama family.
-
-    Attributes:
-        arch: GGUF architecture: "llama", "qwen2" (biases on q, k, v), "qwen3" (norms on q and k), "qwen3moe".
-        n_head_kv: fewer than `n_head` is grouped-query attention.
-        n_ff: width of the feed-forward layer, of one expert in a mixture.
-        tied: the output matrix is the token embedding.
-        n_expert, n_expert_used: 0 is dense.
-        head_dim: elements of a head; None is n_embd / n_head.
-    """
-
-    n_layer: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_head_kv: int
-    n_vocab: int
-    arch: str = "llama"
-    n_ctx_train: int = 8192
-    tied: bool = False
-    n_expert: int = 0
-    n_expert_used: int = 0
-    head_dim: int | None = None
-    rope_freq_base: float = 500_000.0
-
-    @property
-    def n_embd_head(self) -> int:
-        return self.head_dim or self.n_embd // self.n_head
-
-    @property
-    def n_params(self) -> int:
-        return sum(_elements(shape) for _, shape in tensors(self))
-
-
-# Published shapes (config.json of the models named).
-SHAPES = {
-    "llama-1.2b": Shape(16, 2048, 8192, 32, 8, 128_256, tied=True, n_ctx_train=131_072),  # Llama 3.2 1B
-    "llama-3b": Shape(28, 3072, 8192, 24, 8, 128_256, tied=True, n_ctx_train=131_072),  # Llama 3.2 3B
-    "llama-8b": Shape(32, 4096, 14336, 32, 8, 128_256, n_ctx_train=131_072),  # Llama 3.1 8B
-    "qwen3-0.6b": Shape(
-        28, 1024, 3072, 16, 8, 151_936, arch="qwen3", tied=True, head_dim=128, n_ctx_train=40_960, rope_freq_base=1e6
-    ),
-    "qwen3-30b-a3b": Shape(
-        48, 2048, 768, 32, 4, 151_936, arch="qwen3moe", head_dim=128, n_expert=128, n_expert_used=8, rope_freq_base=1e6
-    ),
-    "micro": Shape(2, 256, 512, 4, 2, 512, n_ctx_train=512),  # for tests
-}
-
-
-def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all tensors, in ggml's order of dimensions (row length first)."""
-    d, head, kv = shape.n_embd, shape.n_head * shape.n_embd_head, shape.n_head_kv * shape.n_embd_head
-    yield "token_embd.weight", (d, shape.n_vocab)
-    for i in range(shape.n_layer):
-        block = f"blk.{i}"
-        yield f"{block}.attn_norm.weight", (d,)
-        for name, width in (("q", head), ("k", kv), ("v", kv)):
-            yield f"{block}.attn_{name}.weight", (d, width)
-            if shape.arch == "qwen2":
-                yield f"{block}.attn_{name}.bias", (width,)
-        if shape.arch.startswith("qwen3"):
-            yield f"{block}.attn_q_norm.weight", (shape.n_embd_head,)
-            yield f"{block}.attn_k_norm.weight", (shape.n_embd_head,)
-        yield f"{block}.attn_output.weight", (head, d)
-        yield f"{block}.ffn_norm.weight", (d,)
-        if shape.n_expert:
-            yield f"{block}.ffn_gate_inp.weight", (d, shape.n_expert)
-            yield f"{block}.ffn_gate_exps.weight", (d, shape.n_ff, shape.n_expert)
-            yield f"{block}.ffn_down_exps.weight", (shape.n_ff, d, shape.n_expert)
-            yield f"{block}.ffn_up_exps.weight", (d, shape.n_ff, shape.n_expert)
-        else:
-            yield f"{block}.ffn_gate.weight", (d, shape.n_ff)
-            yield f"{block}.ffn_down.weight", (shape.n_ff, d)
-            yield f"{block}.ffn_up.weight", (d, shape.n_ff)
-    yield "output_norm.weight", (d,)
-    if not shape.tied:
-        yield "output.weight", (d, shape.n_vocab)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    n = 1
-    for length in shape:
-        n *= length
-    return n
-
-
-# Which type a level gives most tensors. Source of this and of `tensor_type`: llama.cpp's llama-quant.cpp.
+# Which type a level gives most tensors. Source of this and of `tensor_types`: llama.cpp's llama-quant.cpp.
 _BASE = {
-    "F32": "F32", "F16": "F16", "BF16": "BF16", "MXFP4_MOE": "Q8_0",
+    "F32": "F32", "F16": "F16", "BF16": "BF16", "MXFP4_MOE": "MXFP4",
     "Q4_0": "Q4_0", "Q4_1": "Q4_1", "Q5_0": "Q5_0", "Q5_1": "Q5_1", "Q8_0": "Q8_0",
     "Q2_K": "Q2_K", "Q3_K_S": "Q3_K", "Q3_K_M": "Q3_K", "Q3_K_L": "Q3_K", "Q4_K_S": "Q4_K", "Q4_K_M": "Q4_K",
     "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K", "Q6_K": "Q6_K", "IQ4_NL": "IQ4_NL", "IQ4_XS": "IQ4_XS",
 }  # fmt: skip
 LEVELS = tuple(_BASE)
 
+_BLOCKS_OF_256 = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"})
+# What takes their place where a row is no multiple of 256 elements.
+_SMALLER_BLOCKS = {
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"
+}  # fmt: skip
 
-def tensor_type(level: str, name: str, layer: int, shape: Shape) -> str:
-    """The ggml type that llama.cpp's quantizer gives a matrix of a dense or mixture model at `level`."""
+
+def tensor_types(shape: Shape, level: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and ggml type of all tensors: the types that llama.cpp's quantizer gives them at `level`.
+
+    Without an importance matrix. Raises `UsageError` for an unknown level.
+    """
+    if level not in _BASE:
+        raise UsageError(f"no quantization level '{level}'; there are {', '.join(LEVELS)}")
+    values = [name for name, _ in tensors(shape) if _is_value(name)]
+    for name, dims in tensors(shape):
+        if not _is_quantized(name, dims):
+            yield name, dims, "F32"
+        elif level in ("F32", "F16", "BF16"):
+            yield name, dims, level
+        else:
+            # Values are counted, not numbered by their layer: a hybrid has them in some layers only.
+            nth = values.index(name) if _is_value(name) else _layer(name)
+            kind = _matrix_type(level, name, dims, nth, len(values), shape)
+            yield name, dims, _fitting(kind, dims[0])
+
+
+def _is_value(name: str) -> bool:
+    return ".attn_v.weight" in name or ".attn_qkv.weight" in name
+
+
+def _is_quantized(name: str, dims: tuple[int, ...]) -> bool:
+    """Matrices are, without those that are small and sensitive: routers, convolutions, the state's constants."""
+    kept = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d.weight", "shortconv.conv.weight")
+    return len(dims) > 1 and name.endswith(".weight") and not name.endswith(kept)
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1]) if name.startswith("blk.") else 0
+
+
+def _fitting(kind: str, row: int) -> str:
+    """The type itself, or one whose blocks fill the row."""
+    if kind in _BLOCKS_OF_256 and row % 256:
+        kind = _SMALLER_BLOCKS[kind]
+    return "F16" if row % 32 else kind
+
+
+def _more_bits(nth: int, n: int) -> bool:
+    return nth < n // 8 or nth >= 7 * n // 8 or (nth - n // 8) % 3 == 2
+
+
+def _matrix_type(level: str, name: str, dims: tuple[int, ...], nth: int, n_values: int, shape: Shape) -> str:
+    """The type before anyone looks whether it fits; `nth` is the matrix's place among those of its kind."""
     base = _BASE[level]
-    n = shape.n_layer
-    more_bits = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
-    if level in ("F32", "F16", "BF16", "Q8_0"):
-        return base
     if name == "output.weight" or (name == "token_embd.weight" and shape.tied):
-        return "Q6_K"
+        fits = dims[0] % (256 if base in _BLOCKS_OF_256 else 32) == 0
+        return "Q6_K" if fits and level not in ("MXFP4_MOE", "Q8_0") else "Q8_0"
     if level == "MXFP4_MOE":
-        return "MXFP4" if "_exps." in name else "Q8_0"
-    if ".attn_v." in name:
-        grouped = shape.n_head // shape.n_head_kv
-        match level:
-            case "Q2_K":
-                return "Q4_K" if grouped >= 4 else "Q3_K"
-            case "Q3_K_M":
-                return "Q5_K" if layer < 2 else "Q4_K"
-            case "Q3_K_L":
-                return "Q5_K"
-            case "Q4_K_M" | "Q5_K_M" if more_bits:
-                return "Q6_K"
-            case "Q4_K_S" if layer < 4:
-                return "Q5_K"
-            case "IQ4_NL" | "IQ4_XS" if grouped >= 4:
-                return "Q5_K"
+        return "MXFP4" if len(dims) > 2 else "Q8_0"
+    if _is_value(name):
+        return _value_type(level, nth, n_values, shape)
+    if ".attn_k.weight" in name and shape.n_expert == 8:
+        return "Q8_0"
     if ".ffn_down" in name:
+        n = shape.n_layer
         match level:
             case "Q2_K":
                 return "Q3_K"
             case "Q3_K_M":
-                return "Q5_K" if layer < n // 16 else "Q4_K"
+                return "Q5_K" if nth < n // 16 else "Q4_K"
             case "Q3_K_L":
                 return "Q5_K"
-            case "Q4_K_M" | "Q5_K_M" if more_bits:
+            case "Q4_K_M" | "Q5_K_M" if _more_bits(nth, n):
                 return "Q6_K"
-            case "Q4_K_S" | "IQ4_NL" | "IQ4_XS" if layer < n // 8:
+            case "Q4_K_S" | "IQ4_NL" | "IQ4_XS" if nth < n // 8:
                 return "Q5_K"
-    if ".attn_output." in name and not shape.n_expert:
+    if ".attn_output." in name:
         match level:
-            case "Q2_K":
+            case "Q2_K" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "Q4_K_S" | "Q4_K_M" | "IQ4_XS" if shape.n_expert == 8:
+                return "Q5_K"
+            case "Q2_K" if shape.n_expert != 8:
                 return "Q3_K"
             case "Q3_K_M":
                 return "Q4_K"
-            case "Q3_K_L":
+            case "Q3_K_L" if shape.n_expert != 8:
                 return "Q5_K"
     return base
+
+
+def _value_type(level: str, nth: int, n: int, shape: Shape) -> str:
+    """Values, and matrices that hold them beside queries and keys."""
+    if shape.n_expert == 8:
+        return "Q8_0"
+    heads = hparams(shape)["attention.head_count_kv"]
+    first = heads[0] if isinstance(heads, tuple) else int(heads)  # a hybrid's first layer has none: no group at all
+    grouped = shape.n_head // first if first else 0
+    kind = _BASE[level]
+    match level:
+        case "Q2_K":
+            kind = "Q4_K" if grouped >= 4 else "Q3_K"
+        case "Q3_K_M":
+            kind = "Q5_K" if nth < 2 else "Q4_K"
+        case "Q3_K_L":
+            kind = "Q5_K"
+        case "Q4_K_M" | "Q5_K_M" if _more_bits(nth, n):
+            kind = "Q6_K"
+        case "Q4_K_S" if nth < 4:
+            kind = "Q5_K"
+        case "IQ4_NL" | "IQ4_XS" if grouped >= 4:
+            kind = "Q5_K"
+    # Models of 70 B parameters are known by their 80 layers.
+    is_70b = shape.n_layer == 80 and (shape.arch == "qwen2" or (shape.arch == "llama" and grouped > 1))
+    return "Q5_K" if is_70b and kind in ("Q3_K", "Q4_K") else kind
 
 
 # Where a block keeps its half-precision scales, and values for them that give weights of about ±0.05 with a mean of
@@ -241,23 +222,17 @@ def write(
 
     `vocab` takes the place of `vocabulary(shape.n_vocab)`, with as many tokens.
 
-    Raises `UsageError` for a level or a shape that can't be: rows must be whole blocks (256 elements for K-quants).
+    Raises `UsageError` for an unknown level.
     """
     import numpy as np
     from gguf import GGUFWriter
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-    if level not in _BASE:
-        raise UsageError(f"no quantization level '{level}'; there are {', '.join(LEVELS)}")
     plan: list[tuple[str, tuple[int, ...], Any, int]] = []
-    for name, dims in tensors(shape):
-        layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
-        matrix = len(dims) > 1 and "ffn_gate_inp" not in name
-        kind = GGMLQuantizationType[tensor_type(level, name, layer, shape) if matrix else "F32"]
+    for name, dims, type_name in tensor_types(shape, level):
+        kind = GGMLQuantizationType[type_name]
         block, type_size = GGML_QUANT_SIZES[kind]
-        if dims[0] % block:
-            raise UsageError(f"{name}: rows of {dims[0]} elements are no whole blocks of {block} ({kind.name})")
-        plan.append((name, dims, kind, _elements(dims) // block * type_size))
+        plan.append((name, dims, kind, math.prod(dims) // block * type_size))
 
     scratch = tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".partial", delete=False)  # noqa: SIM115
     scratch.close()
@@ -281,8 +256,9 @@ def write(
         writer.write_ti_data_to_file()
         rng = np.random.default_rng(seed)
         for name, _, kind, n_bytes in plan:
-            if name.endswith("norm.weight"):
-                writer.write_tensor_data(np.ones(n_bytes // 4, dtype=np.float32))
+            constant = _constant(name)
+            if constant is not None:
+                writer.write_tensor_data(np.full(n_bytes // 4, constant, dtype=np.float32))
             else:
                 writer.write_tensor_data(_blocks(kind.name, n_bytes, rng))
         writer.close()
@@ -298,27 +274,32 @@ def _file_type_name(level: str) -> str:
     return f"MOSTLY_{level}"
 
 
+def _constant(name: str) -> float | None:
+    """The value of a tensor that holds the same number throughout; None is random."""
+    if name.endswith("norm.weight") or name.startswith("rope_factors"):
+        return 1.0
+    # A state decays with exp(a · dt): with a positive number it would grow without end.
+    return {"ssm_a": -1.0, "ssm_d": 1.0}.get(name.rpartition(".")[2])
+
+
 def _write_metadata(writer: Any, shape: Shape, file_type: int) -> None:
     writer.add_name("synthetic")
     writer.add_description("random weights of a real shape: for measuring, not for reading")
     writer.add_file_type(file_type)
     writer.add_quantization_version(2)
-    writer.add_block_count(shape.n_layer)
-    writer.add_context_length(shape.n_ctx_train)
-    writer.add_embedding_length(shape.n_embd)
-    writer.add_head_count(shape.n_head)
-    writer.add_head_count_kv(shape.n_head_kv)
-    writer.add_key_length(shape.n_embd_head)
-    writer.add_value_length(shape.n_embd_head)
-    writer.add_rope_dimension_count(shape.n_embd_head)
-    writer.add_rope_freq_base(shape.rope_freq_base)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(shape.n_vocab)
-    writer.add_feed_forward_length(shape.n_ff)
-    if shape.n_expert:
-        writer.add_expert_count(shape.n_expert)
-        writer.add_expert_used_count(shape.n_expert_used)
-        writer.add_expert_feed_forward_length(shape.n_ff)
+    for name, value in hparams(shape).items():
+        key = f"{shape.arch}.{name}"
+        match value:
+            case bool():
+                writer.add_bool(key, value)
+            case int():
+                writer.add_uint32(key, value)
+            case float():
+                writer.add_float32(key, value)
+            case str():
+                writer.add_string(key, value)
+            case tuple():
+                writer.add_array(key, value)
 
 
 def _write_vocabulary(writer: Any, vocab: Vocabulary) -> None:

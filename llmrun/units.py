@@ -67,3 +67,11 @@ def count(n: float | None) -> str:
     if abs(n) < 999.5:
         return f"{n:.0f}"
     return " ".join(_scaled(n / 1000, 1000, ("K", "M", "B", "T")))
+
+
+def percent(share: float | None, *, signed: bool = False) -> str:
+    """A share of one: "41.5 %"; signed, as an error is: "+0.02 %"."""
+    if share is None:
+        return UNKNOWN
+    shown = f"{share * 100:+.2f}" if signed else significant(share * 100)
+    return f"{shown} %"

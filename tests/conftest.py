@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -59,3 +60,33 @@ def engine() -> Iterator[Engine]:
     model = find_model("tiny")
     with Engine(model.path, model.header) as opened:
         yield opened
+
+
+@pytest.fixture
+def rpc_worker() -> Iterator[Callable[..., str]]:
+    """Start a real `llmrun worker`: `rpc_worker(memory=0.25)` is its "host:port". Gone when the test ends."""
+    workers: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, memory: float | None = None) -> str:
+        limit = [] if memory is None else ["--memory", str(memory)]
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "llmrun", "worker", "--json", "--port", "0", "-t", "1", *limit, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        workers.append(worker)
+        assert worker.stdout
+        line = worker.stdout.readline()
+        assert line, f"the worker ended with {worker.wait(10)}"
+        ready = json.loads(line)
+        return f"{ready['host']}:{ready['port']}"
+
+    yield start
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.wait(10)
+        if worker.stdout:
+            worker.stdout.close()

@@ -49,6 +49,18 @@ def test_memory_limit(tmp_path: Path) -> None:
     assert hardware.memory_limit(tmp_path, tmp_path / "self") == 1 << 30
 
 
+def test_what_the_cgroup_still_grants(tmp_path: Path) -> None:
+    """Of 1000 bytes 700 are used, 200 of them by cache that can go: 500 are left. No limit is no number."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "memory.max").write_text("1000\n")
+    (tmp_path / "a" / "memory.current").write_text("700\n")
+    (tmp_path / "a" / "memory.stat").write_text("anon 500\ninactive_file 200\n")
+    (tmp_path / "self").write_text("0::/a\n")
+    assert hardware.cgroup_free(tmp_path, tmp_path / "self") == 500
+    (tmp_path / "a" / "memory.max").write_text("max\n")
+    assert hardware.cgroup_free(tmp_path, tmp_path / "self") is None
+
+
 def test_this_machine() -> None:
     """What is said of this very machine is at least possible."""
     assert 1 <= hardware.default_threads() <= len(hardware.usable_cpus())

@@ -127,13 +127,12 @@ def test_kv_of_a_header(tmp_path: Path) -> None:
     """n_head_kv × (head_k + head_v) elements per layer, at 2 bytes in f16 and 34/32 in q8_0."""
     header = header_with(tmp_path, "llama")
     assert kv_bytes_per_token(header) == 6 * KV_LAYER
-    assert kv_bytes_per_token(header, 34 / 32) == 6 * 2 * 128 * 34 // 32
+    assert kv_bytes_per_token(header, "q8_0", "q8_0") == 6 * 2 * 128 * 34 // 32
 
 
-@pytest.mark.parametrize("key", ["ssm__state_size", "attention__kv_lora_rank"])
-def test_kv_unknown_for_latent_and_recurrent(tmp_path: Path, key: str) -> None:
+def test_kv_unknown_for_caches_of_their_own(tmp_path: Path) -> None:
     """Where the header can't tell what is kept, it is unknown and not guessed: so is the bandwidth."""
-    reads = decode_reads(header_with(tmp_path, "deepseek2", **{key: 512}))
+    reads = decode_reads(header_with(tmp_path, "deepseek4"))
     assert reads.kv is None and reads.at_depth(10) is None
     timing = metered([100.6, 100.7], reads=reads).timing()
     assert timing.read_bytes is None and timing.read_bytes_per_s is None
@@ -157,4 +156,15 @@ def test_kv_of_sliding_windows(tmp_path: Path, arch: str, more: dict[str, object
 
 
 def test_kv_unknown_for_a_window_of_unknown_layers(tmp_path: Path) -> None:
-    assert decode_reads(header_with(tmp_path, "afmoe", attention__sliding_window=100)).at_depth(10) is None
+    """An architecture that has windows where its header says, and one that says nothing."""
+    assert decode_reads(header_with(tmp_path, "gemma4", attention__sliding_window=100)).at_depth(10) is None
+
+
+def test_recurrent_state_is_read_for_every_token(tmp_path: Path) -> None:
+    """A state of 128 × 512 and the convolution's last three inputs, in F32, whatever the depth."""
+    shape = synth.small(synth.SHAPES["mamba2-2.7b"])
+    path = tmp_path / "m.gguf"
+    synth.write(path, shape, "F16")
+    reads = decode_reads(open_header(path))
+    assert reads.state_bytes == shape.n_layer * 4 * (128 * 512 + 3 * (512 + 2 * 128))
+    assert reads.at_depth(0) == reads.at_depth(1000) == reads.weight_bytes + reads.state_bytes

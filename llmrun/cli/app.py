@@ -8,13 +8,18 @@ import typer
 
 from llmrun import __version__
 from llmrun.cli import screen
+from llmrun.cli.config import app as config_app
+from llmrun.cli.devices import devices
+from llmrun.cli.doctor import doctor
 from llmrun.cli.help import Command, Group
 from llmrun.cli.pull import pull
 from llmrun.cli.quantize import levels_help, quantize
 from llmrun.cli.run import run as commands_run
 from llmrun.cli.search import search
+from llmrun.cli.settings import ModelCommand
 from llmrun.cli.show import show
 from llmrun.cli.store import import_, list_, rm, verify
+from llmrun.cli.worker import worker
 
 app = typer.Typer(
     cls=Group,
@@ -27,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # In the order in which a newcomer needs them.
-app.command("run", cls=Command)(commands_run)
+app.command("run", cls=ModelCommand)(commands_run)
 app.command("pull", cls=Command)(pull)
 app.command("list", cls=Command)(list_)
 app.command("ls", cls=Command, hidden=True)(list_)
@@ -37,6 +42,10 @@ app.command("search", cls=Command)(search)
 app.command("verify", cls=Command)(verify)
 app.command("import", cls=Command)(import_)
 app.command("quantize", cls=Command, epilog=levels_help())(quantize)
+app.command("devices", cls=Command)(devices)
+app.command("worker", cls=Command)(worker)
+app.command("doctor", cls=Command)(doctor)
+app.add_typer(config_app, name="config")
 
 
 def _version(wanted: bool) -> None:

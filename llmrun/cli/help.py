@@ -5,11 +5,21 @@ Typer draws groups only through Rich, which takes as long to import as everythin
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from llmrun.cli import screen
+
+# Groups of options that only `--help-all` lists: a newcomer sees ten, not sixty.
+TEXT = "Prompt and answer"
+SAMPLING = "Sampling"
+SPEED = "Memory and speed"
+OFFLOAD = "Where the layers lie"
+MODEL = "The model"
+_FOR_EXPERTS = (TEXT, SAMPLING, SPEED, OFFLOAD, MODEL)
+_ALL = "llmrun.help-all"
 
 
 class Command(TyperCommand):
@@ -18,11 +28,21 @@ class Command(TyperCommand):
     def get_help_option(self, ctx: Any) -> Any:
         return through_screen(super().get_help_option(ctx))
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)
+        if any(param_group(param) in _FOR_EXPERTS for param in params):
+            params.append(_help_all(self.get_help_option(ctx)))
+        return params
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
+        left_out: list[str] = []
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is None:
+                continue
+            if param_group(param) in _FOR_EXPERTS and not ctx.meta.get(_ALL):
+                left_out.append(param_group(param))
                 continue
             if param.param_type_name == "argument":
                 # "MODEL <str>": that it is text, nobody needs to be told.
@@ -32,6 +52,23 @@ class Command(TyperCommand):
         for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+        if left_out:
+            formatter.write_paragraph()
+            about = ", ".join(group[0].lower() + group[1:] for group in dict.fromkeys(left_out))
+            formatter.write_text(f"--help-all lists {len(left_out)} more: {about}.")
+
+
+def _help_all(help_option: Any) -> Any:
+    def show(ctx: Any, _param: Any, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            ctx.meta[_ALL] = True
+            screen.out(ctx.get_help() + "\n")
+            ctx.exit()
+
+    option = copy(help_option)  # what Typer's own constructor wants changes from one version to the next
+    option.name, option.opts, option.secondary_opts = "help_all", ["--help-all"], []
+    option.help, option.callback = "Show every option and exit.", show
+    return option
 
 
 def param_group(param: Any) -> str:

@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from llmrun.config import MAX_SEED, LoadConfig, SamplingConfig
+from llmrun.engine import devices
 from llmrun.engine.child import Child, Gone, IdleWatch
+from llmrun.engine.prepare import Check, by_device, checks, rooms_of, settings_of
 from llmrun.engine.protocol import (
     Buffer,
     Cancel,
@@ -24,6 +27,8 @@ from llmrun.engine.protocol import (
     Generate,
     Load,
     Loaded,
+    Measure,
+    Measured,
     Message,
     Prefilled,
     Progress,
@@ -36,11 +41,14 @@ from llmrun.engine.protocol import (
     encode,
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
-from llmrun.footprint import decode_reads, kv_bytes_per_token
+from llmrun.footprint import Footprint, decode_reads, footprint, kv_bytes_per_token, repackable_types
 from llmrun.gguf import Header, printable
+from llmrun.gguf_rules import open_adapter
 from llmrun.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
-from llmrun.planner import should_repack, smaller_n_ctx
+from llmrun.planner import Layout, Plan, Room, make_plan, should_repack, smaller_n_ctx
+from llmrun.planner import Measure as MeasureLayout
+from llmrun.skeleton import skeleton_file
 from llmrun.units import duration, size
 
 
@@ -64,6 +72,10 @@ class Limits:
     idle_s: float = 300
     template_s: float = 2
     cancel_s: float = 0.5
+
+
+_RETRY_WITH = 0.85
+"""After an out-of-memory, the share of what was tried on each device that is tried next."""
 
 
 class Generation:
@@ -111,7 +123,15 @@ class Generation:
             try:
                 engine.send(self._request)
                 while self.stop_reason is None:
-                    event = engine.receive(engine.limits.template_s if rendering else None)
+                    try:
+                        event = engine.receive(engine.limits.template_s if rendering else None)
+                        if isinstance(event, Failed):
+                            raise engine.translate(event)
+                    except OutOfMemory:
+                        if self.token_ids or not engine.try_smaller():
+                            raise
+                        engine.send(self._request)
+                        continue
                     self._take(event)
                     match event:
                         case Rendering():
@@ -124,12 +144,13 @@ class Generation:
                         case Tokens():
                             if event.text:
                                 yield event.text
-                        case Failed():
-                            raise engine.translate(event)
                         case Done():
                             pass
                         case _:
                             raise EngineCrashed(f"the engine sent {type(event).__name__} out of turn")
+            except LlmrunError:
+                self.stop_reason = self.stop_reason or "cancelled"  # there is nothing to drain
+                raise
             finally:
                 if self.stop_reason is None:
                     self._drain()
@@ -184,6 +205,12 @@ class Engine:
 
     Raises, from the constructor and from a generation alike: `BadModel`, `OutOfMemory`, `EngineCrashed`,
     `PromptTooLong`, `UsageError`. After `EngineCrashed` and `OutOfMemory` the engine is closed.
+
+    Attributes:
+        devices: everything that llama.cpp sees, RAM among it.
+        plan: what lies where, and why.
+        notes: what a user should be told of how it was loaded, one sentence each.
+        loaded: what the model is.
     """
 
     def __init__(
@@ -195,40 +222,145 @@ class Engine:
         limits: Limits | None = None,
         on_progress: Callable[[float], None] | None = None,
         child: Child | None = None,
+        expected_tokens: int | None = None,
     ) -> None:
-        """`child` is one of `started_early`, for those who can't wait."""
+        """`child` is one of `started_early`, for those who can't wait. `expected_tokens`, of prompt and answer together
+        where they are known, is what the layout leaves memory for."""
         self.path = path
         self.header = header
         self.config = config or LoadConfig()
         self.limits = limits or Limits()
-        self.reads = decode_reads(header)
-        self.repack = should_repack(header) if self.config.repack == "auto" else self.config.repack == "on"
-        threads = self.config.n_threads or default_threads()
-        self.n_threads = threads
+        self.notes: list[str] = []
+        self.reads = decode_reads(header, self.config.type_k, self.config.type_v)
+        self.n_threads = self.config.n_threads or default_threads()
+        self._on_progress = on_progress
+        self._expected_tokens = expected_tokens
+        self._may_retry = True
+        self._adapters = [open_adapter(adapter.path, header.architecture) for adapter in self.config.lora]
         self._running: Generation | None = None
         self._turn = threading.Lock()
         self._child = child or Child("worker")
         try:
-            ready = self._expect(Ready, self.limits.start_s, "starting")
-            self.system_info = ready.system_info
-            self.send(
-                Load(
-                    # Not resolved: in the cache a name links to a blob, and the other parts lie beside the name.
-                    path=os.fspath(path.absolute()),
-                    n_ctx=self.config.n_ctx,
-                    n_batch=self.config.n_batch,
-                    n_ubatch=self.config.n_ubatch,
-                    n_threads=threads,
-                    n_threads_batch=self.config.n_threads_batch or threads,
-                    flash_attn=self.config.flash_attn,
-                    repack=self.repack,
-                    has_template=header.chat_template is not None,
-                )
-            )
-            self.loaded = self._load(on_progress)
+            self._find_devices()
+            self.plan = self._make_plan(rooms_of(self.config, self.devices))
+            try:
+                self._load()
+            except OutOfMemory:
+                if not self.try_smaller():
+                    raise
         except BaseException:
             self.close()
             raise
+
+    # -- before loading ---
+
+    def _find_devices(self) -> None:
+        """Wait for the child, and ask it what there is."""
+        ready = self._expect(Ready, self.limits.start_s, "starting")
+        self.system_info = ready.system_info
+        self.devices = devices.ask(self._child, self.config.rpc).devices
+
+    def _make_plan(self, rooms: Sequence[Room]) -> Plan:
+        try:
+            with skeleton_file(self.header) as path:
+                plan = self._planned(rooms, partial(self._measure, path))
+        except OSError:  # no room for it: then the compute buffers stay unknown
+            plan = self._planned(rooms, lambda _layout, _n_ctx: None)
+        line = plan.line()
+        if line:
+            self.notes.append(line)
+        return plan
+
+    def _planned(self, rooms: Sequence[Room], measure: MeasureLayout) -> Plan:
+        return make_plan(
+            self.header,
+            self.config,
+            rooms,
+            ram_free=available_memory(),
+            measure=measure,
+            expected_tokens=self._expected_tokens,
+            repackable=repackable_types(self.system_info),
+            adapters=self._adapters,
+        )
+
+    def _measure(self, path: str, layout: Layout, n_ctx: int) -> dict[str, int] | None:
+        """Bytes that llama.cpp would compute in, by device."""
+        repack = should_repack(self.header) if self.config.repack == "auto" else self.config.repack == "on"
+        settings = settings_of(
+            self.config, layout, n_ctx=n_ctx, n_ctx_most=None, n_threads=self.n_threads, repack=repack
+        )
+        self.send(Measure(path, replace(settings, lora=[])))
+        try:
+            event = self.receive()
+        except EngineCrashed:
+            # What can be loaded can't be laid out: of no harm but for this child.
+            self._child = Child("worker")
+            self._find_devices()
+            return None
+        match event:
+            case Measured(buffers):
+                return {device: taken["compute"] for device, taken in by_device(buffers, self.devices).items()}
+            case Failed(kind="usage"):
+                raise self.translate(event)
+            case Failed():
+                return None
+            case _:
+                raise EngineCrashed(f"the engine sent {type(event).__name__} instead of a measurement")
+
+    def checks(self, generation: Generation) -> list[Check]:
+        """The footprint for the context that a generation had, beside what llama.cpp took."""
+        return checks(self.footprint(generation.n_ctx or 0), generation.buffers, self.devices)
+
+    def footprint(self, n_ctx: int) -> Footprint:
+        """What the plan takes with a context of `n_ctx` tokens, which may not be the one that it was made for."""
+        if n_ctx == self.plan.footprint.n_ctx:
+            return self.plan.footprint
+        config = self.config
+        found = footprint(
+            self.header,
+            self.plan.placement,
+            n_ctx,
+            type_k=config.type_k,
+            type_v=config.type_v,
+            n_batch=config.n_batch,
+            n_ubatch=config.n_ubatch,
+            flash_attn=config.flash_attn != "off",
+            adapters=self._adapters,
+        )
+        try:
+            with skeleton_file(self.header) as path:
+                return found.with_compute(self._measure(path, self.plan.layout, n_ctx))
+        except OSError:
+            return found
+
+    def try_smaller(self) -> bool:
+        """After an out-of-memory: load again with fewer layers on the devices. False where that is nobody's choice but
+        the user's, or was tried before."""
+        plan = self.plan
+        tight = [room for room in plan.rooms if plan.footprint.by_device.get(room.name)]
+        if not (self._may_retry and plan.auto and tight and plan.layout.n_gpu_layers):
+            return False
+        self._may_retry = False
+        target = self.config.offload.fit_target
+        less = [
+            Room(room.name, round(_RETRY_WITH * plan.footprint.by_device[room.name].total) + target)
+            if room in tight
+            else room
+            for room in plan.rooms
+        ]
+        self._child.close()
+        self._child = Child("worker")
+        self._find_devices()
+        before, taken = plan.layout.n_gpu_layers, ", ".join(room.name for room in tight)
+        self.plan = self._make_plan(less)
+        self.notes.append(f"out of memory with {before} layers on {taken}: again with {self.plan.layout.n_gpu_layers}")
+        self._load()
+        return True
+
+    @property
+    def repack(self) -> bool:
+        """Whether the weights in RAM are rearranged."""
+        return self.plan.repack
 
     def __enter__(self) -> Engine:
         return self
@@ -342,7 +474,26 @@ class Engine:
             raise EngineCrashed(f"the engine sent {type(event).__name__} while {doing}")
         return event
 
-    def _load(self, on_progress: Callable[[float], None] | None) -> Loaded:
+    def _load(self) -> None:
+        plan = self.plan
+        self.send(
+            Load(
+                # Not resolved: in the cache a name links to a blob, and the other parts lie beside the name.
+                path=os.fspath(self.path.absolute()),
+                settings=settings_of(
+                    self.config,
+                    plan.layout,
+                    n_ctx=None if self.config.n_ctx is None else plan.n_ctx,
+                    n_ctx_most=plan.n_ctx_most,
+                    n_threads=self.n_threads,
+                    repack=plan.repack,
+                ),
+                has_template=self.header.chat_template is not None,
+            )
+        )
+        self.loaded = self._wait_for_load()
+
+    def _wait_for_load(self) -> Loaded:
         deadline = time.monotonic() + self.limits.header_s
         in_header = True
         while True:
@@ -356,8 +507,8 @@ class Engine:
             match event:
                 case Progress():
                     in_header = False
-                    if on_progress:
-                        on_progress(event.fraction)
+                    if self._on_progress:
+                        self._on_progress(event.fraction)
                 case Loaded():
                     return event
                 case Failed():
@@ -380,6 +531,8 @@ class Engine:
         message = printable(failed.message, limit=400)
         numbers = failed.numbers
         match failed.kind:
+            case "model" if "does not support split buffers" in message:
+                return UsageError(f"-sm row: {message.rpartition(': ')[2]}", hint="-sm layer")
             case "model":
                 return BadModel(f"{self.path.name}: {message}", hint=f"llmrun show {shlex.quote(str(self.path))}")
             case "memory":
@@ -398,15 +551,25 @@ class Engine:
 
     def _out_of_memory(self, n_ctx: int | None) -> OutOfMemory:
         self.close()
-        per_token = kv_bytes_per_token(self.header)
+        config = self.config
+        per_token = kv_bytes_per_token(self.header, config.type_k, config.type_v)
         available = available_memory()
-        weights = f"weights {size(self.header.weight_bytes)}"
-        free = f"{size(available)} available"
-        if n_ctx is None:
-            return OutOfMemory(f"out of memory with {weights}, {free}", hint="a smaller quantization of the model")
-        kv = f", KV cache of {n_ctx} tokens {size(per_token * n_ctx)}" if per_token else ""
-        smaller = smaller_n_ctx(n_ctx, per_token, available)
-        return OutOfMemory(f"out of memory: {weights}{kv}, {free}", hint=f"a smaller context: -c {smaller}")
+        parts = [f"weights {size(self.header.weight_bytes)}"]
+        ways = []
+        layers = self.plan.layout.n_gpu_layers if hasattr(self, "plan") else 0
+        if layers:
+            parts.append(f"{layers} layers on {', '.join(self.plan.layout.devices)}")
+            ways.append(f"-ngl {layers * 3 // 4}")
+        if n_ctx is not None:
+            if per_token:
+                parts.append(f"KV cache of {n_ctx} tokens {size(per_token * n_ctx)}")
+            ways.append(f"-c {smaller_n_ctx(n_ctx, per_token, available)}")
+            if config.type_k == config.type_v == "f16" and config.flash_attn != "off":
+                ways.append("-ctk q8_0 -ctv q8_0")
+        ways.append("a smaller quantization of the model")
+        return OutOfMemory(
+            f"out of memory: {', '.join(parts)}; {size(available)} of RAM available", hint="  or  ".join(ways[:3])
+        )
 
     def _hung(self, what: str) -> EngineCrashed:
         self.close()
@@ -417,6 +580,8 @@ class Engine:
         death = self._child.death()
         if death.out_of_memory:
             return self._out_of_memory(self.config.n_ctx or None)
+        if self.config.rpc and "RPC server" in death.reason:
+            return devices.lost(self.config.rpc, death)
         # Repacked weights run on code of their own, which compilers and virtual machines are known to break.
         suspect = self.repack and death.killer in (signal.SIGSEGV, signal.SIGILL)
         hint = "the same with --repack off" if suspect else "the same with LLMRUN_DEBUG=1, which shows its log"

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmrun.engine.native import llama
 from llmrun.engine.protocol import Device, DeviceKind
+from llmrun.hardware import available_memory
 
 # enum ggml_backend_dev_type
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
@@ -50,6 +51,11 @@ def handles() -> Iterator[ctypes.c_void_p]:
         yield ctypes.c_void_p(_call("ggml", "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t(index)))
 
 
+def registry(handle: ctypes.c_void_p) -> ctypes.c_void_p:
+    """The backend that the device belongs to (`ggml_backend_reg_t`)."""
+    return ctypes.c_void_p(_call("ggml-base", "ggml_backend_dev_backend_reg", ctypes.c_void_p, handle))
+
+
 def describe(handle: ctypes.c_void_p) -> Device:
     """A device as it is now. Asks the device for its memory: the first time, that may start a driver."""
     free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
@@ -57,16 +63,56 @@ def describe(handle: ctypes.c_void_p) -> Device:
     memory.restype = None
     memory.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     memory(handle, ctypes.byref(free), ctypes.byref(total))
-    registry = ctypes.c_void_p(_call("ggml-base", "ggml_backend_dev_backend_reg", ctypes.c_void_p, handle))
     known = total.value > 0  # "0 bytes to indicate no memory to report"
+    kind = _KINDS[_call("ggml-base", "ggml_backend_dev_type", ctypes.c_int, handle)]
+    really_free = available_memory() if kind == "cpu" and known else None
+    if really_free is not None:  # of the machine's RAM ggml says that all of it is free
+        free.value = min(free.value, really_free)
     return Device(
         name=_text("ggml-base", "ggml_backend_dev_name", handle),
         description=_text("ggml-base", "ggml_backend_dev_description", handle).strip(),
-        kind=_KINDS[_call("ggml-base", "ggml_backend_dev_type", ctypes.c_int, handle)],
-        backend=_text("ggml-base", "ggml_backend_reg_name", registry),
+        kind=kind,
+        backend=_text("ggml-base", "ggml_backend_reg_name", registry(handle)),
         total_bytes=total.value if known else None,
         free_bytes=free.value if known else None,
+        features=features(handle),
     )
+
+
+class _Feature(ctypes.Structure):
+    """struct ggml_backend_feature"""
+
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_char_p))
+
+
+def features(handle: ctypes.c_void_p) -> dict[str, str]:
+    """What the device's backend was built with and can do: {"AVX512": "1"}, {"ARCHS": "890"}; empty: it doesn't say."""
+    backend = registry(handle)
+    address = _call(
+        *("ggml-base", "ggml_backend_reg_get_proc_address", ctypes.c_void_p),
+        *(backend, ctypes.c_char_p(b"ggml_backend_get_features")),
+    )
+    if not address:
+        return {}
+    listed = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), ctypes.c_void_p)(address)(backend)
+    found: dict[str, str] = {}
+    index = 0
+    while listed and listed[index].name:
+        found[listed[index].name.decode(errors="replace")] = (listed[index].value or b"").decode(errors="replace")
+        index += 1
+    return found
+
+
+def versions() -> dict[str, str]:
+    """What ggml says of itself, where it does: {"ggml": "0.25.3", "ggml commit": "1a2b3c4"}."""
+    said = {"ggml": ("ggml-base", "ggml_version"), "ggml commit": ("ggml-base", "ggml_commit")}
+    found: dict[str, str] = {}
+    for what, (stem, name) in said.items():
+        try:
+            found[what] = _text(stem, name)
+        except AttributeError:  # older ones have no such function
+            continue
+    return found
 
 
 def devices() -> list[Device]:
@@ -101,6 +147,34 @@ def by_name(name: str) -> ctypes.c_void_p | None:
 def buffer_type(handle: ctypes.c_void_p) -> ctypes.c_void_p:
     """Where the device keeps tensors by default (`ggml_backend_buffer_type_t`)."""
     return ctypes.c_void_p(_call("ggml-base", "ggml_backend_dev_buffer_type", ctypes.c_void_p, handle))
+
+
+def take(buffer_type: ctypes.c_void_p, n_bytes: int) -> ctypes.c_void_p | None:
+    """A buffer of so many bytes (`ggml_backend_buffer_t`), or None where it can't be had."""
+    buffer = _call(
+        "ggml-base", "ggml_backend_buft_alloc_buffer", ctypes.c_void_p, buffer_type, ctypes.c_size_t(n_bytes)
+    )
+    return ctypes.c_void_p(buffer) if buffer else None
+
+
+def size_of(buffer: ctypes.c_void_p) -> int:
+    return int(_call("ggml-base", "ggml_backend_buffer_get_size", ctypes.c_size_t, buffer))
+
+
+def give_back(buffer: ctypes.c_void_p) -> None:
+    _call("ggml-base", "ggml_backend_buffer_free", None, buffer)
+
+
+def serve_forever(endpoint: str, n_threads: int, offered: list[ctypes.c_void_p]) -> None:
+    """Serve devices at "1.2.3.4:port", one client at a time. Returns only where the port could not be had.
+
+    Raises `OSError` where llama.cpp was built without RPC.
+    """
+    array = (ctypes.c_void_p * len(offered))(*offered)
+    serve = library("ggml-rpc").ggml_backend_rpc_start_server
+    serve.restype = None
+    serve.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
+    serve(endpoint.encode(), None, n_threads, len(offered), array)
 
 
 # ggml's own abort hook: called with the failed assert's text, after which the process dies.

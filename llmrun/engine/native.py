@@ -37,6 +37,7 @@ _kept: list[Any] = []  # ctypes callbacks must outlive the call that installs th
 class Log:
     """llama.cpp's log: the last lines are kept, and all go to stderr, where the parent finds them after a crash."""
 
+    DEBUG = 1
     ERROR = 4  # enum ggml_log_level: 1 debug, 2 info, 3 warn, 4 error, 5 cont
     CONTINUED = 5
 
@@ -52,6 +53,8 @@ class Log:
     def _write(self, level: int, text: bytes | None, _user: object) -> None:
         if level != self.CONTINUED:
             self._level = level
+        if self._level == self.DEBUG:
+            return  # hundreds of lines about every graph
         *whole, self._partial = (self._partial + (text or b"").decode(errors="replace")).split("\n")
         for line in whole:
             self.lines.append((self._level, line))

@@ -14,21 +14,61 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass
-class Load:
-    """Parent → child: load the model. Every value has passed `config.py`; `repack` is decided.
+class Settings:
+    """How llama.cpp is to load a model and to make its context: checked and decided, down to the last number.
 
-    `has_template` lets the child import what renders chat templates while the weights load.
+    Attributes:
+        n_ctx: tokens of context; None: as many as a request needs, at most `n_ctx_most`.
+        devices: names of those that layers may lie on.
+        tensor_split: shares of the layers, one for each of `devices`.
+        override_tensor: [pattern, device].
+        override_kv: [key, value].
+        rope: the fields of `config.Rope` that are set.
+        lora: [path, scale].
     """
 
-    path: str
-    n_ctx: int
+    n_ctx: int | None
+    n_ctx_most: int | None
     n_batch: int
     n_ubatch: int
     n_threads: int
     n_threads_batch: int
     flash_attn: str
     repack: bool
+    type_k: str
+    type_v: str
+    load_mode: str
+    numa: str | None
+    n_gpu_layers: int
+    devices: list[str]
+    tensor_split: list[float]
+    split_mode: str
+    main_gpu: int
+    override_tensor: list[list[str]]
+    offload_kv: bool
+    override_kv: list[list[Any]]
+    rope: dict[str, Any]
+    lora: list[list[Any]]
+
+
+@dataclass
+class Load:
+    """Parent → child: load the model.
+
+    `has_template` lets the child import what renders chat templates while the weights load.
+    """
+
+    path: str
+    settings: Settings
     has_template: bool
+
+
+@dataclass
+class Measure:
+    """Parent → child: lay out the model at `path` with these settings, taking no memory. `n_ctx` is set."""
+
+    path: str
+    settings: Settings
 
 
 @dataclass
@@ -63,6 +103,13 @@ class Ready:
     system_info: str
 
 
+@dataclass
+class Measured:
+    """Child → parent: the answer to `Measure`: the sizes of compute and output buffers."""
+
+    buffers: list[Buffer]
+
+
 DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 
 
@@ -76,6 +123,7 @@ class Device:
         kind: as ggml has it; an RPC device counts as "gpu" whatever lies behind it.
         backend: "CPU", "CUDA", "Metal", "Vulkan", "RPC[host:port]".
         total_bytes, free_bytes: of its memory; None where it doesn't tell.
+        features: what its backend can do, {"AVX512": "1"}; empty where it doesn't tell.
     """
 
     name: str
@@ -84,13 +132,15 @@ class Device:
     backend: str
     total_bytes: int | None
     free_bytes: int | None
+    features: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Devices:
-    """Child → parent: the answer to `FindDevices`, in ggml's order."""
+    """Child → parent: the answer to `FindDevices`, in ggml's order. `versions`: what ggml says of itself."""
 
     devices: list[Device]
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -213,11 +263,13 @@ class Failed:
 
 Message = (
     Load
+    | Measure
     | FindDevices
     | Generate
     | Cancel
     | Ready
     | Devices
+    | Measured
     | Progress
     | Loaded
     | Rendering
@@ -245,7 +297,7 @@ def decode(line: bytes) -> Message:
 
 
 def _built(kind: type, fields: Any) -> Any:
-    """The dataclass from its fields, those that are lists of dataclasses built as well."""
+    """The dataclass from its fields, those that are dataclasses or lists of them built as well."""
     made = dict(fields)
     for name, declared in _field_types(kind).items():
         if name not in made:
@@ -253,6 +305,8 @@ def _built(kind: type, fields: Any) -> Any:
         inner = next((item for item in get_args(declared) if is_dataclass(item)), None)
         if get_origin(declared) is list and isinstance(inner, type):
             made[name] = [_built(inner, item) for item in made[name]]
+        elif is_dataclass(declared) and isinstance(declared, type):
+            made[name] = _built(declared, made[name])
         elif not _fits(made[name], declared):
             raise ValueError(f"{kind.__name__}.{name}")
     return kind(**made)

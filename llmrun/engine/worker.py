@@ -20,6 +20,7 @@ from typing import Any
 
 from llmrun.engine import inside
 from llmrun.engine.protocol import (
+    Buffer,
     Cancel,
     Devices,
     Done,
@@ -29,11 +30,14 @@ from llmrun.engine.protocol import (
     Generate,
     Load,
     Loaded,
+    Measure,
+    Measured,
     Message,
     Prefilled,
     Progress,
     Ready,
     Rendering,
+    Settings,
     Started,
     StopReason,
     Tokens,
@@ -47,6 +51,8 @@ from llmrun.engine.protocol import (
 COALESCE_S = 0.010
 # The context of a request that bounds neither context nor answer: the usual of the neighbours.
 COMFORTABLE_CTX = 4096
+
+_NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
 clock = time.perf_counter
 
@@ -74,7 +80,7 @@ class Outbox:
             try:
                 self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
             except BlockingIOError:
-                if not isinstance(message, Ready | Devices | Loaded | Done | Failed):
+                if not isinstance(message, Ready | Devices | Measured | Loaded | Done | Failed):
                     return
                 select.select([], [self._descriptor], [])
 
@@ -121,7 +127,8 @@ class Worker:
         self.llama.llama_backend_init()
         self.model: Any = None
         self.context: Any = None
-        self.config: Load
+        self.settings: Settings
+        self.adapters: list[tuple[Any, float]] = []
         self.vocab: Any
         outbox.send(Ready(self.llama.llama_print_system_info().decode(errors="replace")))
 
@@ -131,6 +138,8 @@ class Worker:
                 self.load(message)
             elif isinstance(message, Generate):
                 self.generate(message)
+            elif isinstance(message, Measure):
+                self.measure(message)
             elif isinstance(message, FindDevices):
                 self.find_devices(message)
         except RequestFailed as error:
@@ -145,18 +154,20 @@ class Worker:
                     raise RequestFailed("engine", f"the worker at {endpoint} offers no device")
             except OSError as error:
                 raise RequestFailed("usage", f"--rpc: {error}") from None
-        self.outbox.send(Devices(self.ggml.devices()))
+        self.outbox.send(Devices(self.ggml.devices(), self.ggml.versions()))
 
     # -- load ---------------------------------------------------------------------------------------------------------
 
     def load(self, message: Load) -> None:
         begin_s = clock()
-        self.config = message
+        self.settings = message.settings
         if message.has_template:
             # 40 ms that the first answer need not wait for: loading is native and leaves Python free.
             threading.Thread(target=_import_templates, daemon=True).start()
-        params = self.llama.llama_model_default_params()
-        params.use_extra_bufts = message.repack
+        settings = message.settings
+        if settings.numa is not None:
+            self.llama.llama_numa_init(_NUMA[settings.numa])
+        params = self._model_params(settings)
         last_sent = -1.0
 
         def progress(fraction: float, _user: object) -> bool:
@@ -177,6 +188,11 @@ class Worker:
             raise RequestFailed("model", "it has no vocabulary, so no text can be given to it")
         if self.llama.llama_model_has_encoder(self.model):
             raise RequestFailed("model", "it has an encoder; only decoder models can continue a text here")
+        for adapter_path, scale in settings.lora:
+            adapter = self.llama.llama_adapter_lora_init(self.model, os.fsencode(adapter_path))
+            if not adapter:
+                self._fail_from_log("model", f"the adapter {Path(adapter_path).name} does not go with it")
+            self.adapters.append((adapter, scale))
         description = ctypes.create_string_buffer(256)
         self.llama.llama_model_desc(self.model, description, len(description))
         self.outbox.send(
@@ -205,31 +221,67 @@ class Worker:
         It is made when the first prompt is known: a context is memory, and what nobody asked for should not be taken.
         """
         n_train = self.llama.llama_model_n_ctx_train(self.model)
-        wanted = self.config.n_ctx or min(n_train, n_needed)
+        wanted = self.settings.n_ctx or min(n_train, n_needed, self.settings.n_ctx_most or n_needed)
         if self.context is not None and self.llama.llama_n_ctx(self.context) >= wanted:
             return wanted
         if self.context is not None:
             self.llama.llama_free(self.context)
             self.context = None
-        params = self.llama.llama_context_default_params()
-        params.n_ctx = wanted
-        params.n_batch = self.config.n_batch
-        params.n_ubatch = min(self.config.n_ubatch, self.config.n_batch)
-        # Only the last token's logits are ever asked for; room for a whole batch of them would be hundreds of MB.
-        params.n_outputs_max = 1
-        params.n_threads = self.config.n_threads
-        params.n_threads_batch = self.config.n_threads_batch
-        params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[self.config.flash_attn]
-        params.no_perf = True
+        self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in ("model", "LoRA")]
+        self.context = self._new_context(self.model, self.settings, wanted)
+        if self.context is None:
+            self._fail_from_log("engine", f"llama.cpp can't make a context of {wanted} tokens", n_ctx=wanted)
+        if self.adapters:
+            n = len(self.adapters)
+            handles = (self.llama.llama_adapter_lora_p_ctypes * n)(
+                *[ctypes.cast(handle, self.llama.llama_adapter_lora_p_ctypes) for handle, _ in self.adapters]
+            )
+            scales = (ctypes.c_float * n)(*[scale for _, scale in self.adapters])
+            self.llama.llama_set_adapters_lora(self.context, handles, n, scales)
+        return wanted
+
+    def _model_params(self, settings: Settings) -> Any:
+        from llmrun.engine import params
+
+        try:
+            return params.model_params(settings)
+        except params.UnknownDevice as error:
+            raise RequestFailed("usage", str(error)) from None
+
+    def _new_context(self, model: Any, settings: Settings, n_ctx: int) -> Any:
+        """A context, or None with the reason in the log."""
+        from llmrun.engine.params import context_params
+
+        params = context_params(settings, n_ctx)
         params.abort_callback = self.cancelled.callback
         params.abort_callback_data = self.cancelled.data
-        self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind == "model"]
         self.log.lines.clear()
-        self.context = self.llama.llama_init_from_model(self.model, params)
-        if not self.context:
-            self.context = None
-            self._fail_from_log("engine", f"llama.cpp can't make a context of {wanted} tokens", n_ctx=wanted)
-        return wanted
+        return self.llama.llama_init_from_model(model, params) or None
+
+    def measure(self, message: Measure) -> None:
+        """Lay the model out with llama.cpp's own allocator; nothing is allocated but recurrent states."""
+        params = self._model_params(message.settings)
+        params.no_alloc = True
+        params.load_mode = self.llama.LLAMA_LOAD_MODE_NONE  # mapped files and no_alloc exclude each other
+        self.log.lines.clear()
+        of_the_loaded, self.log.buffers = self.log.buffers, []
+        try:
+            self.outbox.send(Measured(self._laid_out(message, params)))
+        finally:
+            self.log.buffers = of_the_loaded
+
+    def _laid_out(self, message: Measure, params: Any) -> list[Buffer]:
+        model = self.llama.llama_model_load_from_file(os.fsencode(message.path), params)
+        if not model:
+            self._fail_from_log("model", "llama.cpp can't lay it out")
+        try:
+            context = self._new_context(model, message.settings, message.settings.n_ctx or COMFORTABLE_CTX)
+            if context is None:
+                self._fail_from_log("engine", "llama.cpp can't lay out a context")
+            self.llama.llama_free(context)
+            return [buffer for buffer in self.log.buffers if buffer.kind in ("compute", "output")]
+        finally:
+            self.llama.llama_model_free(model)
 
     # -- generate -----------------------------------------------------------------------------------------------------
 
@@ -303,7 +355,7 @@ class Worker:
         return list(self.vocab.tokenize(text))
 
     def _prefill(self, tokens: list[int]) -> StopReason | None:
-        size = self.config.n_batch
+        size = self.settings.n_batch
         for first in range(0, len(tokens), size):
             chunk = tokens[first : first + size]
             reason = self._compute((self.llama.llama_token * len(chunk))(*chunk), len(chunk))

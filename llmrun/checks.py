@@ -1,0 +1,487 @@
+"""What goes wrong on real machines, looked at before it does: each check is a function of what it is given.
+
+A check says what it found in one line, and what to type where something should change. `problem` is what makes a run
+fail, `warn` what makes it slow, or fail later. Roots of /proc and /sys and the environment are arguments: tests give
+them trees of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmrun import accelerators, hardware, store
+from llmrun.accelerators import Gpu
+from llmrun.errors import DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory
+from llmrun.gguf import printable
+from llmrun.units import duration, significant, size
+
+Status = Literal["ok", "warn", "problem"]
+
+GIB = 1 << 30
+LITTLE_DISK_BYTES = 10 * GIB
+"""Less than a usual model and its successor take."""
+NO_DISK_BYTES = GIB
+LITTLE_RAM_BYTES = 2 * GIB
+LITTLE_ADDRESS_SPACE_BYTES = 4 * GIB
+LITTLE_MEMLOCK_BYTES = GIB
+BUSY_SHARE = 0.15
+"""Of the cores, that others may take before it is worth a word."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `llmrun doctor`.
+
+    Attributes:
+        name: what was looked at; stays the same, for scripts.
+        message: what was found, with numbers.
+        remedy: what to type or do; None where nothing is to be done.
+        exit_code: of a problem: that with which a run would end.
+    """
+
+    name: str
+    status: Status
+    message: str
+    remedy: str | None = None
+    exit_code: int = 0
+
+
+def _problem(name: str, message: str, remedy: str | None, kind: type[LlmrunError]) -> Check:
+    return Check(name, "problem", message, remedy, kind.exit_code)
+
+
+def exit_code(checks: Sequence[Check]) -> int:
+    """That of the first problem; 0 where there is none, whatever the warnings."""
+    return next((check.exit_code for check in checks if check.status == "problem"), 0)
+
+
+# -- llama.cpp and its devices ----------------------------------------------------------------------------------------
+
+
+def llama_cpp(error: LlmrunError | None, clone: Path | None) -> Check:
+    """Whether llama.cpp starts. `error`: what came of trying; None: it does."""
+    name = "llama.cpp"
+    if error is None:
+        version = installed("llama-cpp-python")
+        return Check(name, "ok", f"starts (llama-cpp-python {version or 'of unknown version'})")
+    again = accelerators.rebuild_command(clone=clone)
+    if "SIGILL" in error.message:
+        # Built with -march=native, so that a folder that was moved or an image made elsewhere ends like this.
+        return _problem(name, "it was built for another CPU: illegal instruction (SIGILL)", again, EngineCrashed)
+    if "ModuleNotFoundError" in error.message or "is not installed" in error.message:
+        return _problem(name, "llama-cpp-python is not installed", again, EngineCrashed)
+    return Check(name, "problem", f"it does not start: {error.message}", again, error.exit_code)
+
+
+def unused_gpu(gpu: Gpu, clone: Path | None) -> tuple[str, str | None]:
+    """What to say, and to type, of a GPU that llama.cpp has no backend for."""
+    what = f"{gpu.vendor} GPU{f' {gpu.name}' if gpu.name else ''}{f' at {gpu.address}' if gpu.address else ''}"
+    if not gpu.open:
+        how = "docker run --gpus all" if gpu.vendor == "NVIDIA" else "docker run --device /dev/dri"
+        return f"{what}: its driver is not loaded, or this container does not show it ({how})", None
+    message = f"{what}: llama.cpp was built without a backend for it; building one needs {gpu.needs}"
+    return message, accelerators.rebuild_command(gpu.flag, clone=clone)
+
+
+def gpus(found: Sequence[Gpu], backends: Sequence[str] | None, clone: Path | None) -> list[Check]:
+    """A line per GPU. `backends`: of llama.cpp, those that have devices; None: it did not start."""
+    if not found:
+        return [Check("GPU", "ok", "none found: the CPU computes")]
+    lines = []
+    for gpu in found:
+        if backends is None or gpu.used_by(backends):
+            what = gpu.name or f"{gpu.vendor} GPU"
+            lines.append(Check("GPU", "ok", what if backends is None else f"{what}, in use"))
+        else:
+            # Intel's are mostly part of the CPU and read the same memory: not worth a warning on every laptop.
+            lines.append(Check("GPU", "ok" if gpu.vendor == "Intel" else "warn", *unused_gpu(gpu, clone)))
+    return lines
+
+
+def nvidia(driver: str | None, library: str | None) -> list[Check]:
+    """Whether NVIDIA's kernel driver and its library are of one version. Without a driver there is nothing to say."""
+    if driver is None:
+        return []
+    if library is None or library == driver:
+        return [Check("NVIDIA driver", "ok", driver)]
+    message = f"the kernel runs {driver}, the library is {library}: CUDA and NVML will refuse to work"
+    return [_problem("NVIDIA driver", message, "restart the machine (sudo reboot)", EngineCrashed)]
+
+
+# -- what is installed ------------------------------------------------------------------------------------------------
+
+
+def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def python(version: tuple[int, int, int], is_64_bit: bool) -> Check:
+    shown = ".".join(map(str, version))
+    if version < (3, 10) or not is_64_bit:
+        return _problem("Python", f"{shown}: llmrun needs 3.10 or newer, of 64 bits", None, EngineCrashed)
+    return Check("Python", "ok", shown)
+
+
+def packages(requirements: Sequence[str], version_of: Callable[[str], str | None] = installed) -> Check:
+    """Whether what is installed is what llmrun asks for (`importlib.metadata.requires`)."""
+    wrong = []
+    for line in requirements:
+        requirement, _, marker = line.partition(";")
+        if "extra" in marker or "python_version" in marker:
+            continue
+        match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*)", requirement)
+        if match is None:
+            continue
+        package, bounds = match[1], match[2].strip()
+        there = version_of(package)
+        if there is None:
+            wrong.append(f"{package} is missing")
+        elif not all(_fits(there, bound.strip()) for bound in bounds.split(",") if bound.strip()):
+            wrong.append(f"{package} is {there}, not {bounds}")
+    if wrong:
+        names = " ".join(f"'{line.partition(';')[0].strip()}'" for line in requirements if "extra" not in line)
+        command = f"{sys.executable} -m pip install {names}"
+        return _problem("packages", "; ".join(wrong), command, EngineCrashed)
+    return Check("packages", "ok", "the versions that llmrun asks for")
+
+
+def _fits(version: str, bound: str) -> bool:
+    """Whether "1.2.3" is within ">=1.2"; what is no plain comparison counts as fitting."""
+    match = re.fullmatch(r"(==|>=|<=|<|>)\s*([0-9.]+)", bound)
+    if match is None:
+        return True
+    have, want = _numbers(version), _numbers(match[2])
+    length = max(len(have), len(want))
+    have, want = have + (0,) * (length - len(have)), want + (0,) * (length - len(want))
+    return {"==": have == want, ">=": have >= want, "<=": have <= want, "<": have < want, ">": have > want}[match[1]]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+# -- the store and the hub --------------------------------------------------------------------------------------------
+
+
+def cache_folder(folder: Path, free_bytes: int | None, writable: bool) -> Check:
+    """The folder that models are pulled into."""
+    name, where = "model folder", printable(str(folder), 200)
+    move = "HF_HUB_CACHE=/another/disk/hub in your profile moves it"
+    if not writable:
+        return _problem(name, f"{where} can't be written to: nothing can be pulled", move, DiskError)
+    if free_bytes is not None and free_bytes < NO_DISK_BYTES:
+        return _problem(name, f"{where}: only {size(free_bytes)} free", f"llmrun rm MODEL; {move}", DiskError)
+    if free_bytes is not None and free_bytes < LITTLE_DISK_BYTES:
+        return Check(name, "warn", f"{where}: only {size(free_bytes)} free", f"llmrun rm MODEL; {move}")
+    return Check(name, "ok", f"{where}: {size(free_bytes)} free")
+
+
+def leftovers(found: Sequence[store.Leftover]) -> Check:
+    """Bytes in the store that are no model."""
+    if not found:
+        return Check("store", "ok", "nothing unfinished or damaged")
+    kinds = sorted({item.kind for item in found})
+    message = f"{len(found)} files that are no models ({', '.join(kinds)}), {size(sum(item.size for item in found))}"
+    damaged = any(item.kind == "damaged" for item in found)
+    return Check("store", "warn" if damaged else "ok", message, "llmrun list; llmrun rm --partials frees them")
+
+
+def hub(environ: Mapping[str, str], token_file: Path) -> list[Check]:
+    """What the environment says to the hub's client. The token itself is never read."""
+    lines = []
+    said = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
+    if said.upper() in {"1", "ON", "YES", "TRUE"}:
+        lines.append(Check("hub", "warn", "HF_HUB_OFFLINE is set: nothing can be pulled", "unset HF_HUB_OFFLINE"))
+    if endpoint := environ.get("HF_ENDPOINT"):
+        lines.append(Check("hub", "ok", f"HF_ENDPOINT is {printable(without_password(endpoint), 200)}"))
+    named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if environ.get(name)), None)
+    if named:
+        lines.append(Check("hub token", "ok", f"set by {named}"))
+    elif token_file.exists():
+        lines.append(Check("hub token", "ok", "stored by hf auth login"))
+    else:
+        lines.append(Check("hub token", "ok", "none: only gated and private models need one"))
+    return lines
+
+
+def without_password(url: str) -> str:
+    """The URL without "user:password@"."""
+    return re.sub(r"(?<=//)[^/@]*@", "", url)
+
+
+def network(endpoint: str, ask: Callable[[str], float]) -> Check:
+    """Whether the hub answers. `ask` returns seconds, or raises `OSError`."""
+    shown = printable(without_password(endpoint), 200)
+    try:
+        return Check("network", "ok", f"{shown} answers in {duration(ask(endpoint))}")
+    except OSError as error:
+        reason = printable(str(getattr(error, "reason", error)), 200)
+        remedy = "is a proxy needed? HTTPS_PROXY=http://proxy:port"
+        return _problem("network", f"{shown} can't be reached: {reason}", remedy, NetworkError)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def memory(meminfo: str, available_bytes: int | None) -> Check:
+    """RAM and swap, from the text of /proc/meminfo."""
+    total, swap, swap_free = (_kib(meminfo, name) for name in ("MemTotal", "SwapTotal", "SwapFree"))
+    swapped = swap - swap_free if swap is not None and swap_free is not None else None
+    message = f"{size(total)}, {size(available_bytes)} available"
+    message += "" if swap is None else "; no swap" if swap == 0 else f"; {size(swapped)} of {size(swap)} swap in use"
+    if available_bytes is not None and available_bytes < LITTLE_RAM_BYTES:
+        return Check("RAM", "warn", message, "end what takes the memory; llmrun list --catalog shows small models")
+    return Check("RAM", "ok", message)
+
+
+def _kib(meminfo: str, name: str) -> int | None:
+    match = re.search(rf"^{name}:\s+([0-9]+) kB", meminfo, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def container_memory(limit_bytes: int | None, physical_bytes: int | None) -> list[Check]:
+    """The cgroup's limit, where it is one."""
+    if limit_bytes is None or (physical_bytes is not None and limit_bytes >= physical_bytes):
+        return []
+    message = f"this container may use {size(limit_bytes)} of the machine's {size(physical_bytes)}"
+    return [Check("container memory", "warn", message, "docker run --memory, or MemoryMax= of its systemd unit")]
+
+
+def address_space(limit_bytes: int | None) -> list[Check]:
+    """`ulimit -v`: a mapped model counts in full, resident or not."""
+    if limit_bytes is None:
+        return []
+    message = f"ulimit -v leaves {size(limit_bytes)} of address space, weights that are only mapped included"
+    if limit_bytes < LITTLE_ADDRESS_SPACE_BYTES:
+        return [_problem("address space", message, "ulimit -v unlimited", OutOfMemory)]
+    return [Check("address space", "warn", message, "ulimit -v unlimited")]
+
+
+def locked_memory(limit_bytes: int | None) -> Check:
+    """`ulimit -l`. Only --mlock needs it."""
+    if limit_bytes is None:
+        return Check("locked memory", "ok", "no limit: --mlock can hold a model in RAM")
+    remedy = None if limit_bytes >= LITTLE_MEMLOCK_BYTES else "ulimit -l unlimited (limits.conf: memlock)"
+    return Check("locked memory", "ok", f"--mlock can hold {size(limit_bytes)} in RAM", remedy)
+
+
+def huge_pages(setting: str) -> list[Check]:
+    """Transparent huge pages, from "always [madvise] never". llama.cpp itself never asks for them."""
+    match = re.search(r"\[(\w+)\]", setting)
+    if match is None:
+        return []
+    words = {
+        "always": "always: also for repacked weights and the KV cache",
+        "madvise": "madvise: not for llama.cpp, which does not ask",
+        "never": "never",
+    }
+    remedy = (
+        None if match[1] == "always" else "to try: echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
+    )
+    return [Check("huge pages", "ok", words.get(match[1], match[1]), remedy)]
+
+
+# -- the CPU ----------------------------------------------------------------------------------------------------------
+
+
+def cpus(usable: int, machine: int, physical: int, quota: float | None, threads: int) -> list[Check]:
+    """Cores and what is left of them, and the threads that come of it."""
+    name = "threads"
+    found = f"{threads} by default: {physical} physical cores of {usable} logical CPUs"
+    lines = [Check(name, "ok", found)]
+    if usable < machine:
+        message = f"this process may run on {usable} of the machine's {machine} CPUs"
+        lines.append(Check("affinity", "ok", message, "taskset -p $$ shows it; cpuset of the container or the job"))
+    if quota is not None and quota < physical:
+        message = f"{significant(quota)} CPUs' worth of time for {physical} cores: more threads than that only wait"
+        lines.append(Check("CPU quota", "warn", message, "docker run --cpus, or CPUQuota= of its systemd unit"))
+    return lines
+
+
+def openmp(environ: Mapping[str, str], threads: int) -> list[Check]:
+    """Variables of OpenMP that change how llama.cpp computes, or seem to."""
+    lines = []
+    limit = environ.get("OMP_THREAD_LIMIT", "")
+    if limit.isdecimal() and int(limit) < threads:
+        message = f"OMP_THREAD_LIMIT={limit} leaves fewer than the {threads} threads that there are cores for"
+        lines.append(Check("OpenMP", "warn", message, "unset OMP_THREAD_LIMIT"))
+    for variable in ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES"):
+        if environ.get(variable, "false").lower() not in ("", "false", "disabled", "none"):
+            message = f"{variable} ties threads to CPUs: right for one run alone, slow for two at a time"
+            lines.append(Check("OpenMP", "warn", message, f"unset {variable}"))
+    if environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+        message = "OMP_WAIT_POLICY=PASSIVE: threads sleep at barriers, good on a busy machine, slower on an idle one"
+        lines.append(Check("OpenMP", "ok", message, "unset OMP_WAIT_POLICY"))
+    if environ.get("OMP_NUM_THREADS"):
+        lines.append(Check("OpenMP", "ok", "OMP_NUM_THREADS is set, which llama.cpp overrides: -t counts"))
+    return lines
+
+
+def governor(cpufreq: Path) -> list[Check]:
+    """How the kernel chooses the CPU's frequency, from the first CPU's `cpufreq` folder."""
+    chosen, driver = _line(cpufreq / "scaling_governor"), _line(cpufreq / "scaling_driver")
+    if not chosen:
+        return []
+    preference = _line(cpufreq / "energy_performance_preference")
+    # These drivers call their dynamic mode "powersave"; there the preference says how much of it is meant.
+    own = driver in ("intel_pstate", "amd-pstate-epp")
+    slow = preference in ("power", "balance_power") if own else chosen == "powersave"
+    message = f"{chosen}{f', preference {preference}' if preference else ''} ({driver or 'unknown driver'})"
+    if slow:
+        return [Check("CPU frequency", "warn", message, "sudo cpupower frequency-set -g performance")]
+    return [Check("CPU frequency", "ok", message)]
+
+
+def power(supplies: Path) -> list[Check]:
+    """Battery or mains, from /sys/class/power_supply. Machines without a battery are not worth a line."""
+    try:
+        found = [
+            (_line(folder / "type"), _line(folder / "online"), _line(folder / "scope")) for folder in supplies.iterdir()
+        ]
+    except OSError:
+        return []
+    if not any(kind == "Battery" and scope != "Device" for kind, _, scope in found):  # a mouse's battery is no matter
+        return []
+    if any(online == "1" for kind, online, _ in found if kind != "Battery"):
+        return [Check("power", "ok", "mains")]
+    return [Check("power", "warn", "on battery: most machines compute slower then", "plug it in")]
+
+
+def load(before: str, after: str, usable: set[int]) -> list[Check]:
+    """How many cores others used between two texts of /proc/stat."""
+    busy = 0.0
+    first, second = _ticks(before), _ticks(after)
+    for cpu in usable & first.keys() & second.keys():
+        total, idle = (now - then for now, then in zip(second[cpu], first[cpu], strict=True))
+        busy += max(0.0, 1 - idle / total) if total > 0 else 0.0
+    if not first or not second:
+        return []
+    message = f"others use {busy:.1f} of {len(usable)} CPUs right now"
+    if busy > BUSY_SHARE * len(usable):
+        return [Check("load", "warn", message, "end what computes (top shows it), or take fewer threads: -t")]
+    return [Check("load", "ok", message)]
+
+
+def _ticks(stat: str) -> dict[int, tuple[int, int]]:
+    """CPU → (all its time, the idle part of it)."""
+    found = {}
+    for line in stat.splitlines():
+        match = re.match(r"cpu([0-9]+)\s+(.*)", line)
+        if match:
+            # user nice system idle iowait irq softirq steal; guest time is in user already.
+            times = [int(field) for field in match[2].split()][:8]
+            found[int(match[1])] = (sum(times), times[3] + times[4])
+    return found
+
+
+# -- the terminal -----------------------------------------------------------------------------------------------------
+
+
+def terminal(environ: Mapping[str, str]) -> Check:
+    """Whether the locale says UTF-8: what a model writes is sent as UTF-8 whatever it says."""
+    # As the C library decides: the first that is set and not empty.
+    locale = next((environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(name)), "")
+    if re.search(r"utf-?8", locale, re.IGNORECASE) or sys.platform == "darwin":
+        return Check("terminal", "ok", f"UTF-8 ({locale})" if locale else "UTF-8")
+    message = f"the locale is {printable(locale, 60) or 'not set'}, not UTF-8: other letters than ASCII may look wrong"
+    return Check("terminal", "warn", message, "export LANG=C.UTF-8")
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+
+def of_this_machine(
+    wait: Callable[[], None],
+    environ: Mapping[str, str] = os.environ,
+    proc: Path = Path("/proc"),
+    sys_root: Path = Path("/sys"),
+) -> list[Check]:
+    """Every check that asks neither llama.cpp nor the network. `wait` is called between two looks at the load."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    before = _text(proc / "stat")
+    wait()
+    after = _text(proc / "stat")
+    try:
+        required = requires("llmrun") or []
+    except PackageNotFoundError:
+        required = []
+    folder = store.cache_dir()
+    free, writable = disk_of(folder)
+    usable = hardware.usable_cpus()
+    threads = hardware.default_threads()
+    cores, quota = hardware.physical_cores(usable), hardware.cpu_quota()
+    checks = [
+        python((sys.version_info[0], sys.version_info[1], sys.version_info[2]), sys.maxsize > 1 << 32),
+        packages(required),
+        *nvidia(accelerators.nvidia_driver(proc), accelerators.nvidia_library()),
+        cache_folder(folder, free, writable),
+    ]
+    try:
+        checks.append(leftovers(store.list_leftovers()))
+    except (OSError, LlmrunError) as error:
+        checks.append(Check("store", "warn", f"it can't be read: {printable(str(error), 200)}"))
+    token_file = Path(environ.get("HF_TOKEN_PATH") or folder.parent / "token")
+    physical = hardware.physical_memory()
+    return [
+        *checks,
+        *hub(environ, token_file),
+        memory(_text(proc / "meminfo"), hardware.available_memory()),
+        *container_memory(hardware.container_limit(), physical),
+        *address_space(limit_of("RLIMIT_AS")),
+        locked_memory(limit_of("RLIMIT_MEMLOCK")),
+        *huge_pages(_text(sys_root / "kernel/mm/transparent_hugepage/enabled")),
+        *cpus(len(usable), os.cpu_count() or len(usable), cores, quota, threads),
+        *openmp(environ, threads),
+        *governor(sys_root / f"devices/system/cpu/cpu{min(usable)}/cpufreq"),
+        *power(sys_root / "class/power_supply"),
+        *load(before, after, usable),
+        terminal(environ),
+    ]
+
+
+def disk_of(folder: Path) -> tuple[int | None, bool]:
+    """Bytes that are free for us where the folder is or will be, and whether it can be written to."""
+    import shutil
+
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        return shutil.disk_usage(existing).free, existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    except OSError:
+        return None, False
+
+
+def limit_of(name: str) -> int | None:
+    """A soft limit of this process ("RLIMIT_AS"), or None for no limit."""
+    import resource
+
+    if not hasattr(resource, name):
+        return None
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _line(path: Path) -> str:
+    return _text(path).strip()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,73 @@
+"""`llmrun doctor`: one line per thing that goes wrong on real machines, and what to type."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from llmrun.cli import options, screen, table
+from llmrun.errors import LlmrunError
+
+_LOOK_S = 0.25
+_NETWORK_S = 10
+
+
+def doctor(
+    network: Annotated[bool, typer.Option("--network", help="Also ask the hub whether it can be reached.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check this machine for what makes runs fail or slow, and say what to do about it.
+
+    Warnings leave the exit code 0. A problem gives that with which a run would end: 5 network, 7 disk, 9 llama.cpp,
+    10 memory; of several problems, that of the first. Nothing leaves this machine unless --network is given.
+    """
+    from llmrun import accelerators, checks
+    from llmrun.engine.devices import find_devices
+
+    clone = accelerators.clone_folder()
+    backends: list[str] | None = None
+    failure: LlmrunError | None = None
+    try:
+        backends = [device.backend for device in find_devices().devices]
+    except LlmrunError as error:
+        failure = error
+    found = [
+        checks.llama_cpp(failure, clone),
+        *checks.gpus(accelerators.find_gpus(), backends, clone),
+        *checks.of_this_machine(lambda: time.sleep(_LOOK_S)),
+    ]
+    if network:
+        found.append(checks.network(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", _seconds_to_answer))
+    code = checks.exit_code(found)
+    if as_json:
+        screen.out_json({"checks": [asdict(check) for check in found], "exit_code": code})
+    else:
+        columns = (table.Column("CHECK"), table.Column("STATUS"), table.Column("WHAT WAS FOUND", flexible=True))
+        rows: list[tuple[str, str, str]] = []
+        for check in found:
+            rows.append((check.name, check.status, check.message))
+            if check.remedy and check.status != "ok":
+                rows.append(("", "", f"try: {check.remedy}"))
+        table.show(columns, rows)
+    if code:
+        raise typer.Exit(code)
+
+
+def _seconds_to_answer(endpoint: str) -> float:
+    """How long the hub takes to say anything at all: also "401" is an answer. Raises `OSError`."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    begin_s = time.perf_counter()
+    try:
+        urlopen(f"{endpoint.rstrip('/')}/api/models?limit=1", timeout=_NETWORK_S).close()
+    except HTTPError as error:
+        error.close()
+    except (ValueError, HTTPException) as error:  # HF_ENDPOINT is no URL, or what is there no web server
+        raise OSError(str(error)) from None
+    return time.perf_counter() - begin_s

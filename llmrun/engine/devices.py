@@ -1,0 +1,163 @@
+"""What llama.cpp can compute on, here and at the workers of other machines, asked in a child process.
+
+Where no worker answers, llama.cpp aborts: that is what the child is for, and why a failure is looked into afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmrun.engine.child import Child, Death, Gone
+from llmrun.engine.protocol import Device, Devices, Failed, FindDevices, Message, Ready, decode, encode
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
+
+START_S = 120
+"""From the child's start to its first words, and for drivers to start: from a cold disk, on a busy machine."""
+ANSWER_S = 20
+"""For one worker to answer. One that is serving somebody else does not, for as long as that takes."""
+_LOOK_S = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that llama.cpp sees.
+
+    Attributes:
+        devices: in ggml's order, those of the workers last.
+        system_info: the flags that llama.cpp was built with, in its own words.
+        versions: what ggml says of itself: {"ggml": "0.25.3"}.
+    """
+
+    devices: list[Device]
+    system_info: str
+    versions: dict[str, str]
+
+
+def find_devices(rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Found:
+    """The devices here and those of the workers at "host:port" (checked: `parse_endpoints`).
+
+    Raises `EngineCrashed` where no worker answers, or llama.cpp itself does not start; `UsageError` where this build
+    knows no RPC; `OutOfMemory`.
+    """
+    child = Child("worker")
+    try:
+        ready = _next(child, START_S)
+        if not isinstance(ready, Ready):
+            raise EngineCrashed(f"llama.cpp did not start within {START_S} s")
+        found = ask(child, rpc, answer_s=answer_s)
+        return Found(found.devices, ready.system_info, found.versions)
+    except Gone:
+        raise _died(child) from None
+    finally:
+        child.close()
+
+
+def ask(child: Child, rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Devices:
+    """Ask a child that is `Ready` and idle; the workers are known to it afterwards. Raises as `find_devices` does.
+
+    After an error the child is of no use any more: it is dead, or waits for a worker.
+    """
+    try:
+        answer = _asked(child, FindDevices([]), START_S)
+    except Gone:
+        raise _died(child) from None
+    if answer is None:
+        raise EngineCrashed(f"the devices of this machine did not answer within {START_S} s")
+    for endpoint in rpc:  # one at a time: who does not answer is then known
+        try:
+            answer = _asked(child, FindDevices([endpoint]), answer_s)
+        except Gone:
+            raise _unreached(endpoint, child) from None
+        if answer is None:
+            raise _silent(endpoint, answer_s)
+    return answer
+
+
+def _asked(child: Child, question: FindDevices, timeout_s: float) -> Devices | None:
+    child.send(encode(question))
+    match _next(child, timeout_s):
+        case Devices() as answer:
+            return answer
+        case None:
+            return None
+        case Failed(kind="usage", message=message):
+            raise UsageError(message)
+        case Failed(message=message):
+            raise EngineCrashed(message)
+        case other:
+            raise EngineCrashed(f"the engine sent {type(other).__name__} out of turn")
+
+
+def _next(child: Child, timeout_s: float) -> Message | None:
+    line = child.line(time.monotonic() + timeout_s)
+    if line is None:
+        return None
+    try:
+        return decode(line)
+    except ValueError as error:
+        raise EngineCrashed(f"the engine sent what is {error}") from None
+
+
+def _died(child: Child) -> LlmrunError:
+    death = child.death()
+    if death.out_of_memory:
+        return OutOfMemory(f"out of memory: the engine {death.reason}")
+    return EngineCrashed(f"the engine {death.reason}", hint="llmrun doctor", log=death.log)
+
+
+def _unreached(endpoint: str, child: Child) -> LlmrunError:
+    """Why the child has died of asking a worker, found out by a look of our own."""
+    death = child.death()
+    host, _, port = endpoint.rpartition(":")
+    hint = f"llmrun worker --port {port}, on that machine"
+    try:
+        socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
+    except OSError as error:
+        return EngineCrashed(f"no worker answers at {endpoint}: {_why(error)}", hint=hint, log=death.log)
+    return EngineCrashed(
+        f"what listens at {endpoint} is no worker of this version of llama.cpp: asking it, the engine {death.reason}",
+        hint="install the same llmrun on both machines",
+        log=death.log,
+    )
+
+
+def _silent(endpoint: str, after_s: float) -> EngineCrashed:
+    host, _, port = endpoint.rpartition(":")
+    why = "it may be serving somebody else, and serves one at a time"
+    try:
+        socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
+    except ConnectionRefusedError as error:
+        why = _why(error)
+    except OSError as error:
+        why = f"{_why(error)}; or it is serving somebody else, and serves one at a time"
+    return EngineCrashed(f"the worker at {endpoint} did not answer within {after_s:g} s: {why}")
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "there is no such host"
+    if isinstance(error, TimeoutError):
+        return "the host does not answer"
+    with contextlib.suppress(ValueError, TypeError):
+        return os.strerror(error.errno or 0).lower()
+    return str(error)
+
+
+def lost(endpoints: Sequence[str], death: Death) -> EngineCrashed:
+    """A worker ended while it was in use: the one that nobody listens at any more, where that can be seen."""
+    gone = []
+    for endpoint in endpoints:
+        host, _, port = endpoint.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
+        except OSError as error:
+            gone.append(f"{endpoint} ({_why(error)})")
+    which = " and ".join(gone) or " or ".join(endpoints)
+    return EngineCrashed(
+        f"the worker at {which} broke off during the run", hint="llmrun worker, on that machine", log=death.log
+    )

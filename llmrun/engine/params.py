@@ -1,0 +1,116 @@
+"""`Settings` as llama.cpp's own structs. Child process only.
+
+The structs hold pointers into memory that Python owns; `keep`, on each of them, holds that memory as long as it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from llmrun.engine import ggml
+from llmrun.engine.native import llama
+from llmrun.engine.protocol import Settings
+from llmrun.ggml_types import GGML_TYPES
+
+_FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+_SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # enum llama_split_mode
+_LOAD_MODES = {"auto": -1, "none": 0, "mmap": 1, "mlock": 2, "mmap+mlock": 3, "dio": 4}  # enum llama_load_mode
+_ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2}  # enum llama_rope_scaling_type
+_TYPE_IDS = {kind.name.lower(): kind.id for kind in GGML_TYPES.values()}
+
+
+class UnknownDevice(Exception):
+    """No device has this name."""
+
+
+class _BufferTypeOverride(ctypes.Structure):
+    """struct llama_model_tensor_buft_override, which the binding leaves out."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+
+
+def model_params(settings: Settings) -> Any:
+    """`llama_model_params`. Raises `UnknownDevice`."""
+    params = llama.llama_model_default_params()
+    params.n_gpu_layers = settings.n_gpu_layers
+    params.split_mode = _SPLIT_MODES[settings.split_mode]
+    params.load_mode = _LOAD_MODES[settings.load_mode]
+    params.main_gpu = settings.main_gpu
+    params.use_extra_bufts = settings.repack
+    # Always given, none included: left to itself llama.cpp takes all that it finds.
+    devices = (ctypes.c_void_p * (len(settings.devices) + 1))(*[_handle(name) for name in settings.devices], None)
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    split = (ctypes.c_float * max(1, llama.llama_max_devices()))(*settings.tensor_split)
+    if any(settings.tensor_split):
+        params.tensor_split = split
+    overrides = _overrides(settings.override_tensor)
+    if overrides is not None:
+        params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    kv_overrides = _kv_overrides(settings.override_kv)
+    if kv_overrides is not None:
+        params.kv_overrides = kv_overrides
+    params.keep = (devices, split, overrides, kv_overrides)
+    return params
+
+
+def _handle(name: str) -> ctypes.c_void_p:
+    handle = ggml.by_name(name)
+    if handle is None:
+        raise UnknownDevice(f"there is no device {name}")
+    return handle
+
+
+def _overrides(pairs: list[list[str]]) -> Any:
+    """A list that ends with a null pattern, as llama.cpp wants it."""
+    if not pairs:
+        return None
+    made = [_BufferTypeOverride(pattern.encode(), ggml.buffer_type(_handle(device))) for pattern, device in pairs]
+    return (_BufferTypeOverride * (len(made) + 1))(*made, _BufferTypeOverride(None, None))
+
+
+def _kv_overrides(pairs: list[list[Any]]) -> Any:
+    """A list that ends with an empty key."""
+    if not pairs:
+        return None
+    array = (llama.llama_model_kv_override * (len(pairs) + 1))()
+    for slot, (key, value) in zip(array, pairs, strict=False):
+        slot.key = key.encode()
+        if isinstance(value, bool):
+            slot.tag, slot.value.val_bool = llama.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+        elif isinstance(value, int):
+            slot.tag, slot.value.val_i64 = llama.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        elif isinstance(value, float):
+            slot.tag, slot.value.val_f64 = llama.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
+        else:
+            slot.tag, slot.value.val_str = llama.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+    return array
+
+
+def context_params(settings: Settings, n_ctx: int) -> Any:
+    """`llama_context_params` for one sequence."""
+    params = llama.llama_context_default_params()
+    params.n_ctx = n_ctx
+    params.n_batch = settings.n_batch
+    params.n_ubatch = min(settings.n_ubatch, settings.n_batch)
+    # Only the last token's logits are ever asked for; room for a whole batch of them would be hundreds of MB.
+    params.n_outputs_max = 1
+    params.n_threads = settings.n_threads
+    params.n_threads_batch = settings.n_threads_batch
+    params.flash_attn_type = _FLASH_ATTN[settings.flash_attn]
+    params.type_k = _TYPE_IDS[settings.type_k]
+    params.type_v = _TYPE_IDS[settings.type_v]
+    params.offload_kqv = settings.offload_kv
+    params.swa_full = (
+        False  # windows have the cells they need; a default of the C interface that none of its users take
+    )
+    params.no_perf = True
+    for name, value in settings.rope.items():
+        match name:
+            case "scaling":
+                params.rope_scaling_type = _ROPE_SCALING[value]
+            case "freq_base" | "freq_scale":
+                setattr(params, f"rope_{name}", value)
+            case _:
+                setattr(params, name, value)
+    return params

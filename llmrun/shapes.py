@@ -1,0 +1,579 @@
+"""Shapes of published models: which tensors a model has and what its header says, without a weight.
+
+A `Shape` is a plain decoder of the llama family; what an architecture does differently is one of its small parts:
+
+    part            architectures here                      what it decides
+    --------------  --------------------------------------  --------------------------------------------------------
+    window          gemma2 gemma3 gpt-oss cohere2 llama4    layers that see (and keep) only the last n_swa tokens
+    experts         llama qwen3moe gpt-oss llama4 ...       fields n_expert, n_ff_exp, n_ff_shexp, n_dense_lead
+    recurrent       granitehybrid mamba2 qwen35 qwen3next   Mamba2, DeltaNet or ShortConv in all layers that are not
+                    lfm2                                    in attn_layers: a state of fixed size in place of keys
+    mla             deepseek2                               one compressed row per token in place of keys and values
+
+What changes neither tensors nor memory (soft caps, scales, rope scaling) stands as it is in `keys`. Keys are those that
+llama.cpp's converter writes for the model: what it leaves out (gemma3's pattern of windows, llama4's window) is left
+out here too, and llama.cpp has it in its code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+Value = str | bool | int | float | tuple[int, ...] | tuple[bool, ...]
+Dims = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Sliding-window (in llama4: chunked) attention.
+
+    Attributes:
+        n_swa: tokens that a layer with a window sees.
+        period: every so-many-th layer sees all tokens: layers period-1, 2·period-1 ... Not in the header.
+    """
+
+    n_swa: int
+    period: int
+
+
+@dataclass(frozen=True)
+class Mamba2:
+    """A state-space layer. Sizes are llama.cpp's: `ssm.*` in the header.
+
+    Attributes:
+        d_conv: taps of the convolution.
+        d_inner: elements of the inner vector, 2 · n_embd.
+        d_state: elements of state for each of those.
+        n_head: `ssm.time_step_rank`; d_inner / n_head elements each.
+        n_group: heads of a group share B and C.
+    """
+
+    d_inner: int
+    n_head: int
+    d_state: int = 128
+    n_group: int = 1
+    d_conv: int = 4
+
+    @property
+    def n_conv(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.d_inner + 2 * self.n_group * self.d_state
+
+    @property
+    def n_state(self) -> int:
+        """Elements (f32) that a layer keeps for a sequence. llama-hparams.cpp: n_embd_r() + n_embd_s()."""
+        return (self.d_conv - 1) * self.n_conv + self.d_state * self.d_inner
+
+
+@dataclass(frozen=True)
+class DeltaNet(Mamba2):
+    """A gated delta net (linear attention) in the same keys.
+
+    `d_state` is the length of a head, `n_group` the number of key heads, `n_head` of value heads; d_inner is their
+    product, d_state · n_head. The state has the formula of Mamba-2.
+    """
+
+
+@dataclass(frozen=True)
+class ShortConv:
+    """A gated short convolution over the embedding.
+
+    Attributes:
+        n_embd: channels.
+        l_cache: taps; l_cache - 1 past inputs are kept.
+    """
+
+    n_embd: int
+    l_cache: int = 3
+
+    @property
+    def n_state(self) -> int:
+        """Elements (f32) that a layer keeps for a sequence."""
+        return (self.l_cache - 1) * self.n_embd
+
+
+@dataclass(frozen=True)
+class Mla:
+    """Multi-head latent attention. llama.cpp keeps one row of kv_lora_rank + n_rot elements per token and layer.
+
+    Attributes:
+        kv_lora_rank: elements of the compressed keys and values.
+        n_rot: elements of the part of a key that rotates; all heads share it.
+        n_nope: elements of a head's key that don't.
+        n_value: elements of a head's value.
+        q_lora_rank: of the compressed query; 0 is a full matrix.
+    """
+
+    kv_lora_rank: int = 512
+    n_rot: int = 64
+    n_nope: int = 128
+    n_value: int = 128
+    q_lora_rank: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only language model.
+
+    Attributes:
+        n_ff: width of the feed-forward layer; of one expert in a mixture, unless `n_ff_exp` says otherwise.
+        n_head: 0 is a model without attention.
+        n_head_kv: fewer than `n_head` is grouped-query attention.
+        arch: GGUF architecture.
+        tied: the output matrix is the token embedding.
+        n_expert, n_expert_used: 0 is dense.
+        head_dim: elements of a head; None is n_embd / n_head, and not in the header.
+        rope_freq_base: None is not in the header.
+        n_rot: elements of a head that rotate; None is all, and not in the header (except llama's).
+        n_ff_exp: width of one expert where it is not n_ff.
+        n_ff_shexp: width of the shared experts together, which every token uses.
+        n_dense_lead: the first layers, which have no experts.
+        attn_layers: layers with attention; the others are `recurrent`. None is all. Those beyond n_layer don't count.
+        longrope: factors of rotation for long and short contexts, as tensors.
+        keys: more of the header, without the architecture's name in front; goes before what follows from the shape.
+    """
+
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    n_vocab: int
+    arch: str = "llama"
+    n_ctx_train: int = 8192
+    tied: bool = False
+    n_expert: int = 0
+    n_expert_used: int = 0
+    head_dim: int | None = None
+    rope_freq_base: float | None = 500_000.0
+    n_rot: int | None = None
+    n_ff_exp: int | None = None
+    n_ff_shexp: int = 0
+    n_dense_lead: int = 0
+    attn_layers: tuple[int, ...] | None = None
+    window: Window | None = None
+    recurrent: Mamba2 | ShortConv | None = None
+    mla: Mla | None = None
+    longrope: bool = False
+    keys: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def n_embd_head(self) -> int:
+        return self.head_dim or (self.n_embd // self.n_head if self.n_head else 0)
+
+    @property
+    def n_params(self) -> int:
+        return sum(math.prod(dims) for _, dims in tensors(self))
+
+    def attends(self, layer: int) -> bool:
+        """Whether the layer keeps keys and values, not a recurrent state."""
+        return self.attn_layers is None or layer in self.attn_layers
+
+    def slides(self, layer: int) -> bool:
+        """Whether the layer sees a window only."""
+        return self.window is not None and (layer + 1) % self.window.period != 0
+
+    def routes(self, layer: int) -> bool:
+        """Whether the layer's feed-forward part is a mixture of experts."""
+        return self.n_expert > 0 and layer >= self.n_dense_lead
+
+
+# -- tensors -------------------------------------------------------------------------------------------------------
+
+_NORMS_QK = frozenset({"qwen3", "qwen3moe", "qwen3next", "qwen35", "gemma3", "lfm2"})
+_BIASES_QKV = frozenset({"qwen2", "gpt-oss"})
+_GATES_ATTENTION = frozenset({"qwen3next", "qwen35"})  # q carries a gate of its own size
+_NORMS_TWICE = frozenset({"gemma2", "gemma3"})  # in front of attention and feed-forward, and behind
+# What the norm in front of the feed-forward layer is called where it isn't ffn_norm.
+_FFN_NORM = {"gpt-oss": "post_attention_norm", "qwen3next": "post_attention_norm", "qwen35": "post_attention_norm"}
+
+
+def tensors(shape: Shape) -> Iterator[tuple[str, Dims]]:
+    """Names and shapes of all tensors, in ggml's order of dimensions (row length first)."""
+    d = shape.n_embd
+    yield "token_embd.weight", (d, shape.n_vocab)
+    if shape.longrope:
+        for length in ("long", "short"):
+            yield f"rope_factors_{length}.weight", ((shape.n_rot or shape.n_embd_head) // 2,)
+    for i in range(shape.n_layer):
+        for name, dims in _layer(shape, i):
+            yield f"blk.{i}.{name}", dims
+    yield ("token_embd_norm.weight" if shape.arch == "lfm2" else "output_norm.weight"), (d,)
+    if not shape.tied:
+        yield "output.weight", (d, shape.n_vocab)
+
+
+def _layer(shape: Shape, layer: int) -> Iterator[tuple[str, Dims]]:
+    yield "attn_norm.weight", (shape.n_embd,)
+    if not shape.attends(layer):
+        match shape.recurrent:
+            case DeltaNet() as net:
+                yield from _delta_net(shape, net)
+            case Mamba2() as mamba:
+                yield from _mamba2(shape, mamba)
+            case ShortConv() as conv:
+                yield from _short_conv(conv)
+    elif shape.mla:
+        yield from _latent_attention(shape, shape.mla)
+    else:
+        yield from _attention(shape)
+    if shape.routes(layer):
+        yield from _mixture(shape)
+    elif shape.n_ff:
+        yield from _feed_forward(shape)
+
+
+def _attention(shape: Shape) -> Iterator[tuple[str, Dims]]:
+    d, head = shape.n_embd, shape.n_embd_head
+    q, kv = shape.n_head * head, shape.n_head_kv * head
+    if shape.arch == "phi3":
+        yield "attn_qkv.weight", (d, q + 2 * kv)
+    else:
+        for name, width in (("q", 2 * q if shape.arch in _GATES_ATTENTION else q), ("k", kv), ("v", kv)):
+            yield f"attn_{name}.weight", (d, width)
+            if shape.arch in _BIASES_QKV:
+                yield f"attn_{name}.bias", (width,)
+    if shape.arch in _NORMS_QK:
+        yield "attn_q_norm.weight", (head,)
+        yield "attn_k_norm.weight", (head,)
+    yield "attn_output.weight", (q, d)
+    if shape.arch == "gpt-oss":
+        yield "attn_output.bias", (d,)
+        yield "attn_sinks.weight", (shape.n_head,)
+    if shape.arch in _NORMS_TWICE:
+        yield "post_attention_norm.weight", (d,)
+
+
+def _latent_attention(shape: Shape, mla: Mla) -> Iterator[tuple[str, Dims]]:
+    """The query is full or compressed; keys and values are compressed together, and spread by k_b and v_b."""
+    d, n_head, rank = shape.n_embd, shape.n_head, mla.kv_lora_rank
+    q = n_head * (mla.n_nope + mla.n_rot)
+    if mla.q_lora_rank:
+        yield "attn_q_a.weight", (d, mla.q_lora_rank)
+        yield "attn_q_a_norm.weight", (mla.q_lora_rank,)
+        yield "attn_q_b.weight", (mla.q_lora_rank, q)
+    else:
+        yield "attn_q.weight", (d, q)
+    yield "attn_kv_a_mqa.weight", (d, rank + mla.n_rot)
+    yield "attn_kv_a_norm.weight", (rank,)
+    yield "attn_k_b.weight", (mla.n_nope, rank, n_head)
+    yield "attn_v_b.weight", (rank, mla.n_value, n_head)
+    yield "attn_output.weight", (n_head * mla.n_value, d)
+
+
+def _mamba2(shape: Shape, ssm: Mamba2) -> Iterator[tuple[str, Dims]]:
+    yield "ssm_in.weight", (shape.n_embd, ssm.d_inner + ssm.n_conv + ssm.n_head)
+    yield "ssm_conv1d.weight", (ssm.d_conv, ssm.n_conv)
+    yield "ssm_conv1d.bias", (ssm.n_conv,)
+    yield "ssm_dt.bias", (ssm.n_head,)
+    yield "ssm_a", (1, ssm.n_head)
+    yield "ssm_d", (1, ssm.n_head)
+    yield "ssm_norm.weight", (ssm.d_inner // ssm.n_group, ssm.n_group)
+    yield "ssm_out.weight", (ssm.d_inner, shape.n_embd)
+
+
+def _delta_net(shape: Shape, net: DeltaNet) -> Iterator[tuple[str, Dims]]:
+    d = shape.n_embd
+    yield "attn_qkv.weight", (d, net.n_conv)
+    yield "attn_gate.weight", (d, net.d_inner)
+    yield "ssm_conv1d.weight", (net.d_conv, net.n_conv)
+    yield "ssm_dt.bias", (net.n_head,)
+    yield "ssm_a", (net.n_head,)
+    if shape.arch == "qwen3next":
+        yield "ssm_ba.weight", (d, 2 * net.n_head)
+    else:
+        yield "ssm_beta.weight", (d, net.n_head)
+        yield "ssm_alpha.weight", (d, net.n_head)
+    yield "ssm_norm.weight", (net.d_state,)
+    yield "ssm_out.weight", (net.d_inner, d)
+
+
+def _short_conv(conv: ShortConv) -> Iterator[tuple[str, Dims]]:
+    yield "shortconv.conv.weight", (conv.l_cache, conv.n_embd)
+    yield "shortconv.in_proj.weight", (conv.n_embd, 3 * conv.n_embd)
+    yield "shortconv.out_proj.weight", (conv.n_embd, conv.n_embd)
+
+
+def _feed_forward(shape: Shape) -> Iterator[tuple[str, Dims]]:
+    d = shape.n_embd
+    if shape.arch != "cohere2":  # whose attention and feed-forward layers share a norm
+        yield f"{_FFN_NORM.get(shape.arch, 'ffn_norm')}.weight", (d,)
+    fused = shape.arch == "phi3"  # gate and up in one
+    if not fused:
+        yield "ffn_gate.weight", (d, shape.n_ff)
+    yield "ffn_down.weight", (shape.n_ff, d)
+    yield "ffn_up.weight", (d, 2 * shape.n_ff if fused else shape.n_ff)
+    if shape.arch in _NORMS_TWICE:
+        yield "post_ffw_norm.weight", (d,)
+
+
+def _mixture(shape: Shape) -> Iterator[tuple[str, Dims]]:
+    d, width, n_expert = shape.n_embd, shape.n_ff_exp or shape.n_ff, shape.n_expert
+    yield f"{_FFN_NORM.get(shape.arch, 'ffn_norm')}.weight", (d,)
+    yield "ffn_gate_inp.weight", (d, n_expert)
+    matrices = {"gate": (d, width), "down": (width, d), "up": (d, width)}
+    for name, (row, n_rows) in matrices.items():
+        yield f"ffn_{name}_exps.weight", (row, n_rows, n_expert)
+    if shape.arch == "gpt-oss":
+        yield "ffn_gate_inp.bias", (n_expert,)
+        for name, (_, n_rows) in matrices.items():
+            yield f"ffn_{name}_exps.bias", (n_rows, n_expert)
+    if shape.n_ff_shexp:
+        if shape.arch == "qwen3next":
+            yield "ffn_gate_inp_shexp.weight", (d,)
+        yield "ffn_gate_shexp.weight", (d, shape.n_ff_shexp)
+        yield "ffn_down_shexp.weight", (shape.n_ff_shexp, d)
+        yield "ffn_up_shexp.weight", (d, shape.n_ff_shexp)
+
+
+# -- the header ----------------------------------------------------------------------------------------------------
+
+_HEADS_PER_LAYER = frozenset({"granitehybrid", "lfm2"})  # head_count_kv is an array, 0 where a layer is recurrent
+_EXPERTS_ARE_FF = frozenset({"llama", "granitehybrid"})  # the width of an expert is feed_forward_length
+
+
+def hparams(shape: Shape) -> dict[str, Value]:
+    """The header's hyperparameters, without the architecture's name in front."""
+    keys: dict[str, Value] = {
+        "block_count": shape.n_layer,
+        "context_length": shape.n_ctx_train,
+        "embedding_length": shape.n_embd,
+        "feed_forward_length": shape.n_ff,
+        "attention.head_count": shape.n_head,
+        "vocab_size": shape.n_vocab,
+    }
+    if shape.n_head:
+        per_layer = tuple(shape.n_head_kv if shape.attends(i) else 0 for i in range(shape.n_layer))
+        keys["attention.head_count_kv"] = per_layer if shape.arch in _HEADS_PER_LAYER else shape.n_head_kv
+    if shape.head_dim is not None:
+        keys |= {"attention.key_length": shape.head_dim, "attention.value_length": shape.head_dim}
+    n_rot = shape.n_rot or (shape.n_embd_head if shape.arch == "llama" else None)
+    if n_rot is not None:
+        keys["rope.dimension_count"] = n_rot
+    if shape.rope_freq_base is not None:
+        keys["rope.freq_base"] = shape.rope_freq_base
+    if "attention.layer_norm_epsilon" not in shape.keys:
+        keys["attention.layer_norm_rms_epsilon"] = 1e-5
+    if shape.window and shape.arch != "llama4":  # there it is llama.cpp's code that knows it
+        keys["attention.sliding_window"] = shape.window.n_swa
+    return {**keys, **_expert_keys(shape), **_recurrent_keys(shape), **_mla_keys(shape), **shape.keys}
+
+
+def _expert_keys(shape: Shape) -> dict[str, Value]:
+    if not shape.n_expert:
+        return {}
+    width = shape.n_ff_exp or shape.n_ff
+    keys: dict[str, Value] = {"expert_count": shape.n_expert, "expert_used_count": shape.n_expert_used}
+    if shape.arch not in _EXPERTS_ARE_FF:
+        keys["expert_feed_forward_length"] = width
+    if shape.arch == "deepseek2":
+        keys["leading_dense_block_count"] = shape.n_dense_lead
+        keys["expert_shared_count"] = shape.n_ff_shexp // width
+    elif shape.n_ff_shexp and shape.arch != "llama4":  # whose shared expert is as wide as the others
+        keys["expert_shared_feed_forward_length"] = shape.n_ff_shexp
+    return keys
+
+
+def _recurrent_keys(shape: Shape) -> dict[str, Value]:
+    match shape.recurrent:
+        case Mamba2() as ssm:
+            keys: dict[str, Value] = {
+                "ssm.conv_kernel": ssm.d_conv,
+                "ssm.inner_size": ssm.d_inner,
+                "ssm.state_size": ssm.d_state,
+                "ssm.time_step_rank": ssm.n_head,
+                "ssm.group_count": ssm.n_group,
+            }
+            if isinstance(ssm, DeltaNet):
+                keys["attention.recurrent_layers"] = tuple(not shape.attends(i) for i in range(shape.n_layer))
+            return keys
+        case ShortConv() as conv:
+            return {"shortconv.l_cache": conv.l_cache}
+    return {}
+
+
+def _mla_keys(shape: Shape) -> dict[str, Value]:
+    """As llama.cpp computes it: one key-value head, whose key is the compressed row and whose value a part of that."""
+    if shape.mla is None:
+        return {}
+    mla = shape.mla
+    keys: dict[str, Value] = {
+        "attention.kv_lora_rank": mla.kv_lora_rank,
+        "attention.key_length": mla.kv_lora_rank + mla.n_rot,
+        "attention.value_length": mla.kv_lora_rank,
+        "attention.key_length_mla": mla.n_nope + mla.n_rot,
+        "attention.value_length_mla": mla.n_value,
+        "rope.dimension_count": mla.n_rot,
+    }
+    if mla.q_lora_rank:
+        keys["attention.q_lora_rank"] = mla.q_lora_rank
+    return keys
+
+
+# -- the shapes ----------------------------------------------------------------------------------------------------
+
+_EPS_6: dict[str, Value] = {"attention.layer_norm_rms_epsilon": 1e-6}
+
+# Source: config.json of the model named.
+SHAPES = {
+    "llama-1.2b": Shape(  # Llama 3.2 1B
+        16, 2048, 8192, 32, 8, 128_256, tied=True, n_ctx_train=131_072, head_dim=64
+    ),
+    "llama-3b": Shape(  # Llama 3.2 3B
+        28, 3072, 8192, 24, 8, 128_256, tied=True, n_ctx_train=131_072, head_dim=128
+    ),
+    "llama-8b": Shape(32, 4096, 14336, 32, 8, 128_256, n_ctx_train=131_072),  # Llama 3.1 8B
+    "qwen3-0.6b": Shape(
+        28, 1024, 3072, 16, 8, 151_936, arch="qwen3", tied=True, head_dim=128, n_ctx_train=40_960, rope_freq_base=1e6,
+        keys=_EPS_6,
+    ),
+    "qwen3-30b-a3b": Shape(
+        48, 2048, 6144, 32, 4, 151_936, arch="qwen3moe", head_dim=128, n_ctx_train=40_960, rope_freq_base=1e6,
+        n_expert=128, n_expert_used=8, n_ff_exp=768, keys=_EPS_6,
+    ),
+    "mixtral-8x7b": Shape(  # Mixtral-8x7B-Instruct-v0.1
+        32, 4096, 14336, 32, 8, 32_000, n_ctx_train=32_768, n_expert=8, n_expert_used=2, rope_freq_base=1e6
+    ),
+    "gemma2-2b": Shape(  # gemma-2-2b-it
+        26, 2304, 9216, 8, 4, 256_000, arch="gemma2", tied=True, head_dim=256, rope_freq_base=None,
+        window=Window(4096, 2),
+        keys=_EPS_6 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
+    "gemma3-1b": Shape(  # gemma-3-1b-it
+        26, 1152, 6912, 4, 1, 262_144, arch="gemma3", tied=True, head_dim=256, n_ctx_train=32_768, rope_freq_base=1e6,
+        window=Window(512, 6), keys=_EPS_6 | {"rope.freq_base_swa": 10_000.0},
+    ),
+    "gemma3-4b": Shape(  # gemma-3-4b-it, text_config
+        34, 2560, 10_240, 8, 4, 262_208, arch="gemma3", tied=True, head_dim=256, n_ctx_train=131_072,
+        rope_freq_base=1e6, window=Window(1024, 6),
+        keys=_EPS_6 | {"rope.freq_base_swa": 10_000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
+    "phi3-mini": Shape(  # Phi-3-mini-4k-instruct. The window is in the header, llama.cpp does without.
+        32, 3072, 8192, 32, 32, 32_064, arch="phi3", n_ctx_train=4096, rope_freq_base=10_000.0, n_rot=96,
+        keys={"attention.sliding_window": 2047, "rope.scaling.original_context_length": 4096},
+    ),
+    "phi4-mini": Shape(  # Phi-4-mini-instruct
+        32, 3072, 8192, 24, 8, 200_064, arch="phi3", tied=True, n_ctx_train=131_072, rope_freq_base=10_000.0, n_rot=96,
+        longrope=True,
+        keys={
+            "attention.sliding_window": 262_144,
+            "rope.scaling.original_context_length": 4096,
+            "rope.scaling.attn_factor": 1.1902380714238083,  # sqrt(1 + ln 32 / ln 4096)
+        },
+    ),
+    "gpt-oss-20b": Shape(
+        24, 2880, 2880, 64, 8, 201_088, arch="gpt-oss", head_dim=64, n_ctx_train=131_072, rope_freq_base=150_000.0,
+        n_expert=32, n_expert_used=4, n_ff_exp=2880, window=Window(128, 2),
+        keys={
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 4096,
+            "rope.scaling.yarn_beta_fast": 32.0,
+            "rope.scaling.yarn_beta_slow": 1.0,
+        },
+    ),
+    "granite-4-h-tiny": Shape(  # granite-4.0-h-tiny. It does not rotate; the converter says 2^20 tokens of context.
+        40, 1536, 512, 12, 4, 100_352, arch="granitehybrid", tied=True, n_ctx_train=1 << 20, rope_freq_base=10_000.0,
+        n_rot=128, n_expert=64, n_expert_used=6, n_ff_shexp=1024, attn_layers=(5, 15, 25, 35),
+        recurrent=Mamba2(d_inner=3072, n_head=48),
+        keys={
+            "attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 6.0,
+            "rope.scaling.finetuned": False,
+        },
+    ),
+    "mamba2-2.7b": Shape(  # state-spaces/mamba2-2.7b
+        64, 2560, 0, 0, 0, 50_288, arch="mamba2", tied=True, n_ctx_train=1 << 20, rope_freq_base=None, attn_layers=(),
+        recurrent=Mamba2(d_inner=5120, n_head=80),
+    ),
+    "lfm2-1.2b": Shape(
+        16, 2048, 8192, 32, 8, 65_536, arch="lfm2", tied=True, n_ctx_train=128_000, rope_freq_base=1e6,
+        attn_layers=(2, 5, 8, 10, 12, 14), recurrent=ShortConv(2048),
+    ),
+    "qwen3.5-0.8b": Shape(  # Qwen3.5-0.8B, text_config, without the layer that predicts two tokens ahead
+        24, 1024, 3584, 8, 2, 248_320, arch="qwen35", tied=True, head_dim=256, n_ctx_train=262_144, rope_freq_base=1e7,
+        n_rot=64, attn_layers=tuple(range(3, 24, 4)),
+        recurrent=DeltaNet(d_inner=2048, n_head=16, n_group=16),
+        keys=_EPS_6 | {"full_attention_interval": 4, "rope.dimension_sections": (11, 11, 10, 0)},
+    ),
+    "qwen3-next-80b": Shape(  # Qwen3-Next-80B-A3B-Instruct
+        48, 2048, 5120, 16, 2, 151_936, arch="qwen3next", head_dim=256, n_ctx_train=262_144, rope_freq_base=1e7,
+        n_rot=64, n_expert=512, n_expert_used=10, n_ff_exp=512, n_ff_shexp=512, attn_layers=tuple(range(3, 48, 4)),
+        recurrent=DeltaNet(d_inner=4096, n_head=32, n_group=16),
+        keys=_EPS_6 | {"full_attention_interval": 4},
+    ),
+    "deepseek-v2-lite": Shape(  # DeepSeek-V2-Lite. One key-value head: keys and values are compressed.
+        27, 2048, 10_944, 16, 1, 102_400, arch="deepseek2", n_ctx_train=163_840, rope_freq_base=10_000.0,
+        n_expert=64, n_expert_used=6, n_ff_exp=1408, n_ff_shexp=2816, n_dense_lead=1, mla=Mla(),
+        keys=_EPS_6 | {
+            "expert_weights_scale": 1.0, "expert_gating_func": 1, "expert_group_count": 1, "expert_group_used_count": 1,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 40.0,
+            "rope.scaling.original_context_length": 4096,
+            "rope.scaling.yarn_beta_fast": 32.0,
+            "rope.scaling.yarn_beta_slow": 1.0,
+            "rope.scaling.yarn_log_multiplier": 0.0707,
+        },
+    ),
+    "command-r7b": Shape(  # c4ai-command-r7b-12-2024
+        32, 4096, 14336, 32, 8, 256_000, arch="cohere2", tied=True, head_dim=128, rope_freq_base=50_000.0, n_rot=128,
+        window=Window(4096, 4),
+        keys={"attention.layer_norm_epsilon": 1e-5, "logit_scale": 0.25, "rope.scaling.type": "none"},
+    ),
+    "llama4-scout": Shape(  # Llama-4-Scout-17B-16E-Instruct, text_config
+        48, 5120, 16_384, 40, 8, 202_048, arch="llama4", head_dim=128, n_ctx_train=10_485_760, n_rot=128,
+        n_expert=16, n_expert_used=1, n_ff_exp=8192, n_ff_shexp=8192, window=Window(8192, 4),
+        keys={"interleave_moe_layer_step": 1},
+    ),
+    "micro": Shape(2, 256, 512, 4, 2, 512, n_ctx_train=512),  # for tests
+}  # fmt: skip
+
+
+def small(shape: Shape, n_layer: int | None = None, n_embd: int = 256, n_vocab: int = 512) -> Shape:
+    """The same structure in a few megabytes, for tests: everything that costs bytes shrinks, all else stays.
+
+    `n_layer` is by default just enough for two layers from where all kinds of layers have occurred. `n_embd` is a
+    multiple of 32. Windows, a head's length where it is not n_embd / n_head, the ranks of MLA, the length of a state
+    and the context stay what they are.
+    """
+    if n_layer is None:
+        kinds = [(shape.attends(i), shape.slides(i), shape.routes(i)) for i in range(shape.n_layer)]
+        n_layer = min(shape.n_layer, 2 + max(kinds.index(kind) for kind in set(kinds)))
+    n_head = min(shape.n_head, 4)
+    n_head_kv = n_head if shape.n_head_kv == shape.n_head else min(shape.n_head_kv, 2)
+    head_dim, n_rot = shape.head_dim, shape.n_rot
+    if n_head and shape.n_head * shape.n_embd_head == shape.n_embd:
+        head_dim = head_dim and n_embd // n_head
+        n_rot = n_rot and n_rot * n_embd // n_head // shape.n_embd_head
+    n_ff, n_ff_exp = min(shape.n_ff, n_embd), shape.n_ff_exp and n_embd
+    recurrent = shape.recurrent
+    match recurrent:
+        case DeltaNet():
+            per_key = recurrent.n_head // recurrent.n_group
+            recurrent = replace(recurrent, n_head=2 * per_key, n_group=2, d_inner=2 * per_key * recurrent.d_state)
+        case Mamba2():
+            n_heads = 2 * n_embd * recurrent.n_head // recurrent.d_inner
+            recurrent = replace(recurrent, n_head=n_heads, d_inner=2 * n_embd)
+        case ShortConv():
+            recurrent = replace(recurrent, n_embd=n_embd)
+    # A small deepseek2 has a compressed query: that it has none llama.cpp believes of V2-Lite's 26 or 27 layers only.
+    mla = shape.mla and replace(shape.mla, q_lora_rank=n_embd)
+    return replace(
+        shape,
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_vocab=n_vocab,
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_dim=head_dim,
+        n_rot=n_rot,
+        n_ff=n_ff,
+        n_ff_exp=n_ff_exp,
+        n_ff_shexp=shape.n_ff_shexp // (shape.n_ff_exp or shape.n_ff or 1) * (n_ff_exp or n_ff),
+        # Eight stay eight: llama.cpp's quantizer makes rules of its own for that number.
+        n_expert=8 if shape.n_expert == 8 else min(shape.n_expert, 4),
+        n_expert_used=min(shape.n_expert_used, 2),
+        recurrent=recurrent,
+        mla=mla,
+    )

@@ -1,0 +1,283 @@
+"""Every check with what it must find, from trees and texts made for the test; then the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import RunLlmrun
+
+from llmrun import checks
+from llmrun.accelerators import Gpu
+from llmrun.checks import GIB, Check
+from llmrun.errors import EngineCrashed, OutOfMemory
+from llmrun.store import Leftover
+
+CLONE = Path("/clone")
+
+
+def only(found: list[Check]) -> Check:
+    (check,) = found
+    return check
+
+
+def test_exit_code() -> None:
+    """Warnings are no failure; of several problems the first one counts."""
+    warning = Check("a", "warn", "")
+    assert checks.exit_code([warning]) == 0
+    assert checks.exit_code([warning, Check("b", "problem", "", None, 7), Check("c", "problem", "", None, 9)]) == 7
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "code"),
+    [
+        ("the engine was ended by SIGILL: it said nothing", "built for another CPU", 9),
+        ("the engine ended with status 1: ImportError: llama-cpp-python is not installed", "not installed", 9),
+        ("the engine ended with status 1: OSError: libfoo.so: cannot open", "libfoo.so", 9),
+    ],
+)
+def test_llama_cpp_does_not_start(said: str, told: str, code: int) -> None:
+    """Why, as far as it can be known, and the command that builds it anew."""
+    check = checks.llama_cpp(EngineCrashed(said), CLONE)
+    assert check.status == "problem" and told in check.message and check.exit_code == code
+    assert check.remedy and "scripts/setup" in check.remedy
+
+
+def test_llama_cpp() -> None:
+    assert checks.llama_cpp(None, CLONE).status == "ok"
+    assert checks.llama_cpp(OutOfMemory("no memory"), None).exit_code == 10
+
+
+def test_gpus() -> None:
+    """One line each; a GPU that is not used is a warning with a command, unless llama.cpp did not start at all."""
+    gpu = Gpu("NVIDIA", "NVIDIA H200", "", open=True)
+    assert only(checks.gpus([], ["CPU"], None)).status == "ok"
+    assert only(checks.gpus([gpu], ["CUDA", "CPU"], None)).message == "NVIDIA H200, in use"
+    unused = only(checks.gpus([gpu], ["CPU"], CLONE))
+    assert unused.status == "warn" and unused.remedy and "-DGGML_CUDA=on" in unused.remedy
+    assert only(checks.gpus([gpu], None, None)).status == "ok"
+
+
+def test_nvidia() -> None:
+    """After an update without a restart, the kernel has the old version and the disk the new one."""
+    assert checks.nvidia(None, "570.86.15") == []
+    assert only(checks.nvidia("570.86.15", "570.86.15")).status == "ok"
+    assert only(checks.nvidia("570.86.15", None)).status == "ok"
+    assert only(checks.nvidia("570.86.15", "570.133.20")).status == "problem"
+
+
+def test_python() -> None:
+    assert checks.python((3, 10, 0), True).status == "ok"
+    assert checks.python((3, 9, 19), True).status == "problem"
+    assert checks.python((3, 12, 1), False).status == "problem"
+
+
+@pytest.mark.parametrize(
+    ("requirement", "there", "status"),
+    [
+        ("llama-cpp-python==0.3.36", "0.3.36", "ok"),
+        ("llama-cpp-python==0.3.36", "0.3.35", "problem"),
+        ("huggingface-hub<3,>=1.0", "2.4.0", "ok"),
+        ("huggingface-hub<3,>=1.0", "3", "problem"),
+        ("rich>=14", "14.0.0rc1", "ok"),
+        ("rich>=14", None, "problem"),
+        ("tomli>=2; python_version < '3.11'", None, "ok"),
+        ("nvidia-ml-py>=13; extra == 'nvidia'", None, "ok"),
+    ],
+)
+def test_packages(requirement: str, there: str | None, status: str) -> None:
+    """Numbers are compared as numbers, missing parts as 0; what only some need is left out."""
+    assert checks.packages([requirement], lambda _: there).status == status
+
+
+@pytest.mark.parametrize(
+    ("free", "writable", "status", "code"),
+    [
+        (100 * GIB, True, "ok", 0),
+        (5 * GIB, True, "warn", 0),
+        (GIB // 2, True, "problem", 7),
+        (GIB, False, "problem", 7),
+    ],
+)
+def test_cache_folder(free: int, writable: bool, status: str, code: int) -> None:
+    check = checks.cache_folder(Path("/cache"), free, writable)
+    assert (check.status, check.exit_code) == (status, code) and "/cache" in check.message
+
+
+def test_disk_of_a_folder_to_be(tmp_path: Path) -> None:
+    """The disk is that of the nearest folder that exists; a file in the way can't be written into."""
+    free, writable = checks.disk_of(tmp_path / "not" / "yet")
+    assert free and writable
+    (tmp_path / "file").touch()
+    assert checks.disk_of(tmp_path / "file" / "hub")[1] is False
+
+
+def test_leftovers() -> None:
+    partial = Leftover("partial", "user/repo", Path("/x"), 3 << 20)
+    damaged = Leftover("damaged", "user/repo", Path("/y"), 1 << 20)
+    assert checks.leftovers([]).status == checks.leftovers([partial]).status == "ok"
+    both = checks.leftovers([partial, damaged])
+    assert both.status == "warn" and "2 files" in both.message and "4.00 MiB" in both.message
+
+
+def test_hub_never_shows_a_secret(tmp_path: Path) -> None:
+    """Neither the token nor the password in an endpoint."""
+    environ = {"HF_TOKEN": "hf_secret", "HF_ENDPOINT": "https://me:secret@mirror.example/x", "HF_HUB_OFFLINE": "1"}
+    found = checks.hub(environ, tmp_path / "token")
+    assert "secret" not in repr(found) and "mirror.example" in repr(found)
+    assert [check.status for check in found] == ["warn", "ok", "ok"]
+    (tmp_path / "token").write_text("hf_secret")
+    (tmp_path / "token").chmod(0)
+    assert "stored" in only(checks.hub({}, tmp_path / "token")).message
+    assert "none" in only(checks.hub({}, tmp_path / "nothing")).message
+
+
+def test_network() -> None:
+    """An answer of any kind is one; none is exit 5, and a password is not shown either."""
+    assert "0.25" not in checks.network("https://hub", lambda _: 0.25).message  # 250 ms
+    assert checks.network("https://hub", lambda _: 0.25).status == "ok"
+
+    def refuse(_: str) -> float:
+        raise OSError("refused")
+
+    broken = checks.network("https://me:secret@hub", refuse)
+    assert broken.exit_code == 5 and "refused" in broken.message and "secret" not in broken.message
+
+
+def test_memory() -> None:
+    """16 GiB of RAM, 4 of swap of which 1 is used; less than 2 GiB available is a warning."""
+    meminfo = f"MemTotal: {16 << 20} kB\nSwapTotal: {4 << 20} kB\nSwapFree: {3 << 20} kB\n"
+    check = checks.memory(meminfo, 8 * GIB)
+    assert check.status == "ok"
+    assert check.message == "16.0 GiB, 8.00 GiB available; 1.00 GiB of 4.00 GiB swap in use"
+    assert checks.memory(meminfo, GIB).status == "warn"
+    assert checks.memory("", None).message == "–, – available"
+
+
+def test_limits() -> None:
+    """A limit that is none is not worth a line."""
+    assert checks.container_memory(None, 16 * GIB) == checks.container_memory(32 * GIB, 16 * GIB) == []
+    assert only(checks.container_memory(8 * GIB, 16 * GIB)).status == "warn"
+    assert checks.address_space(None) == []
+    assert only(checks.address_space(8 * GIB)).status == "warn"
+    assert only(checks.address_space(GIB)).exit_code == 10
+    assert checks.locked_memory(None).remedy is None
+    assert checks.locked_memory(8 << 20).remedy
+
+
+def test_huge_pages() -> None:
+    assert checks.huge_pages("") == []
+    assert only(checks.huge_pages("[always] madvise never")).remedy is None
+    assert "madvise" in only(checks.huge_pages("always [madvise] never\n")).message
+
+
+def test_cpus() -> None:
+    """What is less than the machine has gets a line; a quota below the cores a warning."""
+    assert [check.status for check in checks.cpus(8, 8, 4, None, 4)] == ["ok"]
+    assert [check.name for check in checks.cpus(4, 8, 2, 1.5, 2)] == ["threads", "affinity", "CPU quota"]
+    assert checks.cpus(8, 8, 4, 4.0, 4) == checks.cpus(8, 8, 4, None, 4)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "status"),
+    [
+        ("OMP_THREAD_LIMIT", "2", "warn"),
+        ("OMP_THREAD_LIMIT", "4", None),
+        ("OMP_PROC_BIND", "true", "warn"),
+        ("OMP_PROC_BIND", "false", None),
+        ("OMP_WAIT_POLICY", "passive", "ok"),
+        ("OMP_NUM_THREADS", "1", "ok"),
+        ("HOME", "x", None),
+    ],
+)
+def test_openmp(variable: str, value: str, status: str | None) -> None:
+    assert [check.status for check in checks.openmp({variable: value}, 4)] == ([status] if status else [])
+
+
+@pytest.mark.parametrize(
+    ("files", "status"),
+    [
+        ({"scaling_governor": "performance", "scaling_driver": "acpi-cpufreq"}, "ok"),
+        ({"scaling_governor": "powersave", "scaling_driver": "acpi-cpufreq"}, "warn"),
+        ({"scaling_governor": "powersave", "scaling_driver": "intel_pstate"}, "ok"),
+        (
+            {
+                "scaling_governor": "powersave",
+                "scaling_driver": "amd-pstate-epp",
+                "energy_performance_preference": "balance_power",
+            },
+            "warn",
+        ),
+    ],
+)
+def test_governor(tmp_path: Path, files: dict[str, str], status: str) -> None:
+    """ "powersave" is slow with some drivers, and just the name of the usual mode with others."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    assert only(checks.governor(tmp_path)).status == status
+    assert checks.governor(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("supplies", "statuses"),
+    [
+        ({}, []),
+        ({"AC": {"type": "Mains", "online": "0"}, "BAT0": {"type": "Battery"}}, ["warn"]),
+        ({"AC": {"type": "Mains", "online": "1"}, "BAT0": {"type": "Battery"}}, ["ok"]),
+        ({"mouse": {"type": "Battery", "scope": "Device"}}, []),
+    ],
+)
+def test_power(tmp_path: Path, supplies: dict[str, dict[str, str]], statuses: list[str]) -> None:
+    for name, files in supplies.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text + "\n")
+    assert [check.status for check in checks.power(tmp_path)] == statuses
+
+
+def test_load() -> None:
+    """Of 100 ticks CPU 0 was idle for 50 and waited for the disk for 10: 0.4 busy. CPU 1 all: 1. CPU 2 is not ours."""
+    before = "cpu  1 2 3\ncpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0\n"
+    after = "cpu0 40 0 0 50 10 0 0 0 40 0\ncpu1 50 0 0 0 0 0 0 50 0 0\ncpu2 100 0 0 0 0 0 0 0\n"
+    check = only(checks.load(before, after, {0, 1}))
+    assert check.status == "warn" and check.message == "others use 1.4 of 2 CPUs right now"
+    assert only(checks.load(before, before, {0, 1})).status == "ok"
+    assert checks.load("", "", {0}) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "status"),
+    [
+        ({"LANG": "en_GB.UTF-8"}, "ok"),
+        ({"LANG": "C.utf8"}, "ok"),
+        ({"LANG": "en_GB.UTF-8", "LC_ALL": "C"}, "warn"),
+        ({"LANG": "en_GB.UTF-8", "LC_ALL": ""}, "ok"),
+        ({}, "warn"),
+    ],
+)
+def test_terminal(environ: dict[str, str], status: str) -> None:
+    assert checks.terminal(environ).status == status
+
+
+def test_the_command(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """One line a check; no token in it; with a folder that can't be one, exit 7 and what to do."""
+    home = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_TOKEN": "hf_secret", "LLMRUN_HOME": str(tmp_path)}
+    done = llmrun("doctor", "--json", env=home)
+    document = json.loads(done.stdout)
+    names = {check["name"] for check in document["checks"]}
+    assert {"llama.cpp", "GPU", "Python", "packages", "model folder", "store", "RAM", "threads", "load"} <= names
+    assert document["checks"][0]["status"] == "ok"
+    assert done.returncode == document["exit_code"] and "hf_secret" not in done.stdout
+    (tmp_path / "hub").touch()
+    done = llmrun("doctor", env=home)
+    assert done.returncode == 7 and "model folder   problem" in done.stdout and "try: HF_HUB_CACHE" in done.stdout
+
+
+def test_network_only_when_asked(llmrun: RunLlmrun) -> None:
+    """With an endpoint that nobody serves, only --network finds out."""
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.1", "HF_HUB_CACHE": os.fspath(Path.cwd())}
+    assert llmrun("doctor", env=nobody).returncode == 0
+    done = llmrun("doctor", "--network", env=nobody)
+    assert done.returncode == 5 and "can't be reached: " in done.stdout and "refused" in done.stdout

@@ -1,0 +1,225 @@
+"""What -ngl auto chooses, from a header and the free memory of devices that the test makes up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmrun import synth
+from llmrun.config import LoadConfig, Offload
+from llmrun.errors import UsageError
+from llmrun.footprint import CPU
+from llmrun.gguf import Header, open_header
+from llmrun.planner import DoesNotFit, Layout, Plan, Room, fill, make_plan, should_repack
+
+MIB = 1 << 20
+GIB = 1 << 30
+COMPUTE = 3 * MIB
+
+
+def compute(layout: Layout, n_ctx: int) -> Mapping[str, int]:
+    """3 MiB wherever there is anything, and 1 KiB for every token of context."""
+    used = {CPU, *layout.devices} if layout.n_gpu_layers else {CPU}
+    return dict.fromkeys(used, COMPUTE + 1024 * n_ctx)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Header:
+    """Eight layers of 1.32 MiB and 0.5 KiB of memory a token each; embedding and output 0.25 MiB each, in F16."""
+    return _header(tmp_path_factory, synth.Shape(8, 256, 512, 4, 2, 512, n_ctx_train=65_536))
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Header:
+    """Six layers whose experts are 6 MiB each, and the rest of them 0.4 MiB."""
+    shape = synth.Shape(6, 256, 512, 4, 2, 512, arch="qwen3moe", n_expert=8, n_expert_used=2)
+    return _header(tmp_path_factory, shape)
+
+
+def _header(factory: pytest.TempPathFactory, shape: synth.Shape) -> Header:
+    path = factory.mktemp("models") / "m.gguf"
+    synth.write(path, shape, "F16")
+    return open_header(path)
+
+
+def plan(header: Header, free: list[int | None], *, ram: int | None = 20 * GIB, **config: Any) -> Plan:
+    """A plan for devices A, B, ... with so many bytes free; nothing is left over unless asked for."""
+    offload = {"fit_target": 0, **config.pop("offload", {})}
+    rooms = [Room(name, n_bytes) for name, n_bytes in zip("ABCD", free, strict=False)]
+    return make_plan(
+        header,
+        LoadConfig(offload=Offload(**offload), **config),
+        rooms,
+        ram_free=ram,
+        measure=compute,
+        expected_tokens=config.get("expected"),
+    )
+
+
+def test_all_layers_where_they_fit(dense: Header) -> None:
+    made = plan(dense, [GIB])
+    assert made.placement.layers == ("A",) * 9 and made.auto
+    assert made.line() and "9 on A" in (made.line() or "")
+
+
+def test_as_many_as_fit_and_never_more(dense: Header) -> None:
+    """For every size of the device: what is placed fits, and one layer more would not."""
+    for free in range(0, 40 * MIB, MIB):
+        made = plan(dense, [free], n_ctx=4096)
+        n = made.placement.layers.count("A")
+        assert made.footprint.by_device.get("A") is None or made.footprint.by_device["A"].total <= free or n == 0
+        if n < 9:
+            more = plan(dense, [free], n_ctx=4096, offload={"n_gpu_layers": n + 1})
+            assert more.footprint.by_device["A"].total > free, f"{n + 1} layers would fit into {free / MIB:.0f} MiB"
+
+
+def test_what_is_left_free(dense: Header) -> None:
+    """fit_target is left on the device, 1 GiB by default."""
+    whole = plan(dense, [GIB]).footprint.by_device["A"].total
+    assert plan(dense, [whole + 5 * MIB], offload={"fit_target": 5 * MIB}).layout.n_gpu_layers == 9
+    assert plan(dense, [whole + 5 * MIB - 1], offload={"fit_target": 5 * MIB}).layout.n_gpu_layers < 9
+    assert (
+        make_plan(dense, LoadConfig(), [Room("A", GIB)], ram_free=GIB, measure=compute).placement.layers == (CPU,) * 9
+    )
+
+
+def test_devices_are_filled_alike(dense: Header) -> None:
+    """Two devices that have the same get half each; one that has three times as much, about three quarters."""
+    equal = plan(dense, [GIB, GIB]).placement.layers
+    assert abs(equal.count("A") - equal.count("B")) <= 1
+    uneven = plan(dense, [30 * MIB, 15 * MIB], n_ctx=256).placement.layers
+    assert uneven.count("A") > uneven.count("B") > 0
+    assert list(uneven) == sorted(uneven)  # contiguous
+
+
+def test_experts_stay_in_ram_before_layers_do(mixture: Header) -> None:
+    """Two thirds of the mixture's bytes are experts of four layers: they go to RAM, all layers stay on the device."""
+    whole = plan(mixture, [GIB]).footprint.by_device["A"].total
+    made = plan(mixture, [whole - 10 * MIB])
+    assert made.placement.layers == ("A",) * 7
+    assert made.layout.n_cpu_moe == 2  # 6 MiB each, and 10 are missing
+    assert made.footprint.by_device["A"].total <= whole - 10 * MIB
+    assert "experts of 2 layers in RAM" in (made.line() or "")
+
+
+def test_a_mixture_that_still_does_not_fit(mixture: Header) -> None:
+    """With all experts in RAM and still too large, layers go as well."""
+    made = plan(mixture, [9 * MIB])
+    assert 0 < made.placement.layers.count("A") < 7
+    assert made.layout.n_cpu_moe == 6
+
+
+def test_unknown_memory_is_not_filled_unasked(dense: Header) -> None:
+    assert plan(dense, [None]).placement.layers == (CPU,) * 9
+    assert plan(dense, [None], offload={"n_gpu_layers": "all"}).placement.layers == ("A",) * 9
+
+
+def test_layers_by_number_are_not_argued_with(dense: Header) -> None:
+    """Who asks for so many layers gets them planned, whatever the device says: llama.cpp will tell."""
+    made = plan(dense, [MIB], offload={"n_gpu_layers": 5})
+    assert made.placement.layers == (CPU,) * 4 + ("A",) * 5 and not made.auto and made.line() is None
+
+
+def test_shares_of_the_user(dense: Header) -> None:
+    made = plan(dense, [GIB, GIB], offload={"tensor_split": (2.0, 1.0)})
+    assert made.placement.layers == ("A",) * 6 + ("B",) * 3
+    with pytest.raises(UsageError, match="3 shares for 2 devices"):
+        plan(dense, [GIB, GIB], offload={"tensor_split": (1.0, 1.0, 1.0)})
+
+
+def test_one_device_only(dense: Header) -> None:
+    made = plan(dense, [GIB, GIB], offload={"split_mode": "none", "main_gpu": 1})
+    assert made.layout.devices == ("B",) and made.placement.layers == ("B",) * 9
+    with pytest.raises(UsageError, match="-mg/--main-gpu 2: there are 2 devices"):
+        plan(dense, [GIB, GIB], offload={"split_mode": "none", "main_gpu": 2})
+
+
+# -- the context ---
+
+
+def test_context_of_the_model_is_cut_to_what_fits(dense: Header) -> None:
+    """-c 0 with RAM for half of it: as long as fits, in steps of 256, and it says so."""
+    whole = plan(dense, [], n_ctx=0, ram=GIB)
+    assert whole.n_ctx == 65_536 and whole.line() is None
+    need = whole.footprint.by_device[CPU]
+    ram = need.total - (need.kv or 0) // 2
+    made = plan(dense, [], n_ctx=0, ram=ram)
+    assert made.n_ctx % 256 == 0 and 256 < made.n_ctx < 65_536 and made.cut_from == 65_536
+    assert made.footprint.by_device[CPU].total <= ram
+    assert plan(dense, [], n_ctx=made.n_ctx + 512, ram=GIB).footprint.by_device[CPU].total > ram
+    assert f"context {made.n_ctx} of 65536" in (made.line() or "")
+
+
+def test_context_is_cut_before_layers_are(dense: Header) -> None:
+    """-c 0 on a device with room for all layers, but not for all of the context."""
+    everything = plan(dense, [8 * GIB], n_ctx=0).footprint.by_device["A"]
+    made = plan(dense, [everything.total - (everything.kv or 0) // 2], n_ctx=0)
+    assert made.placement.layers == ("A",) * 9 and 4096 <= made.n_ctx < 65_536
+
+
+def test_a_prompt_gets_what_it_needs(dense: Header) -> None:
+    config = LoadConfig()
+    made = make_plan(dense, config, [], ram_free=20 * GIB, measure=compute, expected_tokens=10_000)
+    assert made.n_ctx == 10_000 and made.n_ctx_most == 65_536
+    few = make_plan(dense, config, [], ram_free=20 * GIB, measure=compute, expected_tokens=10)
+    assert few.n_ctx == 4096
+
+
+def test_too_large_for_anything(dense: Header) -> None:
+    """Exit 10 before anything is loaded: what is needed, what is free, and ways out with their sizes."""
+    weights = dense.weight_bytes
+    with pytest.raises(DoesNotFit) as caught:
+        plan(dense, [], n_ctx=16_384, ram=weights + 60 * MIB)
+    error = caught.value
+    assert error.exit_code == 10 and error.needed > error.free == weights + 60 * MIB
+    assert "RAM" in error.message and "KV cache of 16384 tokens 64.0 MiB" in error.message
+    typed = dict(error.ways)
+    assert typed.keys() == {"-ctk q8_0 -ctv q8_0", "-c 8192"} and all(n < error.free for n in typed.values())
+    assert error.hint and "-c 8192 (" in error.hint
+
+
+def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(dense: Header) -> None:
+    """Without -c the comfortable context shrinks to what prompt and answer need."""
+    need = plan(dense, []).footprint.by_device[CPU]
+    made = make_plan(dense, LoadConfig(), [], ram_free=need.total - 8 * MIB, measure=compute, expected_tokens=300)
+    assert 300 <= made.n_ctx < 4096
+    with pytest.raises(DoesNotFit):
+        make_plan(dense, LoadConfig(), [], ram_free=MIB, measure=compute, expected_tokens=300)
+
+
+def test_mapped_weights_may_be_larger_than_ram_if_asked(dense: Header) -> None:
+    """--load-mode mmap by name: pages come and go, however slowly."""
+    ram = 15 * MIB + 1024 * 256
+    with pytest.raises(DoesNotFit):
+        plan(dense, [], n_ctx=256, ram=dense.weight_bytes // 2)
+    assert plan(dense, [], n_ctx=256, ram=ram // 2, load_mode="mmap").n_ctx == 256
+
+
+def test_unmeasured_plans_are_made_too(dense: Header) -> None:
+    made = make_plan(dense, LoadConfig(), [], ram_free=None, measure=lambda _layout, _n_ctx: None)
+    assert made.footprint.by_device[CPU].compute is None
+
+
+@pytest.mark.parametrize(
+    ("costs", "budgets", "counts"),
+    [
+        ([1, 1, 1, 1], [10, 10], [2, 2]),
+        ([1, 1, 1, 1], [30, 10], [3, 1]),
+        ([4, 1, 1], [4, 2], [1, 2]),
+        ([4, 4], [4, 3], None),
+        ([], [5], [0]),
+        ([1], [], None),
+        ([2, 2, 2], [0, 6], [0, 3]),
+    ],
+)
+def test_fill(costs: list[int], budgets: list[int], counts: list[int] | None) -> None:
+    assert fill(costs, budgets) == counts
+
+
+def test_repack_follows_the_type(dense: Header, tmp_path: Path) -> None:
+    assert not should_repack(dense)
+    synth.write(tmp_path / "q.gguf", synth.SHAPES["micro"], "Q4_0")
+    assert should_repack(open_header(tmp_path / "q.gguf"))
