@@ -97,7 +97,8 @@ class Offload:
             raise UsageError(f"-ts/--tensor-split: {len(self.tensor_split)} shares for at most {MAX_DEVICES} devices")
         for share in self.tensor_split:
             _within("-ts/--tensor-split", share, 0, 1e9)
-        if self.tensor_split and not any(self.tensor_split):
+        # In llama.cpp's single precision they would be 0, and their sum is divided by.
+        if self.tensor_split and sum(self.tensor_split) < 1e-30:
             raise UsageError("-ts/--tensor-split: every share is 0", hint="-ts 3,1")
         _one_of("-sm/--split-mode", self.split_mode, get_args(SplitMode))
         _whole_within("-mg/--main-gpu", self.main_gpu, 0, MAX_DEVICES - 1)
@@ -234,25 +235,44 @@ class LoadConfig:
 
 def _check_pattern(pattern: str) -> None:
     """Raise unless Python and C++ (ECMAScript) read the pattern alike: both will."""
+    _n_bytes("-ot", pattern)
     try:
         re.compile(pattern)
     except re.error as error:
         raise UsageError(f"-ot: '{pattern[:60]}' is no regular expression: {error}", hint=_OVERRIDE_EXAMPLE) from None
+    plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern)
+    if re.search(r"\)[*+{]", plain) or len(re.findall(r"[*+{]", plain)) > _MOST_REPEATS:
+        raise UsageError(
+            f"-ot: '{pattern[:60]}' could take for ever: none of * + {{}} behind a group, and at most {_MOST_REPEATS}",
+            hint=_OVERRIDE_EXAMPLE,
+        )
     if not pattern or len(pattern) > 500 or re.search(r"\(\?(?![:=!])|\\[AZ]|\[\[|[*+?}]\+", pattern):
         raise UsageError(
             f"-ot: '{pattern[:60]}' is no pattern that llama.cpp reads as well (ECMAScript)", hint=_OVERRIDE_EXAMPLE
         )
 
 
+# A name that does not match is taken apart in every way there is: with a repeated group these double with each letter,
+# with repetitions behind each other they are multiplied by its length.
+_MOST_REPEATS = 4
 _OVERRIDE_EXAMPLE = r"-ot 'blk\.[0-9]\.ffn_.*=CPU'"
+
+
+def _n_bytes(option: str, text: str) -> int:
+    """Of its UTF-8. A command line can hold bytes that are none."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"{option}: '{text[:40]}' is not UTF-8", hint="llmrun run --help-all") from None
 
 
 def _check_override(key: str, value: KvValue) -> None:
     # Of the size of `key` and `val_str` in llama_model_kv_override, which are copied without a look.
-    if not 0 < len(key.encode()) < 128:
-        raise UsageError(f"--override-kv: a key has 1 to 127 bytes, '{key[:40]}' has {len(key.encode())}")
-    if isinstance(value, str) and len(value.encode()) > 127:
-        raise UsageError(f"--override-kv {key}: a text has at most 127 bytes, this has {len(value.encode())}")
+    n_bytes = _n_bytes("--override-kv", key)
+    if not 0 < n_bytes < 128:
+        raise UsageError(f"--override-kv: a key has 1 to 127 bytes, '{key[:40]}' has {n_bytes}")
+    if isinstance(value, str) and (n_bytes := _n_bytes("--override-kv", value)) > 127:
+        raise UsageError(f"--override-kv {key}: a text has at most 127 bytes, this has {n_bytes}")
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         raise UsageError(f"--override-kv {key}: the number does not fit into 64 bits")
     if isinstance(value, float) and not math.isfinite(value):
@@ -277,6 +297,7 @@ class SamplingConfig:
         seed: of the random choice; None picks one, which the result reports.
         max_tokens: at most so many tokens are generated; -1: until the model ends or the context is full.
         stop: texts that end the answer and are not part of it.
+        ignore_eos: go on when the model would end.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
@@ -292,6 +313,7 @@ class SamplingConfig:
     seed: int | None = None
     max_tokens: int = -1
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         for token, bias in self.logit_bias.items():

@@ -13,6 +13,7 @@
 | `EngineCrashed`  | 9    | the engine's process died or stopped making progress             |
 | `OutOfMemory`    | 10   | memory ran out, or plainly would                                 |
 | `PromptTooLong`  | 11   | the prompt has more tokens than the context                      |
+| `TooSlow`        | 12   | a comparison found less speed than `--fail-under` allows         |
 
 Two ends are no errors of ours and have no class here: Ctrl-C exits with 130, a broken pipe with 141.
 """
@@ -78,3 +79,7 @@ class OutOfMemory(LlmrunError):
 
 class PromptTooLong(LlmrunError):
     exit_code = 11
+
+
+class TooSlow(LlmrunError):
+    exit_code = 12

@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 
 from llmrun.ggml_types import GGML_TYPES
@@ -123,6 +124,54 @@ def kv_bytes_per_token(header: Header, type_k: str = "f16", type_v: str = "f16")
     """
     memories = layer_memories(header)
     return None if memories is None else sum(_kv_bytes(memory, type_k, type_v) for memory in memories)
+
+
+def step_reads(header: Header, placement: Placement, n_past: float, type_k: str, type_v: str) -> dict[str, int] | None:
+    """Bytes that one decode step reads behind `n_past` tokens, by the device they lie on; None where not known.
+
+    As `DecodeReads`: weights once, one row of what is looked up, the chosen experts alone, the keys and values of all
+    tokens before, or of those in the window.
+    """
+    memories = layer_memories(header)
+    if memories is None:
+        return None
+    reads: Counter[str] = Counter()
+    for tensor in loaded_tensors(header):
+        homes = homes_of(tensor, header, placement)
+        if tensor.name in _LOOKED_UP:
+            reads[homes[0][0]] += tensor.n_bytes // max(1, tensor.n_elements // tensor.shape[0])
+            if tensor.name == "token_embd.weight" and header.tensor("output.weight") is None:
+                reads[homes[-1][0]] += tensor.n_bytes
+        else:
+            reads[homes[0][0]] += _read_of(tensor, header, tied=False)
+    for memory, device in zip(memories, placement.layers, strict=False):
+        seen = n_past if memory.window is None else min(n_past, memory.window)
+        reads[device if placement.kv else CPU] += round(_kv_bytes(memory, type_k, type_v) * seen) + 4 * memory.n_state
+    return dict(reads)
+
+
+def flops_per_token(header: Header, n_past: float) -> float | None:
+    """Operations of one token behind `n_past` others, a multiply-add being two; None where the header does not tell.
+
+    2 for every weight that is multiplied (of experts the chosen ones; what is looked up is not), and in attention, for
+    every head and every token that it looks back at, 2 for each element of the key and of the value. Norms, rotations
+    and activations, far below one in a hundred, are left out (Kaplan et al. 2020, arXiv:2001.08361, table 1).
+    """
+    memories = layer_memories(header)
+    if memories is None:
+        return None
+    tied = header.tensor("output.weight") is None
+    flops = 0.0
+    for tensor in loaded_tensors(header):
+        if len(tensor.shape) < 2 or (tensor.name in _LOOKED_UP and not (tied and tensor.name == "token_embd.weight")):
+            continue
+        share = header.n_expert_used / header.n_expert if is_experts(tensor) and header.n_expert else 1.0
+        flops += 2 * tensor.n_elements * share
+    heads, k, v = header.n_head, header.n_embd_head_k or 0, header.n_embd_head_v or 0
+    for memory, n_head in zip(memories, heads or (0,) * len(memories), strict=False):
+        if memory.n_k:
+            flops += 2 * n_head * (k + v) * (n_past if memory.window is None else min(n_past, memory.window))
+    return flops
 
 
 # -- where it lies -----------------------------------------------------------------------------------------------------
@@ -302,7 +351,22 @@ def homes_of(tensor: TensorInfo, header: Header, placement: Placement) -> list[t
 
 
 def _overridden(name: str, placement: Placement) -> str | None:
-    return next((device for pattern, device in placement.overrides if re.search(pattern, name)), None)
+    if not placement.overrides:
+        return None
+    known = _devices_by_name(placement.overrides)
+    if name not in known:
+        known[name] = next((device for pattern, device in placement.overrides if _compiled(pattern).search(name)), None)
+    return known[name]
+
+
+# A plan asks the same of every tensor dozens of times, and `re` itself remembers 512 patterns.
+_compiled = lru_cache(maxsize=1 << 14)(re.compile)
+
+
+@lru_cache(maxsize=256)
+def _devices_by_name(overrides: tuple[tuple[str, str], ...]) -> dict[str, str | None]:
+    """What is known so far of these; filled in by `_overridden`."""
+    return {}
 
 
 def _is_repacked(tensor: TensorInfo, placement: Placement) -> bool:

@@ -21,10 +21,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from llmrun.errors import BadModel
+from llmrun.errors import BadModel, UsageError
 from llmrun.gguf import (
     MAX_LAYERS,
     Header,
@@ -137,6 +137,12 @@ def open_adapter(path: str | os.PathLike[str], architecture: str | None) -> Head
     if header.architecture != architecture:
         meant = printable(str(header.architecture))
         raise BadModel(f"{named} is an adapter for {meant}, the model is {printable(str(architecture))}")
+    # llama.cpp looks at the other shapes, and multiplies with whatever it is.
+    for tensor in header.tensors:
+        if tensor.type.name in _NOT_FOR_WEIGHTS:
+            raise BadModel(f"{named}: tensor {printable(tensor.name)} has type {tensor.type.name}, not one of weights")
+        if len(tensor.shape) > 2 and "_exps." not in tensor.name:
+            raise BadModel(f"{named}: tensor {printable(tensor.name)} has {len(tensor.shape)} dimensions, it must be 2")
     return header
 
 
@@ -165,6 +171,46 @@ def whole_header(parts: Sequence[tuple[str, Header]]) -> Header:
     whole = replace(parts[0][1], tensors=tuple(tensor for _, header in parts for tensor in header.tensors))
     check_runnable(whole)
     return whole
+
+
+def overridden(header: Header, values: Mapping[str, int | float | bool | str]) -> Header:
+    """The header with `values` (`--override-kv`) in the place of its own: what llama.cpp will see. A header is returned
+    as it is where there are none.
+
+    Raises `UsageError` for a value of another type than the model has there, which llama.cpp would pass over, and for
+    what could not be run with it.
+    """
+    if not values:
+        return header
+    metadata, types = dict(header.metadata), dict(header.types)
+    for key, value in values.items():
+        kind = "bool" if isinstance(value, bool) else {int: "u32", float: "f32", str: "str"}[type(value)]
+        there = types.setdefault(key, kind)
+        if _kind_of(there) != _kind_of(kind):
+            raise UsageError(f"--override-kv {printable(key)}: the model has {there} there, no {_kind_of(kind)}")
+        if isinstance(value, int | float) and not _fits(value, there):
+            raise UsageError(f"--override-kv {printable(key)}: {value} does not fit into {there[1:]} bits")
+        # As llama.cpp assigns it: -1 is 2^32 - 1 where the number has no sign.
+        metadata[key] = value % (1 << int(there[1:])) if there.startswith("u") and isinstance(value, int) else value
+    changed = replace(header, metadata=metadata, types=types)
+    try:
+        check_runnable(changed)
+    except BadModel as error:
+        raise UsageError(f"--override-kv: with that, {error.message}", hint="llmrun run --help-all") from None
+    return changed
+
+
+def _fits(value: float, type_name: str) -> bool:
+    """Whether a GGUF type has room for a number, -1 for one without a sign included."""
+    if type_name.startswith("f"):
+        return abs(value) < 3.4e38
+    bits = int(type_name[1:]) if type_name[0] in "ui" else 1
+    return -(1 << bits - 1) <= value < 1 << (bits if type_name.startswith("u") else bits - 1) or type_name == "bool"
+
+
+def _kind_of(type_name: str) -> str:
+    """ "u32" is an int for llama.cpp's overrides, "f64" a float; lists are none of them."""
+    return {"u": "int", "i": "int", "f": "float"}.get(type_name[0], type_name)
 
 
 def check_runnable(header: Header, *, with_tensors: bool = True) -> None:

@@ -161,3 +161,19 @@ def anonymous_memory() -> int | None:
             return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), None)
     except OSError:
         return None
+
+
+def last_level_cache_bytes(cpus: Path = _CPUS) -> int:
+    """Bytes of the largest cache of any CPU (Linux `cache/index*/size`); 0 where the system doesn't tell.
+
+    A virtual machine may be told of all of its host's.
+    """
+    sizes = [0]
+    for path in cpus.glob("cpu[0-9]*/cache/index[0-9]*/size"):
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text[:-1].isdigit() and text[-1:] in "KM":
+            sizes.append(int(text[:-1]) << (10 if text[-1] == "K" else 20))
+    return max(sizes)

@@ -36,10 +36,15 @@ _STEP = 256
 
 def should_repack(header: Header) -> bool:
     """Whether the type that most of the weights have gains from repacking."""
+    return main_type(header) in REPACKED_TYPES
+
+
+def main_type(header: Header) -> str:
+    """The ggml type that most of the weights have; "F32" where there are none."""
     sizes: Counter[str] = Counter()
     for tensor in header.tensors:
         sizes[tensor.type.name] += tensor.n_bytes
-    return bool(sizes) and sizes.most_common(1)[0][0] in REPACKED_TYPES
+    return sizes.most_common(1)[0][0] if sizes else "F32"
 
 
 @dataclass(frozen=True)
@@ -208,10 +213,11 @@ class _Planner:
             if everything is not None:
                 n_ctx = self._most_context(everything, least, wanted)
                 return self._finish(n_ctx, everything, wanted if n_ctx < wanted else None)
-            wanted = least
-        layout = self._layout_for(wanted)
-        if self._short(self._at(layout, wanted)):
-            layout = self._layout_for(least)
+            layout = self._layout_for(least)  # and then the context that it leaves room for
+        else:
+            layout = self._layout_for(wanted)
+            if self._short(self._at(layout, wanted)):
+                layout = self._layout_for(least)
         n_ctx = self._most_context(layout, least, wanted)
         return self._finish(n_ctx, layout, trained if asked == 0 and n_ctx < trained else None)
 
@@ -219,7 +225,8 @@ class _Planner:
         found = self._at(layout, n_ctx)
         short = self._short(found)
         # A device that is too small for what was asked for by number gets its chance: llama.cpp will tell.
-        if CPU in short or (short and self._is_auto):
+        # So does one that only holds what -ot names: nothing of it was chosen here.
+        if CPU in short or (short and self._is_auto and layout.n_gpu_layers):
             raise self._does_not_fit(layout, found, short)
         trained = max(n_ctx, self.header.n_ctx_train or n_ctx)
         most = None if self.config.n_ctx else self._most_context(layout, n_ctx, trained)
@@ -295,7 +302,8 @@ class _Planner:
         if not shares and self.offload.tensor_split:
             shares = (*self.offload.tensor_split, *[0.0] * (len(names) - len(self.offload.tensor_split)))
         if not shares:
-            shares = tuple(float(room.free_bytes or self.ram_free or 1) for room in self.rooms)
+            told = [self.ram_free or 1 if room.free_bytes is None else room.free_bytes for room in self.rooms]
+            shares = tuple(float(n_bytes) for n_bytes in (told if any(told) else [1] * len(told)))
         asked = self.offload.n_cpu_moe
         n_cpu_moe = max(n_cpu_moe, self.n_layer if asked == "all" else asked)
         overrides = self.offload.override_tensor

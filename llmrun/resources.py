@@ -372,6 +372,11 @@ class Nvml(Protocol):
 
     def memory_mhz(self, gpu: int) -> int: ...
 
+    def max_memory_mhz(self, gpu: int) -> int: ...
+
+    def bus_width_bits(self, gpu: int) -> int:
+        """Of its memory."""
+
     def temperature_c(self, gpu: int) -> int: ...
 
     def throttled(self, gpu: int) -> tuple[str, ...]: ...
@@ -436,6 +441,12 @@ class _Pynvml:
 
     def memory_mhz(self, gpu: int) -> int:
         return int(self._ask(gpu, "nvmlDeviceGetClockInfo", 2))  # NVML_CLOCK_MEM
+
+    def max_memory_mhz(self, gpu: int) -> int:
+        return int(self._ask(gpu, "nvmlDeviceGetMaxClockInfo", 2))  # NVML_CLOCK_MEM
+
+    def bus_width_bits(self, gpu: int) -> int:
+        return int(self._ask(gpu, "nvmlDeviceGetMemoryBusWidth"))
 
     def temperature_c(self, gpu: int) -> int:
         return int(self._ask(gpu, "nvmlDeviceGetTemperature", 0))  # NVML_TEMPERATURE_GPU

@@ -2,6 +2,7 @@
 
     scripts/compare_peers.py greedy  MODEL...                    same tokens as `llama-completion --temp 0`
     scripts/compare_peers.py engine  MODEL [--repack on|off]     prefill and decode rate against llama-bench
+    scripts/compare_peers.py offload MODEL                       the same for every offload setting, on RPC workers
     scripts/compare_peers.py oneshot MODEL                       wall time and memory of a cold one-shot run
 
 MODEL is a file, or SHAPE:LEVEL for a synthetic one, such as llama-1.2b:Q4_K_M. The runs are interleaved, theirs, ours,
@@ -20,14 +21,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from llmrun import synth
-from llmrun.config import LoadConfig, SamplingConfig
+from llmrun.config import LoadConfig, Offload, SamplingConfig
 from llmrun.engine.client import Engine
 from llmrun.gguf import open_header
 from llmrun.hardware import default_threads
@@ -141,27 +143,87 @@ def exact_prompt(engine: Engine, n_tokens: int) -> str:
 
 def engine(options: argparse.Namespace) -> None:
     path = model_file(options.model[0])
-    config = LoadConfig(repack=options.repack)
+    pairs = compare_engine(options, path, LoadConfig(repack=options.repack), [])
+    print(f"`{path.name}`, {default_threads()} threads, repack {options.repack}, {options.rounds} rounds:\n")
+    print(HEAD.format(peer="llama-bench"))
+    for test, (theirs, ours) in pairs.items():
+        print(row(test, theirs, ours, "t/s"))
+
+
+Pairs = dict[str, tuple[list[float], list[float]]]
+
+
+def compare_engine(
+    options: argparse.Namespace, path: Path, config: LoadConfig, arguments: list[str], threads: int | None = None
+) -> Pairs:
+    """Rates of prefill and decode, theirs with `arguments` and ours with `config`, by test."""
     n_pp, n_tg = options.n_prompt, options.n_gen
-    theirs_pp, ours_pp, theirs_tg, ours_tg = [], [], [], []
+    pairs: Pairs = {f"prefill, {n_pp} tokens": ([], []), f"decode, {n_tg} tokens": ([], [])}
+    config = replace(config, n_threads=threads)
     with Engine(path, open_header(path), config) as ours:
-        repack = "1" if ours.repack else "0"
         prompt = exact_prompt(ours, n_pp)
         for _ in interleaved(options.rounds):
             command = [options.peers / "llama-bench", "-m", path, "-p", str(n_pp), "-n", str(n_tg), "-r", "1"]
-            command += ["-t", str(ours.n_threads), "--repack", repack, "-o", "json"]
+            command += ["-t", str(ours.n_threads), "--repack", "1" if ours.repack else "0", "-o", "json", *arguments]
             tests = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-            theirs_pp.append(next(t["avg_ts"] for t in tests if t["n_prompt"]))
-            theirs_tg.append(next(t["avg_ts"] for t in tests if t["n_gen"]))
+            theirs = [next(t["avg_ts"] for t in tests if t[kind]) for kind in ("n_prompt", "n_gen")]
             warm_up(ours)
-            ours_pp.append(known(run(ours, prompt, 1).pp_tps))
-            ours_tg.append(known(run(ours, "b", n_tg).tg_tps))
-    print(
-        f"`{path.name}`, {ours.n_threads} threads, repack {'on' if ours.repack else 'off'}, {options.rounds} rounds:\n"
-    )
-    print(HEAD.format(peer="llama-bench"))
-    print(row(f"prefill, {n_pp} tokens", theirs_pp, ours_pp, "t/s"))
-    print(row(f"decode, {n_tg} tokens", theirs_tg, ours_tg, "t/s"))
+            rates = [known(run(ours, prompt, 1).pp_tps), known(run(ours, "b", n_tg).tg_tps)]
+            for (a, b), one, other in zip(pairs.values(), theirs, rates, strict=True):
+                a.append(one)
+                b.append(other)
+    return pairs
+
+
+# -- offload ---
+
+
+def offload(options: argparse.Namespace) -> None:
+    """Each side has a worker of its own, of the same kind: one that serves somebody keeps everybody else waiting."""
+    path = model_file(options.model[0])
+    n_layers = (open_header(path).n_layer or 0) + 1
+    half = n_layers // 2
+    everything = Offload(n_gpu_layers="all")
+    settings: dict[str, tuple[LoadConfig, list[str]]] = {
+        "-ngl 0": (LoadConfig(offload=Offload(n_gpu_layers=0)), ["-ngl", "0"]),
+        f"-ngl {half}": (LoadConfig(offload=Offload(n_gpu_layers=half)), ["-ngl", str(half)]),
+        "-ngl all": (LoadConfig(offload=everything), ["-ngl", "999"]),
+        "-ngl all -nkvo": (LoadConfig(offload=replace(everything, kv=False)), ["-ngl", "999", "-nkvo", "1"]),
+        "-ngl all -ctk q8_0 -ctv q8_0": (
+            LoadConfig(offload=everything, type_k="q8_0", type_v="q8_0"),
+            ["-ngl", "999", "-ctk", "q8_0", "-ctv", "q8_0"],
+        ),
+        "-ngl all -fa off": (LoadConfig(offload=everything, flash_attn="off"), ["-ngl", "999", "-fa", "off"]),
+        "-ngl all -ot ffn=CPU": (
+            LoadConfig(offload=replace(everything, override_tensor=(("ffn_", "CPU"),))),
+            ["-ngl", "999", "-ot", "ffn_=CPU"],
+        ),
+        f"-ngl {half} --load-mode none": (
+            LoadConfig(offload=Offload(n_gpu_layers=half), load_mode="none"),
+            ["-ngl", str(half), "-lm", "none"],
+        ),
+    }
+    print(f"`{path.name}`, one thread here and one in the worker, {options.rounds} rounds:\n")
+    print("| settings | test | llama-bench | llmrun | ratio (median of pairs) | range |\n|---|---|---|---|---|---|")
+    with worker() as theirs, worker() as mine:
+        for name, (config, arguments) in settings.items():
+            config = replace(config, rpc=(mine,), repack="off")
+            pairs = compare_engine(options, path, config, ["--rpc", theirs, *arguments], threads=1)
+            for test, (a, b) in pairs.items():
+                print(f"| `{name}` {row(test, a, b, 't/s')}", flush=True)
+
+
+@contextmanager
+def worker() -> Iterator[str]:
+    command = [sys.executable, "-m", "llmrun", "worker", "--json", "--port", "0", "-t", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout
+        ready = json.loads(process.stdout.readline())
+        yield f"{ready['host']}:{ready['port']}"
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def run(engine: Engine, prompt: str, n: int) -> Timing:
@@ -244,7 +306,7 @@ def oneshot(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["greedy", "engine", "oneshot"])
+    parser.add_argument("what", choices=["greedy", "engine", "offload", "oneshot"])
     parser.add_argument("model", nargs="+")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repack", choices=["auto", "on", "off"], default="auto")
@@ -256,7 +318,7 @@ def main() -> None:
     if not os.access(options.peers / "llama-bench", os.X_OK):
         sys.exit(f"no llama-bench in {options.peers}: build llama.cpp's tools and name their folder with --peers")
     check_quiet()
-    {"greedy": greedy, "engine": engine, "oneshot": oneshot}[options.what](options)
+    {"greedy": greedy, "engine": engine, "offload": offload, "oneshot": oneshot}[options.what](options)
 
 
 if __name__ == "__main__":

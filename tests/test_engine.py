@@ -51,6 +51,16 @@ def test_greedy_is_repeatable(engine: Engine) -> None:
     assert first == other_seed and len(first) > 20
 
 
+def test_a_longer_prompt_in_the_same_cells(micro: Path) -> None:
+    """A context for 12 tokens has 256 cells, and a batch of 12: the next prompt of 200 is no reason to die."""
+    with open_file(micro) as engine:
+        short = SamplingConfig(temperature=0, max_tokens=2)
+        ask(engine, "hello", short)
+        again = ask(engine, "x " * 100, short)
+    with open_file(micro) as engine:
+        assert ask(engine, "x " * 100, short) == again
+
+
 def test_seed_decides(engine: Engine) -> None:
     """The same seed gives the same story; another seed another one."""
     told = [ask(engine, "Once", SamplingConfig(temperature=1.5, seed=seed, max_tokens=30)) for seed in (1, 1, 2)]

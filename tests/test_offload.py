@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmrun.engine.client import Engine, Generation
 from llmrun.engine.prepare import total_error
 from llmrun.errors import BadModel, EngineCrashed, OutOfMemory, UsageError
 from llmrun.footprint import CPU
+from llmrun.gguf import open_header
 from llmrun.models import find_model
 from llmrun.planner import DoesNotFit
 
@@ -179,7 +181,7 @@ def test_auto_tries_again_with_less(rpc_worker: Worker, micro: Path) -> None:
         expected = answer(engine).token_ids
         assert engine.try_smaller()
         assert engine.plan.layout.n_gpu_layers < before
-        assert f"out of memory with {before} layers on RPC0" in engine.notes[-1]
+        assert len(engine.notes) == 2 and f"out of memory with {before} layers on RPC0" in engine.notes[1]
         assert answer(engine).token_ids == expected
         assert not engine.try_smaller()  # once
 
@@ -259,8 +261,10 @@ def test_a_worker_that_dies(busy: Path) -> None:
 # -- what else changes a model ---
 
 
-def write_adapter(path: Path, arch: str = "llama", *, kind: str = "adapter") -> None:
-    """A LoRA adapter of rank 4 for the first layer's attn_q of the micro model."""
+def write_adapter(
+    path: Path, arch: str = "llama", *, kind: str = "adapter", type_name: str = "float32", dims: tuple[int, ...] = ()
+) -> None:
+    """A LoRA adapter of rank 4 for the first layer's attn_q of the micro model; `dims` are more than it should have."""
     import numpy as np
     from gguf import GGUFWriter
 
@@ -269,8 +273,8 @@ def write_adapter(path: Path, arch: str = "llama", *, kind: str = "adapter") -> 
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 8.0)
     rng = np.random.default_rng(0)
-    writer.add_tensor("blk.0.attn_q.weight.lora_a", rng.standard_normal((4, 256)).astype(np.float32))
-    writer.add_tensor("blk.0.attn_q.weight.lora_b", rng.standard_normal((256, 4)).astype(np.float32))
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", rng.standard_normal((*dims, 4, 256)).astype(type_name))
+    writer.add_tensor("blk.0.attn_q.weight.lora_b", rng.standard_normal((*dims, 256, 4)).astype(type_name))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -301,6 +305,20 @@ def test_lora_that_does_not_go_with_the_model(tmp_path: Path, micro: Path) -> No
             pass
 
 
+@pytest.mark.parametrize(
+    ("dims", "type_name", "message"),
+    [((), "int32", "type I32"), ((), "float64", "type F64"), ((2,), "float32", "3 dim")],
+)
+def test_lora_of_what_can_not_be_multiplied(
+    tmp_path: Path, micro: Path, dims: tuple[int, ...], type_name: str, message: str
+) -> None:
+    """llama.cpp loads it and dies at the first token: said before."""
+    path = tmp_path / "adapter.gguf"
+    write_adapter(path, type_name=type_name, dims=dims)
+    with pytest.raises(BadModel, match=message), opened(micro, offload={"n_gpu_layers": 0}, lora=(Lora(path),)):
+        pass
+
+
 def test_rope_and_metadata_overrides_reach_llama_cpp() -> None:
     """Other positions, other answers; metadata given by hand count instead of the model's own."""
     tiny, ram = find_model("tiny").path, {"offload": {"n_gpu_layers": 0}}
@@ -311,6 +329,41 @@ def test_rope_and_metadata_overrides_reach_llama_cpp() -> None:
     with opened(tiny, **ram, override_kv={"llama.context_length": 4096, "llama.rope.freq_base": 100.0}) as engine:
         assert answer(engine).token_ids != plain
         assert engine.loaded.n_ctx_train == 4096
+
+
+def test_the_plan_knows_metadata_overrides() -> None:
+    """A context that the model's own metadata would not grant."""
+    ram = {"offload": {"n_gpu_layers": 0}}
+    with opened(find_model("tiny").path, n_ctx=None, override_kv={"llama.context_length": 4096}, **ram) as engine:
+        assert engine.plan.n_ctx_most == 4096
+        generation = engine.generate("a " * 1500, SamplingConfig(temperature=0, max_tokens=2))
+        assert len("".join(generation)) and (generation.n_ctx or 0) > find_model("tiny").header.n_ctx_train  # type: ignore[operator]
+
+
+def test_what_can_not_be_laid_out_may_still_run(micro: Path) -> None:
+    """llama.cpp aborts while it is measured: then compute buffers are unknown, and the model is loaded all the same."""
+    header = open_header(micro)
+    killer = {"llama.rope.scaling.type": "cubic"}
+    broken = replace(
+        header, metadata={**header.metadata, **killer}, types={**header.types, "llama.rope.scaling.type": "str"}
+    )
+    with Engine(micro, broken, LoadConfig(n_ctx=256, n_threads=1)) as engine:
+        assert engine.plan.footprint.by_device[CPU].compute is None
+        assert answer(engine).token_ids
+        assert engine.footprint(512).by_device[CPU].compute is None
+        assert answer(engine).token_ids
+
+
+def test_the_footprint_is_not_asked_in_the_middle_of_an_answer(micro: Path) -> None:
+    """The child does one thing at a time; the answer goes on unharmed."""
+    with opened(micro, offload={"n_gpu_layers": 0}) as engine:
+        expected = answer(engine).token_ids
+        generation = engine.generate(PROMPT, SamplingConfig(temperature=0, max_tokens=8))
+        next(iter(generation))
+        with pytest.raises(UsageError, match="another generation"):
+            engine.footprint(4096)
+        assert "".join(generation) is not None and generation.token_ids == expected
+        assert engine.footprint(4096).by_device[CPU].compute
 
 
 # -- as a user sees it ---
@@ -344,6 +397,7 @@ def test_run_says_what_it_chose(llmrun: Any, rpc_worker: Worker) -> None:
         ["-ts", "0,0"],
         ["-ts", "-1,2"],
         ["-ts", "nan"],
+        ["-ts", "1e-50"],
         ["-sm", "diagonal"],
         ["-mg", "-1"],
         ["-mg", "99"],
@@ -354,6 +408,11 @@ def test_run_says_what_it_chose(llmrun: Any, rpc_worker: Worker) -> None:
         ["-ot", "[=CPU"],
         ["-ot", "(?P<x>a)=CPU"],
         ["-ot", "ffn=Nowhere"],
+        ["-ot", "(.+)+X=CPU"],
+        ["-ot", "(a|aa){9,}X=CPU"],
+        ["-ot", ".*.*.*.*.*.*.*.*X=CPU"],
+        ["-ot", "a{,3}=CPU"],
+        ["-ot", "\udcff=CPU"],
         ["-fitt", "-1"],
         ["-fitt", "much"],
         ["-ctk", "q9_9"],
@@ -378,10 +437,21 @@ def test_run_says_what_it_chose(llmrun: Any, rpc_worker: Worker) -> None:
         ["--override-kv", "a=int:x"],
         ["--override-kv", "a=int:99999999999999999999999"],
         ["--override-kv", "a=float:inf"],
+        ["--override-kv", "\udcff=int:1"],
+        ["--override-kv", "a=str:\udcff"],
+        ["--override-kv", "a=float:1e300"],
+        ["--override-kv", "a=int:4294967296"],
+        ["--override-kv", "llama.block_count=int:0"],
+        ["--override-kv", "llama.block_count=float:6"],
+        ["--override-kv", "llama.context_length=int:-1"],
+        ["--override-kv", "llama.expert_count=int:8"],
+        ["--override-kv", "llama.rope.scaling.type=str:cubic"],
+        ["--override-kv", "general.architecture=str:qwen3"],
+        ["--override-kv", "tokenizer.ggml.tokens=str:a"],
         ["--override-kv", f"{'k' * 128}=int:1"],
         ["--override-kv", f"a=str:{'v' * 128}"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: ascii(" ".join(arguments)),
 )
 def test_bad_values_end_with_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     """Every option's bad values are a sentence with the option's name, and never reach native code."""

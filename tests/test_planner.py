@@ -130,6 +130,18 @@ def test_shares_of_the_user(dense: Header) -> None:
         plan(dense, [GIB, GIB], offload={"tensor_split": (1.0, 1.0, 1.0)})
 
 
+def test_a_full_device_gets_no_share(dense: Header) -> None:
+    """No byte free is not the same as unknown; where all are full, somebody asked for it by number."""
+    assert plan(dense, [0, GIB], offload={"n_gpu_layers": "all"}).placement.layers == ("B",) * 9
+    assert set(plan(dense, [0, 0], offload={"n_gpu_layers": "all"}).placement.layers) == {"A", "B"}
+
+
+def test_tensors_by_name_are_not_argued_with(dense: Header) -> None:
+    """-ot onto a device where auto would put nothing, since 1 GiB is to stay free there."""
+    made = plan(dense, [100 * MIB], offload={"fit_target": GIB, "override_tensor": (("ffn", "A"),)})
+    assert made.placement.layers == (CPU,) * 9 and made.footprint.by_device["A"].weights > 0
+
+
 def test_one_device_only(dense: Header) -> None:
     made = plan(dense, [GIB, GIB], offload={"split_mode": "none", "main_gpu": 1})
     assert made.layout.devices == ("B",) and made.placement.layers == ("B",) * 9
@@ -158,6 +170,13 @@ def test_context_is_cut_before_layers_are(dense: Header) -> None:
     everything = plan(dense, [8 * GIB], n_ctx=0).footprint.by_device["A"]
     made = plan(dense, [everything.total - (everything.kv or 0) // 2], n_ctx=0)
     assert made.placement.layers == ("A",) * 9 and 4096 <= made.n_ctx < 65_536
+
+
+def test_context_is_not_cut_for_a_device_that_holds_nothing(dense: Header) -> None:
+    """-c 0 on a device with no room at all: the whole context, in RAM."""
+    made = plan(dense, [MIB], n_ctx=0)
+    assert made.placement.layers == (CPU,) * 9
+    assert made.n_ctx == 65_536 and made.cut_from is None
 
 
 def test_a_prompt_gets_what_it_needs(dense: Header) -> None:

@@ -148,6 +148,14 @@ class FakeNvml:
         self._said("memory_mhz")
         return 3201
 
+    def max_memory_mhz(self, gpu: int) -> int:
+        self._said("max_memory_mhz")
+        return 3201
+
+    def bus_width_bits(self, gpu: int) -> int:
+        self._said("bus_width_bits")
+        return 6144
+
     def temperature_c(self, gpu: int) -> int:
         self._said("temperature_c")
         return 40 + gpu

@@ -358,6 +358,21 @@ def test_a_run_uses_them(llmrun: RunLlmrun, home: Path) -> None:
     assert (said["temperature"], said["top_k"], said["stop"]) == (0.5, 40, ["xxx"])
 
 
+@pytest.mark.parametrize(
+    ("line", "typed"),
+    [
+        ("cpu-moe = true", "--n-cpu-moe=1"),
+        ("mlock = true", "--load-mode=none"),
+        ("rope-scale = 2", "--rope-freq-scale=1"),
+    ],
+)
+def test_the_same_in_other_words(llmrun: RunLlmrun, home: Path, line: str, typed: str) -> None:
+    """What was typed counts, also where the file says the same by another option."""
+    write(home, f"[defaults]\n{line}\n")
+    done = llmrun("run", "tiny", "Once", "-n", "1", typed)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_flag_and_a_single_text(llmrun: RunLlmrun, home: Path) -> None:
     """A flag is true or false, one text is a list of one, and a number can stand for a text."""
     write(home, '[defaults]\nquiet = true\nraw = false\nstop = "zzz"\nn-predict = 2')

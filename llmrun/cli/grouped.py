@@ -8,11 +8,15 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 
-def gathered(name: str, make: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def gathered(
+    name: str, make: Callable[..., Any], *, either: tuple[tuple[str, str], ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that gives a command the parameters of `make` as options of its own.
 
     When the command is called, `make` is called with their values first, and the command gets what it returns as
     `name`. Typer reads options from a function's signature; so the command is wrapped in a function that has them.
+
+    `either`: parameters that say the same in two ways: where one is typed, a setting for the other does not count.
     """
     theirs = inspect.signature(make).parameters
     hints = get_type_hints(make, include_extras=True)
@@ -35,6 +39,7 @@ def gathered(name: str, make: Callable[..., Any]) -> Callable[[Callable[..., Any
         wrapper.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
         wrapper.makes = (*getattr(command, "makes", ()), make)  # type: ignore[attr-defined]  # for `llmrun config set`
+        wrapper.either = (*getattr(command, "either", ()), *either)  # type: ignore[attr-defined]
         return wrapper
 
     return decorate

@@ -247,5 +247,9 @@ def _config(
     )
 
 
-with_load = gathered("load", _config)
+with_load = gathered(
+    "load",
+    _config,
+    either=(("cpu_moe", "n_cpu_moe"), ("mlock", "load_mode"), ("rope_scale", "rope_freq_scale")),
+)
 """A decorator: the command gets these options, and their values as one `LoadConfig` called `load`."""

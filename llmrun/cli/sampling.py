@@ -29,6 +29,9 @@ def _config(
         list[str] | None,
         _panel("--stop", metavar="TEXT", help="End the answer before this text. Repeatable.", panel=TEXT),
     ] = None,
+    ignore_eos: Annotated[
+        bool, _panel("--ignore-eos", help="Go on when the model would end.", panel=TEXT)
+    ] = _DEFAULT.ignore_eos,
     seed: Annotated[int | None, _panel("-s", "--seed", help="Same seed, same answer.  [default: random]")] = None,
     top_k: Annotated[int, _panel("--top-k", help="Keep the K likeliest tokens; 0: all.")] = _DEFAULT.top_k,
     top_p: Annotated[float, _panel("--top-p", help="Keep tokens up to this probability; 1: all.")] = _DEFAULT.top_p,
@@ -72,6 +75,7 @@ def _config(
         seed=None if seed == -1 else seed,  # llama.cpp's word for "random"
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
     )
 
 

@@ -48,14 +48,22 @@ def _fill_in(command: Any, ctx: Any, model: str) -> None:
     if not found:
         return
     options = options_of(command)
+    typed = {name for name in ctx.params if _source(ctx, name) != "DEFAULT"}
+    said = typed.union(*(pair for pair in getattr(command.callback, "either", ()) if typed & set(pair)))
     for name, setting in found.items():
         option = options.get(name)  # another command's, perhaps
-        source = ctx.get_parameter_source(option.param.name) if option else None
-        if option is None or source is None or source.name != "DEFAULT":
+        if option is None or option.param.name in said:
             continue
+        source = ctx.get_parameter_source(option.param.name)
         ctx.params[option.param.name] = converted(option, ctx, setting)
         ctx.set_parameter_source(option.param.name, type(source).DEFAULT_MAP)
         ctx.meta.setdefault(APPLIED, {})[option.param.name] = setting
+
+
+def _source(ctx: Any, name: str) -> str:
+    """Where a parameter's value is from: "COMMANDLINE", "ENVIRONMENT", ...; "DEFAULT" where nobody said it."""
+    source = ctx.get_parameter_source(name)
+    return source.name if source else "COMMANDLINE"
 
 
 def _blamed(command: Any, ctx: Any, message: str) -> Setting | None:

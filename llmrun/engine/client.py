@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -37,13 +38,15 @@ from llmrun.engine.protocol import (
     Started,
     StopReason,
     Tokens,
+    Trial,
+    Tried,
     decode,
     encode,
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.footprint import Footprint, decode_reads, footprint, kv_bytes_per_token, repackable_types
 from llmrun.gguf import Header, printable
-from llmrun.gguf_rules import open_adapter
+from llmrun.gguf_rules import open_adapter, overridden
 from llmrun.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
 from llmrun.planner import Layout, Plan, Room, make_plan, should_repack, smaller_n_ctx
@@ -76,6 +79,8 @@ class Limits:
 
 _RETRY_WITH = 0.85
 """After an out-of-memory, the share of what was tried on each device that is tried next."""
+
+_ONE_AT_A_TIME = "another generation of this engine is running; wait for it, or open a second"
 
 
 class Generation:
@@ -213,6 +218,9 @@ class Engine:
         loaded: what the model is.
     """
 
+    _module = "worker"
+    """Of this package, which the child runs."""
+
     def __init__(
         self,
         path: Path,
@@ -227,22 +235,25 @@ class Engine:
         """`child` is one of `started_early`, for those who can't wait. `expected_tokens`, of prompt and answer together
         where they are known, is what the layout leaves memory for."""
         self.path = path
-        self.header = header
         self.config = config or LoadConfig()
+        self.header = header = overridden(header, self.config.override_kv)
         self.limits = limits or Limits()
         self.notes: list[str] = []
         self.reads = decode_reads(header, self.config.type_k, self.config.type_v)
         self.n_threads = self.config.n_threads or default_threads()
         self._on_progress = on_progress
         self._expected_tokens = expected_tokens
-        self._may_retry = True
+        self._may_retry = self._may_measure = True
+        self._holds_model = False
         self._adapters = [open_adapter(adapter.path, header.architecture) for adapter in self.config.lora]
         self._running: Generation | None = None
         self._turn = threading.Lock()
-        self._child = child or Child("worker")
+        self._child = child or Child(self._module)
         try:
             self._find_devices()
             self.plan = self._make_plan(rooms_of(self.config, self.devices))
+            if line := self.plan.line():  # not of a second plan, whose rooms are what may be tried, not what is free
+                self.notes.append(line)
             try:
                 self._load()
             except OutOfMemory:
@@ -266,9 +277,6 @@ class Engine:
                 plan = self._planned(rooms, partial(self._measure, path))
         except OSError:  # no room for it: then the compute buffers stay unknown
             plan = self._planned(rooms, lambda _layout, _n_ctx: None)
-        line = plan.line()
-        if line:
-            self.notes.append(line)
         return plan
 
     def _planned(self, rooms: Sequence[Room], measure: MeasureLayout) -> Plan:
@@ -285,17 +293,21 @@ class Engine:
 
     def _measure(self, path: str, layout: Layout, n_ctx: int) -> dict[str, int] | None:
         """Bytes that llama.cpp would compute in, by device."""
+        if not self._may_measure:
+            return None
         repack = should_repack(self.header) if self.config.repack == "auto" else self.config.repack == "on"
         settings = settings_of(
             self.config, layout, n_ctx=n_ctx, n_ctx_most=None, n_threads=self.n_threads, repack=repack
         )
-        self.send(Measure(path, replace(settings, lora=[])))
         try:
+            self.send(Measure(path, replace(settings, lora=[])))
             event = self.receive()
         except EngineCrashed:
-            # What can be loaded can't be laid out: of no harm but for this child.
-            self._child = Child("worker")
-            self._find_devices()
+            # What can be loaded can't be laid out: of no harm but for this child, and what it had loaded.
+            self._may_measure = False
+            if not self._holds_model:
+                self._child = Child(self._module)
+                self._find_devices()
             return None
         match event:
             case Measured(buffers):
@@ -312,7 +324,10 @@ class Engine:
         return checks(self.footprint(generation.n_ctx or 0), generation.buffers, self.devices)
 
     def footprint(self, n_ctx: int) -> Footprint:
-        """What the plan takes with a context of `n_ctx` tokens, which may not be the one that it was made for."""
+        """What the plan takes with a context of `n_ctx` tokens, which may not be the one that it was made for.
+
+        Raises `UsageError` while a generation runs: the child is asked, and does one thing at a time.
+        """
         if n_ctx == self.plan.footprint.n_ctx:
             return self.plan.footprint
         config = self.config
@@ -327,11 +342,15 @@ class Engine:
             flash_attn=config.flash_attn != "off",
             adapters=self._adapters,
         )
+        if not self._turn.acquire(blocking=False):
+            raise UsageError(_ONE_AT_A_TIME)
         try:
             with skeleton_file(self.header) as path:
                 return found.with_compute(self._measure(path, self.plan.layout, n_ctx))
         except OSError:
             return found
+        finally:
+            self._turn.release()
 
     def try_smaller(self) -> bool:
         """After an out-of-memory: load again with fewer layers on the devices. False where that is nobody's choice but
@@ -348,13 +367,18 @@ class Engine:
             else room
             for room in plan.rooms
         ]
-        self._child.close()
-        self._child = Child("worker")
-        self._find_devices()
         before, taken = plan.layout.n_gpu_layers, ", ".join(room.name for room in tight)
-        self.plan = self._make_plan(less)
-        self.notes.append(f"out of memory with {before} layers on {taken}: again with {self.plan.layout.n_gpu_layers}")
-        self._load()
+        self._child.close()
+        self._child, self._holds_model = Child(self._module), False
+        try:
+            self._find_devices()
+            self.plan = self._make_plan(less)
+            again = self.plan.layout.n_gpu_layers
+            self.notes.append(f"out of memory with {before} layers on {taken}: again with {again}")
+            self._load()
+        except BaseException:
+            self.close()  # a child without a model could answer nobody
+            raise
         return True
 
     @property
@@ -401,6 +425,19 @@ class Engine:
         request = Generate(fields, prompt=prompt) if isinstance(prompt, str) else Generate(fields, messages=[*prompt])
         return Generation(self, request, on_prefill)
 
+    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried:
+        """Bare speed: random tokens, nothing sampled (see `protocol.Trial`). Not while a generation runs."""
+        if self._running is not None:
+            raise UsageError("a generation of this engine is running; wait for it, or open a second")
+        self.send(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx))
+        match self.receive():
+            case Tried() as tried:
+                return tried
+            case Failed() as failed:
+                raise self.translate(failed)
+            case event:
+                raise EngineCrashed(f"the engine sent {type(event).__name__} for the outcome of a trial")
+
     @contextmanager
     def turn_of(self, generation: Generation) -> Iterator[None]:
         """One generation at a time. Asking for the next one ends one that was left in the middle.
@@ -412,11 +449,9 @@ class Engine:
             try:
                 left.close()
             except ValueError:  # Python's word for a generator that is being run just now
-                raise UsageError(
-                    "another generation of this engine is running; wait for it, or open a second"
-                ) from None
+                raise UsageError(_ONE_AT_A_TIME) from None
         if not self._turn.acquire(blocking=False):
-            raise UsageError("another generation of this engine is running; wait for it, or open a second")
+            raise UsageError(_ONE_AT_A_TIME)
         self._running = generation
         try:
             yield
@@ -492,6 +527,7 @@ class Engine:
             )
         )
         self.loaded = self._wait_for_load()
+        self._holds_model = True
 
     def _wait_for_load(self) -> Loaded:
         deadline = time.monotonic() + self.limits.header_s
@@ -531,6 +567,8 @@ class Engine:
         message = printable(failed.message, limit=400)
         numbers = failed.numbers
         match failed.kind:
+            case "model" if re.search("in regular expression|shorter regex", message):
+                return UsageError(f"-ot: no pattern for llama.cpp: {message.rpartition(': ')[2]}")
             case "model" if "does not support split buffers" in message:
                 return UsageError(f"-sm row: {message.rpartition(': ')[2]}", hint="-sm layer")
             case "model":
@@ -539,7 +577,9 @@ class Engine:
                 return self._out_of_memory(numbers.get("n_ctx"))
             case "prompt":
                 if numbers["n_prompt"] <= numbers["n_ctx_train"]:
-                    hint = "-c 0, the default: as much context as the prompt needs"
+                    longer = f"-c {-(-numbers['n_prompt'] // 256) * 256}"
+                    hint = f"{longer}, or leave -c out: then it is as long as the prompt needs"
+                    hint = hint if self.config.n_ctx else longer  # it is memory that cut the context, for this layout
                 else:
                     hint = f"shorten it: the model was trained on {numbers['n_ctx_train']} tokens"
                 return PromptTooLong(message, hint=hint)
@@ -583,7 +623,7 @@ class Engine:
         if self.config.rpc and "RPC server" in death.reason:
             return devices.lost(self.config.rpc, death)
         # Repacked weights run on code of their own, which compilers and virtual machines are known to break.
-        suspect = self.repack and death.killer in (signal.SIGSEGV, signal.SIGILL)
+        suspect = hasattr(self, "plan") and self.repack and death.killer in (signal.SIGSEGV, signal.SIGILL)
         hint = "the same with --repack off" if suspect else "the same with LLMRUN_DEBUG=1, which shows its log"
         return EngineCrashed(f"the engine {death.reason}", hint=hint, log=death.log)
 

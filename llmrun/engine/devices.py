@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -46,15 +47,21 @@ def find_devices(rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Foun
     """
     child = Child("worker")
     try:
-        ready = _next(child, START_S)
-        if not isinstance(ready, Ready):
-            raise EngineCrashed(f"llama.cpp did not start within {START_S} s")
-        found = ask(child, rpc, answer_s=answer_s)
-        return Found(found.devices, ready.system_info, found.versions)
-    except Gone:
-        raise _died(child) from None
+        return start(child, rpc, answer_s=answer_s)
     finally:
         child.close()
+
+
+def start(child: Child, rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Found:
+    """Wait until a new child is there, and ask it. Raises as `find_devices` does."""
+    try:
+        ready = _next(child, START_S)
+    except Gone:
+        raise _died(child) from None
+    if not isinstance(ready, Ready):
+        raise EngineCrashed(f"llama.cpp did not start within {START_S} s")
+    found = ask(child, rpc, answer_s=answer_s)
+    return Found(found.devices, ready.system_info, found.versions)
 
 
 def ask(child: Child, rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Devices:
@@ -104,7 +111,10 @@ def _next(child: Child, timeout_s: float) -> Message | None:
 
 
 def _died(child: Child) -> LlmrunError:
-    death = child.death()
+    return _why_dead(child.death())
+
+
+def _why_dead(death: Death) -> LlmrunError:
     if death.out_of_memory:
         return OutOfMemory(f"out of memory: the engine {death.reason}")
     return EngineCrashed(f"the engine {death.reason}", hint="llmrun doctor", log=death.log)
@@ -113,6 +123,8 @@ def _died(child: Child) -> LlmrunError:
 def _unreached(endpoint: str, child: Child) -> LlmrunError:
     """Why the child has died of asking a worker, found out by a look of our own."""
     death = child.death()
+    if death.killer in (signal.SIGKILL, signal.SIGTERM):  # not by what it was told there
+        return _why_dead(death)
     host, _, port = endpoint.rpartition(":")
     hint = f"llmrun worker --port {port}, on that machine"
     try:

@@ -149,6 +149,31 @@ def buffer_type(handle: ctypes.c_void_p) -> ctypes.c_void_p:
     return ctypes.c_void_p(_call("ggml-base", "ggml_backend_dev_buffer_type", ctypes.c_void_p, handle))
 
 
+def extra_buffer_types(handle: ctypes.c_void_p) -> list[ctypes.c_void_p]:
+    """Where else the device keeps weights, rearranged for faster products, the ones to prefer first."""
+    address = _call(
+        *("ggml-base", "ggml_backend_reg_get_proc_address", ctypes.c_void_p),
+        *(registry(handle), ctypes.c_char_p(b"ggml_backend_dev_get_extra_bufts")),
+    )
+    if not address:
+        return []
+    listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(handle)
+    found: list[ctypes.c_void_p] = []
+    while listed and listed[len(found)]:
+        found.append(ctypes.c_void_p(listed[len(found)]))
+    return found
+
+
+def set_threads(handle: ctypes.c_void_p, backend: ctypes.c_void_p, n_threads: int) -> None:
+    """How many threads a backend of this device computes with; of no effect where it has none of its own."""
+    address = _call(
+        *("ggml-base", "ggml_backend_reg_get_proc_address", ctypes.c_void_p),
+        *(registry(handle), ctypes.c_char_p(b"ggml_backend_set_n_threads")),
+    )
+    if address:
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(address)(backend, n_threads)
+
+
 def take(buffer_type: ctypes.c_void_p, n_bytes: int) -> ctypes.c_void_p | None:
     """A buffer of so many bytes (`ggml_backend_buffer_t`), or None where it can't be had."""
     buffer = _call(

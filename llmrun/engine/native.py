@@ -115,13 +115,13 @@ class Vocab:
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Token ids; control tokens written out in `text` count as what they stand for."""
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids; with `parse_special` control tokens written out in `text` count as what they stand for."""
         data = text.encode("utf-8", errors="replace")
         room = len(data) + 8
         while True:
             ids = (llama.llama_token * room)()
-            n = llama.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, True)
+            n = llama.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
             if n >= 0:
                 return list(ids[:n])
             room = -n

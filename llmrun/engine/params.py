@@ -87,14 +87,16 @@ def _kv_overrides(pairs: list[list[Any]]) -> Any:
     return array
 
 
-def context_params(settings: Settings, n_ctx: int) -> Any:
-    """`llama_context_params` for one sequence."""
+def context_params(settings: Settings, n_ctx: int, n_outputs: int = 1, n_seq: int = 1) -> Any:
+    """`llama_context_params`, `n_ctx` for all sequences together; of a batch, at most `n_outputs` tokens' logits can be
+    had, and in any case one for each sequence."""
     params = llama.llama_context_default_params()
     params.n_ctx = n_ctx
     params.n_batch = settings.n_batch
     params.n_ubatch = min(settings.n_ubatch, settings.n_batch)
-    # Only the last token's logits are ever asked for; room for a whole batch of them would be hundreds of MB.
-    params.n_outputs_max = 1
+    # To generate, only the last token's logits are asked for; room for a whole batch of them would be hundreds of MB.
+    params.n_outputs_max = max(n_outputs, n_seq)
+    params.n_seq_max = n_seq
     params.n_threads = settings.n_threads
     params.n_threads_batch = settings.n_threads_batch
     params.flash_attn_type = _FLASH_ATTN[settings.flash_attn]

@@ -92,6 +92,89 @@ class Generate:
 
 
 @dataclass
+class Tokenize:
+    """Parent → scorer: cut `text` into chunks of `n_ctx` tokens and make a context for one of them."""
+
+    text: str
+    n_ctx: int
+
+
+@dataclass
+class Score:
+    """Parent → scorer: compute chunk number `index`, counted from 0.
+
+    Attributes:
+        keep: path of a file to write the logits to: float32, one row of the vocabulary for each token that counts.
+        beside: path of such a file, with a reference's logits to compare with.
+    """
+
+    index: int
+    keep: str | None = None
+    beside: str | None = None
+
+
+@dataclass
+class Trial:
+    """Parent → child: compute random tokens and tell how long it took; nothing is sampled or detokenized.
+
+    Attributes:
+        n_prompt: tokens of prompt of every sequence; 0: none.
+        n_gen: tokens that are then computed one by one, in every sequence.
+        n_depth: tokens that are in the memory of every sequence before, outside the clock.
+        n_seq: sequences, side by side.
+        n_ctx: tokens of context to make at least, so that the next trial can use it too.
+    """
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    n_seq: int
+    n_ctx: int
+
+
+@dataclass
+class Tried:
+    """Child → parent: the answer to `Trial`.
+
+    Attributes:
+        prefill_s: seconds of the prompts; None without.
+        step_s: seconds of each step, one token for every sequence; `n_gen` of them.
+        buffers: what llama.cpp holds, by device.
+    """
+
+    prefill_s: float | None
+    step_s: list[float]
+    buffers: list[Buffer]
+
+
+@dataclass
+class Probe:
+    """Parent → child: how fast does a device read and multiply? A model need not be loaded.
+
+    Attributes:
+        n_bytes: of the matrix that is read; 0: none is.
+        kind: ggml type of the matrix that is multiplied, such as "Q4_K"; "": none is.
+        seconds: of each of the two, about.
+        repack: whether weights in RAM are rearranged where ggml can.
+    """
+
+    device: str
+    n_bytes: int
+    kind: str
+    n_threads: int
+    seconds: float
+    repack: bool = False
+
+
+@dataclass
+class Probed:
+    """Child → parent: the answer to `Probe`, one figure for every product. Empty where there is no room, or no way."""
+
+    read_bytes_per_s: list[float]
+    flops_per_s: list[float]
+
+
+@dataclass
 class Cancel:
     """Parent → child, at any time: end the generation now. Answered by `Done` with stop reason "cancelled"."""
 
@@ -175,6 +258,36 @@ class Loaded:
     has_template: bool
     begin_s: float
     end_s: float
+
+
+@dataclass
+class Tokenized:
+    """Scorer → parent: the answer to `Tokenize`.
+
+    Attributes:
+        n_tokens: of the whole text, BOS included where the model wants one.
+        digest: of the tokens: two models with the same one read the same.
+    """
+
+    n_tokens: int
+    digest: str
+
+
+@dataclass
+class Scored:
+    """Scorer → parent: the answer to `Score`, one number for each token that counts.
+
+    Attributes:
+        nll: −ln p of the text's token.
+        reference: the same by the reference's logits; empty without one.
+        kld: divergence from the reference; empty without one.
+        n_same_top: tokens where both find the same one likeliest.
+    """
+
+    nll: list[float]
+    reference: list[float]
+    kld: list[float]
+    n_same_top: int
 
 
 @dataclass
@@ -265,13 +378,21 @@ Message = (
     Load
     | Measure
     | FindDevices
+    | Trial
+    | Probe
     | Generate
+    | Tokenize
+    | Score
     | Cancel
     | Ready
     | Devices
     | Measured
+    | Tried
+    | Probed
     | Progress
     | Loaded
+    | Tokenized
+    | Scored
     | Rendering
     | Started
     | Prefilled

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmrun.engine import inside
 from llmrun.engine.protocol import (
@@ -34,17 +34,27 @@ from llmrun.engine.protocol import (
     Measured,
     Message,
     Prefilled,
+    Probe,
+    Probed,
     Progress,
     Ready,
     Rendering,
+    Scored,
     Settings,
     Started,
     StopReason,
+    Tokenized,
     Tokens,
+    Trial,
+    Tried,
     decode,
     encode,
     out_of_memory,
 )
+
+if TYPE_CHECKING:
+    from llmrun.engine.ceiling import Products
+    from llmrun.engine.trial import Trials
 
 # Every message wakes the parent on a core that decoding may be using. At thousands of tokens per second they are sent
 # together, never later than this: no eye sees the difference.
@@ -53,6 +63,9 @@ COALESCE_S = 0.010
 COMFORTABLE_CTX = 4096
 
 _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
+
+# Each of them ends something that the parent waits for.
+_AWAITED = Ready | Devices | Measured | Tried | Probed | Loaded | Tokenized | Scored | Done | Failed
 
 clock = time.perf_counter
 
@@ -80,7 +93,7 @@ class Outbox:
             try:
                 self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
             except BlockingIOError:
-                if not isinstance(message, Ready | Devices | Measured | Loaded | Done | Failed):
+                if not isinstance(message, _AWAITED):
                     return
                 select.select([], [self._descriptor], [])
 
@@ -129,23 +142,34 @@ class Worker:
         self.context: Any = None
         self.settings: Settings
         self.adapters: list[tuple[Any, float]] = []
+        self.trials: Trials | None = None
+        self.products: Products | None = None
         self.vocab: Any
         outbox.send(Ready(self.llama.llama_print_system_info().decode(errors="replace")))
 
     def serve(self, message: Message) -> None:
         try:
-            if isinstance(message, Load):
-                self.load(message)
-            elif isinstance(message, Generate):
-                self.generate(message)
-            elif isinstance(message, Measure):
-                self.measure(message)
-            elif isinstance(message, FindDevices):
-                self.find_devices(message)
+            self._do(message)
         except RequestFailed as error:
             self.outbox.send(error.failed)
         except MemoryError:
             self.outbox.send(Failed("memory", "Python could not allocate memory"))
+
+    def _do(self, message: Message) -> None:
+        if isinstance(message, Load):
+            self.load(message)
+        elif isinstance(message, Generate):
+            self.generate(message)
+        elif isinstance(message, Measure):
+            self.measure(message)
+        elif isinstance(message, FindDevices):
+            self.find_devices(message)
+        elif isinstance(message, Trial):
+            self.trial(message)
+        elif isinstance(message, Probe):
+            self.probe(message)
+        else:
+            raise RequestFailed("engine", f"nobody here serves {type(message).__name__}")
 
     def find_devices(self, message: FindDevices) -> None:
         for endpoint in message.rpc:
@@ -222,9 +246,14 @@ class Worker:
         """
         n_train = self.llama.llama_model_n_ctx_train(self.model)
         wanted = self.settings.n_ctx or min(n_train, n_needed, self.settings.n_ctx_most or n_needed)
-        if self.context is not None and self.llama.llama_n_ctx(self.context) >= wanted:
-            return wanted
+        if self.trials is not None:
+            self.trials.close()
+            self.trials = None
         if self.context is not None:
+            # llama.cpp rounds the cells up to 256, but not the batch that it cuts to the context it was asked for.
+            longest = self.llama.llama_n_ctx(self.context), self.llama.llama_n_batch(self.context)
+            if longest[0] >= wanted and longest[1] >= min(self.settings.n_batch, wanted):
+                return wanted
             self.llama.llama_free(self.context)
             self.context = None
         self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in ("model", "LoRA")]
@@ -248,15 +277,19 @@ class Worker:
         except params.UnknownDevice as error:
             raise RequestFailed("usage", str(error)) from None
 
-    def _new_context(self, model: Any, settings: Settings, n_ctx: int) -> Any:
+    def _new_context(self, model: Any, settings: Settings, n_ctx: int, n_seq: int = 1) -> Any:
         """A context, or None with the reason in the log."""
         from llmrun.engine.params import context_params
 
-        params = context_params(settings, n_ctx)
+        params = context_params(settings, n_ctx, self._n_outputs(settings, n_ctx), n_seq)
         params.abort_callback = self.cancelled.callback
         params.abort_callback_data = self.cancelled.data
         self.log.lines.clear()
         return self.llama.llama_init_from_model(model, params) or None
+
+    def _n_outputs(self, settings: Settings, n_ctx: int) -> int:
+        """Tokens of a batch whose logits are wanted."""
+        return 1
 
     def measure(self, message: Measure) -> None:
         """Lay the model out with llama.cpp's own allocator; nothing is allocated but recurrent states."""
@@ -282,6 +315,39 @@ class Worker:
             return [buffer for buffer in self.log.buffers if buffer.kind in ("compute", "output")]
         finally:
             self.llama.llama_model_free(model)
+
+    # -- bare speed ---
+
+    def trial(self, message: Trial) -> None:
+        from llmrun.engine.trial import TrialFailed, Trials
+
+        if self.trials is None:
+            if self.context is not None:  # two contexts would be two KV caches
+                self.llama.llama_free(self.context)
+                self.context = None
+            self.trials = Trials(self.vocab, self.settings.n_batch, self._trial_context)
+        try:
+            prefill_s, step_s = self.trials.run(message)
+        except TrialFailed as error:
+            self._fail_from_log("engine", str(error))
+        self.outbox.send(Tried(prefill_s, step_s, list(self.log.buffers)))
+
+    def _trial_context(self, n_ctx: int, n_seq: int) -> Any:
+        self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in ("model", "LoRA")]
+        context = self._new_context(self.model, self.settings, n_ctx, n_seq)
+        if context is None:
+            self._fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens", n_ctx=n_ctx)
+        return context
+
+    def probe(self, message: Probe) -> None:
+        handle = self.ggml.by_name(message.device)
+        if handle is None:
+            raise RequestFailed("usage", f"there is no device {message.device}")
+        if self.products is None:
+            from llmrun.engine.ceiling import Products
+
+            self.products = Products()
+        self.outbox.send(self.products.probe(handle, message))
 
     # -- generate -----------------------------------------------------------------------------------------------------
 
@@ -316,7 +382,7 @@ class Worker:
             self.outbox.send(Started(len(tokens), 0, n_ctx, request_s, begin_s, buffers))
             for token in tokens:  # the penalties look back at the prompt as well
                 self.llama.llama_sampler_accept(sampler, token)
-            reason = self._prefill(tokens) or self._decode(len(tokens), n_ctx, sampler, max_tokens, sampling["stop"])
+            reason = self._prefill(tokens) or self._decode(len(tokens), n_ctx, sampler, sampling)
         finally:
             self.llama.llama_sampler_free(sampler)
         self.outbox.send(Done(reason, *resident_memory()))
@@ -379,10 +445,11 @@ class Worker:
         self._fail_from_log("engine", f"llama_decode failed with {status}")
         raise AssertionError
 
-    def _decode(self, n_past: int, n_ctx: int, sampler: Any, max_tokens: int, stop: list[str]) -> StopReason:
+    def _decode(self, n_past: int, n_ctx: int, sampler: Any, sampling: dict[str, Any]) -> StopReason:
         """Sample and compute, token by token. `n_past` tokens are in the context, the last one's logits ready."""
         sample, context = self.llama.llama_sampler_sample, self.context
-        answer = Answer(stop)
+        max_tokens, goes_on = sampling["max_tokens"], sampling["ignore_eos"]
+        answer = Answer(sampling["stop"])
         one = (self.llama.llama_token * 1)()
         ids: list[int] = []
         at_s: list[float] = []
@@ -406,7 +473,7 @@ class Worker:
                 reason = "cancelled"
             else:
                 token = sample(sampler, context, -1)
-                if self.vocab.ends(token):
+                if self.vocab.ends(token) and not goes_on:
                     reason = "end"
                 else:
                     now_s = clock()
@@ -460,10 +527,10 @@ def resident_memory() -> tuple[int | None, int | None, int | None]:
     return of("VmHWM"), of("VmRSS"), of("RssAnon")
 
 
-def main() -> None:
+def main(kind: type[Worker] = Worker) -> None:
     inbox, descriptor = inside.begin()
     outbox = Outbox(descriptor)
-    worker = Worker(outbox)
+    worker = kind(outbox)
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def listen() -> None:

@@ -1,0 +1,274 @@
+"""`llmrun bench MODEL...`: tokens per second, with everything that the number depends on."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from llmrun.cli import load as load_options
+from llmrun.cli import options, screen, sweep
+from llmrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmrun.bench import Case, Method
+    from llmrun.engine.client import Engine
+    from llmrun.exports import Format
+    from llmrun.models import Model
+    from llmrun.results import Record, Row, Test
+
+_OUTPUT = "Output"
+Texts = list[str] | None
+_SWEPT = sweep.Swept(load_options._config, fixed=("rpc",), without=("ctx_size",))
+
+
+def bench(
+    model: options.ModelNames,
+    n_prompt: Annotated[
+        Texts, typer.Option("-p", "--n-prompt", metavar="N", help="Prompts to compute.  [default: 512]")
+    ] = None,
+    n_gen: Annotated[
+        Texts, typer.Option("-n", "--n-gen", metavar="N", help="Tokens to generate.  [default: 128]")
+    ] = None,
+    pg: Annotated[
+        Texts, typer.Option("-pg", metavar="PP,TG", help="A prompt and then an answer, timed together. Repeatable.")
+    ] = None,
+    depth: Annotated[
+        Texts, typer.Option("-d", "--n-depth", metavar="N", help="Tokens that are in the context before.  [default: 0]")
+    ] = None,
+    batch: Annotated[
+        Texts, typer.Option("-B", "--n-parallel", metavar="N", help="Sequences side by side, as llama-batched-bench.")
+    ] = None,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="Also what a user waits for: template, tokens, sampling, text.")
+    ] = False,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Samples of each test.")] = 5,
+    delay: Annotated[float, typer.Option("--delay", metavar="S", help="Seconds of rest before each test.")] = 0.0,
+    no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Time the first run as well.")] = False,
+    no_ceilings: Annotated[
+        bool, typer.Option("--no-ceilings", help="Don't measure what the memory can do beside the samples.")
+    ] = False,
+    output_format: Annotated[
+        str,
+        typer.Option(
+            "-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl, sql.", rich_help_panel=_OUTPUT
+        ),
+    ] = "table",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE", help="Write the rows to this file too, by its suffix.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+    **given: Any,
+) -> None:
+    """Measure tokens per second.
+
+    Options that take a list sweep all combinations: -t 1,2 -ub 128-512*2 -ngl 0,all. Names and syntax are
+    llama-bench's, and so is the method: random tokens, no tokenization, no sampling. Rows appear as they are measured;
+    what is finished when you press Ctrl-C is kept. `llmrun bench history` has every bench, `llmrun compare` sets two
+    side by side.
+    """
+    from llmrun.bench import Case, Method
+
+    format = checked_format(output_format, "-o")
+    file_format = checked_format(output.suffix[1:], "--output") if output else None
+    method = Method(repetitions, not no_warmup, delay, not no_ceilings)
+    tests = tests_of(n_prompt, n_gen, pg, depth, batch, end_to_end=end_to_end)
+    cases = [Case(config, test) for config in _SWEPT.combinations(given) for test in tests]
+    for name in model:
+        _bench_one(name, cases, method, format, output, file_format, quiet=quiet)
+
+
+def _with_load_options(command: Any) -> Any:
+    """The signature that Typer reads: this command's own options, then those of loading, each taking several values."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    hints = get_type_hints(command, include_extras=True)
+    every = [p.replace(annotation=hints[p.name]) for p in own] + _SWEPT.parameters()
+    command.__signature__ = inspect.Signature(every)
+    command.__annotations__ = {p.name: p.annotation for p in every}
+    return command
+
+
+_with_load_options(bench)
+
+
+def checked_format(text: str, option: str) -> Format:
+    from llmrun.exports import Format
+
+    known = {"markdown": "md", "txt": "table"}
+    text = known.get(text, text)
+    if text not in get_args(Format):
+        raise UsageError(f"{option}: '{text}' is none of {', '.join(get_args(Format))}")
+    return text  # type: ignore[return-value]
+
+
+def tests_of(
+    n_prompt: Texts, n_gen: Texts, pg: Texts, depth: Texts, batch: Texts, *, end_to_end: bool = False
+) -> list[Test]:
+    """llama-bench's tests in its order: for every depth the prompts, the generations, the pairs; 0 leaves one out."""
+    from llmrun.results import Test
+
+    prompts = sweep.whole("-p/--n-prompt", n_prompt or ["512"])
+    gens = sweep.whole("-n/--n-gen", n_gen or ["128"])
+    pairs = [_pair(text) for text in pg or []]
+    sequences = sweep.whole("-B/--n-parallel", batch or ["1"], low=1)
+    if max(sequences) > 256:
+        raise UsageError(f"-B/--n-parallel: {max(sequences)} is outside 1 to 256")  # LLAMA_MAX_SEQ
+    found = []
+    for n_depth in sweep.whole("-d/--n-depth", depth or ["0"]):
+        if batch:
+            found += [Test("pg", p, n, n_depth, n_seq) for p, n, n_seq in product(prompts, gens, sequences) if p and n]
+        else:
+            found += [Test("pp", n, 0, n_depth) for n in prompts if n]
+            found += [Test("tg", 0, n, n_depth) for n in gens if n]
+        found += [Test("pg", p, n, n_depth) for p, n in pairs]
+    if end_to_end:
+        found += [Test("e2e", p, n) for p, n in product(prompts, gens) if p and n]
+    if not found:
+        raise UsageError("there is nothing to measure: -p and -n are 0", hint="-p 512 -n 128")
+    return found
+
+
+def _pair(text: str) -> tuple[int, int]:
+    numbers = sweep.whole("-pg", [text], low=1)
+    if len(numbers) != 2:
+        raise UsageError(f"-pg: '{text}' is not PP,TG", hint="-pg 512,128")
+    return numbers[0], numbers[1]
+
+
+def _bench_one(
+    name: str,
+    cases: Sequence[Case],
+    method: Method,
+    format: Format,
+    output: Path | None,
+    file_format: Format | None,
+    *,
+    quiet: bool,
+) -> None:
+    from llmrun import bench as benching
+    from llmrun import journal
+    from llmrun.cli.pull import fetch_with_progress
+    from llmrun.exports import writer
+    from llmrun.models import find_model
+    from llmrun.results import Row
+
+    found = find_model(name, fetch=fetch_with_progress(quiet))
+    if found.note and not quiet:
+        screen.note(found.note)
+    planned = [Row(case.test, case.config.as_dict()) for case in cases]
+    out = writer(format)
+    kept: list[Row] = []
+    record: Record | None = None
+    book: journal.Journal | None = None
+    file = journal.Output(output, file_format) if output and file_format else None
+
+    def begin(engine: Engine) -> None:
+        nonlocal record, book
+        for note in engine.notes if not quiet else ():
+            screen.note(note)
+        if record is not None:
+            return
+        record = described(found, engine, method)
+        book = journal.Journal.of(record)
+        screen.out(out.begin(record, planned))
+        if file:
+            file.begin(record, planned)
+
+    with progress(cases, method, shown=not quiet) as tick:
+        try:
+            for row in benching.run(found, cases, method, on_engine=begin, on_tick=tick):
+                if record is None:  # not even the first could be loaded
+                    raise_error(row)
+                kept.append(row)
+                assert book
+                book.add(row)
+                with tick.aside():
+                    screen.out(out.row(row))
+                    for warning in row.warnings if not quiet else ():
+                        screen.note(f"{row.test.name}: {warning.message}")
+                    if row.error:
+                        screen.note(f"{row.test.name}: {row.error}")
+                if file:
+                    file.row(row)
+            if book:
+                book.end()
+        finally:
+            if record is not None and book is not None:
+                book.close()
+                record = replace(record, rows=tuple(kept))
+                with tick.aside():
+                    screen.out(out.end(record))
+                    if not quiet:
+                        screen.note(f"kept as {record.id}: llmrun bench history show {record.id}")
+                if file:
+                    file.end(record)
+
+
+def raise_error(row: Row) -> None:
+    from llmrun.errors import OutOfMemory
+
+    raise OutOfMemory(row.error or "the model could not be loaded")
+
+
+def described(found: Model, engine: Engine, method: Method) -> Record:
+    """The record without its rows."""
+    from dataclasses import asdict
+
+    from llmrun.describe import describe_build, describe_machine, describe_model
+    from llmrun.results import Record, new_id, utc
+
+    return Record(
+        id=new_id(),
+        created=utc(),
+        machine=describe_machine(engine.devices),
+        build=describe_build(engine.system_info),
+        model=describe_model(found.name, found.path, found.header, description=engine.loaded.description),
+        command=("llmrun", *sys.argv[1:]),
+        settings=asdict(method),
+    )
+
+
+class Ticker:
+    """The progress bar, where there is one: a call for every sample."""
+
+    def __init__(self, drawn: Any, total: int) -> None:
+        self._drawn = drawn
+        self._task = drawn.add_task("", total=total) if drawn else None
+
+    def __call__(self, case: Case, done: int, of: int) -> None:
+        if self._drawn:
+            self._drawn.update(self._task, advance=1, description=f"{case.test.name} {done}/{of}")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take it away while something else is written on the terminal."""
+        if self._drawn:
+            self._drawn.stop()
+        try:
+            yield
+        finally:
+            if self._drawn and not self._drawn.finished:
+                self._drawn.start()
+
+
+@contextmanager
+def progress(cases: Sequence[Case], method: Method, *, shown: bool) -> Iterator[Ticker]:
+    if not shown or not screen.is_terminal(sys.stderr):
+        yield Ticker(None, 0)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+        yield Ticker(drawn, len(cases) * method.repetitions)

@@ -1,0 +1,145 @@
+"""`llmrun compare`: two benches side by side, and whether one of them is faster for sure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmrun.cli import options, screen, table
+from llmrun.errors import TooSlow, UsageError
+from llmrun.units import UNKNOWN, rate, significant
+
+if TYPE_CHECKING:
+    from llmrun.compare import Comparison, Match, Result
+
+BenchA = Annotated[
+    str,
+    typer.Argument(
+        metavar="A",
+        help="A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON.",
+        show_default=False,
+    ),
+]
+BenchB = Annotated[str, typer.Argument(metavar="B", help="Another.", show_default=False)]
+FailUnder = Annotated[
+    float | None,
+    typer.Option(
+        "--fail-under",
+        metavar="RATIO",
+        help="Exit with 12 if a test is slower than this ratio for sure: the whole interval of B/A is below it.",
+        show_default=False,
+    ),
+]
+
+
+def compare(a: BenchA, b: BenchB, fail_under: FailUnder = None, as_json: options.Json = False) -> None:
+    """Compare two benches: how much faster is B than A, and is that more than chance?
+
+    B/A is the ratio of the speeds with its 95 % interval; above 1 B is faster. "same" is said where the interval holds
+    1 and is narrow, "unclear" where it is wide: take more repetitions (-r 10). Rows belong together by test, and by
+    each setting that was swept.
+
+    --fail-under 0.95 is for CI: it fails when B reaches less than 95 % of A's speed beyond doubt, and does not when
+    that might be chance. With fewer than four samples on a side nothing is beyond doubt: exit code 2.
+    """
+    if fail_under is not None and not 0 < fail_under < 100:
+        raise UsageError(f"--fail-under: {fail_under} is no ratio of two speeds", hint="--fail-under 0.95")
+    from llmrun import compare as comparing
+
+    result = comparing.compare(comparing.open_side(a), comparing.open_side(b))
+    if as_json:
+        screen.out_json(as_document(result))
+    else:
+        _show(result)
+    if fail_under is not None:
+        judge(result, fail_under)
+
+
+def judge(result: Result, bound: float) -> None:
+    """Raises `TooSlow` if any test is below the bound for sure, `UsageError` if too few samples were taken to tell."""
+    below = [match for match in result.matches if match.comparison.is_below(bound)]
+    if below:
+        shown = ", ".join(f"{_name(match)} at {significant(match.comparison.ratio)}" for match in below)
+        raise TooSlow(f"{len(below)} of {len(result.matches)} tests below {bound:g} of the speed: {shown}")
+    unknown = [match for match in result.matches if match.comparison.is_below(bound) is None]
+    if unknown:
+        few = min(min(match.comparison.n_a, match.comparison.n_b) for match in unknown)
+        names = ", ".join(map(_name, unknown))
+        raise UsageError(f"{few} samples are too few to judge {names}", hint="llmrun bench … -r 5")
+
+
+def as_document(result: Result) -> dict[str, Any]:
+    """The `--json` document: rates in tokens per second; null is unknown."""
+    return {
+        "a": result.a.name,
+        "b": result.b.name,
+        "differences": {key: {"a": mine, "b": theirs} for key, (mine, theirs) in result.differences.items()},
+        "tests": [
+            {
+                "test": match.test.name,
+                "settings": dict(match.settings),
+                **asdict(match.comparison),
+                "verdict": match.comparison.word,
+            }
+            for match in result.matches
+        ],
+        "warnings": {"a": list(result.a.caveats), "b": list(result.b.caveats)},
+        "only_a": list(result.only_a),
+        "only_b": list(result.only_b),
+    }
+
+
+def _show(result: Result) -> None:
+    from llmrun import compare as comparing
+
+    differing = result.differences.items()
+    if differing:
+        titles = (table.Column("DIFFERS"), table.Column("A"), table.Column("B", flexible=True))
+        table.show(titles, [(key, _value(mine), _value(theirs)) for key, (mine, theirs) in differing])
+        screen.out("\n")
+    swept = list(result.matches[0].settings)
+    columns = (
+        table.Column("TEST"),
+        *(table.Column(name.upper(), right=True) for name in swept),
+        table.Column("A", right=True),
+        table.Column("B", right=True),
+        table.Column("B/A", right=True),
+        table.Column("95 %"),
+        table.Column("B IS"),
+    )
+    table.show(columns, [_row(match, swept) for match in result.matches])
+    for side_name, names in (("A", result.only_a), ("B", result.only_b)):
+        if names:
+            screen.note(f"only in {side_name}: {', '.join(names)}")
+    for side_name, side in (("A", result.a), ("B", result.b)):
+        if side.caveats:
+            screen.note(f"{side_name} has warnings: {', '.join(side.caveats)}")
+    if any(match.comparison.low is None for match in result.matches):
+        pairs = f"{comparing.MIN_PAIRS} pairs" if result.matches[0].comparison.paired else None
+        screen.note(f"too few samples for an interval: it takes {pairs or f'{comparing.MIN_SAMPLES} on each side'}")
+
+
+def _row(match: Match, swept: list[str]) -> tuple[str, ...]:
+    found = match.comparison
+    values = (_value(match.settings[name]) for name in swept)
+    medians = (rate(found.median_a), rate(found.median_b))
+    return (match.test.name, *values, *medians, _ratio(found.ratio), _interval(found), found.word)
+
+
+def _interval(found: Comparison) -> str:
+    return UNKNOWN if found.low is None or found.high is None else f"{_ratio(found.low)} to {_ratio(found.high)}"
+
+
+def _ratio(value: float) -> str:
+    """Three decimals: differences of a few percent are what is looked for."""
+    return f"{value:.3f}"
+
+
+def _value(value: object) -> str:
+    return UNKNOWN if value is None else str(value)
+
+
+def _name(match: Match) -> str:
+    return " ".join([match.test.name, *(f"{key}={value}" for key, value in match.settings.items())])

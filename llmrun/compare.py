@@ -1,0 +1,376 @@
+"""Two benches side by side: how much faster is B, and is that more than chance?
+
+Samples of speed are no bell curve. Whatever disturbs a run makes it slower, never faster, so that a mean and its
+deviation are led by the one sample that was disturbed. What is used here asks for no distribution, holds exactly for
+five samples, and shrugs at one that is off:
+
+- Two runs: the ratio is the median of all n·m quotients bⱼ/aᵢ (Hodges and Lehmann, 1963: of the logarithms, the shift
+  between the two). Its interval is cut from the same quotients, in order, at the ranks that the distribution of
+  Mann and Whitney's U gives. Below four samples a side, not even all of them make 95 %: there is no interval.
+- Pairs, taken in turn: the median of the pairs' ratios, which a drift of the machine leaves alone, as both of a pair
+  had it. Its interval goes between two of the ratios, in order, by the sign test; it takes six pairs.
+
+Both assume samples that know nothing of each other, and two runs at different times are not only chance apart: the
+machine is warmer, has other neighbours, other pages. Within `NOISE` of 1 a difference between two runs is therefore
+none. To see less than that, take the samples in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from llmrun import exports, journal
+from llmrun.errors import UsageError
+from llmrun.results import Record, Test, TestKind
+
+LEVEL = 0.95
+NOISE = 0.01
+"""Two runs of the same thing at different times differ by so much, beyond what their samples tell."""
+WIDE = 0.1
+"""An interval that reaches so far from 1 to either side does not say "same"."""
+MIN_SAMPLES = 4
+MIN_PAIRS = 6
+
+Word = Literal["faster", "slower", "same", "unclear", "too few samples"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A.
+
+    Attributes:
+        n_a, n_b: samples.
+        median_a, median_b: of their rates, in tokens per second.
+        ratio: B's rate over A's; above 1 B is faster. See above for how: it need not be the medians' quotient.
+        low, high: the interval that holds the true ratio with 95 % confidence or a little more; None: too few samples.
+        paired: the i-th sample of A and of B were taken one right after the other.
+    """
+
+    n_a: int
+    n_b: int
+    median_a: float
+    median_b: float
+    ratio: float
+    low: float | None
+    high: float | None
+    paired: bool
+
+    @property
+    def word(self) -> Word:
+        """ "faster" or "slower" when the whole interval is beyond 1 (and, without pairs, beyond `NOISE` of it);
+        "same" when it is not, and narrow; "unclear" when it is too wide to say that."""
+        if self.low is None or self.high is None:
+            return "too few samples"
+        noise = 0.0 if self.paired else NOISE
+        if self.low > 1 + noise:
+            return "faster"
+        if self.high < 1 - noise:
+            return "slower"
+        return "same" if self.low >= 1 - WIDE and self.high <= 1 + WIDE else "unclear"
+
+    def is_below(self, bound: float) -> bool | None:
+        """Whether the ratio is below a bound for sure; None: too few samples to tell."""
+        return None if self.high is None else self.high < bound
+
+
+def compare_samples(a: Sequence[float], b: Sequence[float], *, paired: bool) -> Comparison:
+    """B's rates against A's, all above 0; paired samples have the same number. Raises `ValueError` otherwise."""
+    if not a or not b or min(*a, *b, math.inf) <= 0 or (paired and len(a) != len(b)):
+        raise ValueError(f"can't compare {len(a)} with {len(b)} samples")
+    if paired:
+        ratios = sorted(y / x for x, y in zip(a, b, strict=True))
+        rank = sign_rank(len(ratios))
+    else:
+        ratios = sorted(y / x for x in a for y in b)
+        rank = shift_rank(len(a), len(b))
+    return Comparison(
+        n_a=len(a),
+        n_b=len(b),
+        median_a=statistics.median(a),
+        median_b=statistics.median(b),
+        # Of an even number the geometric mean of the middle two, so that B against A is one over A against B.
+        ratio=math.exp(statistics.median(map(math.log, ratios))),
+        low=ratios[rank - 1] if rank else None,
+        high=ratios[-rank] if rank else None,
+        paired=paired,
+    )
+
+
+def sign_rank(n: int, level: float = LEVEL) -> int:
+    """The rank r for which the r-th smallest and the r-th largest of n hold the median between them at this level.
+
+    The largest r with P(X ≤ r-1) ≤ (1-level)/2, X binomial with n and ½. 0: there is none.
+    """
+    tail, rank = (1 - level) / 2, 0
+    below = 0.0
+    while rank < n // 2:
+        below += math.comb(n, rank) / 2**n
+        if below > tail:
+            break
+        rank += 1
+    return rank
+
+
+@cache
+def shift_rank(n: int, m: int, level: float = LEVEL) -> int:
+    """The same for the shift between n and m samples, of their n·m differences (or quotients).
+
+    The largest r with P(U ≤ r-1) ≤ (1-level)/2, U of Mann and Whitney: exact up to forty samples a side, from its
+    normal approximation (mean nm/2, variance nm(n+m+1)/12) beyond.
+    """
+    tail = (1 - level) / 2
+    if max(n, m) > 40:
+        z = statistics.NormalDist().inv_cdf(1 - tail)
+        return max(0, math.floor(n * m / 2 - z * math.sqrt(n * m * (n + m + 1) / 12)))
+    rank, below, total = 0, 0, math.comb(n + m, n)
+    for count in _u_counts(n, m):
+        below += count
+        if below > tail * total:
+            break
+        rank += 1
+    return rank
+
+
+def _u_counts(n: int, m: int) -> list[int]:
+    """In how many of the arrangements of n and m samples U is 0, 1, 2…: the coefficients of the Gaussian binomial
+    ∏ (1-q^(m+i)) / (1-q^i) for i from 1 to n."""
+    size = n * m + 1
+    counts = [1] + [0] * (size - 1)
+    for i in range(1, n + 1):
+        for u in range(size - 1, m + i - 1, -1):
+            counts[u] -= counts[u - m - i]
+        for u in range(i, size):
+            counts[u] += counts[u - i]
+    return counts
+
+
+# -- what is compared --------------------------------------------------------------------------------------------------
+
+Setting = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One test of one side: its rates in tokens per second, its settings by llama-bench's names where it has them."""
+
+    test: Test
+    settings: Mapping[str, Setting]
+    tps: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two, whatever wrote it.
+
+    Attributes:
+        name: what the user called it.
+        facts: what else may be why: {"model": …, "sha256": …, "cpu": …, "llama.cpp": …}; what is not known is left out.
+        id, interleaved_with: of the record; None for llama-bench's.
+        caveats: codes of what made rows doubtful while they were measured.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    facts: Mapping[str, str]
+    id: str | None = None
+    interleaved_with: str | None = None
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Match:
+    """One test of both sides. `settings`: those that tell it from other rows of the same test."""
+
+    test: Test
+    settings: Mapping[str, Setting]
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Result:
+    """Two sides compared.
+
+    Attributes:
+        matches: what both have.
+        differences: settings and facts that set the sides apart, {"n_threads": (A's, B's)}: what the ratio is about.
+        only_a, only_b: tests that the other has not.
+    """
+
+    a: Side
+    b: Side
+    matches: tuple[Match, ...]
+    differences: Mapping[str, tuple[Setting, Setting]]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+
+def open_side(name: str) -> Side:
+    """A file (a record, a journal, llama-bench's JSON or JSON lines), or the id of a bench, or how one begins.
+
+    Raises `NotFound` and `UsageError`.
+    """
+    path = Path(name)
+    if not path.is_file() and not (path.suffix or "/" in name):
+        path = journal.find(name)
+    text = journal.read_text(path)
+    rows = _bench_rows(text)
+    return _of_bench(rows, name) if rows is not None else side_of(journal.parse(text, str(path)), name)
+
+
+def side_of(record: Record, name: str | None = None) -> Side:
+    entries = tuple(
+        Entry(row.test, _with_ours(exports.bench_settings(row.settings, record.machine), row.settings), row.samples_tps)
+        for row in record.rows
+        if row.samples_tps
+    )
+    build, file = record.build, record.model.files[0] if record.model.files else None
+    known = {
+        "model": record.model.description,
+        "size": str(record.model.weight_bytes) if record.model.weight_bytes else None,
+        "sha256": file.sha256 if file else None,
+        "cpu": record.machine.cpu,
+        "llmrun": build.llmrun,
+        "llama-cpp-python": build.llama_cpp_python,
+        "ggml": build.ggml,
+    }
+    facts = {key: value for key, value in known.items() if value}
+    caveats = tuple(dict.fromkeys(caveat.code for row in record.rows for caveat in row.warnings))
+    return Side(name or record.id, entries, facts, record.id, record.interleaved_with, caveats)
+
+
+_OURS = ("n_threads_batch", "numa", "rope", "override_kv", "lora")
+"""Settings that llama-bench has no name for. Not n_ctx: it follows from the test."""
+
+
+def _with_ours(known: Mapping[str, Setting], settings: Mapping[str, Any]) -> dict[str, Setting]:
+    ours = {key: settings[key] for key in _OURS if settings.get(key)}
+    return {**known, **{key: v if isinstance(v, str | int | float) else json.dumps(v) for key, v in ours.items()}}
+
+
+def _bench_rows(text: str) -> list[dict[str, Any]] | None:
+    """The rows of llama-bench's JSON or JSON lines; None for anything else."""
+    try:
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+    except ValueError:
+        return None
+    is_bench = rows and all(isinstance(row, dict) and "samples_ns" in row and "n_prompt" in row for row in rows)
+    return rows if is_bench else None
+
+
+def _of_bench(rows: Sequence[dict[str, Any]], name: str) -> Side:
+    entries = []
+    for number, row in enumerate(rows):
+        where = f"{name}: row {number + 1}"
+        n_prompt, n_gen, n_depth, n_seq = (_whole(row, key, where) for key in ("n_prompt", "n_gen", "n_depth", "n_seq"))
+        kind: TestKind = "pg" if n_prompt and n_gen else "tg" if n_gen else "pp"
+        if row.get("kind") in get_args(TestKind):
+            kind = row["kind"]
+        # llama-bench rounds samples_ts to six digits; its nanoseconds are exact. Ours are exact in both.
+        if "record" in row:
+            tps = _numbers(row, "samples_ts", where)
+        else:
+            tps = tuple(1e9 * (n_prompt + n_gen) / ns for ns in _numbers(row, "samples_ns", where))
+        settings = {key: row[key] for key in (*exports.DEFAULTS, "n_threads", "n_threads_batch") if key in row}
+        if tps:
+            entries.append(Entry(Test(kind, n_prompt, n_gen, n_depth, n_seq or 1), settings, tps))
+    first = rows[0]
+    known = {"model": "model_type", "size": "model_size", "sha256": "model_sha256", "cpu": "cpu_info"}
+    return Side(name, tuple(entries), {key: str(first[field]) for key, field in known.items() if first.get(field)})
+
+
+def _whole(row: Mapping[str, Any], key: str, where: str) -> int:
+    value = row.get(key, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UsageError(f"{where}: {key} must be a whole number, not {repr(value)[:60]}")
+    return value
+
+
+def _numbers(row: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
+    values = row.get(key)
+    good = isinstance(values, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf for value in values
+    )
+    if not good:
+        raise UsageError(f"{where}: {key} must be an array of numbers above 0, not {repr(values)[:60]}")
+    return tuple(map(float, values))  # type: ignore[arg-type]
+
+
+# -- which belongs to which --------------------------------------------------------------------------------------------
+
+
+def compare(a: Side, b: Side) -> Result:
+    """Match the rows of both sides and compare them. Raises `UsageError` where nothing matches.
+
+    Rows belong together that have the same test, and the same values of every setting that takes several for one test
+    on either side (a sweep). What is one value here and another there is what is being compared.
+    """
+    swept = sorted(_swept(a.entries) | _swept(b.entries))
+    of_a, of_b = _by_key(a.entries, swept), _by_key(b.entries, swept)
+    paired = bool((a.id and b.interleaved_with == a.id) or (b.id and a.interleaved_with == b.id))
+    matches = []
+    for key in of_a:
+        if key not in of_b:
+            continue
+        mine, theirs = _rates(of_a[key]), _rates(of_b[key])
+        comparison = compare_samples(mine, theirs, paired=paired and len(mine) == len(theirs))
+        matches.append(Match(of_a[key][0].test, dict(zip(swept, key[1:], strict=True)), comparison))
+    if not matches:
+        names = [", ".join(dict.fromkeys(e.test.name for e in side.entries)) or "nothing" for side in (a, b)]
+        raise UsageError(f"nothing to compare: {a.name} has {names[0]}; {b.name} has {names[1]}")
+    settings = {key for entry in (*a.entries, *b.entries) for key in entry.settings} - set(swept)
+    differences: dict[str, tuple[Setting, Setting]] = {
+        key: (a.facts[key], b.facts[key]) for key in a.facts if key in b.facts and a.facts[key] != b.facts[key]
+    }
+    for name in sorted(settings):
+        mine_values, their_values = _values(a.entries, name), _values(b.entries, name)
+        # What follows from the test (several values, but one per test) is no difference between the sides.
+        if len(mine_values) == len(their_values) == 1 and mine_values != their_values:
+            differences[name] = (mine_values.pop(), their_values.pop())
+    return Result(
+        a,
+        b,
+        tuple(matches),
+        differences,
+        tuple(_named(of_a[key][0], swept) for key in of_a if key not in of_b),
+        tuple(_named(of_b[key][0], swept) for key in of_b if key not in of_a),
+    )
+
+
+def _swept(entries: Iterable[Entry]) -> set[str]:
+    """Settings that take several values for one test."""
+    values: dict[tuple[Test, str], set[Setting]] = {}
+    for entry in entries:
+        for key, value in entry.settings.items():
+            values.setdefault((entry.test, key), set()).add(value)
+    return {key for (_, key), found in values.items() if len(found) > 1}
+
+
+_Key = tuple[Any, ...]
+
+
+def _by_key(entries: Iterable[Entry], swept: Sequence[str]) -> dict[_Key, list[Entry]]:
+    found: dict[_Key, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault((entry.test, *(entry.settings.get(key) for key in swept)), []).append(entry)
+    return found
+
+
+def _rates(entries: Iterable[Entry]) -> list[float]:
+    """Of a test that was run several times with the same settings, all samples."""
+    return [tps for entry in entries for tps in entry.tps]
+
+
+def _values(entries: Iterable[Entry], key: str) -> set[Setting]:
+    """The values of one setting, where it is known."""
+    return {value for entry in entries if (value := entry.settings.get(key)) is not None}
+
+
+def _named(entry: Entry, swept: Sequence[str]) -> str:
+    return " ".join([entry.test.name, *(f"{key}={entry.settings.get(key)}" for key in swept)])

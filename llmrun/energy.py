@@ -1,0 +1,339 @@
+"""Joules: what the machine's own counters saw while something ran, and what a million tokens cost.
+
+    whole machine (psys) ⊃ CPU package ⊃ CPU cores        RAPL: counters of the CPU, in /sys/class/powercap
+                         ⊃ RAM, on servers beside the package
+    GPU 0, GPU 1, …                                        NVML: a counter of each, or its power over time
+
+Boundaries overlap, and none of them has the power supply's loss in it but, on some laptops, psys: nothing here is ever
+added up over boundaries. What the machine takes at rest is measured by itself before, so that both are known: what a
+run took, and what it took more.
+
+RAPL counts in steps of about a millisecond, NVML of 20 to 100: a window of a second is about that exact. Since 2020
+Linux lets only root read RAPL (CVE-2020-8694); virtual machines have none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from llmrun.resources import NoGpus, Nvml, Unavailable
+from llmrun.results import Energy
+
+POWERCAP = Path("/sys/class/powercap")
+LOOK_S = 20.0
+"""A counter of RAPL may wrap after a minute on a large machine: it is looked at more often than that."""
+POWER_LOOK_S = 0.1
+"""Where there is only power to be added up."""
+
+# RAPL's names, the widest first. The number of the package is left out: several sockets are one boundary.
+_BOUNDARIES = {
+    "psys": "whole machine",
+    "package": "CPU package",
+    "dram": "RAM",
+    "core": "CPU cores",
+    "uncore": "CPU's graphics",
+}
+
+
+class Counter(Protocol):
+    """Something that can be asked for the joules since it was opened. May raise `Unavailable`, with the reason."""
+
+    method: str
+    look_s: float
+
+    def joules(self) -> float: ...
+
+
+class RaplCounter:
+    """One zone of RAPL: microjoules that wrap at `max_energy_range_uj`.
+
+    Raises `Unavailable`. Right as long as it is asked at least once per wrap.
+    """
+
+    method = "RAPL"
+    look_s = LOOK_S
+
+    def __init__(self, zone: Path) -> None:
+        self._path = zone / "energy_uj"
+        try:
+            self._range_uj = int((zone / "max_energy_range_uj").read_text())
+        except (OSError, ValueError):
+            self._range_uj = 0
+        self._last_uj = self._read_uj()
+        self._total_uj = 0
+
+    def joules(self) -> float:
+        now_uj = self._read_uj()
+        step = now_uj - self._last_uj
+        if step < 0:
+            if not self._range_uj:
+                raise Unavailable("RAPL: a counter went back, and does not tell where it wraps")
+            step += self._range_uj
+        self._last_uj = now_uj
+        self._total_uj += step
+        return self._total_uj / 1e6
+
+    def _read_uj(self) -> int:
+        try:
+            return int(self._path.read_text())
+        except PermissionError:
+            raise Unavailable("RAPL: only root may read the counters: sudo chmod a+r " + str(self._path)) from None
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"RAPL: {error}") from None
+
+
+class NvmlCounter:
+    """A GPU's own counter, which begins when the driver is loaded. Raises `Unavailable` where it has none."""
+
+    method = "NVML"
+    look_s = LOOK_S
+
+    def __init__(self, nvml: Nvml, gpu: int) -> None:
+        self._nvml, self._gpu = nvml, gpu
+        self._first_j = nvml.energy_j(gpu)
+
+    def joules(self) -> float:
+        return max(0.0, self._nvml.energy_j(self._gpu) - self._first_j)
+
+
+class NvmlPower:
+    """For GPUs without a counter: power times time between two looks, by the trapezoidal rule. Raises `Unavailable`."""
+
+    method = "NVML power"
+    look_s = POWER_LOOK_S
+
+    def __init__(self, nvml: Nvml, gpu: int, clock: Callable[[], float]) -> None:
+        self._nvml, self._gpu, self._clock = nvml, gpu, clock
+        self._last_w, self._last_s = nvml.power_w(gpu), clock()
+        self._total_j = 0.0
+
+    def joules(self) -> float:
+        now_w, now_s = self._nvml.power_w(self._gpu), self._clock()
+        self._total_j += (self._last_w + now_w) / 2 * (now_s - self._last_s)
+        self._last_w, self._last_s = now_w, now_s
+        return self._total_j
+
+
+@dataclass
+class Joules:
+    """All counters of the machine that can be read.
+
+    Attributes:
+        counters: by boundary, the widest first; several of one boundary (sockets) are added up.
+        unknown: why the others can't be: by boundary, or by "RAPL" and "NVML" as a whole.
+    """
+
+    counters: dict[str, list[Counter]] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        nvml: Nvml | NoGpus,
+        *,
+        powercap: Path = POWERCAP,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Joules:
+        made = cls()
+        made._open_rapl(powercap)
+        made._open_nvml(nvml, clock)
+        return made
+
+    def _open_rapl(self, powercap: Path) -> None:
+        # Of intel-rapl-mmio:0 the package is the same once more.
+        zones: dict[str, list[Path]] = {}
+        for zone in sorted(powercap.glob("intel-rapl:*")):
+            try:
+                name = (zone / "name").read_text().strip().partition("-")[0]
+            except OSError:
+                continue
+            zones.setdefault(name, []).append(zone)
+        if not zones:
+            self.unknown["RAPL"] = "RAPL: this machine shows no counters"
+        for name, boundary in _BOUNDARIES.items():
+            try:
+                counters: list[Counter] = [RaplCounter(zone) for zone in zones.get(name, [])]
+            except Unavailable as error:  # one of two sockets would be half of the truth
+                self.unknown[boundary] = str(error)
+                continue
+            if counters:
+                self.counters[boundary] = counters
+
+    def _open_nvml(self, nvml: Nvml | NoGpus, clock: Callable[[], float]) -> None:
+        if isinstance(nvml, NoGpus):
+            self.unknown["NVML"] = nvml.reason
+            return
+        try:
+            n_gpus = nvml.n_gpus()
+        except Unavailable as error:
+            self.unknown["NVML"] = str(error)
+            return
+        for gpu in range(n_gpus):
+            try:
+                self.counters[f"GPU {gpu}"] = [_gpu_counter(nvml, gpu, clock)]
+            except Unavailable as error:
+                self.unknown[f"GPU {gpu}"] = str(error)
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing can be read, in one line; each reason once."""
+        return "; ".join(dict.fromkeys(self.unknown.values())) or "there are no counters"
+
+    @property
+    def look_s(self) -> float:
+        """How often it has to be read at least, in seconds."""
+        return min((each.look_s for found in self.counters.values() for each in found), default=LOOK_S)
+
+    def method(self, boundary: str) -> str:
+        return self.counters[boundary][0].method
+
+    def read(self) -> dict[str, float]:
+        """Joules since this was opened, by boundary. A counter that fails is left out from then on."""
+        found: dict[str, float] = {}
+        for boundary, counters in list(self.counters.items()):
+            try:
+                found[boundary] = sum(counter.joules() for counter in counters)
+            except Unavailable as error:
+                del self.counters[boundary]
+                self.unknown[boundary] = str(error)
+        return found
+
+
+def _gpu_counter(nvml: Nvml, gpu: int, clock: Callable[[], float]) -> Counter:
+    try:
+        return NvmlCounter(nvml, gpu)
+    except Unavailable:
+        return NvmlPower(nvml, gpu, clock)
+
+
+class EnergyMeter:
+    """Joules of everything between `start` and `stop`, of all such windows together; or `with meter:` for each.
+
+        meter = EnergyMeter(joules, measure_idle(joules))
+        for sample in samples:
+            with meter:
+                ...
+        meter.result()  # (Energy(...), ...), or why there are none
+
+    A thread looks at the counters between, as seldom as they allow: power must be added up, and RAPL's wrap.
+
+    Attributes:
+        seconds: of all windows together.
+        joules: by boundary; of those that could be read all the time.
+    """
+
+    def __init__(
+        self,
+        joules: Joules,
+        idle_w: Mapping[str, float] | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._counters, self._idle_w, self._clock = joules, dict(idle_w or {}), clock
+        self._lock = threading.Lock()  # the counters add up what they see: one look at a time
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._first: dict[str, float] = {}
+        self._first_s = 0.0
+        self._n_windows = 0
+        self.joules: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def start(self) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._watch, name="llmrun-energy", daemon=True)
+        with self._lock:
+            self._first, self._first_s = self._counters.read(), self._clock()
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._lock:
+            last, last_s = self._counters.read(), self._clock()
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2)  # a driver that hangs must not keep us; the thread is a daemon
+            self._thread = None
+        before = self.joules if self._n_windows else dict.fromkeys(last, 0.0)
+        self.joules = {
+            boundary: before[boundary] + n - self._first[boundary]
+            for boundary, n in last.items()
+            if boundary in before and boundary in self._first
+        }
+        self.seconds += last_s - self._first_s
+        self._n_windows += 1
+
+    def __enter__(self) -> EnergyMeter:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def result(self) -> tuple[Energy, ...] | str:
+        """What was seen, the widest boundary first; or why nothing was."""
+        if not self._n_windows:
+            return "nothing was measured"
+        found = tuple(
+            Energy(
+                boundary,
+                joules,
+                self._counters.method(boundary),
+                idle_w=self._idle_w.get(boundary),
+                seconds=self.seconds,
+            )
+            for boundary, joules in self.joules.items()
+            if boundary in self._counters.counters
+        )
+        return found or self._counters.why_not
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._counters.look_s):
+            with self._lock:
+                self._counters.read()
+
+
+def measure_idle(
+    joules: Joules,
+    seconds: float = 1.5,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Watts by boundary while nothing of ours runs; empty where nothing can be read.
+
+    With the model loaded and the engine waiting: then what is left after subtracting it is the computation's alone.
+    """
+    if not joules.counters:
+        return {}
+    meter = EnergyMeter(joules, clock=clock)
+    with meter:
+        sleep(seconds)
+    return {boundary: n / meter.seconds for boundary, n in meter.joules.items()} if meter.seconds > 0 else {}
+
+
+def cost_per_million_tokens(
+    joules_per_token: float | None, tps: float | None, price_kwh: float | None, price_hour: float | None
+) -> float | None:
+    """Money for a million tokens, in the currency of the prices: energy at `price_kwh`, time at `price_hour`.
+
+    10⁶ J/token ÷ 3.6·10⁶ J/kWh · price + 10⁶ tokens ÷ tokens per hour · price. A price that is None costs nothing, and
+    None is returned where neither is given or what it is to be multiplied with is unknown.
+    """
+    if price_kwh is None and price_hour is None:
+        return None
+    cost = 0.0
+    if price_kwh is not None:
+        if joules_per_token is None:
+            return None
+        cost += joules_per_token / 3.6 * price_kwh
+    if price_hour is not None:
+        if not tps:
+            return None
+        cost += 1e6 / tps / 3600 * price_hour
+    return cost

@@ -1,0 +1,276 @@
+"""How fast a device reads, and how fast it multiplies: the two ceilings that a run is held against. Child process only.
+
+Both are ggml's own matrix product, run where llama.cpp runs it, by as many threads:
+
+- **read**: a matrix of F32 much larger than any cache, times one column. Each of its elements is read once and takes
+  two operations: far from any processor's limit, so that memory is what it waits for. A copy would count writes too.
+  `ceilings.read_size` chooses how large: what fits into a cache would be the cache's speed.
+- **compute**: a square matrix of the type that the model's weights have, times 512 columns, as in a prompt. It stays in
+  the cache, and every element is used 512 times. It is filled with noise: zeros toggle no transistors, and a GPU that
+  is held back by its power limit multiplies them faster than anything else. `repack` lays it out as llama.cpp lays out
+  weights in RAM: for some types that is several times as fast.
+
+What a product takes besides (starting threads or a kernel, waiting for the end, a worker's answer over the network) is
+made small by computing as many in a row as take `SPAN_S`. Waiting for the end means reading a number of the result: a
+worker (RPC) answers nothing else.
+
+What the read figure is worth (`scripts/check_ceiling.py`, docs/ceilings.md): beside a program in C that sums the same
+number of bytes in the same minute, with as many threads, the median of the ratios of pairs lay within 3 %. Left out:
+the gain of huge pages (neither has them, and neither have mapped weights), and NUMA: all pages lie where the one thread
+that touched them ran, as those of a mapped file do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import random
+import time
+from functools import cache
+from typing import Any
+
+from llmrun.engine import ggml
+from llmrun.engine.protocol import Probe, Probed
+from llmrun.ggml_types import GGML_TYPES
+
+clock = time.perf_counter
+
+COLUMNS = 512
+ROW = 4096
+SPAN_S = 0.02
+"""Shorter than this, the end of a computation is waited for too often: 10 µs on a GPU, a millisecond on a network."""
+_MOST_AT_ONCE = 64
+_NOISE_ROWS = 64
+"""Rows of the noise, repeated all over the matrix: to quantize all of them would take longer than to measure."""
+# Every byte of the matrix that is read: as F32 0.0115. Written, so that every page is there; a sum can't overflow.
+_FILLED_WITH = 0x3C
+_F32 = 0
+_TYPE_IDS = {kind.name: kind.id for kind in GGML_TYPES.values()}
+_pointer = ctypes.c_void_p
+
+
+class NoWay(Exception):
+    """The device has no room for this product, or can't compute it."""
+
+
+class _InitParams(ctypes.Structure):
+    """struct ggml_init_params"""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+def _base(name: str, result: Any, *types: Any) -> Any:
+    function = getattr(ggml.library("ggml-base"), name)
+    function.restype, function.argtypes = result, list(types)
+    return function
+
+
+class Product:
+    """A matrix times some columns on one device, allocated and touched, ready to be computed again and again.
+
+    Raises `NoWay`. Square matrices are filled with noise; others must be F32.
+    """
+
+    def __init__(
+        self,
+        device: ctypes.c_void_p,
+        kind: str,
+        n_rows: int,
+        n_columns: int,
+        n_threads: int,
+        *,
+        repack: bool = False,
+    ) -> None:
+        self._device, self._n_rows, self._n_columns = device, n_rows, n_columns
+        self._owned: list[tuple[str, int]] = []
+        self._of_graph: list[tuple[str, int]] = []
+        if kind not in _TYPE_IDS:
+            raise NoWay(f"ggml has no type {kind}")
+        try:
+            self._backend = self._own(
+                self._owned,
+                "ggml_backend_free",
+                _base("ggml_backend_dev_init", _pointer, _pointer, ctypes.c_char_p)(device, None),
+            )
+            self.set_threads(n_threads)
+            self._matrix = self._placed(_TYPE_IDS[kind], ggml.extra_buffer_types(device) if repack else [])
+            self.repeat(1)
+        except BaseException:
+            self.close()
+            raise
+        self.n_bytes: int = _base("ggml_nbytes", ctypes.c_size_t, _pointer)(self._matrix)
+        self.n_flops = 2 * ROW * n_rows * n_columns
+
+    def set_threads(self, n_threads: int) -> None:
+        ggml.set_threads(self._device, _pointer(self._backend), n_threads)
+
+    def repeat(self, n_times: int) -> None:
+        """Compute so many products, one after the other, each time that `seconds` is called. Raises `NoWay`."""
+        self._release(self._of_graph)
+        self.n_times = n_times
+        columns, self._result, self._graph = self._product(self._of_graph, self._matrix, n_times)
+        buffer_type = ggml.buffer_type(self._device)
+        allocator = self._own(
+            self._of_graph, "ggml_gallocr_free", _base("ggml_gallocr_new", _pointer, _pointer)(buffer_type)
+        )
+        if not _base("ggml_gallocr_alloc_graph", ctypes.c_bool, _pointer, _pointer)(allocator, self._graph):
+            raise NoWay("no room for the result")
+        n_bytes = 4 * ROW * self._n_columns
+        _set(columns, (_noise_rows() * math.ceil(self._n_columns / _NOISE_ROWS))[:n_bytes])
+
+    def seconds(self) -> float:
+        """Of all `n_times` products, waited for to their end."""
+        compute = _base("ggml_backend_graph_compute", ctypes.c_int, _pointer, _pointer)
+        get = _base("ggml_backend_tensor_get", None, _pointer, _pointer, ctypes.c_size_t, ctypes.c_size_t)
+        one = ctypes.c_float()
+        begin = clock()
+        status = compute(self._backend, self._graph)
+        get(self._result, ctypes.byref(one), 0, 4)
+        taken = clock() - begin
+        if status != 0:
+            raise NoWay(f"the device failed with status {status}")
+        return taken
+
+    def close(self) -> None:
+        """Give back everything. Safe to call twice."""
+        self._release(self._of_graph)
+        self._release(self._owned)
+
+    # -- how it is made ---
+
+    def _placed(self, type_id: int, preferred: list[ctypes.c_void_p]) -> int:
+        """The matrix, where llama.cpp would put it: in the first of these buffer types that can be multiplied with."""
+        for buffer_type in [*preferred, ggml.buffer_type(self._device)]:
+            trying: list[tuple[str, int]] = []
+            passing: list[tuple[str, int]] = []
+            try:
+                context = self._context(trying)
+                matrix: int = _new_2d()(context, type_id, ROW, self._n_rows)
+                allocate = _base("ggml_backend_alloc_ctx_tensors_from_buft", _pointer, _pointer, _pointer)
+                buffer = self._own(trying, "ggml_backend_buffer_free", allocate(context, buffer_type))
+                _, result, _ = self._product(passing, matrix, 1)
+                try:
+                    supports = _base("ggml_backend_dev_supports_op", ctypes.c_bool, _pointer, _pointer)
+                    if not supports(self._device, result):
+                        raise NoWay("the device can't compute it")
+                finally:
+                    self._release(passing)
+            except NoWay:
+                self._release(trying)
+                continue
+            self._owned += trying
+            if self._n_rows == ROW:
+                _set(matrix, _noise_of(type_id) * (ROW // _NOISE_ROWS))
+            else:
+                _base("ggml_backend_buffer_clear", None, _pointer, ctypes.c_uint8)(buffer, _FILLED_WITH)
+            return matrix
+        raise NoWay("the device has no room for it, or can't compute it")
+
+    def _product(self, owner: list[tuple[str, int]], matrix: int, n_times: int) -> tuple[int, int, int]:
+        """Columns, last result and graph, nothing allocated. A square matrix multiplies its own result, whose
+        memory is then used again; the noise is such that the numbers stay about as large as they are."""
+        context = self._context(owner)
+        columns = _new_2d()(context, _F32, ROW, self._n_columns)
+        _base("ggml_set_input", None, _pointer)(columns)
+        _base("ggml_set_output", None, _pointer)(columns)  # else its memory would be used again
+        graph = _base("ggml_new_graph", _pointer, _pointer)(context)
+        result = columns
+        for _ in range(n_times):
+            given = result if self._n_rows == ROW else columns
+            result = _base("ggml_mul_mat", _pointer, _pointer, _pointer, _pointer)(context, matrix, given)
+            _base("ggml_build_forward_expand", None, _pointer, _pointer)(graph, result)
+        _base("ggml_set_output", None, _pointer)(result)
+        return columns, result, graph
+
+    def _context(self, owner: list[tuple[str, int]]) -> int:
+        return self._own(
+            owner, "ggml_free", _base("ggml_init", _pointer, _InitParams)(_InitParams(1 << 20, None, True))
+        )
+
+    @staticmethod
+    def _own(owner: list[tuple[str, int]], free: str, handle: int | None) -> int:
+        if not handle:
+            raise NoWay("no room")
+        owner.append((free, handle))
+        return handle
+
+    @staticmethod
+    def _release(owned: list[tuple[str, int]]) -> None:
+        while owned:
+            name, handle = owned.pop()
+            _base(name, None, _pointer)(handle)
+
+
+def _new_2d() -> Any:
+    return _base("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def _set(tensor: int, data: bytes) -> None:
+    to = _base("ggml_backend_tensor_set", None, _pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t)
+    to(tensor, data, 0, len(data))
+
+
+@cache
+def _noise_rows() -> bytes:
+    """`_NOISE_ROWS` rows of `ROW` random F32 of mean 0 and variance 1/ROW, the same every time."""
+    source = random.Random(0)
+    n = _NOISE_ROWS * ROW
+    return bytes((ctypes.c_float * n)(*(source.gauss(0, 1 / math.sqrt(ROW)) for _ in range(n))))
+
+
+def _noise_of(type_id: int) -> bytes:
+    """`_NOISE_ROWS` rows of noise in a type of ggml."""
+    n_bytes = _base("ggml_row_size", ctypes.c_size_t, ctypes.c_int, ctypes.c_int64)(type_id, ROW) * _NOISE_ROWS
+    made = ctypes.create_string_buffer(n_bytes)
+    needs_weights = _base("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)(type_id)
+    weights = (ctypes.c_float * ROW)(*[1.0] * ROW) if needs_weights else None
+    quantize = _base(
+        *("ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p, _pointer),
+        *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, _pointer),
+    )
+    quantize(type_id, _noise_rows(), made, 0, _NOISE_ROWS, ROW, weights)
+    return made.raw
+
+
+def rates(product: Product, per_product: int, seconds: float) -> list[float]:
+    """`per_product` per second of product after product, for about so long; the first ones are not counted."""
+    taken = product.seconds()
+    if product.n_times == 1 and (taken := product.seconds()) < SPAN_S:  # the first has faulted pages and kernels in
+        product.repeat(min(_MOST_AT_ONCE, math.ceil(SPAN_S / taken)))
+        product.seconds()
+    end = clock() + seconds
+    found: list[float] = []
+    while not found or clock() < end:
+        found.append(per_product * product.n_times / product.seconds())
+    return found
+
+
+class Products:
+    """Those of one child, kept for the next time: to take and to touch memory takes longer than to read it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, int, int, bool], Product] = {}
+
+    def probe(self, device: ctypes.c_void_p, message: Probe) -> Probed:
+        """The answer to the message, whose device this is."""
+        n_rows = message.n_bytes // (4 * ROW)
+        read = self._rates(device, message, "F32", n_rows, 1, repack=False) if n_rows else []
+        flops = self._rates(device, message, message.kind, ROW, COLUMNS, repack=message.repack) if message.kind else []
+        return Probed(read, flops)
+
+    def _rates(
+        self, device: ctypes.c_void_p, message: Probe, kind: str, n_rows: int, n_columns: int, *, repack: bool
+    ) -> list[float]:
+        wanted = (message.device, kind, n_rows, n_columns, repack)
+        try:
+            product = self._kept.get(wanted)
+            if product is None:
+                product = self._kept[wanted] = Product(
+                    device, kind, n_rows, n_columns, message.n_threads, repack=repack
+                )
+            product.set_threads(message.n_threads)
+            return rates(product, product.n_bytes if n_columns == 1 else product.n_flops, message.seconds)
+        except NoWay:
+            if product := self._kept.pop(wanted, None):
+                product.close()
+            return []

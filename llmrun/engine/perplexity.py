@@ -1,0 +1,299 @@
+"""Perplexity of a model on a text, and its divergence from a reference, as llama.cpp's llama-perplexity has them.
+
+`score()` loads the model (and the reference) as an `Engine` does, plan and offload included, in a child that gives the
+logits of many tokens; the arithmetic is in `llmrun/quality.py`. Two models take their chunks in turns, the reference
+first: each then has the cores to itself, and one chunk's logits are all that lies between them: n_ctx/2 rows of the
+vocabulary in float32, 131 MB at n_ctx 512 and 128 k tokens.
+
+Chunks are computed one at a time, in batches of at most `n_batch`. llama.cpp takes other kernels for other batches, and
+figures move in the fourth digit with them: `llama-perplexity -b` must be the same to print the same.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Protocol
+
+from llmrun.config import MAX_CTX, LoadConfig
+from llmrun.engine.client import Engine, Limits
+from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
+from llmrun.engine.scorer import n_counted
+from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, UsageError
+from llmrun.footprint import CPU
+from llmrun.gguf import Header, StringArray, printable
+from llmrun.hardware import available_memory
+from llmrun.planner import DoesNotFit, Layout, Measure, Plan, Room
+from llmrun.quality import Quality, Tally
+from llmrun.units import size
+
+MIN_CTX = 16
+"""Of fewer tokens nothing can be predicted."""
+
+
+class Scorable(Protocol):
+    """What `models.Model` is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def header(self) -> Header: ...
+
+
+@dataclass(frozen=True)
+class Read:
+    """A text as a model reads it: its tokens, and the chunks that they fill."""
+
+    n_tokens: int
+    n_chunks: int
+    digest: str
+
+
+class Scorer(Engine):
+    """A model in a child that scores. `read` first, then chunks in any order; raises what `Engine` does."""
+
+    _module = "scorer"
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def read(self, text: str) -> Read:
+        """Tokenize the text and take the memory that a chunk needs. Raises `UsageError` for one of too few tokens."""
+        n_ctx = self.plan.n_ctx
+        while True:
+            try:
+                answer = self._answer(Tokenize(text, n_ctx))
+            except OutOfMemory:
+                if not self.try_smaller():
+                    raise
+                continue
+            if not isinstance(answer, Tokenized):
+                raise EngineCrashed(f"the engine sent {type(answer).__name__} instead of a number of tokens")
+            return Read(answer.n_tokens, answer.n_tokens // n_ctx, answer.digest)
+
+    def chunk(self, index: int, *, keep: str | None = None, beside: str | None = None) -> Scored:
+        """Compute a chunk; its logits to the file `keep`, or beside those in another."""
+        answer = self._answer(Score(index, keep, beside))
+        n, n_compared = n_counted(self.plan.n_ctx), 0 if beside is None else n_counted(self.plan.n_ctx)
+        if not isinstance(answer, Scored) or [len(answer.nll), len(answer.reference), len(answer.kld)] != [
+            *(n, n_compared, n_compared)
+        ]:
+            raise EngineCrashed(f"the engine sent {type(answer).__name__} instead of {n} tokens' figures")
+        return answer
+
+    def _answer(self, message: Tokenize | Score) -> object:
+        self.send(message)
+        answer = self.receive()
+        if isinstance(answer, Failed):
+            raise self.translate(answer)
+        return answer
+
+    def translate(self, failed: Failed) -> LlmrunError:
+        error = super().translate(failed)
+        if isinstance(error, UsageError) and "n_needed" in failed.numbers:
+            error.hint = "a longer text, or a smaller n_ctx"
+        return error
+
+    def _out_of_memory(self, n_ctx: int | None) -> OutOfMemory:
+        """The logits are what a smaller batch saves."""
+        error = super()._out_of_memory(n_ctx)
+        _say(error, f"{error.message}; logits of {self._n_outputs} tokens {size(self._logits_bytes)}")
+        error.hint = self._smaller_batch
+        return error
+
+    @property
+    def _smaller_batch(self) -> str:
+        return f"a smaller batch: -b {max(1, self._n_outputs // 4)}"
+
+    def _planned(self, rooms: Sequence[Room], measure: Measure) -> Plan:
+        try:
+            return super()._planned(rooms, measure)
+        except DoesNotFit as error:
+            error.hint = f"{error.hint}  or  {self._smaller_batch}" if error.hint else self._smaller_batch
+            raise
+
+    @property
+    def _n_outputs(self) -> int:
+        """Tokens of a batch whose logits are wanted, as the child counts them."""
+        assert self.config.n_ctx
+        return min(self.config.n_batch, n_counted(self.config.n_ctx) + 1)
+
+    @property
+    def _logits_bytes(self) -> int:
+        return 4 * self._n_outputs * (self.header.n_vocab or 0)
+
+    def _measure(self, path: str, layout: Layout, n_ctx: int) -> dict[str, int] | None:
+        """With the logits, for which llama.cpp takes memory when it first computes them, and which lie in RAM."""
+        found = super()._measure(path, layout, n_ctx)
+        return None if found is None else {**found, CPU: found.get(CPU, 0) + self._logits_bytes}
+
+
+def score(
+    model: Scorable,
+    text: str,
+    *,
+    config: LoadConfig | None = None,
+    n_ctx: int = 512,
+    max_chunks: int | None = None,
+    reference: Scorable | None = None,
+    reference_config: LoadConfig | None = None,
+    on_progress: Callable[[Quality, int], None] | None = None,
+    on_load: Callable[[str, float], None] | None = None,
+    limits: Limits | None = None,
+) -> Quality:
+    """What the model makes of the text; with a `reference` also how far its predictions are from that one's.
+
+    Attributes:
+        config: how to load the model; its `n_ctx` does not count.
+        n_ctx: tokens of a chunk, of which the second half counts. Perplexities of different n_ctx can't be compared.
+        max_chunks: read no more than so many; None: the whole text.
+        reference_config: how to load the reference; None: as the model.
+        on_progress: called after every chunk with the figures so far and how many chunks there will be. Who wants to
+            show something after Ctrl-C keeps the last ones.
+        on_load: called while loading, with the model's name and the share that is loaded.
+
+    Raises what `Engine` raises; `BadModel` where a model computes NaN or predicts no next token; `UsageError` for a
+    text of fewer than 2 · n_ctx tokens, and for two vocabularies. Leaves no process behind, whatever ends it.
+    """
+    if not isinstance(n_ctx, int) or not MIN_CTX <= n_ctx <= MAX_CTX:
+        raise UsageError(f"n_ctx: {n_ctx} is outside {MIN_CTX} to {MAX_CTX}")
+    if max_chunks is not None and max_chunks < 1:
+        raise UsageError(f"max_chunks: {max_chunks}; at least one chunk must be read")
+    if not text:
+        raise UsageError("the text is empty")
+    config = config or LoadConfig()
+    _check_predicts(model)
+    if reference is not None:
+        _check_predicts(reference)
+        _check_vocabularies(model, reference)
+        if config.rpc:
+            raise UsageError(
+                "a worker serves one model at a time, so none can be compared with a reference over --rpc",
+                hint="without --rpc, or without the reference",
+            )
+    with ExitStack() as stack:
+
+        def opened(which: Scorable, how: LoadConfig) -> Scorer:
+            how = replace(how, n_ctx=n_ctx, n_batch=min(how.n_batch, n_ctx))
+            told = None if on_load is None else partial(on_load, which.name)
+            return stack.enter_context(Scorer(which.path, which.header, how, limits=limits, on_progress=told))
+
+        # The reference first, its memory taken: the other is laid out in what is left.
+        teacher = read_by_teacher = shared = None
+        if reference is not None:
+            with _of_the_reference():
+                teacher = opened(reference, reference_config or config)
+                read_by_teacher = teacher.read(text)
+            shared = stack.enter_context(_logits_file(n_ctx, teacher.loaded.n_vocab))
+        student = opened(model, config)
+        read = student.read(text)
+        if read_by_teacher is not None and read.digest != read_by_teacher.digest:
+            raise UsageError(
+                f"the models cut the text into different tokens, {read.n_tokens} and {read_by_teacher.n_tokens}, "
+                "though their vocabularies are the same: another tokenizer, or another BOS",
+                hint="a reference from the same source",
+            )
+        n_chunks = read.n_chunks if max_chunks is None else min(max_chunks, read.n_chunks)
+        tally = Tally(n_ctx, tuple(_notes(student, teacher)))
+        for index in range(n_chunks):
+            if teacher is None:
+                tally.add(student.chunk(index).nll)
+            else:
+                with _of_the_reference():
+                    teacher.chunk(index, keep=shared)
+                found = student.chunk(index, beside=shared)
+                tally.add_compared(found.nll, found.reference, found.kld, found.n_same_top)
+            if on_progress:
+                on_progress(tally.quality(), n_chunks)
+        return tally.quality()
+
+
+@contextmanager
+def _of_the_reference() -> Iterator[None]:
+    """Which of the two it was."""
+    try:
+        yield
+    except LlmrunError as error:
+        _say(error, f"the reference: {error.message}")
+        raise
+
+
+def _say(error: LlmrunError, message: str) -> None:
+    """Give an error other words."""
+    error.message, error.args = message, (message,)
+
+
+def _notes(student: Scorer, teacher: Scorer | None) -> Iterator[str]:
+    yield from student.notes
+    if teacher is not None:
+        yield from (f"the reference: {note}" for note in teacher.notes)
+    n_ctx, n_train = student.plan.n_ctx, student.loaded.n_ctx_train
+    if n_ctx > n_train:
+        yield f"chunks of {n_ctx} tokens, and the model was trained on {n_train}: expect a bad perplexity"
+
+
+def _check_predicts(model: Scorable) -> None:
+    """Raise `BadModel` for one that sees the whole text at once, such as an embedding or a diffusion model."""
+    architecture = model.header.architecture or ""
+    if "bert" in architecture or model.header.hparam("attention.causal") is False:
+        raise BadModel(
+            f"{model.name} ({printable(architecture, 40)}) predicts no next token: it has no perplexity",
+            hint="a model that llmrun run can generate with",
+        )
+
+
+def _check_vocabularies(model: Scorable, reference: Scorable) -> None:
+    """Raise `UsageError` unless every token is the same text in both: what isn't can't be compared."""
+    ours, theirs = (which.header.metadata.get("tokenizer.ggml.tokens") for which in (model, reference))
+    if not isinstance(ours, StringArray) or not isinstance(theirs, StringArray):
+        return  # such a model can't be given a text at all, which the engine will say
+    hint = "a reference of the same family: the unquantized model, or its Q8_0"
+    if len(ours) != len(theirs):
+        raise UsageError(
+            f"{model.name} has a vocabulary of {len(ours)} tokens, the reference {reference.name} one of {len(theirs)}",
+            hint=hint,
+        )
+    other = [i for i, (a, b) in enumerate(zip_longest(ours.iter_raw(), theirs.iter_raw())) if a != b]
+    if other:
+        one, another = (printable(tokens[other[0]], 40) for tokens in (ours, theirs))
+        raise UsageError(
+            f"{model.name} and the reference {reference.name} have different vocabularies: {len(other)} of {len(ours)} "
+            f"tokens, the first is {other[0]}: '{one}' and '{another}'",
+            hint=hint,
+        )
+
+
+@contextmanager
+def _logits_file(n_ctx: int, n_vocab: int) -> Iterator[str]:
+    """A path that both children can map: room for a chunk's logits. Raises `OutOfMemory`.
+
+    In memory where the system can do that, and then gone with this process, however it ends.
+    """
+    n_bytes = 4 * n_counted(n_ctx) * n_vocab
+    with ExitStack() as stack:
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("llmrun-logits")
+            stack.callback(os.close, descriptor)
+            path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        else:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="llmrun-logits-"))
+            descriptor, path = file.fileno(), file.name
+        try:
+            os.ftruncate(descriptor, n_bytes)
+            if hasattr(os, "posix_fallocate"):  # taken now: later the lack of it would be a signal
+                os.posix_fallocate(descriptor, 0, n_bytes)
+        except OSError as error:
+            raise OutOfMemory(
+                f"{size(n_bytes)} for the logits of a chunk could not be had ({error.strerror}); "
+                f"{size(available_memory())} available",
+                hint="a smaller n_ctx",
+            ) from None
+        yield path

@@ -1,0 +1,648 @@
+"""What a bench leaves behind: one record, versioned, that says what was measured, on what, with what, and how long.
+
+    Record ─┬─ machine, build, model      what the numbers are worth nothing without
+            └─ rows ── test + settings ── samples: seconds, as they were measured
+                                       ├─ bytes and operations of a step, measured ceilings, joules, what the run took
+                                       └─ warnings: what makes this row doubtful
+
+Seconds, bytes and joules are stored; rates are derived from them here and nowhere else, by llama-bench's formulas
+where it has the same figure. What is unknown is None, null in JSON. A reader ignores fields that it does not know;
+a record of another major version is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from datetime import datetime, timezone
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from llmrun.engine.protocol import DeviceKind
+from llmrun.errors import UsageError
+from llmrun.meter import nearest_rank
+from llmrun.resources import Usage
+
+SCHEMA = "llmrun.bench/1"
+"""Name and major version. New fields that may be missing leave it; what old readers would misread raises it."""
+KEPT_STEPS = 4096
+"""Of a sample with more steps than this, only the summary is kept: a record is read by people, too."""
+BOUND_SHARE = 0.6
+"""Of a measured ceiling, from which on a row counts as bound by it. Real kernels reach 0.6 to 0.95 of a plain read."""
+
+BEYOND_SHARE = 1.1
+"""Of a ceiling, from which on it is not that of what was read or computed: a small model lies in the CPU's cache."""
+
+TestKind = Literal["pp", "tg", "pg", "e2e"]
+Bound = Literal["memory", "compute", "neither"]
+_T = TypeVar("_T")
+
+
+# -- what was measured -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Test:
+    """What was computed. Counts are tokens of one sequence.
+
+    Attributes:
+        kind: "pp" prefill alone, "tg" decoding alone, "pg" one after the other, "e2e" a request from its text to its
+            last token: template, tokenization, prefill, sampling, decoding.
+        n_prompt: tokens of prompt that were computed; 0 for "tg".
+        n_gen: tokens that were asked for; 0 for "pp".
+        n_depth: tokens that lay in the KV cache before.
+        n_seq: sequences in parallel.
+    """
+
+    __test__ = False  # to pytest: no class of tests
+
+    kind: TestKind
+    n_prompt: int = 0
+    n_gen: int = 0
+    n_depth: int = 0
+    n_seq: int = 1
+
+    @property
+    def name(self) -> str:
+        """As llama-bench writes it: "pp512", "tg128 @ d4096", "pp512+tg128". Ours: "e2e512+128", "tg128 x4"."""
+        names = {
+            "pp": f"pp{self.n_prompt}",
+            "tg": f"tg{self.n_gen}",
+            "pg": f"pp{self.n_prompt}+tg{self.n_gen}",
+            "e2e": f"e2e{self.n_prompt}+{self.n_gen}",
+        }
+        parallel = f" x{self.n_seq}" if self.n_seq > 1 else ""
+        return names[self.kind] + parallel + (f" @ d{self.n_depth}" if self.n_depth else "")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The decodes of one sample; each computes one token of every sequence.
+
+    Attributes:
+        n: how many were timed. A generation of N tokens has N-1 between its tokens, a "tg" sample N.
+        total_s: all of them together.
+        median_s, p95_s, max_s: of one; nearest rank.
+        each_s: one by one, in order; None where there were too many to keep.
+    """
+
+    n: int
+    total_s: float
+    median_s: float
+    p95_s: float
+    max_s: float
+    each_s: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, step_s: Sequence[float], *, keep: int = KEPT_STEPS) -> Steps | None:
+        """The summary of steps in seconds; None without any."""
+        median, p95 = nearest_rank(step_s, 0.5), nearest_rank(step_s, 0.95)
+        if median is None or p95 is None:
+            return None
+        each = tuple(step_s) if len(step_s) <= keep else None
+        return cls(len(step_s), math.fsum(step_s), median, p95, max(step_s), each)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One repetition, as it was timed. None: not part of this test, or not known.
+
+    Attributes:
+        prefill_s: computing the prompts of all sequences.
+        steps: decoding.
+        ttft_s: from the request to the first token; "e2e" only.
+        total_s: "e2e": from the request to the last token. "pg": from the beginning of the prefill to the last token.
+        at_s: when it began, in seconds since the record was created: what drifts, shows.
+    """
+
+    prefill_s: float | None = None
+    steps: Steps | None = None
+    ttft_s: float | None = None
+    total_s: float | None = None
+    at_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules that one counter saw while the samples of a row ran; warm-ups and pauses are not in it.
+
+    Attributes:
+        boundary: what is in it, in words: "GPU 0", "CPU package", "CPU cores", "RAM", "whole machine".
+        joules: of all samples of the row together, what the machine takes at rest included.
+        method: where it was read: "NVML" (a counter), "NVML power" (added up over time), "RAPL".
+        idle_w: watts of the same counter before the samples, with the model loaded and nothing to do.
+        seconds: that the joules were counted over.
+    """
+
+    boundary: str
+    joules: float
+    method: str
+    idle_w: float | None = None
+    seconds: float | None = None
+
+    @property
+    def above_idle_j(self) -> float | None:
+        """Joules that the samples took more than the machine at rest; below 0 where less than the rest wavers."""
+        return None if self.idle_w is None or self.seconds is None else self.joules - self.idle_w * self.seconds
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """Something that makes a row doubtful.
+
+    Attributes:
+        code: stays the same, for scripts: "noisy", "throttled", "others-busy", "swapping".
+        message: what was seen, with numbers.
+        numbers: the same numbers.
+        advice: what to do about it.
+    """
+
+    code: str
+    message: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    advice: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test with one set of settings.
+
+    Attributes:
+        test: what was computed.
+        settings: everything that the model was loaded with, by the names of `engine.protocol.Settings`: n_ctx, n_batch,
+            n_ubatch, n_threads, n_threads_batch, n_gpu_layers, devices, tensor_split, split_mode, main_gpu,
+            override_tensor, n_cpu_moe, offload_kv, flash_attn, type_k, type_v, load_mode, repack.
+        samples: in the order in which they were measured; empty where `error` says why.
+        started: when the first one began; UTC, ISO 8601.
+        load_s: loading the model for this row; None where it was loaded already.
+        step_read_bytes: what one decode step reads (weights and KV cache, at the mean depth of the test), by the memory
+            that it lies in: {"RAM": …, "CUDA0": …}. With one sequence, that is per token.
+        flops_per_token: operations that one token of the prompt costs at the test's mean depth, two per multiply-add.
+        ceiling_bytes_per_s: bandwidth of plain reads by memory, measured beside the samples, each time anew.
+        ceiling_flops_per_s: operations per second of plain matrix products, measured beside the samples.
+        energy: by boundary, the widest first; None: `energy_unknown` says why.
+        energy_unknown: why `energy` is None.
+        usage: what the engine's process took while the samples ran.
+        buffers: what llama.cpp took, in bytes, by memory and kind ("model", "KV", "compute").
+        warnings: what makes this row doubtful.
+        error: why there are no samples, or no more of them: the settings did not fit, the engine died.
+    """
+
+    test: Test
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    started: str | None = None
+    load_s: float | None = None
+    step_read_bytes: Mapping[str, int] | None = None
+    flops_per_token: float | None = None
+    ceiling_bytes_per_s: Mapping[str, tuple[float, ...]] | None = None
+    ceiling_flops_per_s: tuple[float, ...] | None = None
+    energy: tuple[Energy, ...] | None = None
+    energy_unknown: str | None = None
+    usage: Usage | None = None
+    buffers: Mapping[str, Mapping[str, int]] | None = None
+    warnings: tuple[Caveat, ...] = ()
+    error: str | None = None
+
+    # -- rates, all of them derived --
+
+    def seconds(self, sample: Sample) -> float | None:
+        """What the rate of a sample counts over: the prefill, the steps, both, or the whole request."""
+        match self.test.kind:
+            case "pp":
+                return sample.prefill_s
+            case "tg":
+                return sample.steps.total_s if sample.steps else None
+            case "e2e":
+                return sample.total_s
+        if sample.total_s is not None:
+            return sample.total_s
+        known = sample.prefill_s is not None and sample.steps is not None
+        return sample.prefill_s + sample.steps.total_s if known else None  # type: ignore[operator, union-attr]
+
+    def n_tokens(self, sample: Sample) -> int:
+        """The tokens that it counts: computed or made in that time, by all sequences."""
+        test, n_steps = self.test, sample.steps.n if sample.steps else 0
+        made = {"pp": test.n_prompt, "tg": n_steps, "pg": test.n_prompt + n_steps, "e2e": n_steps + 1}[test.kind]
+        return made * test.n_seq
+
+    def tps(self, sample: Sample) -> float | None:
+        """Tokens per second of one sample, as llama-bench counts them: tokens of prompt and answer over all its time.
+
+        Of "e2e", tokens of the answer over the time from the request to the last: what a user sees.
+        """
+        seconds = self.seconds(sample)
+        return self.n_tokens(sample) / seconds if seconds else None
+
+    @property
+    def samples_tps(self) -> tuple[float, ...]:
+        return tuple(tps for sample in self.samples if (tps := self.tps(sample)) is not None)
+
+    @property
+    def mean_tps(self) -> float | None:
+        """The mean of the samples' rates (`avg_ts` of llama-bench), not tokens over the sum of the times."""
+        return statistics.fmean(self.samples_tps) if self.samples_tps else None
+
+    @property
+    def stddev_tps(self) -> float | None:
+        """Of the samples' rates, over n-1 (`stdev_ts` of llama-bench, which says 0 where there is one sample)."""
+        return statistics.stdev(self.samples_tps) if len(self.samples_tps) > 1 else None
+
+    @property
+    def median_tps(self) -> float | None:
+        return statistics.median(self.samples_tps) if self.samples_tps else None
+
+    @property
+    def prefill_tps(self) -> float | None:
+        """Tokens of the prompt per second, the median of the samples; also of "pg" and "e2e"."""
+        n = self.test.n_prompt * self.test.n_seq
+        return _median([n / sample.prefill_s for sample in self.samples if n and sample.prefill_s])
+
+    @property
+    def decode_tps(self) -> float | None:
+        """Tokens made per second over the steps, the median of the samples; also of "pg" and "e2e"."""
+        return _median(
+            [s.steps.n * self.test.n_seq / s.steps.total_s for s in self.samples if s.steps and s.steps.total_s]
+        )
+
+    @property
+    def ttft_s(self) -> float | None:
+        return _median([sample.ttft_s for sample in self.samples if sample.ttft_s is not None])
+
+    @property
+    def gap_median_s(self) -> float | None:
+        """A step's median, the median of the samples'."""
+        return _median([sample.steps.median_s for sample in self.samples if sample.steps])
+
+    @property
+    def gap_p95_s(self) -> float | None:
+        """A step's 95th percentile, the median of the samples'."""
+        return _median([sample.steps.p95_s for sample in self.samples if sample.steps])
+
+    @property
+    def step_s(self) -> float | None:
+        """A step's mean, the median of the samples'."""
+        return _median([sample.steps.total_s / sample.steps.n for sample in self.samples if sample.steps])
+
+    @property
+    def read_bytes_per_s(self) -> dict[str, float] | None:
+        """Bandwidth that decoding achieved, by memory, over the whole step: with several memories, each of them
+        waits while another is read, so that none can show its ceiling here."""
+        if self.step_read_bytes is None or not self.step_s:
+            return None
+        return {memory: n_bytes / self.step_s for memory, n_bytes in self.step_read_bytes.items()}
+
+    @property
+    def mbu(self) -> float | None:
+        """Memory bandwidth utilisation, 0 to 1: the time that a step's reads take at the measured ceilings, one memory
+        after the other, over the time that the step took. With one memory that is achieved ÷ ceiling.
+
+        None where the ceiling of a memory that was read is not known.
+        """
+        if not self.step_read_bytes or not self.step_s or self.ceiling_bytes_per_s is None:
+            return None
+        ideal_s = 0.0
+        for memory, n_bytes in self.step_read_bytes.items():
+            ceiling = _median(self.ceiling_bytes_per_s.get(memory, ()))
+            if n_bytes and not ceiling:
+                return None
+            ideal_s += n_bytes / ceiling if ceiling else 0.0
+        return ideal_s / self.step_s
+
+    @property
+    def mfu(self) -> float | None:
+        """Share of the measured operations per second that the prefill achieved, 0 to 1."""
+        ceiling = _median(self.ceiling_flops_per_s or ())
+        if self.flops_per_token is None or not ceiling or self.prefill_tps is None:
+            return None
+        return self.flops_per_token * self.prefill_tps / ceiling
+
+    @property
+    def verdict(self) -> Bound | None:
+        """What held the row up: the ceiling of which it reached `BOUND_SHARE`; "neither" if none was reached.
+
+        Of "tg" and "e2e" memory is looked at, of "pp" operations; "pg" is both, and None. So is what is beyond its
+        ceiling.
+        """
+        share = {"tg": self.mbu, "e2e": self.mbu, "pp": self.mfu, "pg": None}[self.test.kind]
+        if share is None or share > BEYOND_SHARE:
+            return None
+        if share < BOUND_SHARE:
+            return "neither"
+        return "compute" if self.test.kind == "pp" else "memory"
+
+    @property
+    def joules_per_token(self) -> dict[str, float] | None:
+        """By boundary: joules of all samples over their tokens, those that `tps` counts."""
+        n = sum(self.n_tokens(sample) for sample in self.samples)
+        return {each.boundary: each.joules / n for each in self.energy} if self.energy and n else None
+
+    @property
+    def joules_above_idle_per_token(self) -> dict[str, float] | None:
+        """The same without what the machine takes at rest, of the boundaries where that was measured."""
+        n = sum(self.n_tokens(sample) for sample in self.samples)
+        found = {each.boundary: above for each in self.energy or () if (above := each.above_idle_j) is not None}
+        return {boundary: joules / n for boundary, joules in found.items()} if found and n else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+# -- on what -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """Something that llama.cpp can compute on.
+
+    Attributes:
+        name: as `--device` takes it: "CPU", "CUDA0", "RPC0".
+        kind: as ggml has it.
+        description: the product's name.
+        backend: "CPU", "CUDA", "RPC" (whose address is left out).
+        total_bytes, free_bytes: of its memory, when the bench began.
+    """
+
+    name: str
+    kind: DeviceKind
+    description: str
+    backend: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """A GPU that the system shows, whether or not llama.cpp can use it.
+
+    Attributes:
+        vendor: "NVIDIA", "AMD", "Intel", "Apple".
+        name: of the product.
+        driver: its version.
+    """
+
+    vendor: str
+    name: str | None = None
+    driver: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it was measured. Nothing in it names the machine or its owner.
+
+    Attributes:
+        cpu: the product's name.
+        architecture: of the CPU: "x86_64", "arm64".
+        physical_cores, logical_cores: of the machine.
+        usable_cpus: logical CPUs that the process was allowed to run on.
+        cpu_quota: CPUs' worth of time that the container grants; null: no limit.
+        default_threads: what llmrun takes without `-t`.
+        numa_nodes: of memory.
+        ram_bytes: that the machine has.
+        available_bytes: of it, what could be taken without swapping when the bench began.
+        container_limit_bytes: memory that the container may use; null: no limit.
+        virtual: whether this is a virtual machine.
+        os: "Debian GNU/Linux 12 (bookworm)", "macOS 15.1".
+        kernel: its release.
+        governor: how the kernel chooses the CPU's frequency.
+        on_battery: most machines compute slower then.
+        huge_pages: the kernel's choice for transparent huge pages: "always", "madvise", "never".
+        environment: variables that change how llama.cpp computes (OMP_…, GGML_…, CUDA_VISIBLE_DEVICES).
+        devices: in ggml's order.
+        gpus: that the system shows.
+    """
+
+    cpu: str | None = None
+    architecture: str | None = None
+    physical_cores: int | None = None
+    logical_cores: int | None = None
+    usable_cpus: int | None = None
+    cpu_quota: float | None = None
+    default_threads: int | None = None
+    numa_nodes: int | None = None
+    ram_bytes: int | None = None
+    available_bytes: int | None = None
+    container_limit_bytes: int | None = None
+    virtual: bool | None = None
+    os: str | None = None
+    kernel: str | None = None
+    governor: str | None = None
+    on_battery: bool | None = None
+    huge_pages: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[DeviceInfo, ...] = ()
+    gpus: tuple[GpuInfo, ...] = ()
+
+    @property
+    def backends(self) -> str:
+        """As llama-bench's column has it: all but the CPU's, RPC last; "CPU" where there are no others."""
+        names = [device.backend for device in self.devices if device.backend != "CPU"]
+        names = list(dict.fromkeys(name for name in names if name != "RPC")) + ["RPC"] * ("RPC" in names)
+        return ",".join(names) or "CPU"
+
+
+@dataclass(frozen=True)
+class Build:
+    """With what it was measured.
+
+    Attributes:
+        llmrun, llama_cpp_python, ggml, python: versions.
+        ggml_commit: what ggml says it was built from.
+        system_info: the CPU features and options that llama.cpp was built with, in its own words.
+    """
+
+    llmrun: str | None = None
+    llama_cpp_python: str | None = None
+    ggml: str | None = None
+    ggml_commit: str | None = None
+    system_info: str | None = None
+    python: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of the model.
+
+    Attributes:
+        name: without its folder.
+        size_bytes: of the whole file.
+        sha256: 64 hex digits.
+    """
+
+    name: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What was run.
+
+    Attributes:
+        name: as llmrun calls it: "qwen3:4b", "user/repo:Q4_K_M", a file's name.
+        files: one, or the parts of a split model in their order.
+        description: in llama.cpp's words: "llama 1B Q4_K - Medium".
+        architecture: "llama", "qwen3".
+        quantization: "Q4_K_M".
+        n_params: parameters.
+        weight_bytes: bytes of all tensors.
+        n_layer: layers.
+        tensor_types: bytes of weights by type: {"Q4_K": …, "F32": …}.
+    """
+
+    name: str
+    files: tuple[ModelFile, ...] = ()
+    description: str | None = None
+    architecture: str | None = None
+    quantization: str | None = None
+    n_params: int | None = None
+    weight_bytes: int | None = None
+    n_layer: int | None = None
+    tensor_types: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One bench.
+
+    Attributes:
+        schema: name and major version of the format.
+        id: sorts by time: "20261121-010203-ab12".
+        created: when the bench began; UTC, ISO 8601.
+        machine, build, model: on what, with what and what was measured.
+        command: the command line, its words.
+        settings: what holds for all rows: how it was measured (repetitions, warm-ups, order, seed).
+        interleaved_with: the id of the record whose samples were taken in turn with these: the i-th of a row there
+            belongs to the i-th of the same row here.
+        rows: in the order in which they were finished.
+        ended: when the last row was written; null: the bench was cut short.
+    """
+
+    schema: str = field(default=SCHEMA, kw_only=True)
+    id: str
+    created: str
+    machine: Machine
+    build: Build
+    model: ModelInfo
+    command: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    interleaved_with: str | None = None
+    ended: str | None = None
+
+
+def new_id(now: datetime | None = None) -> str:
+    """Sorts by time; two within one second differ in their four random digits."""
+    now = now or datetime.now(timezone.utc)
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def utc(now: datetime | None = None) -> str:
+    """The time as records have it: "2026-11-21T01:02:03Z"."""
+    return f"{now or datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+
+
+# -- to JSON and back --------------------------------------------------------------------------------------------------
+
+
+def to_document(value: Any) -> Any:
+    """A record, or any part of one, as plain data: what `from_document` reads, and JSON holds without loss."""
+    if is_dataclass(value):
+        return {each.name: to_document(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_document(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_document(item) for item in value]
+    # JSON has no infinity and no NaN; neither of them was ever measured.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_record(document: Any, where: str) -> Record:
+    """The record in plain data. `where` names it in messages. Raises `UsageError`, naming the field."""
+    schema = document.get("schema") if isinstance(document, Mapping) else None
+    if not isinstance(schema, str) or not schema.startswith("llmrun.bench/"):
+        raise UsageError(f"{where}: not a record of llmrun bench")
+    if schema.partition(".")[0] != "llmrun" or schema.partition("/")[2].partition(".")[0] != SCHEMA.partition("/")[2]:
+        raise UsageError(
+            f"{where} is written as {schema!r}, this llmrun reads {SCHEMA!r}",
+            hint="read it with the version of llmrun that wrote it, or a newer one",
+        )
+    return read_part(Record, document, where)
+
+
+def read_part(kind: type[_T], document: Any, where: str, field_path: str = "") -> _T:
+    """One of the record's dataclasses from plain data: unknown fields ignored, types checked. Raises `UsageError`."""
+    made: _T = _read(document, kind, where, field_path)
+    return made
+
+
+def _read(value: Any, declared: Any, where: str, at: str) -> Any:
+    origin, arguments = get_origin(declared), get_args(declared)
+    if declared is Any:
+        return value
+    if is_dataclass(declared) and isinstance(declared, type):
+        if not isinstance(value, Mapping):
+            raise _wrong(where, at, "an object", value)
+        return declared(**_fields(value, declared, where, at))
+    if origin in (Union, UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        inner = [kind for kind in arguments if kind is not type(None)]
+        return _read(value, inner[0], where, at)  # no field has two kinds of values
+    if origin is Literal:
+        if value not in arguments:
+            raise _wrong(where, at, f"one of {', '.join(map(repr, arguments))}", value)
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(where, at, "an array", value)
+        return tuple(_read(item, arguments[0], where, f"{at}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise _wrong(where, at, "an object", value)
+        return {key: _read(item, arguments[1], where, f"{at}.{key}") for key, item in value.items()}
+    return _read_plain(value, declared, where, at)
+
+
+def _read_plain(value: Any, declared: type, where: str, at: str) -> Any:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    fits = isinstance(value, int | float) if declared is float else isinstance(value, declared)
+    if not fits or (isinstance(value, bool) and declared is not bool):
+        raise _wrong(where, at, names[declared], value)
+    if declared is float and not math.isfinite(value):
+        raise _wrong(where, at, "a finite number", value)
+    return float(value) if declared is float else value
+
+
+def _fields(value: Mapping[str, Any], kind: type, where: str, at: str) -> dict[str, Any]:
+    made = {}
+    for name, declared in field_types(kind).items():
+        path = f"{at}.{name}" if at else name
+        if name in value:
+            made[name] = _read(value[name], declared, where, path)
+        elif type(None) in get_args(declared):
+            made[name] = None  # a writer that did not know it
+        elif not _has_default(kind, name):
+            raise UsageError(f"{where}: {path} is missing")
+    return made
+
+
+def _has_default(kind: Any, name: str) -> bool:
+    declared = next(each for each in fields(kind) if each.name == name)
+    return declared.default is not MISSING or declared.default_factory is not MISSING
+
+
+@cache
+def field_types(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass and their types, those of its properties and constants left out."""
+    types = get_type_hints(kind)
+    return {each.name: types[each.name] for each in fields(kind)}
+
+
+def _wrong(where: str, at: str, wanted: str, found: Any) -> UsageError:
+    return UsageError(f"{where}: {at or 'the whole of it'} must be {wanted}, not {repr(found)[:60]}")

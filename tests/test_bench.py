@@ -1,0 +1,287 @@
+"""The bench: what it takes from a command line, what it measures, and what is left when it is ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmrun import bench, journal, synth
+from llmrun.bench import Case, Method
+from llmrun.cli import load as load_options
+from llmrun.cli import sweep
+from llmrun.cli.bench import tests_of as made
+from llmrun.config import LoadConfig, Offload
+from llmrun.errors import UsageError
+from llmrun.footprint import CPU, Placement, flops_per_token, step_reads
+from llmrun.gguf import open_header
+from llmrun.models import find_model
+from llmrun.resources import Usage
+from llmrun.results import Row, Sample, Steps, Test
+
+QUICK = Method(repetitions=2, ceilings=False)
+
+
+# -- the command line ---
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["1,2,4"], ["1", "2", "4"]),
+        (["1", "2,3"], ["1", "2", "3"]),
+        (["1-4"], ["1", "2", "3", "4"]),
+        (["16-64+16"], ["16", "32", "48", "64"]),
+        (["1-16*2"], ["1", "2", "4", "8", "16"]),
+        (["10-15+10,99"], ["10", "99"]),
+        (["auto,all,0-1"], ["auto", "all", "0", "1"]),
+    ],
+)
+def test_lists_and_ranges(texts: list[str], expected: list[str]) -> None:
+    """llama-bench's syntax, both ends counted."""
+    assert sweep.values("-x", texts) == expected
+
+
+@pytest.mark.parametrize("text", ["1,,2", "", "1-9+0", "0-9*2", "1-9*1", "1-999999999"])
+def test_lists_without_end(text: str) -> None:
+    with pytest.raises(UsageError, match="-x"):
+        sweep.values("-x", [text])
+
+
+def test_all_combinations() -> None:
+    """Every value of one with every value of the others; what was not given has its default."""
+    swept = sweep.Swept(load_options._config, fixed=("rpc",), without=("ctx_size",))
+    given: dict[str, Any] = dict.fromkeys((p.name for p in swept.parameters()), None) | {"rpc": ""}
+    configs = list(
+        swept.combinations(given | {"threads": ["1,2"], "n_gpu_layers": ["0", "auto"], "no_kv_offload": ["0,1"]})
+    )
+    found = [(config.offload.n_gpu_layers, config.offload.kv, config.n_threads) for config in configs]
+    assert len(found) == 8 and len(set(found)) == 8
+    assert {config.n_batch for config in configs} == {LoadConfig().n_batch}
+    (split,) = swept.combinations(given | {"tensor_split": ["3/1"], "device": ["A/B"]})
+    assert split.offload == Offload(tensor_split=(3.0, 1.0), devices=("A", "B"))
+
+
+def test_tests_in_llama_bench_order() -> None:
+    assert [test.name for test in made(None, None, None, None, None)] == ["pp512", "tg128"]
+    found = made(["16,32"], ["8"], ["16,4"], ["0,64"], None)
+    assert [test.name for test in found] == [
+        *("pp16", "pp32", "tg8", "pp16+tg4"),
+        *("pp16 @ d64", "pp32 @ d64", "tg8 @ d64", "pp16+tg4 @ d64"),
+    ]
+    assert [test.name for test in made(["0"], ["8"], None, None, None)] == ["tg8"]
+    assert [test.name for test in made(["16"], ["8"], None, None, ["1,4"])] == ["pp16+tg8", "pp16+tg8 x4"]
+    assert made(["16"], ["8"], None, None, None, end_to_end=True)[-1] == Test("e2e", 16, 8)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-p", "x"],
+        ["-p", "-1"],
+        ["-p", "0", "-n", "0"],
+        ["-pg", "512"],
+        ["-pg", "0,1"],
+        ["-B", "0"],
+        ["-B", "1000"],
+        ["-r", "0"],
+        ["--delay", "-1"],
+        ["-o", "yaml"],
+        ["--output", "rows.doc"],
+        ["-t", "0"],
+        ["-t", "two"],
+        ["-nkvo", "2"],
+        ["-ctk", "f16,q9"],
+        ["-ub", "1-9+0"],
+        ["-ngl", "3"],
+    ],
+    ids=" ".join,
+)
+def test_bad_values_end_with_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    from llmrun.cli.app import run
+
+    assert run(["bench", "tiny", *arguments]) == 2
+    said = capfd.readouterr().err
+    assert ("Traceback" not in said and arguments[0].lstrip("-") in said) or arguments[:2] == ["-p", "0"]
+
+
+# -- what it measures ---
+
+
+def rows_of(tests: list[Test], config: LoadConfig | None = None, method: Method = QUICK) -> list[Row]:
+    return list(bench.run(find_model("tiny"), [Case(config or LoadConfig(), test) for test in tests], method))
+
+
+def test_every_kind_of_test() -> None:
+    """Each has what it measures and nothing else: seconds of the prompt, one step for each token, TTFT end to end."""
+    pp, tg, pg, deep, parallel, e2e = rows_of(
+        [
+            Test("pp", 48),
+            Test("tg", 0, 8),
+            Test("pg", 32, 4),
+            Test("tg", 0, 4, 64),
+            Test("pg", 16, 4, 0, 3),
+            Test("e2e", 40, 6),
+        ]
+    )
+    for row in (pp, tg, pg, deep, parallel, e2e):
+        assert row.error is None and len(row.samples) == 2 and row.mean_tps and row.usage
+    assert all(s.prefill_s and s.steps is None for s in pp.samples)
+    assert all(s.prefill_s is None and s.steps and s.steps.n == 8 for s in tg.samples)
+    assert all(s.prefill_s and s.steps and s.steps.n == 4 and s.total_s for s in pg.samples)
+    assert all(s.steps and s.steps.n == 4 for s in parallel.samples)
+    assert parallel.n_tokens(parallel.samples[0]) == 3 * (16 + 4)
+    assert all(s.ttft_s and s.steps and s.steps.n == 5 and s.total_s for s in e2e.samples)
+    assert tg.step_read_bytes and tg.step_read_bytes.keys() == {"RAM"} and pp.step_read_bytes is None
+    assert deep.step_read_bytes and deep.step_read_bytes["RAM"] > tg.step_read_bytes["RAM"]
+    assert pp.load_s and tg.load_s is None  # one engine for all of them
+    assert pp.flops_per_token and pp.buffers and pp.buffers["RAM"]["weights"] > 4e6
+
+
+def test_ceilings_are_taken_between_the_samples() -> None:
+    (row,) = rows_of([Test("tg", 0, 4)], method=Method(repetitions=3))
+    assert row.ceiling_bytes_per_s and len(row.ceiling_bytes_per_s["RAM"]) == 3
+    assert row.ceiling_flops_per_s and len(row.ceiling_flops_per_s) == 3
+    assert row.mbu and row.mbu > 0
+
+
+def test_settings_that_do_not_fit_are_a_row_too() -> None:
+    """One bad combination of a sweep has its error, and the others go on."""
+    cases = [
+        Case(LoadConfig(n_threads=1), Test("tg", 0, 2)),
+        Case(LoadConfig(), Test("tg", 0, 1 << 24)),
+        Case(LoadConfig(n_threads=2), Test("tg", 0, 2)),
+    ]
+    found = list(bench.run(find_model("tiny"), cases, QUICK))
+    assert [bool(row.samples) for row in found] == [True, False, True]
+    assert "needs" in (found[1].error or "")
+
+
+def test_offloaded_layers_read_elsewhere(rpc_worker: Any) -> None:
+    """Bytes by memory follow the layers; a worker's ceiling can't be measured while it works, and is unknown."""
+    config = LoadConfig(rpc=(rpc_worker(),), offload=Offload(n_gpu_layers=3))
+    (row,) = rows_of([Test("tg", 0, 4)], config, Method(repetitions=2))
+    assert row.step_read_bytes and row.step_read_bytes.keys() == {"RAM", "RPC0"}
+    assert row.ceiling_bytes_per_s and row.ceiling_bytes_per_s.keys() == {"RAM"} and row.mbu is None
+
+
+def test_reads_and_operations_by_hand(tmp_path: Path) -> None:
+    """One layer on a device, one in RAM: bytes of a step, and operations of a token, counted by hand."""
+    path = tmp_path / "m.gguf"
+    synth.write(path, synth.Shape(2, 256, 512, 4, 2, 512), "F16")
+    header = open_header(path)
+    layer = 256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 512  # elements
+    norms = 2 * 256 * 4
+    found = step_reads(header, Placement((CPU, "A", "A")), 100, "f16", "f16")
+    kv = 100 * 2 * (64 + 64) * 2
+    assert found == {
+        CPU: 256 * 2 + layer * 2 + norms + kv,
+        "A": layer * 2 + norms + kv + 256 * 512 * 2 + 256 * 4,
+    }
+    attention = 2 * 4 * (64 + 64) * 100
+    assert flops_per_token(header, 100) == 2 * (2 * layer + 256 * 512) + 2 * attention
+
+
+def usage(**more: Any) -> Usage:
+    fields = dict.fromkeys(Usage.__dataclass_fields__, None)
+    return Usage(**{**fields, "n_samples": 5, "watched_s": 1.0, "cost_s": 0.0, "interval_s": 0.25, **more})  # type: ignore[arg-type]
+
+
+def test_warnings() -> None:
+    """Each doubt has a code that stays, numbers, and a sentence."""
+    samples = tuple(Sample(steps=Steps.of([0.1 * (1 + i % 2)] * 4)) for i in range(4))
+    row = Row(Test("tg", 0, 4), samples=samples)
+    found = {
+        each.code: each
+        for each in bench.warnings(
+            row, usage(other_cpu_s=0.5, steal_s=0.2, major_faults=7, peak_swap_bytes=1), Method(repetitions=2)
+        )
+    }
+    assert found.keys() == {"few-samples", "noisy", "others-busy", "steal", "read-from-disk", "swapping"}
+    assert found["others-busy"].numbers == {"cores": 0.5} and "0.50 cores" in found["others-busy"].message
+    quiet = Row(Test("tg", 0, 4), samples=(samples[0],) * 5)
+    assert not list(bench.warnings(quiet, usage(other_cpu_s=0.01), Method()))
+
+
+# -- as a user sees it ---
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLMRUN_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_rows_formats_and_history(llmrun: Any, home: Path) -> None:
+    """Rows on stdout, talk on stderr, a file by its suffix, and the bench is in the history."""
+    arguments = ("bench", "tiny", "-p", "32", "-n", "4", "-r", "3", "-t", "1,2", "--no-ceilings")
+    done = llmrun(*arguments, "-o", "md", "--output", str(home / "rows.json"))
+    assert done.returncode == 0
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 4 and "threads" in table[0] and "t/s" in table[0]
+    assert re.search(r"\| +pp32 \| +[\d.]+ ± [\d.]+ \|", table[2])
+    rows = json.loads((home / "rows.json").read_text())
+    assert [row["n_threads"] for row in rows] == [1, 1, 2, 2]
+    listed = json.loads(llmrun("bench", "history", "list", "--json").stdout)
+    assert len(listed) == 1
+    shown = json.loads(llmrun("bench", "history", "show", "last", "--json").stdout)
+    assert shown["model"]["files"][0]["sha256"] and len(shown["rows"]) == 4 and shown["ended"]
+    compared = llmrun("compare", "last", "last", "--json")
+    assert compared.returncode == 0, compared.stderr
+
+
+def test_json_is_json(llmrun: Any, home: Path) -> None:
+    done = llmrun("bench", "tiny", "-p", "0", "-n", "3", "-r", "1", "--no-ceilings", "-o", "json")
+    (row,) = json.loads(done.stdout)
+    assert row["n_gen"] == 3 and row["avg_ts"] > 0
+
+
+def test_several_models(llmrun: Any, home: Path, micro: Path) -> None:
+    done = llmrun("bench", "tiny", str(micro), "-p", "8", "-n", "0", "-r", "1", "--no-ceilings", "-o", "jsonl")
+    names = [json.loads(line)["model_filename"] for line in done.stdout.splitlines()]
+    assert len(names) == 2 and names[1].endswith("micro.gguf")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ended_in_the_middle(home: Path, number: int) -> None:
+    """Whatever ends it, the finished rows are in the history."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "llmrun",
+            "bench",
+            "tiny",
+            "-p",
+            "16",
+            "-n",
+            "4",
+            "-r",
+            "2",
+            "--no-ceilings",
+            "-t",
+            "1-40",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LLMRUN_HOME": str(home)},
+        text=True,
+    )
+    assert process.stdout
+    while "tg4" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.2)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == (130 if number == signal.SIGINT else -9)
+    (kept,) = journal.kept()
+    assert kept.record and len(kept.record.rows) >= 2 and kept.record.ended is None
+    assert kept.record.rows[0].samples
