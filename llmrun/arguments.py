@@ -138,7 +138,10 @@ def lora(plain: Iterable[str], scaled: Iterable[str]) -> tuple[Lora, ...]:
 
 def mebibytes(option: str, text: str) -> int:
     """A number of MiB as bytes."""
-    return _whole(option, text, "a number of MiB") << 20
+    n = _whole(option, text, "a number of MiB")
+    if not 0 <= n <= 1 << 30:
+        raise UsageError(f"{option}: {n} is outside 0 to {1 << 30} MiB", hint=_HINT)
+    return n << 20
 
 
 def _whole(option: str, text: str, wanted: str) -> int:

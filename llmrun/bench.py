@@ -15,17 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from types import TracebackType
 
 from llmrun.config import LoadConfig, SamplingConfig
+from llmrun.energy import EnergyMeter, Joules, measure_idle
 from llmrun.engine.client import Engine
 from llmrun.engine.prepare import by_device, settings_of
 from llmrun.engine.prober import Prober
 from llmrun.errors import EngineCrashed, OutOfMemory, UsageError
+from llmrun.exports import asked_settings
 from llmrun.footprint import CPU, flops_per_token, step_reads
 from llmrun.models import Model
 from llmrun.planner import main_type
 from llmrun.resources import NoGpus, Nvml, Sampler, Usage, open_nvml
 from llmrun.results import Caveat, Row, Sample, Steps, Test, utc
+from llmrun.units import percent
 
 _PROBE_S = 0.1
 """Of each ceiling, between two samples."""
@@ -52,18 +56,24 @@ class Method:
         warm_up: whether one run of each kind comes before, uncounted: it faults the weights in.
         delay_s: of rest before each case.
         ceilings: whether to measure what the memories can do, beside the samples.
+        price_kwh, price_hour: money for a kWh and for an hour of this machine, in whatever currency.
     """
 
     repetitions: int = 5
     warm_up: bool = True
     delay_s: float = 0.0
     ceilings: bool = True
+    price_kwh: float | None = None
+    price_hour: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.repetitions <= 10_000:
             raise UsageError(f"-r/--repetitions: {self.repetitions} is outside 1 to 10000")
         if not 0 <= self.delay_s <= 86_400:
             raise UsageError(f"--delay: {self.delay_s} is outside 0 to 86400 seconds")
+        for option, price in (("--price-kwh", self.price_kwh), ("--price-hour", self.price_hour)):
+            if price is not None and not 0 <= price <= 1e9:
+                raise UsageError(f"{option}: {price} is no price")
 
 
 Tick = Callable[[Case, int, int], None]
@@ -83,28 +93,72 @@ def run(
     `on_engine` is called with every engine that is opened: once per change of settings.
     """
     started = time.monotonic()
-    nvml = open_nvml()
+    tools = _Tools(open_nvml())
     with ExitStack() as stack:
-        prober = stack.enter_context(Prober()) if method.ceilings else None
+        tools.prober = stack.enter_context(Prober()) if method.ceilings else None
         for config, group in groupby(cases, key=lambda case: case.config):
             same = list(group)
             n_ctx = max(n_ctx_of(case.test) for case in same)
             try:
                 engine = Engine(model.path, model.header, replace(config, n_ctx=n_ctx))
             except (OutOfMemory, EngineCrashed) as error:
-                yield from (Row(case.test, config.as_dict(), error=error.message, started=utc()) for case in same)
+                yield from (Row(case.test, asked_settings(config), error=error.message, started=utc()) for case in same)
                 continue
             with engine:
                 if on_engine:
                     on_engine(engine)
+                tools.measure_idle()
                 for i, case in enumerate(same):
                     time.sleep(method.delay_s)
-                    measured = _Measured(engine, case, method, prober, nvml, started, n_ctx)
+                    measured = _Measured(engine, case, method, tools, started, n_ctx)
                     yield measured.row(on_tick, load_s=_load_s(engine) if i == 0 else None)
                     if not engine.alive:
                         rest = same[i + 1 :]
-                        yield from (Row(each.test, config.as_dict(), error="the engine is gone") for each in rest)
+                        yield from (Row(each.test, asked_settings(config), error="the engine is gone") for each in rest)
                         break
+
+
+def run_interleaved(
+    model: Model,
+    a: LoadConfig,
+    b: LoadConfig,
+    tests: Sequence[Test],
+    method: Method,
+    *,
+    on_engine: Callable[[Engine], None] | None = None,
+    on_tick: Tick | None = None,
+) -> Iterator[tuple[Row, Row]]:
+    """Both settings in turn, with both engines loaded: a pair of rows for every test, the i-th samples taken together.
+
+    Who is first changes from pair to pair, so that a machine that drifts favours neither. Raises what `Engine` raises:
+    half a comparison is none.
+    """
+    started = time.monotonic()
+    tools = _Tools(open_nvml())
+    n_ctx = max(n_ctx_of(test) for test in tests)
+    with ExitStack() as stack:
+        tools.prober = stack.enter_context(Prober()) if method.ceilings else None
+        engines = [
+            stack.enter_context(Engine(model.path, model.header, replace(config, n_ctx=n_ctx))) for config in (a, b)
+        ]
+        for engine in engines if on_engine else ():
+            on_engine(engine)  # type: ignore[misc]
+        tools.measure_idle()
+        for test in tests:
+            time.sleep(method.delay_s)
+            sides = [
+                _Measured(engine, Case(config, test), method, tools, started, n_ctx)
+                for engine, config in zip(engines, (a, b), strict=True)
+            ]
+            with sides[0], sides[1]:
+                for i in range(method.repetitions):
+                    for side in sides if i % 2 == 0 else reversed(sides):
+                        if not side.sample():
+                            raise EngineCrashed(side.error or "a sample could not be taken")
+                        side.probe()
+                    if on_tick:
+                        on_tick(sides[0].case, i + 1, method.repetitions)
+            yield sides[0].made(None), sides[1].made(None)
 
 
 def n_ctx_of(test: Test) -> int:
@@ -116,6 +170,20 @@ def _load_s(engine: Engine) -> float:
     return engine.loaded.end_s - engine.loaded.begin_s
 
 
+class _Tools:
+    """What measures beside the engine, for all cases together."""
+
+    def __init__(self, nvml: Nvml | NoGpus) -> None:
+        self.nvml = nvml
+        self.joules = Joules.open(nvml=nvml)
+        self.idle_w: dict[str, float] = {}
+        self.prober: Prober | None = None
+
+    def measure_idle(self) -> None:
+        """With a model loaded and nobody asking: what is used beyond this is the computation's."""
+        self.idle_w = measure_idle(self.joules)
+
+
 class _Measured:
     """One case being measured."""
 
@@ -124,56 +192,86 @@ class _Measured:
         engine: Engine,
         case: Case,
         method: Method,
-        prober: Prober | None,
-        nvml: Nvml | NoGpus,
+        tools: _Tools,
         started: float,
         n_ctx: int,
     ) -> None:
-        self.engine, self.case, self.method, self.nvml = engine, case, method, nvml
-        self.prober, self.started, self.n_ctx = prober, started, n_ctx
+        self.engine, self.case, self.method, self.tools = engine, case, method, tools
+        self.started, self.n_ctx = started, n_ctx
+        self.meter = EnergyMeter(tools.joules, tools.idle_w)
         self.samples: list[Sample] = []
         self.reads: dict[str, list[float]] = {}
         self.flops: list[float] = []
         self.buffers: dict[str, dict[str, int]] = {}
+        self.error: str | None = None
 
     def row(self, on_tick: Tick | None, *, load_s: float | None) -> Row:
-        test, engine = self.case.test, self.engine
-        began, error, usage = utc(), None, None
+        """All samples, one after the other."""
+        with self:
+            for i in range(self.method.repetitions):
+                if not self.sample():
+                    break
+                if on_tick:
+                    on_tick(self.case, i + 1, self.method.repetitions)
+                self.probe()
+        return self.made(load_s)
+
+    def __enter__(self) -> _Measured:
+        """Warmed up, and watched from here on."""
+        self.began = utc()
         try:
-            take = self._prepared()
-            with Sampler(engine.pid, nvml=self.nvml, own_cpu=self._own_cpu_s) as sampler:
-                for i in range(self.method.repetitions):
-                    at_s = time.monotonic() - self.started
-                    self.samples.append(replace(take(), at_s=at_s))
-                    if on_tick:
-                        on_tick(self.case, i + 1, self.method.repetitions)
-                    self._probe()
-            usage = sampler.summary()
+            self._take = self._prepared()
         except (OutOfMemory, EngineCrashed) as problem:
-            error = problem.message
+            self.error = problem.message
+        self._sampler = Sampler(self.engine.pid, nvml=self.tools.nvml, own_cpu=self._own_cpu_s)
+        self._sampler.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._sampler.__exit__(kind, error, tb)
+
+    def sample(self) -> bool:
+        """One more; False when there can be none, for a reason that the row tells."""
+        if self.error is not None:
+            return False
+        at_s = time.monotonic() - self.started
+        try:
+            with self.meter:
+                taken = self._take()
+            self.samples.append(replace(taken, at_s=at_s))
+        except (OutOfMemory, EngineCrashed) as problem:
+            self.error = problem.message
+        return self.error is None
+
+    def made(self, load_s: float | None) -> Row:
+        test, engine = self.case.test, self.engine
+        usage = self._sampler.summary() if self.samples else None
         n_past = test.n_depth + test.n_prompt + max(0, test.n_gen - 1) / 2
         config, plan = self.case.config, engine.plan
         reads = step_reads(engine.header, plan.placement, n_past, config.type_k, config.type_v) if test.n_gen else None
+        energy = self.meter.result()
         made = Row(
             test=test,
             settings=self._settings(),
             samples=tuple(self.samples),
-            started=began,
+            started=self.began,
             load_s=load_s,
             # Weights are read once for all sequences, keys and values for each: known only for one.
             step_read_bytes=None if reads is None or test.n_seq > 1 else {_memory(on): n for on, n in reads.items()},
             flops_per_token=flops_per_token(engine.header, test.n_depth + test.n_prompt / 2),
             ceiling_bytes_per_s={memory: tuple(found) for memory, found in self.reads.items()} or None,
             ceiling_flops_per_s=tuple(self.flops) or None,
+            energy=None if isinstance(energy, str) else energy,
+            energy_unknown=energy if isinstance(energy, str) else None,
             usage=usage,
             buffers=self.buffers or None,
-            error=error,
+            error=self.error,
         )
         return replace(made, warnings=tuple(warnings(made, usage, self.method)))
 
     def _own_cpu_s(self) -> float:
         """CPU time of what measures: nobody's disturbance but ours, and never while a sample is taken."""
-        return time.process_time() + (self.prober.cpu_s if self.prober else 0.0)
+        return time.process_time() + (self.tools.prober.cpu_s if self.tools.prober else 0.0)
 
     def _settings(self) -> dict[str, object]:
         engine, plan = self.engine, self.engine.plan
@@ -223,9 +321,9 @@ class _Measured:
         found = by_device(buffers, self.engine.devices)  # type: ignore[arg-type]
         self.buffers = {_memory(device): dict(kinds) for device, kinds in found.items()}
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
         """What the memories can do just now; the products of a prompt on the device that does most of them."""
-        if self.prober is None:
+        if self.tools.prober is None:
             return
         engine = self.engine
         layers = engine.plan.placement.layers
@@ -234,7 +332,7 @@ class _Measured:
             if device in remote:
                 continue  # a worker serves one client, and that is the engine
             busiest = device == max(set(layers), key=layers.count)
-            probed = self.prober.probe(device, main_type(engine.header), engine.n_threads, _PROBE_S)
+            probed = self.tools.prober.probe(device, main_type(engine.header), engine.n_threads, _PROBE_S)
             if probed.read_bytes_per_s:
                 self.reads.setdefault(_memory(device), []).append(statistics.median(probed.read_bytes_per_s))
             if busiest and probed.flops_per_s:
@@ -279,7 +377,10 @@ def warnings(row: Row, usage: Usage | None, method: Method) -> Iterator[Caveat]:
     if mean and deviation and deviation / mean > _SPREAD:
         share = deviation / mean
         yield Caveat(
-            "noisy", f"the samples spread by {share:.0%} of their mean", {"share": share}, "a quiet machine, or -r 20"
+            "noisy",
+            f"the samples spread by {percent(share)} of their mean",
+            {"share": share},
+            "a quiet machine, or -r 20",
         )
     if usage is None:
         return

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from llmrun.config import LoadConfig
+from llmrun.energy import cost_per_million_tokens
 from llmrun.results import Build, Machine, ModelInfo, Record, Row, Test, to_document
 from llmrun.units import UNKNOWN, duration, percent, significant
 
@@ -195,10 +196,37 @@ def bench_fields(record: Record, row: Row) -> dict[str, Value]:
         "mfu": row.mfu,
         "joules_per_token": next(iter(joules.values())) if joules else None,
         "joules_boundary": next(iter(joules)) if joules else None,
+        "cost_per_million_tokens": cost_per_million(record, row),
         "peak_rss_bytes": row.usage.peak_rss_bytes if row.usage else None,
+        "ppl": _quality(record, "ppl"),
+        "ppl_error": _quality(record, "ppl_error"),
+        "kld": _quality(record, "kld", "kld", "value"),
         "warnings": ";".join(caveat.code for caveat in row.warnings),
         "error": row.error,
     }
+
+
+def _quality(record: Record, *path: str) -> float | None:
+    found: Any = record.quality
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return float(found) if isinstance(found, int | float) else None
+
+
+def quality_line(record: Record) -> str | None:
+    """perplexity 8.213 ± 0.052 on quality.txt; divergence from Q8_0 0.0807 ± 0.0021 nats, same top token 84.1 %"""
+    quality, ppl = record.quality, _quality(record, "ppl")
+    if quality is None or ppl is None:
+        return None
+    error = _quality(record, "ppl_error")
+    line = f"perplexity {significant(ppl, 4)}{'' if error is None else f' ± {significant(error, 2)}'}"
+    line += f" on {quality.get('text')}, {quality.get('n_chunks')} chunks of {quality.get('n_ctx')}"
+    kld, same = _quality(record, "kld", "kld", "value"), _quality(record, "kld", "same_top", "value")
+    if kld is not None:
+        line += (
+            f"; divergence from {quality.get('reference')} {significant(kld, 3)} nats, same top token {percent(same)}"
+        )
+    return line
 
 
 def samples_ns(row: Row) -> list[int]:
@@ -290,7 +318,7 @@ class MarkdownWriter:
             *chosen,
             _Column("test", "test", 15),
             _Column("t/s", "t/s", 20),
-            *_ours(planned, energy=energy),
+            *_ours(record, planned, energy=energy),
         ]
         titles = "".join(f" {_to_width(column.title, column.width)} |" for column in self._columns)
         rules = "".join(f" {'-' * (abs(c.width) - 1)}{':' if c.width > 0 else '-'} |" for c in self._columns)
@@ -306,7 +334,7 @@ class MarkdownWriter:
             "backend": self._record.machine.backends,
             "test": row.test.name,
             "t/s": mean_and_stddev(row),
-            **_our_cells(row),
+            **_our_cells(self._record, row),
         }
         cells = (_cell(known[column.field]) or UNKNOWN for column in self._columns)
         return "|" + "".join(f" {_to_width(t, c.width)} |" for t, c in zip(cells, self._columns, strict=True)) + "\n"
@@ -346,7 +374,7 @@ def mean_and_stddev(row: Row) -> str:
     return f"{row.mean_tps:.2f} ± {UNKNOWN if row.stddev_tps is None else f'{row.stddev_tps:.2f}'}"
 
 
-def _ours(planned: Sequence[Row], *, energy: bool) -> list[_Column]:
+def _ours(record: Record, planned: Sequence[Row], *, energy: bool) -> list[_Column]:
     """Our columns: those that say something of at least one of the tests."""
     kinds = {row.test.kind for row in planned}
     decodes = kinds & {"tg", "pg", "e2e"}
@@ -363,11 +391,12 @@ def _ours(planned: Sequence[Row], *, energy: bool) -> list[_Column]:
         ("e2e" in kinds, _Column("TTFT", "TTFT", 8)),
         (bool(decodes), _Column("gap p95", "gap p95", 8)),
         (energy, _Column("J/token", "J/token", 8)),
+        (any(_prices(record)), _Column("cost", "cost/M", 8)),
     ]
     return [column for is_wanted, column in wanted if is_wanted]
 
 
-def _our_cells(row: Row) -> dict[str, str]:
+def _our_cells(record: Record, row: Row) -> dict[str, str]:
     reads, joules = row.read_bytes_per_s, row.joules_per_token
     return {
         "prefill": significant(row.prefill_tps),
@@ -378,7 +407,22 @@ def _our_cells(row: Row) -> dict[str, str]:
         "TTFT": duration(row.ttft_s),
         "gap p95": duration(row.gap_p95_s),
         "J/token": significant(next(iter(joules.values())) if joules else None),
+        "cost": significant(cost_per_million(record, row)),
     }
+
+
+def _prices(record: Record) -> tuple[float | None, float | None]:
+    """Of a kWh and of an hour, as they were given to the bench."""
+    found = [record.settings.get(name) for name in ("price_kwh", "price_hour")]
+    kwh, hour = (float(price) if isinstance(price, int | float) else None for price in found)
+    return kwh, hour
+
+
+def cost_per_million(record: Record, row: Row) -> float | None:
+    """Money for a million tokens of this row's kind; None where no price was given, or joules would be needed."""
+    joules = row.joules_per_token
+    kwh, hour = _prices(record)
+    return cost_per_million_tokens(next(iter(joules.values())) if joules else None, row.median_tps, kwh, hour)
 
 
 def notes(record: Record) -> list[str]:
@@ -389,6 +433,8 @@ def notes(record: Record) -> list[str]:
         for caveat in row.warnings:
             said.append(f"{row.test.name}: {caveat.message}{f' ({caveat.advice})' if caveat.advice else ''}")
     boundaries = dict.fromkeys(row.energy[0].boundary for row in record.rows if row.energy)
+    quality = quality_line(record)
+    said += [quality] if quality else []
     said += [f"J/token: {' or '.join(boundaries)}, idle power included"] if boundaries else []
     unknown = dict.fromkeys(row.energy_unknown for row in record.rows if row.energy_unknown)
     return [*dict.fromkeys(said), *(f"J/token unknown: {reason}" for reason in unknown)]
@@ -419,7 +465,7 @@ class TableWriter:
             width = max(len(name), *(len(_shown(row.settings, name)) for row in planned))
             self._columns.append(_Column(f"settings.{name}", name.upper(), width))
         self._columns.append(_Column("t/s", "T/S", 20))
-        ours = [column for column in _ours(planned, energy=energy) if column.field != "n_threads_batch"]
+        ours = [column for column in _ours(record, planned, energy=energy) if column.field != "n_threads_batch"]
         self._columns += [_Column(column.field, column.title.upper(), max(column.width, 8)) for column in ours]
         model = record.model
         head = [
@@ -436,7 +482,7 @@ class TableWriter:
         known = {
             "test": row.test.name,
             "t/s": mean_and_stddev(row),
-            **_our_cells(row),
+            **_our_cells(self._record, row),
             **{f"settings.{name}": _shown(row.settings, name) for name in row.settings},
         }
         return self._line([known.get(column.field, UNKNOWN) for column in self._columns])

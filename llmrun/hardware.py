@@ -164,16 +164,18 @@ def anonymous_memory() -> int | None:
 
 
 def last_level_cache_bytes(cpus: Path = _CPUS) -> int:
-    """Bytes of the largest cache of any CPU (Linux `cache/index*/size`); 0 where the system doesn't tell.
+    """Bytes of all last-level caches together (Linux `cache/index*`), each counted once however many CPUs share it.
 
-    A virtual machine may be told of all of its host's.
+    0 where the system doesn't tell. A virtual machine may be told of all of its host's.
     """
-    sizes = [0]
-    for path in cpus.glob("cpu[0-9]*/cache/index[0-9]*/size"):
+    found: dict[int, dict[str, int]] = {}
+    for index in cpus.glob("cpu[0-9]*/cache/index[0-9]*"):
         try:
-            text = path.read_text().strip()
-        except OSError:
+            text = (index / "size").read_text().strip()
+            level = int((index / "level").read_text())
+            shared = (index / "shared_cpu_list").read_text().strip()
+        except (OSError, ValueError):
             continue
-        if text[:-1].isdigit() and text[-1:] in "KM":
-            sizes.append(int(text[:-1]) << (10 if text[-1] == "K" else 20))
-    return max(sizes)
+        if text[:-1].isdigit() and text[-1:] in "KMG":
+            found.setdefault(level, {})[shared] = int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]]
+    return sum(found[max(found)].values()) if found else 0

@@ -157,6 +157,7 @@ def make_plan(
     ram_free: int | None,
     measure: Measure,
     expected_tokens: int | None = None,
+    least_tokens: int | None = None,
     repackable: frozenset[str] = frozenset(),
     adapters: Iterable[Header] = (),
 ) -> Plan:
@@ -165,12 +166,15 @@ def make_plan(
     Attributes:
         rooms: the devices that may be used, in llama.cpp's order.
         ram_free: bytes of RAM that can be taken; None where the system doesn't tell.
-        expected_tokens: of prompt and answer together, where they are known.
+        expected_tokens: of prompt and answer together, where they are known; else `COMFORTABLE_CTX`.
+        least_tokens: fewer than this are of no use; by default as many as are expected.
         repackable: types that this CPU's build can rearrange.
 
     Raises `DoesNotFit`, and `UsageError` for options that contradict each other or the devices.
     """
-    return _Planner(header, config, rooms, ram_free, measure, repackable, tuple(adapters)).plan(expected_tokens)
+    return _Planner(header, config, rooms, ram_free, measure, repackable, tuple(adapters)).plan(
+        expected_tokens, least_tokens
+    )
 
 
 class _Planner:
@@ -201,13 +205,13 @@ class _Planner:
 
     # -- the context ---
 
-    def plan(self, expected_tokens: int | None) -> Plan:
+    def plan(self, expected_tokens: int | None, least_tokens: int | None) -> Plan:
         trained = self.header.n_ctx_train or COMFORTABLE_CTX
         asked = self.config.n_ctx
         if asked:
             return self._finish(asked, self._layout_for(asked), None)
-        wanted = trained if asked == 0 else min(trained, max(COMFORTABLE_CTX, expected_tokens or 0))
-        least = min(wanted, COMFORTABLE_CTX if asked == 0 else max(_STEP, expected_tokens or _STEP))
+        wanted = trained if asked == 0 else min(trained, max(_STEP, expected_tokens or COMFORTABLE_CTX))
+        least = min(wanted, COMFORTABLE_CTX if asked == 0 else max(_STEP, least_tokens or expected_tokens or _STEP))
         if asked == 0 and self._is_auto and self.rooms:
             everything = self._with_all_layers(wanted) or self._with_all_layers(least)
             if everything is not None:

@@ -519,6 +519,8 @@ class Record:
         settings: what holds for all rows: how it was measured (repetitions, warm-ups, order, seed).
         interleaved_with: the id of the record whose samples were taken in turn with these: the i-th of a row there
             belongs to the i-th of the same row here.
+        quality: how well the model predicts a text, beside its speed: what `quality.Quality.as_dict` tells, and "text",
+            the name of it, and "reference", that of the model it was compared with; null: not measured.
         rows: in the order in which they were finished.
         ended: when the last row was written; null: the bench was cut short.
     """
@@ -531,6 +533,7 @@ class Record:
     model: ModelInfo
     command: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Any] | None = None
     rows: tuple[Row, ...] = ()
     interleaved_with: str | None = None
     ended: str | None = None

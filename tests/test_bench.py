@@ -192,7 +192,7 @@ def test_reads_and_operations_by_hand(tmp_path: Path) -> None:
 
 def usage(**more: Any) -> Usage:
     fields = dict.fromkeys(Usage.__dataclass_fields__, None)
-    return Usage(**{**fields, "n_samples": 5, "watched_s": 1.0, "cost_s": 0.0, "interval_s": 0.25, **more})  # type: ignore[arg-type]
+    return Usage(**{**fields, "n_samples": 5, "watched_s": 1.0, "cost_s": 0.0, "interval_s": 0.25, **more})
 
 
 def test_warnings() -> None:

@@ -186,6 +186,28 @@ def test_auto_tries_again_with_less(rpc_worker: Worker, micro: Path) -> None:
         assert not engine.try_smaller()  # once
 
 
+def test_a_prompt_longer_than_planned(rpc_worker: Worker, eight: Path) -> None:
+    """A device filled for a short prompt has no room for a long one: planned again with what it really has."""
+    with opened(eight, n_ctx=None, rpc=(rpc_worker(),)) as engine:
+        prompt = "b " * 300
+        generation = engine.generate(prompt, SamplingConfig(temperature=0, max_tokens=4))
+        list(generation)
+        n_prompt, expected = generation.timing.n_prompt, generation.token_ids
+    model = find_model(str(eight))
+    offload = Offload(fit_target=0)
+    config = LoadConfig(n_ubatch=32, n_threads=1, repack="off", offload=offload, rpc=(rpc_worker(),))
+    with Engine(model.path, model.header, config, expected_tokens=64) as engine:
+        short = engine.plan.footprint.by_device["RPC0"].total
+    limited = replace(config, rpc=(rpc_worker(memory=(short + MIB // 2) / 2**30),))
+    with Engine(model.path, model.header, limited, expected_tokens=64) as engine:
+        assert engine.plan.layout.n_gpu_layers == 9 and (engine.plan.n_ctx_most or 0) < n_prompt
+        generation = engine.generate(prompt, SamplingConfig(temperature=0, max_tokens=4))
+        list(generation)
+        assert generation.token_ids == expected
+        assert engine.plan.layout.n_gpu_layers < 9
+        assert f"the prompt has {n_prompt} tokens" in engine.notes[-1]
+
+
 def test_nothing_fits(micro: Path) -> None:
     """Exit 10 before loading."""
     model = find_model(str(micro))

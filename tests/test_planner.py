@@ -184,7 +184,8 @@ def test_a_prompt_gets_what_it_needs(dense: Header) -> None:
     made = make_plan(dense, config, [], ram_free=20 * GIB, measure=compute, expected_tokens=10_000)
     assert made.n_ctx == 10_000 and made.n_ctx_most == 65_536
     few = make_plan(dense, config, [], ram_free=20 * GIB, measure=compute, expected_tokens=10)
-    assert few.n_ctx == 4096
+    assert few.n_ctx == 256
+    assert make_plan(dense, config, [], ram_free=20 * GIB, measure=compute).n_ctx == 4096
 
 
 def test_too_large_for_anything(dense: Header) -> None:
@@ -203,7 +204,8 @@ def test_too_large_for_anything(dense: Header) -> None:
 def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(dense: Header) -> None:
     """Without -c the comfortable context shrinks to what prompt and answer need."""
     need = plan(dense, []).footprint.by_device[CPU]
-    made = make_plan(dense, LoadConfig(), [], ram_free=need.total - 8 * MIB, measure=compute, expected_tokens=300)
+    free = need.total - 8 * MIB
+    made = make_plan(dense, LoadConfig(), [], ram_free=free, measure=compute, expected_tokens=4096, least_tokens=300)
     assert 300 <= made.n_ctx < 4096
     with pytest.raises(DoesNotFit):
         make_plan(dense, LoadConfig(), [], ram_free=MIB, measure=compute, expected_tokens=300)

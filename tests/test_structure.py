@@ -21,7 +21,7 @@ FLOORS = [
     {"exports"},
     {"engine"},
     {"checks"},
-    {"hub", "store", "meter", "quality", "resources", "results"},
+    {"ceilings", "energy", "hub", "store", "meter", "quality", "resources", "results"},
     {"planner"},
     {"footprint", "catalog", "settings", "synth", "shapes", "gguf_rules"},
     {"layer_memory", "skeleton"},

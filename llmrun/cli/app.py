@@ -8,13 +8,12 @@ import typer
 
 from llmrun import __version__
 from llmrun.cli import screen
-from llmrun.cli.bench import bench
-from llmrun.cli.compare import compare
+from llmrun.cli.bench import BenchCommand, bench
+from llmrun.cli.compare import CompareCommand, compare
 from llmrun.cli.config import app as config_app
 from llmrun.cli.devices import devices
 from llmrun.cli.doctor import doctor
 from llmrun.cli.help import Command, Group
-from llmrun.cli.history import app as history_app
 from llmrun.cli.pull import pull
 from llmrun.cli.quantize import levels_help, quantize
 from llmrun.cli.run import run as commands_run
@@ -36,7 +35,7 @@ app = typer.Typer(
 )
 # In the order in which a newcomer needs them.
 app.command("run", cls=ModelCommand)(commands_run)
-app.command("bench", cls=Command)(bench)
+app.command("bench", cls=BenchCommand)(bench)
 app.command("pull", cls=Command)(pull)
 app.command("list", cls=Command)(list_)
 app.command("ls", cls=Command, hidden=True)(list_)
@@ -46,12 +45,11 @@ app.command("search", cls=Command)(search)
 app.command("verify", cls=Command)(verify)
 app.command("import", cls=Command)(import_)
 app.command("quantize", cls=Command, epilog=levels_help())(quantize)
-app.command("compare", cls=Command)(compare)
+app.command("compare", cls=CompareCommand)(compare)
 app.command("devices", cls=Command)(devices)
 app.command("worker", cls=Command)(worker)
 app.command("doctor", cls=Command)(doctor)
 app.add_typer(config_app, name="config")
-app.add_typer(history_app, name="bench history", hidden=True)  # see `help.Group`
 
 
 def _version(wanted: bool) -> None:

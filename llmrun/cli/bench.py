@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,13 @@ import typer
 
 from llmrun.cli import load as load_options
 from llmrun.cli import options, screen, sweep
+from llmrun.cli.help import Command
+from llmrun.cli.history import WithHistory
 from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
     from llmrun.bench import Case, Method
+    from llmrun.config import LoadConfig
     from llmrun.engine.client import Engine
     from llmrun.exports import Format
     from llmrun.models import Model
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
 _OUTPUT = "Output"
 Texts = list[str] | None
 _SWEPT = sweep.Swept(load_options._config, fixed=("rpc",), without=("ctx_size",))
+
+
+class BenchCommand(WithHistory, Command):
+    """`llmrun bench MODEL...`, and `llmrun bench history`."""
 
 
 def bench(
@@ -55,6 +63,22 @@ def bench(
     no_ceilings: Annotated[
         bool, typer.Option("--no-ceilings", help="Don't measure what the memory can do beside the samples.")
     ] = False,
+    price_kwh: Annotated[
+        float | None, typer.Option("--price-kwh", metavar="P", help="Price of a kWh: cost of a million tokens.")
+    ] = None,
+    price_hour: Annotated[
+        float | None, typer.Option("--price-hour", metavar="P", help="Price of an hour of this machine: the same.")
+    ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            "--quality", metavar="FILE", help="Also perplexity on this text; 'default' is the one that llmrun has."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="MODEL", help="With --quality: how far from this model's predictions."),
+    ] = None,
     output_format: Annotated[
         str,
         typer.Option(
@@ -81,11 +105,16 @@ def bench(
 
     format = checked_format(output_format, "-o")
     file_format = checked_format(output.suffix[1:], "--output") if output else None
-    method = Method(repetitions, not no_warmup, delay, not no_ceilings)
+    method = Method(repetitions, not no_warmup, delay, not no_ceilings, price_kwh, price_hour)
     tests = tests_of(n_prompt, n_gen, pg, depth, batch, end_to_end=end_to_end)
     cases = [Case(config, test) for config in _SWEPT.combinations(given) for test in tests]
+    if reference is not None and quality is None:
+        raise UsageError("--reference is for --quality", hint="--quality default")
+    texts = read_quality(quality) if quality is not None else None
     for name in model:
-        _bench_one(name, cases, method, format, output, file_format, quiet=quiet)
+        found = find(name, quiet=quiet)
+        judged = scored(found, texts, reference, cases[0].config, quiet=quiet) if texts else None
+        _bench_one(found, cases, method, format, output, file_format, judged, quiet=quiet)
 
 
 def _with_load_options(command: Any) -> Any:
@@ -99,6 +128,21 @@ def _with_load_options(command: Any) -> Any:
 
 
 _with_load_options(bench)
+
+
+def one_case(text: str, command: Any) -> LoadConfig:
+    """What `-t 2 -ngl 0` means, as options of `bench`; raises `UsageError` for what is several things."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"'{text}': {error}") from None
+    context = command.make_context("bench", ["MODEL", *words])
+    asked = {name: value for name, value in context.params.items() if name in _SWEPT.names}
+    configs = list(_SWEPT.combinations(asked))
+    if len(configs) != 1:
+        raise UsageError(f"'{text}' is {len(configs)} settings; a side of a comparison is one")
+    config: LoadConfig = configs[0]
+    return config
 
 
 def checked_format(text: str, option: str) -> Format:
@@ -145,27 +189,64 @@ def _pair(text: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
+def find(name: str, *, quiet: bool) -> Model:
+    from llmrun.cli.pull import fetch_with_progress
+    from llmrun.models import find_model
+
+    found = find_model(name, fetch=fetch_with_progress(quiet))
+    if found.note and not quiet:
+        screen.note(found.note)
+    return found
+
+
+def read_quality(text: str) -> tuple[str, str]:
+    """The name of a text, and the text."""
+    from llmrun.quality import default_text, read_text
+
+    if text == "default":
+        return "llmrun's text", default_text()
+    path = Path(text)
+    return path.name, read_text(path)
+
+
+def scored(
+    found: Model, named: tuple[str, str], reference: str | None, config: LoadConfig, *, quiet: bool
+) -> dict[str, Any]:
+    """How well the model predicts a text, as a record has it."""
+    from llmrun.engine.perplexity import score
+    from llmrun.quality import Quality
+
+    name, text = named
+    beside = find(reference, quiet=quiet) if reference else None
+    with screen.bar(f"perplexity of {found.name}", shown=not quiet) as bar:
+
+        def tick(so_far: Quality, n_chunks: int) -> None:
+            if bar:
+                bar.update(so_far.n_chunks / n_chunks)
+
+        judged = score(found, text, config=config, reference=beside, on_progress=tick)
+    return {**judged.as_dict(), "text": name, "reference": beside.name if beside else None}
+
+
 def _bench_one(
-    name: str,
+    found: Model,
     cases: Sequence[Case],
     method: Method,
     format: Format,
     output: Path | None,
     file_format: Format | None,
+    quality: dict[str, Any] | None,
     *,
     quiet: bool,
 ) -> None:
     from llmrun import bench as benching
     from llmrun import journal
-    from llmrun.cli.pull import fetch_with_progress
-    from llmrun.exports import writer
-    from llmrun.models import find_model
+    from llmrun.energy import Joules
+    from llmrun.exports import asked_settings, writer
+    from llmrun.resources import open_nvml
     from llmrun.results import Row
 
-    found = find_model(name, fetch=fetch_with_progress(quiet))
-    if found.note and not quiet:
-        screen.note(found.note)
-    planned = [Row(case.test, case.config.as_dict()) for case in cases]
+    planned = [Row(case.test, asked_settings(case.config)) for case in cases]
     out = writer(format)
     kept: list[Row] = []
     record: Record | None = None
@@ -178,11 +259,12 @@ def _bench_one(
             screen.note(note)
         if record is not None:
             return
-        record = described(found, engine, method)
+        record = described(found, engine, method, quality)
         book = journal.Journal.of(record)
-        screen.out(out.begin(record, planned))
+        energy = bool(Joules.open(open_nvml()).counters)
+        screen.out(out.begin(record, planned, energy=energy))
         if file:
-            file.begin(record, planned)
+            file.begin(record, planned, energy=energy)
 
     with progress(cases, method, shown=not quiet) as tick:
         try:
@@ -194,8 +276,6 @@ def _bench_one(
                 book.add(row)
                 with tick.aside():
                     screen.out(out.row(row))
-                    for warning in row.warnings if not quiet else ():
-                        screen.note(f"{row.test.name}: {warning.message}")
                     if row.error:
                         screen.note(f"{row.test.name}: {row.error}")
                 if file:
@@ -220,7 +300,7 @@ def raise_error(row: Row) -> None:
     raise OutOfMemory(row.error or "the model could not be loaded")
 
 
-def described(found: Model, engine: Engine, method: Method) -> Record:
+def described(found: Model, engine: Engine, method: Method, quality: dict[str, Any] | None = None) -> Record:
     """The record without its rows."""
     from dataclasses import asdict
 
@@ -231,10 +311,11 @@ def described(found: Model, engine: Engine, method: Method) -> Record:
         id=new_id(),
         created=utc(),
         machine=describe_machine(engine.devices),
-        build=describe_build(engine.system_info),
+        build=describe_build(engine.system_info, engine.versions),
         model=describe_model(found.name, found.path, found.header, description=engine.loaded.description),
         command=("llmrun", *sys.argv[1:]),
         settings=asdict(method),
+        quality=quality,
     )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmrun.cli import options, screen, table
+from llmrun.cli.help import Command
 from llmrun.errors import TooSlow, UsageError
 from llmrun.units import UNKNOWN, rate, significant
 
 if TYPE_CHECKING:
-    from llmrun.compare import Comparison, Match, Result
+    from llmrun.compare import Comparison, Match, Result, Side
+    from llmrun.config import LoadConfig
+    from llmrun.results import Test
 
 BenchA = Annotated[
     str,
@@ -34,7 +37,42 @@ FailUnder = Annotated[
 ]
 
 
-def compare(a: BenchA, b: BenchB, fail_under: FailUnder = None, as_json: options.Json = False) -> None:
+Live = Annotated[
+    str | None,
+    typer.Option(
+        "--live",
+        metavar="MODEL",
+        help="Run both now, in turn, with this model; A and B are options of `bench`: '-t 1' '-t 2'.",
+        show_default=False,
+    ),
+]
+Numbers = list[str] | None
+
+
+class CompareCommand(Command):
+    """Of `--live`, A and B begin with a dash and are no options of this command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if any(arg.partition("=")[0] == "--live" for arg in args) and "--" not in args:
+            sides = [arg for arg in args if not arg or (arg.startswith("-") and " " in arg)]
+            args = [*(arg for arg in args if arg not in sides), "--", *sides]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+def compare(
+    ctx: typer.Context,
+    a: BenchA,
+    b: BenchB,
+    fail_under: FailUnder = None,
+    live: Live = None,
+    n_prompt: Annotated[Numbers, typer.Option("-p", "--n-prompt", metavar="N", help="With --live, as `bench`.")] = None,
+    n_gen: Annotated[Numbers, typer.Option("-n", "--n-gen", metavar="N", help="With --live, as `bench`.")] = None,
+    depth: Annotated[Numbers, typer.Option("-d", "--n-depth", metavar="N", help="With --live, as `bench`.")] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="With --live: pairs of samples.")] = 10,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
     """Compare two benches: how much faster is B than A, and is that more than chance?
 
     B/A is the ratio of the speeds with its 95 % interval; above 1 B is faster. "same" is said where the interval holds
@@ -47,14 +85,58 @@ def compare(a: BenchA, b: BenchB, fail_under: FailUnder = None, as_json: options
     if fail_under is not None and not 0 < fail_under < 100:
         raise UsageError(f"--fail-under: {fail_under} is no ratio of two speeds", hint="--fail-under 0.95")
     from llmrun import compare as comparing
+    from llmrun.cli.bench import one_case, tests_of
 
-    result = comparing.compare(comparing.open_side(a), comparing.open_side(b))
+    if live is None:
+        result = comparing.compare(comparing.open_side(a), comparing.open_side(b))
+    else:
+        tests = tests_of(n_prompt, n_gen, None, depth, None)
+        command = ctx.find_root().command.commands["bench"]  # type: ignore[attr-defined]
+        sides = (one_case(a, command), one_case(b, command))
+        result = comparing.compare(*_run_now(live, sides, (a, b), tests, repetitions, quiet=quiet))
     if as_json:
         screen.out_json(as_document(result))
     else:
         _show(result)
     if fail_under is not None:
         judge(result, fail_under)
+
+
+def _run_now(
+    model: str, sides: tuple[LoadConfig, LoadConfig], names: tuple[str, str], tests: list[Test], n: int, *, quiet: bool
+) -> tuple[Side, Side]:
+    """Both settings in turn; kept as two benches that know of each other."""
+    from llmrun import bench, journal
+    from llmrun import compare as comparing
+    from llmrun.cli.bench import described, find, progress
+    from llmrun.results import Record, utc
+
+    found = find(model, quiet=quiet)
+    method = bench.Method(repetitions=n)
+    cases = [bench.Case(sides[0], test) for test in tests]
+    records: list[Record] = []
+    with progress(cases, method, shown=not quiet) as tick:
+        rows = list(
+            bench.run_interleaved(
+                found,
+                *sides,
+                tests,
+                method,
+                on_engine=lambda engine: records.append(described(found, engine, method)),
+                on_tick=tick,
+            )
+        )
+    records = [
+        replace(record, rows=tuple(row[i] for row in rows), interleaved_with=records[1 - i].id, ended=utc())
+        for i, record in enumerate(records)
+    ]
+    for record in records:
+        with journal.Journal.of(record):
+            pass
+    if not quiet:
+        screen.note(f"kept as {records[0].id} and {records[1].id}")
+    made = [comparing.side_of(record, name) for record, name in zip(records, names, strict=True)]
+    return made[0], made[1]
 
 
 def judge(result: Result, bound: float) -> None:

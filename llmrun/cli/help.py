@@ -94,11 +94,5 @@ class Group(TyperGroup):
     def get_help_option(self, ctx: Any) -> Any:
         return through_screen(super().get_help_option(ctx))
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        # `llmrun bench history` is beside `llmrun bench MODEL`, whose options must not be read by a group first.
-        if args[:2] == ["bench", "history"] and "bench history" in self.commands:
-            args = ["bench history", *args[2:]]
-        return super().resolve_command(ctx, args)
-
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)

@@ -98,6 +98,7 @@ def loaded(
     from llmrun.engine.client import Engine
     from llmrun.planner import DoesNotFit
 
+    expected, least = expected_tokens(asked, sampling.max_tokens)
     try:
         return Engine(
             found.path,
@@ -105,21 +106,27 @@ def loaded(
             load,
             on_progress=bar.update if bar else None,
             child=child,
-            expected_tokens=expected_tokens(asked, sampling.max_tokens),
+            expected_tokens=expected,
+            least_tokens=least,
         )
     except DoesNotFit as error:
         raise with_smaller_quantization(error, reference, found) from None
 
 
-def expected_tokens(asked: str | list[dict[str, str]], max_tokens: int) -> int:
-    """About how many tokens prompt and answer will have: memory is planned before the prompt can be counted.
+def expected_tokens(asked: str | list[dict[str, str]], max_tokens: int) -> tuple[int, int]:
+    """About how many tokens prompt and answer will have, and how few would do: memory is planned before the prompt can
+    be counted.
 
-    English has some four bytes to a token, other languages and code down to two. An answer without a bound gets room
-    as the engine will give it.
+    English has some four bytes to a token, other languages and code fewer; a prompt that turns out longer is planned
+    for again (`Engine.try_longer`). An answer without a bound gets room as the engine will give it.
     """
+    from llmrun.planner import COMFORTABLE_CTX
+
     texts = [asked] if isinstance(asked, str) else [message["content"] for message in asked]
-    n_prompt = sum(len(text.encode(errors="replace")) for text in texts) // 2 + 64 * len(texts)
-    return n_prompt + (max_tokens if max_tokens >= 0 else 2048)
+    n_prompt = sum(len(text.encode(errors="replace")) for text in texts) // 3 + 64 * len(texts)
+    if max_tokens >= 0:
+        return n_prompt + max_tokens, n_prompt + max_tokens
+    return max(COMFORTABLE_CTX, n_prompt + COMFORTABLE_CTX // 2), n_prompt
 
 
 def show(generation: Generation, pieces: Iterable[str]) -> None:

@@ -64,6 +64,11 @@ class Swept:
         self._parameters = {name: parameter for name, parameter in every.items() if name not in tuple(without)}
         self._fixed = {*fixed, *(name for name in self._parameters if _is_list(self._kinds(name)))}
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the parameters."""
+        return frozenset(self._parameters)
+
     def parameters(self) -> list[inspect.Parameter]:
         """For a command's signature: texts without defaults, so that what was typed can be told."""
         made = []

@@ -37,6 +37,10 @@ clock = time.perf_counter
 
 COLUMNS = 512
 ROW = 4096
+# Of the shapes and types that were tried, the one that reads fastest on a CPU (docs/ceilings.md): with two columns ggml
+# walks several rows at a time.
+READ_COLUMNS = 2
+READ_ROW = 8192
 SPAN_S = 0.02
 """Shorter than this, the end of a computation is waited for too often: 10 µs on a GPU, a millisecond on a network."""
 _MOST_AT_ONCE = 64
@@ -68,20 +72,26 @@ def _base(name: str, result: Any, *types: Any) -> Any:
 class Product:
     """A matrix times some columns on one device, allocated and touched, ready to be computed again and again.
 
-    Raises `NoWay`. Square matrices are filled with noise; others must be F32.
+    Raises `NoWay`. `to_multiply` and `to_read` make one.
     """
 
+    @classmethod
+    def to_multiply(cls, device: ctypes.c_void_p, kind: str, n_threads: int, *, repack: bool = False) -> Product:
+        """A square one of noise: `n_flops` is what counts."""
+        return cls(device, kind, (ROW, ROW, COLUMNS), n_threads, repack=repack)
+
+    @classmethod
+    def to_read(cls, device: ctypes.c_void_p, n_bytes: int, n_threads: int) -> Product:
+        """One of F32, of about so many bytes: `n_bytes` is what counts."""
+        return cls(device, "F32", (READ_ROW, max(1, n_bytes // (4 * READ_ROW)), READ_COLUMNS), n_threads)
+
     def __init__(
-        self,
-        device: ctypes.c_void_p,
-        kind: str,
-        n_rows: int,
-        n_columns: int,
-        n_threads: int,
-        *,
-        repack: bool = False,
+        self, device: ctypes.c_void_p, kind: str, shape: tuple[int, int, int], n_threads: int, *, repack: bool = False
     ) -> None:
-        self._device, self._n_rows, self._n_columns = device, n_rows, n_columns
+        """`shape`: elements of a row, rows, columns."""
+        self._device = device
+        self._row, self._n_rows, self._n_columns = shape
+        self._square = self._row == self._n_rows
         self._owned: list[tuple[str, int]] = []
         self._of_graph: list[tuple[str, int]] = []
         if kind not in _TYPE_IDS:
@@ -99,7 +109,7 @@ class Product:
             self.close()
             raise
         self.n_bytes: int = _base("ggml_nbytes", ctypes.c_size_t, _pointer)(self._matrix)
-        self.n_flops = 2 * ROW * n_rows * n_columns
+        self.n_flops = 2 * math.prod(shape)
 
     def set_threads(self, n_threads: int) -> None:
         ggml.set_threads(self._device, _pointer(self._backend), n_threads)
@@ -115,8 +125,8 @@ class Product:
         )
         if not _base("ggml_gallocr_alloc_graph", ctypes.c_bool, _pointer, _pointer)(allocator, self._graph):
             raise NoWay("no room for the result")
-        n_bytes = 4 * ROW * self._n_columns
-        _set(columns, (_noise_rows() * math.ceil(self._n_columns / _NOISE_ROWS))[:n_bytes])
+        n_bytes = 4 * self._row * self._n_columns
+        _set(columns, (_noise_rows() * math.ceil(n_bytes / len(_noise_rows())))[:n_bytes])
 
     def seconds(self) -> float:
         """Of all `n_times` products, waited for to their end."""
@@ -145,7 +155,7 @@ class Product:
             passing: list[tuple[str, int]] = []
             try:
                 context = self._context(trying)
-                matrix: int = _new_2d()(context, type_id, ROW, self._n_rows)
+                matrix: int = _new_2d()(context, type_id, self._row, self._n_rows)
                 allocate = _base("ggml_backend_alloc_ctx_tensors_from_buft", _pointer, _pointer, _pointer)
                 buffer = self._own(trying, "ggml_backend_buffer_free", allocate(context, buffer_type))
                 _, result, _ = self._product(passing, matrix, 1)
@@ -159,7 +169,7 @@ class Product:
                 self._release(trying)
                 continue
             self._owned += trying
-            if self._n_rows == ROW:
+            if self._square:
                 _set(matrix, _noise_of(type_id) * (ROW // _NOISE_ROWS))
             else:
                 _base("ggml_backend_buffer_clear", None, _pointer, ctypes.c_uint8)(buffer, _FILLED_WITH)
@@ -170,13 +180,13 @@ class Product:
         """Columns, last result and graph, nothing allocated. A square matrix multiplies its own result, whose
         memory is then used again; the noise is such that the numbers stay about as large as they are."""
         context = self._context(owner)
-        columns = _new_2d()(context, _F32, ROW, self._n_columns)
+        columns = _new_2d()(context, _F32, self._row, self._n_columns)
         _base("ggml_set_input", None, _pointer)(columns)
         _base("ggml_set_output", None, _pointer)(columns)  # else its memory would be used again
         graph = _base("ggml_new_graph", _pointer, _pointer)(context)
         result = columns
         for _ in range(n_times):
-            given = result if self._n_rows == ROW else columns
+            given = result if self._square else columns
             result = _base("ggml_mul_mat", _pointer, _pointer, _pointer, _pointer)(context, matrix, given)
             _base("ggml_build_forward_expand", None, _pointer, _pointer)(graph, result)
         _base("ggml_set_output", None, _pointer)(result)
@@ -249,28 +259,30 @@ class Products:
     """Those of one child, kept for the next time: to take and to touch memory takes longer than to read it."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, int, int, bool], Product] = {}
+        self._kept: dict[tuple[str, str, int, bool], Product] = {}
 
     def probe(self, device: ctypes.c_void_p, message: Probe) -> Probed:
         """The answer to the message, whose device this is."""
-        n_rows = message.n_bytes // (4 * ROW)
-        read = self._rates(device, message, "F32", n_rows, 1, repack=False) if n_rows else []
-        flops = self._rates(device, message, message.kind, ROW, COLUMNS, repack=message.repack) if message.kind else []
-        return Probed(read, flops)
+        return Probed(
+            self._rates(device, message, "") if message.n_bytes else [],
+            self._rates(device, message, message.kind) if message.kind else [],
+        )
 
-    def _rates(
-        self, device: ctypes.c_void_p, message: Probe, kind: str, n_rows: int, n_columns: int, *, repack: bool
-    ) -> list[float]:
-        wanted = (message.device, kind, n_rows, n_columns, repack)
+    def _rates(self, device: ctypes.c_void_p, message: Probe, kind: str) -> list[float]:
+        """Of the product with a matrix of this type; "": of the one that reads."""
+        wanted = (message.device, kind, 0 if kind else message.n_bytes, message.repack if kind else False)
+        n_threads = message.n_threads
         try:
             product = self._kept.get(wanted)
             if product is None:
-                product = self._kept[wanted] = Product(
-                    device, kind, n_rows, n_columns, message.n_threads, repack=repack
+                product = self._kept[wanted] = (
+                    Product.to_multiply(device, kind, n_threads, repack=message.repack)
+                    if kind
+                    else Product.to_read(device, message.n_bytes, n_threads)
                 )
-            product.set_threads(message.n_threads)
-            return rates(product, product.n_bytes if n_columns == 1 else product.n_flops, message.seconds)
+            product.set_threads(n_threads)
+            return rates(product, product.n_flops if kind else product.n_bytes, message.seconds)
         except NoWay:
-            if product := self._kept.pop(wanted, None):
-                product.close()
+            if failed := self._kept.pop(wanted, None):
+                failed.close()
             return []

@@ -49,7 +49,7 @@ from llmrun.gguf import Header, printable
 from llmrun.gguf_rules import open_adapter, overridden
 from llmrun.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
-from llmrun.planner import Layout, Plan, Room, make_plan, should_repack, smaller_n_ctx
+from llmrun.planner import COMFORTABLE_CTX, Layout, Plan, Room, make_plan, should_repack, smaller_n_ctx
 from llmrun.planner import Measure as MeasureLayout
 from llmrun.skeleton import skeleton_file
 from llmrun.units import duration, size
@@ -131,6 +131,9 @@ class Generation:
                     try:
                         event = engine.receive(engine.limits.template_s if rendering else None)
                         if isinstance(event, Failed):
+                            if event.kind == "prompt" and engine.try_longer(event.numbers["n_prompt"]):
+                                engine.send(self._request)
+                                continue
                             raise engine.translate(event)
                     except OutOfMemory:
                         if self.token_ids or not engine.try_smaller():
@@ -231,9 +234,10 @@ class Engine:
         on_progress: Callable[[float], None] | None = None,
         child: Child | None = None,
         expected_tokens: int | None = None,
+        least_tokens: int | None = None,
     ) -> None:
         """`child` is one of `started_early`, for those who can't wait. `expected_tokens`, of prompt and answer together
-        where they are known, is what the layout leaves memory for."""
+        where they are known, is what the layout leaves memory for; `least_tokens`, if not so many fit, would do."""
         self.path = path
         self.config = config or LoadConfig()
         self.header = header = overridden(header, self.config.override_kv)
@@ -242,7 +246,8 @@ class Engine:
         self.reads = decode_reads(header, self.config.type_k, self.config.type_v)
         self.n_threads = self.config.n_threads or default_threads()
         self._on_progress = on_progress
-        self._expected_tokens = expected_tokens
+        self._expected_tokens, self._least_tokens = expected_tokens, least_tokens
+        self._may_lengthen = True
         self._may_retry = self._may_measure = True
         self._holds_model = False
         self._adapters = [open_adapter(adapter.path, header.architecture) for adapter in self.config.lora]
@@ -269,7 +274,8 @@ class Engine:
         """Wait for the child, and ask it what there is."""
         ready = self._expect(Ready, self.limits.start_s, "starting")
         self.system_info = ready.system_info
-        self.devices = devices.ask(self._child, self.config.rpc).devices
+        found = devices.ask(self._child, self.config.rpc)
+        self.devices, self.versions = found.devices, found.versions
 
     def _make_plan(self, rooms: Sequence[Room]) -> Plan:
         try:
@@ -287,6 +293,7 @@ class Engine:
             ram_free=available_memory(),
             measure=measure,
             expected_tokens=self._expected_tokens,
+            least_tokens=self._least_tokens,
             repackable=repackable_types(self.system_info),
             adapters=self._adapters,
         )
@@ -368,18 +375,33 @@ class Engine:
             for room in plan.rooms
         ]
         before, taken = plan.layout.n_gpu_layers, ", ".join(room.name for room in tight)
+        self._load_again(less)
+        self.notes.append(f"out of memory with {before} layers on {taken}: again with {self.plan.layout.n_gpu_layers}")
+        return True
+
+    def try_longer(self, n_prompt: int) -> bool:
+        """After a prompt with more tokens than were planned for: load again with a layout that leaves room for them.
+        False where the model, or the user, grants no longer context."""
+        trained, plan = self.header.n_ctx_train or 0, self.plan
+        wanted = min(trained, n_prompt + COMFORTABLE_CTX // 8)
+        if self.config.n_ctx or n_prompt > trained or (plan.n_ctx_most or 0) >= wanted or not self._may_lengthen:
+            return False
+        self._may_lengthen = False
+        self._expected_tokens = self._least_tokens = wanted
+        self._load_again(rooms_of(self.config, self.devices))
+        self.notes.append(f"the prompt has {n_prompt} tokens, more than was planned for: loaded again")
+        return True
+
+    def _load_again(self, rooms: Sequence[Room]) -> None:
         self._child.close()
         self._child, self._holds_model = Child(self._module), False
         try:
             self._find_devices()
-            self.plan = self._make_plan(less)
-            again = self.plan.layout.n_gpu_layers
-            self.notes.append(f"out of memory with {before} layers on {taken}: again with {again}")
+            self.plan = self._make_plan(rooms)
             self._load()
         except BaseException:
             self.close()  # a child without a model could answer nobody
             raise
-        return True
 
     @property
     def repack(self) -> bool:
@@ -527,6 +549,8 @@ class Engine:
             )
         )
         self.loaded = self._wait_for_load()
+        if self.loaded.warnings:
+            self.notes.append("the model is not locked in RAM: the limit on locked memory (ulimit -l) is too small")
         self._holds_model = True
 
     def _wait_for_load(self) -> Loaded:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
+from llmrun import ceilings, hardware
+from llmrun.ceilings import Ceiling, Key, Spread
 from llmrun.engine import devices
 from llmrun.engine.child import Child, Gone, IdleWatch
-from llmrun.engine.protocol import Probe, Probed, decode, encode
+from llmrun.engine.devices import Found
+from llmrun.engine.protocol import Device, Probe, Probed, decode, encode
 from llmrun.errors import EngineCrashed
-from llmrun.hardware import last_level_cache_bytes
+from llmrun.results import utc
 
 _WAIT_S = 120.0
-_LEAST_BYTES, _MOST_BYTES = 256 << 20, 2 << 30
 
 
 class Prober:
     """A child that reads and multiplies on this machine's devices. Its matrices stay where they are until it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, rpc: Sequence[str] = ()) -> None:
+        """`rpc`: workers at "host:port", whose devices are then known as well."""
+        self._rpc = rpc
         self._child = Child("worker")
         self._watch = IdleWatch(self._child.pid, _WAIT_S)
-        self._free: dict[str, int | None] | None = None
+        self._found: Found | None = None
 
     def __enter__(self) -> Prober:
         return self
@@ -34,23 +39,91 @@ class Prober:
         """CPU time that it has used."""
         return self._watch.cpu_s
 
-    def probe(self, device: str, kind: str, n_threads: int, seconds: float) -> Probed:
-        """Both ceilings of a device, `kind` being the type of the matrix that is multiplied. Raises `EngineCrashed`."""
-        if self._free is None:
-            self._free = {found.name: found.free_bytes for found in devices.start(self._child).devices}
-        n_bytes = n_bytes_to_read(self._free.get(device))
-        self._child.send(encode(Probe(device, n_bytes, kind, n_threads, seconds)))
+    @property
+    def found(self) -> Found:
+        """What llama.cpp sees. Waits, the first time, until the child is there; raises as `find_devices` does."""
+        if self._found is None:
+            self._found = devices.start(self._child, self._rpc)
+        return self._found
+
+    def read_size(self, device: str) -> int | None:
+        """Bytes of the matrix that is read on a device (`ceilings.read_size`); None: too little is free."""
+        known = next((each for each in self.found.devices if each.name == device), None)
+        if known is None:
+            return None
+        return ceilings.read_size(known.kind, known.free_bytes, hardware.last_level_cache_bytes())
+
+    def probe(
+        self,
+        device: str,
+        kind: str,
+        n_threads: int,
+        seconds: float,
+        *,
+        repack: bool = False,
+        n_bytes: int | None = None,
+    ) -> Probed:
+        """Both ceilings of a device, `seconds` for each. Raises `EngineCrashed`.
+
+        `kind`: type of the matrix that is multiplied; "": none is. `repack`: it lies in RAM as llama.cpp rearranges
+        weights there. `n_bytes`: of the matrix that is read, if not `read_size`; 0: none is.
+        """
+        if n_bytes is None:
+            n_bytes = self.read_size(device) or 0
         try:
-            line = self._child.line(time.monotonic() + _WAIT_S)
+            self._child.send(encode(Probe(device, n_bytes, kind, n_threads, seconds, repack)))
+            line = self._child.line(time.monotonic() + _WAIT_S + 2 * seconds)
             answer = None if line is None else decode(line)
         except (Gone, ValueError) as error:
-            raise EngineCrashed(f"measuring what {device} can do failed: {error}") from None
+            reason = self._child.death().reason if isinstance(error, Gone) else str(error)
+            raise EngineCrashed(f"measuring what {device} can do failed: the engine {reason}") from None
         if not isinstance(answer, Probed):
-            raise EngineCrashed(f"measuring what {device} can do failed: {answer}")
+            raise EngineCrashed(f"measuring what {device} can do failed: {answer or 'no answer'}")
         return answer
 
+    def ceiling(
+        self, device: Device, n_threads: int | None, seconds: float, *, datasheet_bytes_per_s: float | None = None
+    ) -> Ceiling:
+        """All that `llmrun devices --measure` tells of a device: `seconds` for each figure. Raises `EngineCrashed`."""
+        threads = n_threads or hardware.default_threads()
+        read = self.probe(device.name, "", threads, seconds).read_bytes_per_s
+        flops: dict[str, Spread] = {}
+        for kind in ceilings.KINDS:
+            layouts = (False, True) if device.kind == "cpu" else (False,)
+            found = [
+                Spread.of(self.probe(device.name, kind, threads, seconds, repack=repack, n_bytes=0).flops_per_s)
+                for repack in layouts
+            ]
+            known = [each for each in found if each is not None]
+            if known:
+                flops[kind] = max(known, key=lambda each: each.median)
+        return Ceiling(
+            device=device.name,
+            kind=device.kind,
+            description=device.description,
+            backend=device.backend,
+            n_threads=n_threads,
+            measured=utc(),
+            read_bytes=self.read_size(device.name) if read else None,
+            read_bytes_per_s=Spread.of(read),
+            flops_per_s=flops,
+            datasheet_bytes_per_s=datasheet_bytes_per_s,
+        )
 
-def n_bytes_to_read(free_bytes: int | None) -> int:
-    """Of the matrix: far more than the caches hold, and no more than a quarter of what is free."""
-    wanted = max(_LEAST_BYTES, 4 * last_level_cache_bytes())
-    return min(wanted, _MOST_BYTES, wanted if free_bytes is None else max(1 << 20, free_bytes // 4))
+
+def key_of(found: Found) -> Key:
+    """What the ceilings of this machine depend on."""
+    local = [device for device in found.devices if not device.backend.startswith("RPC")]
+    cpus = hardware.usable_cpus()
+    return Key(
+        cpu=next((device.description for device in local if device.kind == "cpu"), None),
+        physical_cores=hardware.physical_cores(cpus),
+        usable_cpus=len(cpus),
+        cpu_quota=hardware.cpu_quota(),
+        threads=hardware.default_threads(),
+        devices=tuple(
+            (each.name, each.description, None if each.total_bytes is None else round(each.total_bytes / ceilings.GIB))
+            for each in local
+        ),
+        llama_cpp=" ".join(value for _, value in sorted(found.versions.items())),
+    )

@@ -249,7 +249,7 @@ class Buffer:
 
 @dataclass
 class Loaded:
-    """Child → parent: the model can be used."""
+    """Child → parent: the model can be used. `warnings`: what did not go as asked, in llama.cpp's words."""
 
     n_ctx_train: int
     n_vocab: int
@@ -258,6 +258,7 @@ class Loaded:
     has_template: bool
     begin_s: float
     end_s: float
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass

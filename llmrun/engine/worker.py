@@ -228,6 +228,7 @@ class Worker:
                 has_template=self.llama.llama_model_chat_template(self.model, None) is not None,
                 begin_s=begin_s,
                 end_s=clock(),
+                warnings=[line for _, line in self.log.lines if "failed to mlock" in line][:1],
             )
         )
 
