@@ -216,12 +216,20 @@ def open_side(name: str) -> Side:
 
     Raises `NotFound` and `UsageError`.
     """
+    return open_bench(name)[0]
+
+
+def open_bench(name: str) -> tuple[Side, Record | None]:
+    """The same, and the record that it was made of; None where llama-bench wrote it."""
     path = Path(name)
     if not path.is_file() and not (path.suffix or "/" in name):
         path = journal.find(name)
     text = journal.read_text(path)
     rows = _bench_rows(text)
-    return _of_bench(rows, name) if rows is not None else side_of(journal.parse(text, str(path)), name)
+    if rows is not None:
+        return _of_bench(rows, name), None
+    record = journal.parse(text, str(path))
+    return side_of(record, name), record
 
 
 def side_of(record: Record, name: str | None = None) -> Side:

@@ -59,10 +59,10 @@ class RaplCounter:
     method = "RAPL"
     look_s = LOOK_S
 
-    def __init__(self, zone: Path) -> None:
-        self._path = zone / "energy_uj"
+    def __init__(self, zone: Path, read: Callable[[Path], str] = Path.read_text) -> None:
+        self._path, self._read = zone / "energy_uj", read
         try:
-            self._range_uj = int((zone / "max_energy_range_uj").read_text())
+            self._range_uj = int(read(zone / "max_energy_range_uj"))
         except (OSError, ValueError):
             self._range_uj = 0
         self._last_uj = self._read_uj()
@@ -81,9 +81,10 @@ class RaplCounter:
 
     def _read_uj(self) -> int:
         try:
-            return int(self._path.read_text())
+            return int(self._read(self._path))
         except PermissionError:
-            raise Unavailable("RAPL: only root may read the counters: sudo chmod a+r " + str(self._path)) from None
+            all_of_them = self._path.parents[1] / "*" / self._path.name
+            raise Unavailable(f"RAPL: only root may read the counters: sudo chmod a+r {all_of_them}") from None
         except (OSError, ValueError) as error:
             raise Unavailable(f"RAPL: {error}") from None
 
@@ -138,19 +139,21 @@ class Joules:
         nvml: Nvml | NoGpus,
         *,
         powercap: Path = POWERCAP,
+        read: Callable[[Path], str] = Path.read_text,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Joules:
+        """`read` reads a file of `powercap`."""
         made = cls()
-        made._open_rapl(powercap)
+        made._open_rapl(powercap, read)
         made._open_nvml(nvml, clock)
         return made
 
-    def _open_rapl(self, powercap: Path) -> None:
+    def _open_rapl(self, powercap: Path, read: Callable[[Path], str]) -> None:
         # Of intel-rapl-mmio:0 the package is the same once more.
         zones: dict[str, list[Path]] = {}
         for zone in sorted(powercap.glob("intel-rapl:*")):
             try:
-                name = (zone / "name").read_text().strip().partition("-")[0]
+                name = read(zone / "name").strip().partition("-")[0]
             except OSError:
                 continue
             zones.setdefault(name, []).append(zone)
@@ -158,7 +161,7 @@ class Joules:
             self.unknown["RAPL"] = "RAPL: this machine shows no counters"
         for name, boundary in _BOUNDARIES.items():
             try:
-                counters: list[Counter] = [RaplCounter(zone) for zone in zones.get(name, [])]
+                counters: list[Counter] = [RaplCounter(zone, read) for zone in zones.get(name, [])]
             except Unavailable as error:  # one of two sockets would be half of the truth
                 self.unknown[boundary] = str(error)
                 continue

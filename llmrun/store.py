@@ -1119,12 +1119,15 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_atomically(path: Path, text: str, *, staging_folder: Path | None = None) -> None:
+def write_atomically(path: Path, data: str | bytes, *, staging_folder: Path | None = None) -> None:
     """Replaces a small file as a whole. `staging_folder` on the same disk, where a left-over does no harm."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = (staging_folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
-        staging.write_text(text)
+        if isinstance(data, str):
+            staging.write_text(data)
+        else:
+            staging.write_bytes(data)
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
     scripts/compare_peers.py greedy  MODEL...                    same tokens as `llama-completion --temp 0`
     scripts/compare_peers.py engine  MODEL [--repack on|off]     prefill and decode rate against llama-bench
+    scripts/compare_peers.py bench   MODEL...                    every test of `llmrun bench` against its model
     scripts/compare_peers.py offload MODEL                       the same for every offload setting, on RPC workers
     scripts/compare_peers.py oneshot MODEL                       wall time and memory of a cold one-shot run
 
@@ -175,6 +176,67 @@ def compare_engine(
     return pairs
 
 
+# -- bench ---
+
+
+def bench(options: argparse.Namespace) -> None:
+    """Every number of `llmrun bench` against the tool that it is llama.cpp's for: the same trials, in turn."""
+    print(f"{options.rounds} rounds, {default_threads()} threads\n")
+    print("| model | test | llama.cpp's | llmrun | ratio (median of pairs) | range |\n|---|---|---|---|---|---|")
+    for name in options.model:
+        path = model_file(name)
+        with Engine(path, open_header(path), LoadConfig(repack=options.repack, n_ctx=4096)) as ours:
+            for test, (a, b) in {**single(options, path, ours), **batched(options, path, ours)}.items():
+                print(f"| {path.stem} {row(test, a, b, 't/s')}", flush=True)
+
+
+def single(options: argparse.Namespace, path: Path, ours: Engine) -> Pairs:
+    n_pp, n_tg, n_depth = options.n_prompt, options.n_gen, options.depth
+    tests = {
+        f"pp{n_pp}": (n_pp, 0, 0),
+        f"tg{n_tg}": (0, n_tg, 0),
+        f"pp{n_pp} @ d{n_depth}": (n_pp, 0, n_depth),
+        f"tg{n_tg} @ d{n_depth}": (0, n_tg, n_depth),
+    }
+    pairs: Pairs = {name: ([], []) for name in tests}
+    for _ in interleaved(options.rounds):
+        command = [options.peers / "llama-bench", "-m", path, "-p", str(n_pp), "-n", str(n_tg), "-r", "1"]
+        command += ["-d", f"0,{n_depth}", "-t", str(ours.n_threads), "--repack", str(int(ours.repack)), "-o", "json"]
+        theirs = {
+            (t["n_prompt"], t["n_gen"], t["n_depth"]): t["avg_ts"]
+            for t in json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        }
+        for name, (pp, tg, depth) in tests.items():
+            pairs[name][0].append(theirs[pp, tg, depth])
+            ours.trial(pp, min(1, tg))  # llama-bench warms up before each test as well
+            tried = ours.trial(pp, tg, n_depth=depth)
+            pairs[name][1].append(pp / tried.prefill_s if tried.prefill_s else tg / sum(tried.step_s))
+    return pairs
+
+
+def batched(options: argparse.Namespace, path: Path, ours: Engine) -> Pairs:
+    n_pp, n_tg = 64, 16
+    sequences = (1, 2, 4, 8)
+    pairs: Pairs = {f"{what}, {n} sequences": ([], []) for n in sequences for what in (f"pp{n_pp}", f"tg{n_tg}")}
+    for _ in interleaved(options.rounds):
+        command = [options.peers / "llama-batched-bench", "-m", path, "-c", str(8 * (n_pp + n_tg))]
+        command += ["-npp", str(n_pp), "-ntg", str(n_tg), "-npl", ",".join(map(str, sequences)), "-b", "2048"]
+        command += ["-t", str(ours.n_threads), "--output-format", "jsonl", *([] if ours.repack else ["--no-repack"])]
+        said = subprocess.run(command, capture_output=True, check=True, text=True)
+        lines = [
+            json.loads(line) for line in (said.stdout + said.stderr).splitlines() if line.startswith('{"n_kv_max"')
+        ]
+        for line in lines:
+            n = line["pl"]
+            tried = ours.trial(n_pp, n_tg, n_seq=n)
+            rates = (n * n_pp / known(tried.prefill_s), n * n_tg / sum(tried.step_s))
+            for what, theirs, mine in zip(("pp", "tg"), (line["speed_pp"], line["speed_tg"]), rates, strict=True):
+                name = f"{what}{n_pp if what == 'pp' else n_tg}, {n} sequences"
+                pairs[name][0].append(theirs)
+                pairs[name][1].append(mine)
+    return pairs
+
+
 # -- offload ---
 
 
@@ -306,19 +368,20 @@ def oneshot(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["greedy", "engine", "offload", "oneshot"])
+    parser.add_argument("what", choices=["greedy", "engine", "bench", "offload", "oneshot"])
     parser.add_argument("model", nargs="+")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repack", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("-p", "--n-prompt", type=int, default=512)
     parser.add_argument("-n", "--n-gen", type=int, default=64)
+    parser.add_argument("-d", "--depth", type=int, default=512, help="bench: tokens before")
     parser.add_argument("--peer-ctx", type=int, default=4096, help="oneshot: their -c; 0 is their default")
     parser.add_argument("--peers", type=Path, default=PEERS)
     options = parser.parse_args()
     if not os.access(options.peers / "llama-bench", os.X_OK):
         sys.exit(f"no llama-bench in {options.peers}: build llama.cpp's tools and name their folder with --peers")
     check_quiet()
-    {"greedy": greedy, "engine": engine, "offload": offload, "oneshot": oneshot}[options.what](options)
+    {"greedy": greedy, "engine": engine, "bench": bench, "offload": offload, "oneshot": oneshot}[options.what](options)
 
 
 if __name__ == "__main__":

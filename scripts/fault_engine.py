@@ -8,6 +8,7 @@ Every line is a real `llmrun` with a real child, ended in the middle of what it 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -21,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from llmrun import synth
-from llmrun.config import SamplingConfig
+from llmrun.config import LoadConfig, Offload, SamplingConfig
 from llmrun.engine.client import Engine
 from llmrun.gguf import open_header
 
@@ -73,21 +74,39 @@ def interrupt(process: subprocess.Popen[bytes], _children: list[int]) -> None:
 
 
 def cycles(path: Path, n: int) -> None:
-    """Load, generate, unload, again and again in one process."""
+    """Load, generate, unload, again and again in one process: in RAM, and with all layers on a worker."""
+    command = [*LLMRUN, "worker", "--json", "--port", "0", "-t", "1", "-q"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout
+        ready = json.loads(worker.stdout.readline())
+        server = psutil.Process(ready["pid"])
+        everything = LoadConfig(rpc=(f"{ready['host']}:{ready['port']}",), offload=Offload(n_gpu_layers="all"))
+        try:
+            in_ram, on_worker = _cycle(path, LoadConfig(), n, None), _cycle(path, everything, n, server)
+        finally:
+            worker.terminate()
+    print(f"\n{n} load/unload cycles in RAM: {in_ram}\n{n} on a worker: {on_worker}")
+
+
+def _cycle(path: Path, config: LoadConfig, n: int, worker: psutil.Process | None) -> str:
     me = psutil.Process()
+    watched = {"here": me, **({"the worker": worker} if worker else {})}
     header = open_header(path)
 
     def once() -> None:
-        with Engine(path, header) as engine:
+        with Engine(path, header, config) as engine:
             list(engine.generate("a", SamplingConfig(temperature=0, max_tokens=2)))
 
     once()
-    fds, rss = me.num_fds(), me.memory_info().rss
+    before = {name: (process.num_fds(), process.memory_info().rss) for name, process in watched.items()}
     for _ in range(n):
         once()
-    grown = (me.memory_info().rss - rss) / 2**20
-    left = len(me.children())
-    print(f"\n{n} load/unload cycles: descriptors {me.num_fds() - fds:+d}, memory {grown:+.1f} MiB, children {left}")
+    said = []
+    for name, process in watched.items():
+        fds, rss = before[name]
+        grown = (process.memory_info().rss - rss) / 2**20
+        said.append(f"{name} descriptors {process.num_fds() - fds:+d}, memory {grown:+.1f} MiB")
+    return "; ".join(said)
 
 
 def main() -> None:

@@ -68,6 +68,8 @@ class Prober:
         `kind`: type of the matrix that is multiplied; "": none is. `repack`: it lies in RAM as llama.cpp rearranges
         weights there. `n_bytes`: of the matrix that is read, if not `read_size`; 0: none is.
         """
+        if device not in {each.name for each in self.found.devices}:
+            raise EngineCrashed(f"there is no device {device}")
         if n_bytes is None:
             n_bytes = self.read_size(device) or 0
         try:
