@@ -16,6 +16,8 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"bench"},
+    {"sketch", "drawing"},
+    {"plot"},
     {"models", "compare"},
     {"describe", "journal"},
     {"exports"},
@@ -39,6 +41,7 @@ DOORS = {
     "huggingface_hub": {"hub"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "matplotlib": {"drawing"},
 }
 
 # What `from llmrun import NAME` finds in the package itself: __version__ and what it names lazily.
@@ -133,6 +136,7 @@ def test_nothing_heavy_to_say_hello(arguments: list[str]) -> None:
     assert not loaded & {
         "rich",
         "numpy",
+        "matplotlib",
         "gguf",
         "huggingface_hub",
         "llama_cpp",

@@ -14,6 +14,7 @@ from llmrun.cli.config import app as config_app
 from llmrun.cli.devices import devices
 from llmrun.cli.doctor import doctor
 from llmrun.cli.help import Command, Group
+from llmrun.cli.plot import plot
 from llmrun.cli.pull import pull
 from llmrun.cli.quantize import levels_help, quantize
 from llmrun.cli.run import run as commands_run
@@ -46,6 +47,7 @@ app.command("verify", cls=Command)(verify)
 app.command("import", cls=Command)(import_)
 app.command("quantize", cls=Command, epilog=levels_help())(quantize)
 app.command("compare", cls=CompareCommand)(compare)
+app.command("plot", cls=Command)(plot)
 app.command("devices", cls=Command)(devices)
 app.command("worker", cls=Command)(worker)
 app.command("doctor", cls=Command)(doctor)

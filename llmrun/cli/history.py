@@ -6,6 +6,7 @@ app.command("bench", cls=BenchCommand)(bench)
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from llmrun.units import UNKNOWN, rate
 
 if TYPE_CHECKING:
     from llmrun.journal import Kept
+    from llmrun.results import Record
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
@@ -76,6 +78,8 @@ def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
         screen.out_json(to_document(record))
         return
     screen.out(exports.export(record, chosen))
+    if chosen == "table" and screen.is_terminal(sys.stdout):
+        _show_samples(record)
     if record.ended is None:
         screen.note(f"{record.id} was cut short: {len(record.rows)} rows were finished")
 
@@ -96,6 +100,17 @@ def path(id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one b
     from llmrun import journal
 
     screen.out(f"{journal.folder() if id is None else journal.find(id)}\n")
+
+
+def _show_samples(record: Record) -> None:
+    """What the mean hides: a drift, one slow sample. For eyes only, so that a pipe does not get it."""
+    from llmrun.sketch import sparkline
+
+    columns = [table.Column(title) for title in ("TEST", "SAMPLES", "T/S")]
+    several = [(row.test.name, row.samples_tps) for row in record.rows if len(row.samples_tps) > 2]
+    if several:
+        screen.out("\n")
+    table.show(columns, [(name, sparkline(tps), f"{rate(min(tps))} to {rate(max(tps))}") for name, tps in several])
 
 
 def parse_format(text: str) -> Any:

@@ -71,6 +71,7 @@ def details(run: Run) -> list[str]:
         f"layers    {layers(engine.plan.placement.layers)}",
         *_memory(run.checks),
         f"process   peak {size(timing.peak_rss_bytes)}: {private}; {count(usage.major_faults)} pages from disk",
+        *_devices(run),
         *_gpus(usage),
         f"machine   engine {cores(usage.cores)}, others {cores(usage.other_cores)}, steal {cores(usage.steal_cores)}",
         f"prefill   {timing.n_prompt} tokens in {duration(timing.prefill_s)}, {rate(timing.pp_tps)}",
@@ -117,6 +118,20 @@ def _memory(checks: Sequence[Check]) -> list[str]:
         lines.append(f"memory    {'RAM' if device == CPU else device}: {', '.join(parts)}")
     lines.append(f"computed  {percent(total_error(checks), signed=True)} off what llama.cpp took in all")
     return lines
+
+
+def _devices(run: Run) -> list[str]:
+    """What is in use on each device by its own word, everybody's use together."""
+    after = run.generation.done.devices if run.generation.done else []
+    return [
+        f"device    {device.name}: {size(_less(device.total_bytes, device.free_bytes))} of {size(device.total_bytes)}"
+        f" in use, {size(run.device_bytes.get(device.name))} of it the engine's"
+        for device in after
+    ]
+
+
+def _less(total: int | None, free: int | None) -> int | None:
+    return None if total is None or free is None else total - free
 
 
 def _gpus(usage: Usage) -> list[str]:
@@ -183,6 +198,7 @@ def as_document(run: Run) -> dict[str, Any]:
             "notes": engine.notes,
         },
         "devices": [vars(device) for device in engine.devices],
+        "devices_after": [vars(device) for device in done.devices] if done else [],
         "usage": asdict(run.usage),
         "settings": {
             **run.load.as_dict(),

@@ -78,7 +78,7 @@ class Product:
     @classmethod
     def to_multiply(cls, device: ctypes.c_void_p, kind: str, n_threads: int, *, repack: bool = False) -> Product:
         """A square one of noise: `n_flops` is what counts."""
-        return cls(device, kind, (ROW, ROW, COLUMNS), n_threads, repack=repack)
+        return cls(device, kind, (ROW, ROW, COLUMNS), n_threads, chained=True, repack=repack)
 
     @classmethod
     def to_read(cls, device: ctypes.c_void_p, n_bytes: int, n_threads: int) -> Product:
@@ -86,12 +86,21 @@ class Product:
         return cls(device, "F32", (READ_ROW, max(1, n_bytes // (4 * READ_ROW)), READ_COLUMNS), n_threads)
 
     def __init__(
-        self, device: ctypes.c_void_p, kind: str, shape: tuple[int, int, int], n_threads: int, *, repack: bool = False
+        self,
+        device: ctypes.c_void_p,
+        kind: str,
+        shape: tuple[int, int, int],
+        n_threads: int,
+        *,
+        chained: bool = False,
+        repack: bool = False,
     ) -> None:
-        """`shape`: elements of a row, rows, columns."""
+        """`shape`: elements of a row, rows, columns. `chained`, for a matrix of `ROW` x `ROW`: it is filled with noise,
+        and its result is what it multiplies next; else it is one byte everywhere, and the columns stay."""
         self._device = device
         self._row, self._n_rows, self._n_columns = shape
-        self._square = self._row == self._n_rows
+        # Not by the shape: a matrix that is read can be square by chance, and 256 MiB are.
+        self._chained = chained
         self._owned: list[tuple[str, int]] = []
         self._of_graph: list[tuple[str, int]] = []
         if kind not in _TYPE_IDS:
@@ -169,7 +178,7 @@ class Product:
                 self._release(trying)
                 continue
             self._owned += trying
-            if self._square:
+            if self._chained:
                 _set(matrix, _noise_of(type_id) * (ROW // _NOISE_ROWS))
             else:
                 _base("ggml_backend_buffer_clear", None, _pointer, ctypes.c_uint8)(buffer, _FILLED_WITH)
@@ -177,8 +186,8 @@ class Product:
         raise NoWay("the device has no room for it, or can't compute it")
 
     def _product(self, owner: list[tuple[str, int]], matrix: int, n_times: int) -> tuple[int, int, int]:
-        """Columns, last result and graph, nothing allocated. A square matrix multiplies its own result, whose
-        memory is then used again; the noise is such that the numbers stay about as large as they are."""
+        """Columns, last result and graph, nothing allocated. Chained, a matrix multiplies its own result, whose memory
+        is then used again; the noise is such that the numbers stay about as large as they are."""
         context = self._context(owner)
         columns = _new_2d()(context, _F32, self._row, self._n_columns)
         _base("ggml_set_input", None, _pointer)(columns)
@@ -186,7 +195,7 @@ class Product:
         graph = _base("ggml_new_graph", _pointer, _pointer)(context)
         result = columns
         for _ in range(n_times):
-            given = result if self._square else columns
+            given = result if self._chained else columns
             result = _base("ggml_mul_mat", _pointer, _pointer, _pointer, _pointer)(context, matrix, given)
             _base("ggml_build_forward_expand", None, _pointer, _pointer)(graph, result)
         _base("ggml_set_output", None, _pointer)(result)

@@ -351,12 +351,14 @@ class Done:
             ("context"), or `Cancel` ("cancelled").
         peak_rss_bytes: the most memory that the child ever had resident, weights mapped from the file included.
         rss_bytes, anonymous_bytes: resident now, and the part of it that is not backed by a file.
+        devices: those that the model uses, with the memory that is free on them now, by their own word.
     """
 
     stop_reason: StopReason
     peak_rss_bytes: int | None
     rss_bytes: int | None
     anonymous_bytes: int | None
+    devices: list[Device] = field(default_factory=list)
 
 
 FailureKind = Literal["model", "memory", "prompt", "usage", "engine"]

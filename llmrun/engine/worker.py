@@ -386,7 +386,10 @@ class Worker:
             reason = self._prefill(tokens) or self._decode(len(tokens), n_ctx, sampler, sampling)
         finally:
             self.llama.llama_sampler_free(sampler)
-        self.outbox.send(Done(reason, *resident_memory()))
+        used = [self.ggml.by_name(name) for name in self.settings.devices]
+        self.outbox.send(
+            Done(reason, *resident_memory(), [self.ggml.describe(handle) for handle in used if handle is not None])
+        )
 
     def _tokens_of(self, request: Generate) -> list[int]:
         if request.messages is None:

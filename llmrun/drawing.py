@@ -1,0 +1,260 @@
+"""A picture as an SVG or PNG file: the only door to matplotlib, which is an extra and imported late.
+
+The same description gives the same bytes with the same matplotlib: no date, no random ids, no settings of the user's.
+Text in an SVG stays text, to be found and read aloud. Nothing here opens a window: pyplot is not imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmrun import store
+from llmrun.errors import UsageError
+from llmrun.plot import Axis, Figure, Panel, Point, Series
+from llmrun.units import significant
+
+FORMATS = ("svg", "png")
+
+# M. Okabe and K. Ito, Color Universal Design, 2008: told apart by those who see fewer colours, too.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_MARKERS = "os^DvPX"
+_STYLES = ("-", "--", ":")
+_GREY = "#555555"
+
+# Inches. A README shows pictures some 800 pixels wide.
+_PANEL_WIDTH, _PANEL_HEIGHT = 4.4, 3.1
+_NARROWEST = 6.2
+_LINE = 0.19
+_DPI = 150
+
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "llmrun",
+    "text.parse_math": False,  # a model's name may have dollars
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.0,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e5e5",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "errorbar.capsize": 3.0,
+}
+
+
+def format_of(path: Path) -> str:
+    """ "svg" or "png", by the file's suffix. Raises `UsageError`."""
+    suffix = path.suffix[1:].lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"-o: {path.name!r} is neither .svg nor .png", hint=f"-o {shlex.quote(path.stem or 'x')}.svg")
+    return suffix
+
+
+def write(figure: Figure, path: Path) -> None:
+    """The picture as a file, whole or not at all; a link stays one. Raises `UsageError` and `DiskError`."""
+    data = render(figure, format_of(path))
+    with store.disk_errors(f"writing {path}"):
+        store.write_atomically(Path(os.path.realpath(path)), data)
+
+
+def render(figure: Figure, format: str) -> bytes:
+    """The bytes of such a file. Raises `UsageError` without matplotlib."""
+    require()
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.simplefilter("ignore")  # a glyph that no font has is a box, and no reason to talk
+        matplotlib.rcdefaults()
+        for name, value in _SETTINGS.items():
+            matplotlib.rcParams[name] = value
+        drawn = _drawn(figure)
+        about: Mapping[str, Any] = {"Date": None, "Creator": "llmrun"} if format == "svg" else {"Software": "llmrun"}
+        drawn.savefig(buffer, format=format, dpi=_DPI, metadata=dict(about))
+    return buffer.getvalue()
+
+
+def require() -> None:
+    """Raises `UsageError`, with the command that installs what is missing."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        # An environment made by uv has no pip.
+        with_pip = importlib.util.find_spec("pip") is not None
+        python = shlex.quote(sys.executable)
+        pip = f"{python} -m pip install" if with_pip else f"uv pip install --python {python}"
+        raise UsageError(
+            f"an SVG or PNG is drawn by matplotlib, which is not installed ({error})", hint=f"{pip} matplotlib"
+        ) from None
+
+
+def _drawn(figure: Figure) -> Any:
+    from matplotlib.figure import Figure as Drawn
+
+    n_columns = min(2, len(figure.panels))
+    n_rows = math.ceil(len(figure.panels) / n_columns)
+    width = max(_NARROWEST, _PANEL_WIDTH * n_columns)
+    looks = _looks(figure)
+    legend = _Legend(looks, width)
+    below = 0.1 + _LINE * 0.85 * len(figure.notes) + legend.height
+    above = 0.38
+    height = above + _PANEL_HEIGHT * n_rows + below
+    drawn = Drawn(figsize=(width, height), layout="constrained")
+    engine: Any = drawn.get_layout_engine()
+    engine.set(rect=(0.01, below / height, 0.98, (height - above - below) / height))
+    drawn.text(0.012, 1 - 0.2 / height, figure.title, fontsize=11, fontweight="bold", va="center")
+    for i, line in enumerate(reversed(figure.notes)):
+        drawn.text(0.012, (0.08 + _LINE * 0.85 * i) / height, line, fontsize=7, color=_GREY, va="bottom")
+    for i, panel in enumerate(figure.panels):
+        # The last one of an odd number has its row to itself.
+        last = i + 1 if i + 1 < len(figure.panels) else n_rows * n_columns
+        axes = drawn.add_subplot(n_rows, n_columns, (i + 1, last))
+        axes.set_title(panel.title, loc="left")
+        if panel.kind == "bars":
+            _draw_bars(axes, panel, looks)
+        else:
+            _draw_lines(axes, panel, looks)
+        _draw_axis(axes.xaxis, panel.x)
+        _draw_axis(axes.yaxis, panel.y)
+        if panel.y.scale == "linear":
+            axes.set_ylim(bottom=0)  # half as high is half as fast
+    legend.draw(drawn, below - legend.height - 0.04, height)
+    return drawn
+
+
+_Looks = dict[tuple[str, bool], dict[str, Any]]
+
+
+def _looks(figure: Figure) -> _Looks:
+    """A colour for each label, the same in every panel; roofs are grey."""
+    made: _Looks = {}
+    for panel in figure.panels:
+        for series in panel.series:
+            key = (series.label, series.mark == "roof")
+            if key in made:
+                continue
+            i = sum(roof == key[1] for _, roof in made)
+            style = _STYLES[i // len(_COLOURS) % len(_STYLES)]
+            look = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "linestyle": style}
+            if series.mark == "dot":
+                look["linestyle"] = "none"
+            if series.mark == "bar":
+                look |= {"marker": "s", "linestyle": "none", "markersize": 7}
+            made[key] = {"color": _GREY, "marker": "", "linestyle": _STYLES[i % len(_STYLES)]} if key[1] else look
+    return made
+
+
+class _Legend:
+    """One for all panels, below them; none where there is one label, or none."""
+
+    def __init__(self, looks: _Looks, width: float) -> None:
+        labels = {key: look for key, look in looks.items() if key[0]}
+        self._labels = labels if len(labels) > 1 else {}
+        longest = max((len(label) for label, _ in self._labels), default=1)
+        self._n_columns = max(1, min(4, len(self._labels), int(width / (0.5 + 0.075 * longest))))
+        self.height = 0.1 + _LINE * math.ceil(len(self._labels) / self._n_columns) if self._labels else 0.0
+
+    def draw(self, drawn: Any, bottom: float, height: float) -> None:
+        if not self._labels:
+            return
+        from matplotlib.lines import Line2D
+
+        handles = [Line2D([], [], label=label, **look) for (label, _), look in self._labels.items()]
+        drawn.legend(
+            handles=handles,
+            loc="lower center",
+            bbox_to_anchor=(0.5, bottom / height),
+            ncols=self._n_columns,
+            frameon=False,
+            fontsize=8,
+            borderaxespad=0.0,
+            borderpad=0.2,
+        )
+
+
+def _draw_lines(axes: Any, panel: Panel, looks: _Looks) -> None:
+    for series in panel.series:
+        look = dict(looks[series.label, series.mark == "roof"])
+        xs, ys = [p.x for p in series.points], [p.y for p in series.points]
+        if series.mark == "roof":
+            axes.plot(xs, ys, linewidth=1.2, **look)
+            continue
+        axes.errorbar(xs, ys, yerr=_errors(series), **{"linewidth": 1.5, "markersize": 4.5, "elinewidth": 1.0, **look})
+    _draw_labels(axes, [p for series in panel.series for p in series.points if p.label])
+
+
+def _errors(series: Series) -> list[float] | None:
+    if all(point.err is None for point in series.points):
+        return None
+    return [point.err if point.err is not None else math.nan for point in series.points]
+
+
+def _draw_labels(axes: Any, points: Sequence[Point]) -> None:
+    """Beside the points: where several lie at nearly the same place, one below the other."""
+    placed: list[Point] = []
+    rightmost = max((point.x for point in points), default=0)
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        near = sum(0.5 < point.x / other.x < 2 and 0.75 < point.y / other.y < 1.35 for other in placed)
+        placed.append(point)
+        # What lies at the right end has more room on its left.
+        left = point.x > rightmost / 2 and len(points) > 1
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            xytext=(-7 if left else 7, -3 - 9 * near),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=7.5,
+        )
+
+
+def _draw_bars(axes: Any, panel: Panel, looks: _Looks) -> None:
+    n = len(panel.series)
+    width = 0.8 / n
+    for i, series in enumerate(panel.series):
+        at = [point.x - 0.4 + width * (i + 0.5) for point in series.points]
+        look = looks[series.label, False]
+        ys = [point.y for point in series.points]
+        axes.bar(at, ys, width * 0.9, color=look["color"], yerr=_errors(series), error_kw={"elinewidth": 1.0})
+        for x, point in zip(at, series.points, strict=True):
+            top = point.y + (point.err or 0.0)
+            said = significant(point.y)
+            axes.annotate(said, (x, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7.5)
+    axes.margins(y=0.12)
+    axes.grid(visible=False, axis="x")
+
+
+def _draw_axis(axis: Any, described: Axis) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes = axis.axes
+    set_scale = axes.set_xscale if axis is axes.xaxis else axes.set_yscale
+    positions = [place for place, _ in described.ticks]
+    if described.scale == "symlog":
+        # What lies between 0 and the first power takes as much room as one power.
+        first = min(place for place in positions if place > 0)
+        set_scale("symlog", base=2, linthresh=first, linscale=0.7)
+    elif described.scale == "log":
+        set_scale("log", base=2 if described.ticks else 10)
+    axis.set_label_text(described.label)
+    if described.ticks:
+        every = math.ceil(len(positions) / 12)
+        axis.set_major_locator(FixedLocator(positions[::every]))
+        names = dict(described.ticks)
+        axis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, "")))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

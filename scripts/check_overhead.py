@@ -1,0 +1,86 @@
+"""What metering costs: decoding with a time stamp for every token and the sampler beside it, against decoding alone.
+
+    .venv/bin/python scripts/check_overhead.py [--rounds 9] [--steps 400]
+
+Two loops over the same `llama_decode` in this process, in turn: one that does nothing else, and that of
+`engine/trial.py`, watched by `resources.Sampler` four times a second as a bench is. The model is synthetic, of a size
+that decodes at about 1,000 tokens per second on two cores. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from llmrun import synth
+from llmrun.config import LoadConfig
+from llmrun.engine import native, params
+from llmrun.engine.prepare import settings_of
+from llmrun.engine.protocol import Trial
+from llmrun.engine.trial import Batch, Trials
+from llmrun.hardware import default_threads
+from llmrun.planner import Layout
+from llmrun.resources import Sampler
+
+llama = native.llama
+SHAPE = synth.Shape(8, 512, 1408, 8, 4, 8192)
+
+
+def bare(context: object, n_vocab: int, n_steps: int) -> float:
+    """Tokens per second of a loop that only decodes."""
+    llama.llama_memory_clear(llama.llama_get_memory(context), False)
+    batch = Batch([(0, 0, True)], lambda: 7 % n_vocab)
+    begin = time.perf_counter()
+    for i in range(n_steps):
+        batch.raw.pos[0] = i
+        llama.llama_decode(context, batch.raw)
+        llama.llama_synchronize(context)
+    return n_steps / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=400)
+    options = parser.parse_args()
+    threads = default_threads()
+    settings = settings_of(
+        LoadConfig(), Layout(0), n_ctx=options.steps + 1, n_ctx_most=None, n_threads=threads, repack=False
+    )
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as null:
+        path = Path(folder) / "m.gguf"
+        synth.write(path, SHAPE, "Q8_0")
+        os.dup2(null.fileno(), 2)  # llama.cpp's log
+        log = native.Log()
+        llama.llama_backend_init()
+        model = llama.llama_model_load_from_file(os.fsencode(path), params.model_params(settings))
+        vocab = native.Vocab(model)
+        context = llama.llama_init_from_model(model, params.context_params(settings, options.steps + 1))
+        trials = Trials(
+            vocab, 2048, lambda n, q: llama.llama_init_from_model(model, params.context_params(settings, n))
+        )
+        alone, metered, ratios = [], [], []
+        for i in range(options.rounds + 1):
+            a = bare(context, vocab.n_tokens, options.steps)
+            with Sampler(os.getpid()):
+                _, step_s = trials.run(Trial(0, options.steps, 0, 1, 0))
+            b = options.steps / sum(step_s)
+            if i:  # the first round warms up
+                alone.append(a)
+                metered.append(b)
+                ratios.append(b / a)
+        del log
+    print(f"{options.rounds} rounds of {options.steps} tokens, {threads} threads\n")
+    print("| decoding alone | metered | ratio (median of pairs) | range |\n|---|---|---|---|")
+    print(
+        f"| {statistics.median(alone):.0f} t/s | {statistics.median(metered):.0f} t/s |"
+        f" **{statistics.median(ratios):.4f}** | {min(ratios):.4f} to {max(ratios):.4f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
