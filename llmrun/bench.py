@@ -332,7 +332,9 @@ class _Measured:
             if device in remote:
                 continue  # a worker serves one client, and that is the engine
             busiest = device == max(set(layers), key=layers.count)
-            probed = self.tools.prober.probe(device, main_type(engine.header), engine.n_threads, _PROBE_S)
+            probed = self.tools.prober.probe(
+                device, main_type(engine.header), engine.n_threads, _PROBE_S, repack=engine.plan.repack
+            )
             if probed.read_bytes_per_s:
                 self.reads.setdefault(_memory(device), []).append(statistics.median(probed.read_bytes_per_s))
             if busiest and probed.flops_per_s:

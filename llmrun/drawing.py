@@ -35,6 +35,8 @@ _PANEL_WIDTH, _PANEL_HEIGHT = 4.4, 3.1
 _NARROWEST = 6.2
 _LINE = 0.19
 _DPI = 150
+_LABEL_HEIGHT = 9.5
+"""Points, as fonts are measured in."""
 
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -115,7 +117,9 @@ def _drawn(figure: Figure) -> Any:
     drawn = Drawn(figsize=(width, height), layout="constrained")
     engine: Any = drawn.get_layout_engine()
     engine.set(rect=(0.01, below / height, 0.98, (height - above - below) / height))
-    drawn.text(0.012, 1 - 0.2 / height, figure.title, fontsize=11, fontweight="bold", va="center")
+    # A letter of this font is some 0.65 of its size wide.
+    fitting = width * 72 / 0.65 / max(1, len(figure.title))
+    drawn.text(0.012, 1 - 0.2 / height, figure.title, fontsize=min(11.0, fitting), fontweight="bold", va="center")
     for i, line in enumerate(reversed(figure.notes)):
         drawn.text(0.012, (0.08 + _LINE * 0.85 * i) / height, line, fontsize=7, color=_GREY, va="bottom")
     for i, panel in enumerate(figure.panels):
@@ -123,12 +127,12 @@ def _drawn(figure: Figure) -> Any:
         last = i + 1 if i + 1 < len(figure.panels) else n_rows * n_columns
         axes = drawn.add_subplot(n_rows, n_columns, (i + 1, last))
         axes.set_title(panel.title, loc="left")
+        _draw_axis(axes.xaxis, panel.x)
+        _draw_axis(axes.yaxis, panel.y)
         if panel.kind == "bars":
             _draw_bars(axes, panel, looks)
         else:
             _draw_lines(axes, panel, looks)
-        _draw_axis(axes.xaxis, panel.x)
-        _draw_axis(axes.yaxis, panel.y)
         if panel.y.scale == "linear":
             axes.set_ylim(bottom=0)  # half as high is half as fast
     legend.draw(drawn, below - legend.height - 0.04, height)
@@ -148,7 +152,11 @@ def _looks(figure: Figure) -> _Looks:
                 continue
             i = sum(roof == key[1] for _, roof in made)
             style = _STYLES[i // len(_COLOURS) % len(_STYLES)]
-            look = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "linestyle": style}
+            look: dict[str, Any] = {
+                "color": _COLOURS[i % len(_COLOURS)],
+                "marker": _MARKERS[i % len(_MARKERS)],
+                "linestyle": style,
+            }
             if series.mark == "dot":
                 look["linestyle"] = "none"
             if series.mark == "bar":
@@ -203,21 +211,29 @@ def _errors(series: Series) -> list[float] | None:
 
 
 def _draw_labels(axes: Any, points: Sequence[Point]) -> None:
-    """Beside the points: where several lie at nearly the same place, one below the other."""
-    placed: list[Point] = []
-    rightmost = max((point.x for point in points), default=0)
-    for point in sorted(points, key=lambda p: (p.x, -p.y)):
-        near = sum(0.5 < point.x / other.x < 2 and 0.75 < point.y / other.y < 1.35 for other in placed)
-        placed.append(point)
-        # What lies at the right end has more room on its left.
-        left = point.x > rightmost / 2 and len(points) > 1
+    """Beside the highest point of each label, and where labels would lie upon each other, one below the other."""
+    highest: dict[str, Point] = {}
+    for point in sorted(points, key=lambda p: p.y):
+        highest[point.label] = point
+    if not highest:
+        return
+    (bottom, top), (left, right) = axes.get_ylim(), axes.get_xlim()
+    middle, points_high = math.sqrt(left * right), _PANEL_HEIGHT * 72 * 0.75
+    placed: dict[bool, list[float]] = {False: [], True: []}
+    for point in sorted(highest.values(), key=lambda p: -p.y):
+        # Away from the nearer edge; two points of one side are near enough to be in each other's way.
+        on_left = point.x > middle
+        at = math.log(point.y / bottom) / math.log(top / bottom) * points_high
+        wanted = min([at, *(other - _LABEL_HEIGHT for other in placed[on_left])])
+        placed[on_left].append(wanted)
         axes.annotate(
             point.label,
             (point.x, point.y),
-            xytext=(-7 if left else 7, -3 - 9 * near),
+            xytext=(-8 if on_left else 8, wanted - at),
             textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=7.5,
+            ha="right" if on_left else "left",
+            va="center",
+            fontsize=_LABEL_HEIGHT - 2,
         )
 
 

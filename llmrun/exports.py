@@ -153,7 +153,7 @@ def bench_fields(record: Record, row: Row) -> dict[str, Value]:
     model, machine, test = record.model, record.machine, row.test
     settings = bench_settings(row.settings, machine)
     ns = samples_ns(row)
-    reads, joules = row.read_bytes_per_s, row.joules_per_token
+    reads, boundary, joules = row.read_bytes_per_s, *shown_joules(row)
     return {
         "build_commit": record.build.ggml_commit or "unknown",
         "build_number": 0,
@@ -194,8 +194,8 @@ def bench_fields(record: Record, row: Row) -> dict[str, Value]:
         "read_bytes_per_s": sum(reads.values()) if reads else None,
         "mbu": row.mbu,
         "mfu": row.mfu,
-        "joules_per_token": next(iter(joules.values())) if joules else None,
-        "joules_boundary": next(iter(joules)) if joules else None,
+        "joules_per_token": joules,
+        "joules_boundary": boundary,
         "cost_per_million_tokens": cost_per_million(record, row),
         "peak_rss_bytes": row.usage.peak_rss_bytes if row.usage else None,
         "ppl": _quality(record, "ppl"),
@@ -397,7 +397,7 @@ def _ours(record: Record, planned: Sequence[Row], *, energy: bool) -> list[_Colu
 
 
 def _our_cells(record: Record, row: Row) -> dict[str, str]:
-    reads, joules = row.read_bytes_per_s, row.joules_per_token
+    reads, (_, joules) = row.read_bytes_per_s, shown_joules(row)
     return {
         "prefill": significant(row.prefill_tps),
         "decode": significant(row.decode_tps),
@@ -406,7 +406,7 @@ def _our_cells(record: Record, row: Row) -> dict[str, str]:
         "MFU": percent(row.mfu),
         "TTFT": duration(row.ttft_s),
         "gap p95": duration(row.gap_p95_s),
-        "J/token": significant(next(iter(joules.values())) if joules else None),
+        "J/token": significant(joules),
         "cost": significant(cost_per_million(record, row)),
     }
 
@@ -420,9 +420,22 @@ def _prices(record: Record) -> tuple[float | None, float | None]:
 
 def cost_per_million(record: Record, row: Row) -> float | None:
     """Money for a million tokens of this row's kind; None where no price was given, or joules would be needed."""
-    joules = row.joules_per_token
     kwh, hour = _prices(record)
-    return cost_per_million_tokens(next(iter(joules.values())) if joules else None, row.median_tps, kwh, hour)
+    return cost_per_million_tokens(shown_joules(row)[1], row.median_tps, kwh, hour)
+
+
+def shown_joules(row: Row) -> tuple[str | None, float | None]:
+    """The boundary whose joules per token are shown, and these: above idle where that is known.
+
+    The widest one that was measured; of layers on GPUs that of all GPUs, where nothing wider than the CPU is known.
+    """
+    joules = row.joules_above_idle_per_token or row.joules_per_token
+    if not joules:
+        return None, None
+    gpus = {name: n for name, n in joules.items() if name.startswith("GPU ")}
+    if gpus and "whole machine" not in joules and any(on != "CPU" for on in row.settings.get("layers") or ()):
+        return " + ".join(gpus), sum(gpus.values())
+    return next(iter(joules.items()))
 
 
 def notes(record: Record) -> list[str]:
@@ -432,10 +445,11 @@ def notes(record: Record) -> list[str]:
         said += [f"{row.test.name}: {row.error}"] if row.error else []
         for caveat in row.warnings:
             said.append(f"{row.test.name}: {caveat.message}{f' ({caveat.advice})' if caveat.advice else ''}")
-    boundaries = dict.fromkeys(row.energy[0].boundary for row in record.rows if row.energy)
+    boundaries = dict.fromkeys(name for row in record.rows if (name := shown_joules(row)[0]))
+    idle = "above idle" if any(row.joules_above_idle_per_token for row in record.rows) else "idle power included"
     quality = quality_line(record)
     said += [quality] if quality else []
-    said += [f"J/token: {' or '.join(boundaries)}, idle power included"] if boundaries else []
+    said += [f"J/token: {' or '.join(boundaries)}, {idle}"] if boundaries else []
     unknown = dict.fromkeys(row.energy_unknown for row in record.rows if row.energy_unknown)
     return [*dict.fromkeys(said), *(f"J/token unknown: {reason}" for reason in unknown)]
 

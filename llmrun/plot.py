@@ -279,8 +279,8 @@ def _lines(items: Sequence[_Item], names: Sequence[str]) -> dict[str, list[_Item
     return found
 
 
-def _point(x: float, tps: Sequence[float], label: str = "") -> Point:
-    return Point(x, statistics.fmean(tps), statistics.stdev(tps) if len(tps) > 1 else None, len(tps), label)
+def _point(x: float, tps: Sequence[float]) -> Point:
+    return Point(x, statistics.fmean(tps), statistics.stdev(tps) if len(tps) > 1 else None, len(tps))
 
 
 def _points(items: Iterable[_Item], x: str, rates: Callable[[_Item], Sequence[float]]) -> tuple[Point, ...]:
@@ -365,7 +365,7 @@ def _sweep(_: Sequence[Bench], items: Sequence[_Item], x: str | None) -> _Made:
         swept = x or _swept(some)
         series = _curves(some, swept) if swept else []
         if swept is None or not any(len(each.points) > 1 for each in series):
-            left_out.append(f"{_panel_title(some)}: {x or 'no number'} does not vary")
+            left_out.append(f"{_panel_title(some)}: " + (f"{x} does not vary" if x else "nothing varies"))
             continue
         axis = _x_axis(swept, (point.x for each in series for point in each.points))
         panels.append(Panel("sweep", _panel_title(some), axis, _TPS, tuple(series)))
@@ -457,11 +457,10 @@ def _roofline(benches: Sequence[Bench], items: Sequence[_Item], _: str | None) -
         points = tuple(Point(x, _under(x, per_s, flops) / 1e9) for x in corners)
         peak = f", {significant(flops / 1e9)} GFLOP/s" if flops else ""
         series.append(Series(_joined(bench, f"{memory}: {bandwidth(per_s)}{peak}"), points, "roof"))
-    for bench in dict.fromkeys(item.bench for item, *_ in found):
-        points = tuple(
-            _roof_point(item, x, *roofs[bench, memory], telling) for item, x, memory in found if item.bench == bench
-        )
-        series.append(Series(bench or "measured", tuple(sorted(points, key=lambda p: (p.x, p.y))), "dot"))
+    place = {id(item): (x, *roofs[item.bench, memory]) for item, x, memory in found}
+    for label, line in _lines([item for item, *_ in found], telling).items():
+        points = tuple(sorted((_roof_point(item, *place[id(item)]) for item in line), key=lambda p: (p.x, p.y)))
+        series.append(Series(label or "measured", points, "dot"))
     shown = {id(item) for item, *_ in found}
     names = dict.fromkeys(item.entry.test.name for item in items if id(item) not in shown)
     left_out = [f"roofline: bytes or ceilings of {', '.join(names)} are not known"] if names else []
@@ -511,12 +510,11 @@ def _under(x: float, per_s: float, flops: float | None) -> float:
     return x * per_s if flops is None else min(x * per_s, flops)
 
 
-def _roof_point(item: _Item, x: float, per_s: float, flops: float | None, telling: Sequence[str]) -> Point:
+def _roof_point(item: _Item, x: float, per_s: float, flops: float | None) -> Point:
     assert item.row and item.row.flops_per_token
     giga = item.row.flops_per_token / 1e9
     made = _point(x, [tps * giga for tps in item.entry.tps])
-    label = ", ".join([item.entry.test.name, *(_said(name, item.values.get(name)) for name in telling)])
-    return Point(x, made.y, made.err, made.n, label, _under(x, per_s, flops) / 1e9)
+    return Point(x, made.y, made.err, made.n, item.entry.test.name, _under(x, per_s, flops) / 1e9)
 
 
 _MAKERS: dict[Kind, Callable[[Sequence[Bench], Sequence[_Item], str | None], _Made]] = {

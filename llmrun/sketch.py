@@ -66,13 +66,13 @@ def _heading(series: Series, panel: Panel) -> list[str]:
 def _roofline(panel: Panel, width: int) -> str:
     """Two logarithmic axes are not for text: how near each row comes to its roof is."""
     roofs = [series.label for series in panel.series if series.mark == "roof"]
+    dots = [series for series in panel.series if series.mark != "roof"]
+    several, longest = len(dots) > 1, max(len(point.label) for series in dots for point in series.points)
     rows = []
-    for series in panel.series:
-        if series.mark == "roof":
-            continue
+    for series in dots:
         for point in series.points:
             share = point.y / point.limit if point.limit else None
-            label = f"{series.label}  {point.label}" if series.label != "measured" else point.label
+            label = f"{point.label:<{longest}}  {series.label if several else ''}".rstrip()
             rows.append((label, share or 0.0, f"{percent(share)} of {significant(point.limit)} GFLOP/s"))
     return "\n".join([f"{panel.title} · share of the roof ({'; '.join(roofs)})", *_rows(rows, width)])
 

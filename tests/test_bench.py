@@ -285,3 +285,44 @@ def test_ended_in_the_middle(home: Path, number: int) -> None:
     (kept,) = journal.kept()
     assert kept.record and len(kept.record.rows) >= 2 and kept.record.ended is None
     assert kept.record.rows[0].samples
+
+
+def test_quality_stands_beside_the_speed(llmrun: Any, home: Path) -> None:
+    """--quality: perplexity in the record, in every row for programs, and under the table for people."""
+    text = home / "text.txt"
+    text.write_text((Path(bench.__file__).parent / "data" / "quality.txt").read_text()[:6000])
+    arguments = ("bench", "tiny", "-p", "8", "-n", "0", "-r", "1", "--no-ceilings", "--quality", str(text))
+    done = llmrun(*arguments, "--reference", "tiny", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["ppl"] > 1 and row["ppl_error"] > 0 and abs(row["kld"]) < 1e-6
+    record = json.loads(llmrun("bench", "history", "show", "last", "--json").stdout)
+    assert record["quality"]["text"] == "text.txt" and record["quality"]["reference"] == "tiny"
+    assert "perplexity" in llmrun("bench", "history", "show", "last").stdout
+
+
+def test_prices(llmrun: Any, home: Path) -> None:
+    """An hour's price over the tokens of an hour, times a million."""
+    arguments = ("bench", "tiny", "-p", "0", "-n", "4", "-r", "1", "--no-ceilings", "--price-hour", "2", "-o", "json")
+    (row,) = json.loads(llmrun(*arguments).stdout)
+    assert row["cost_per_million_tokens"] == pytest.approx(2e6 / row["median_ts"] / 3600)
+    assert llmrun("bench", "tiny", "--price-kwh", "-1").returncode == 2
+
+
+def test_two_settings_in_turn(llmrun: Any, home: Path) -> None:
+    """compare --live: pairs of samples, two records that know of each other, a ratio with its interval."""
+    arguments = ("compare", "-t 1", "-t 2", "--live", "tiny", "-p", "8", "-n", "4", "-r", "6", "--json")
+    done = llmrun(*arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [test["test"] for test in found["tests"]] == ["pp8", "tg4"]
+    assert all(
+        test["paired"] and test["n_a"] == 6 and test["low"] <= test["ratio"] <= test["high"] for test in found["tests"]
+    )
+    assert found["differences"]["n_threads"] == {"a": "1", "b": "2"} or found["differences"]["n_threads"] == {
+        "a": 1,
+        "b": 2,
+    }
+    records = [each.record for each in journal.kept()]
+    assert len(records) == 2 and records[0] and records[1] and records[0].interleaved_with == records[1].id
+    assert llmrun("compare", "-t 1,2", "", "--live", "tiny").returncode == 2
