@@ -18,6 +18,7 @@ from itertools import groupby
 from types import TracebackType
 
 from llmrun.config import LoadConfig, SamplingConfig
+from llmrun.describe import on_battery
 from llmrun.energy import EnergyMeter, Joules, measure_idle
 from llmrun.engine.client import Engine
 from llmrun.engine.prepare import by_device, settings_of
@@ -25,6 +26,7 @@ from llmrun.engine.prober import Prober
 from llmrun.errors import EngineCrashed, OutOfMemory, UsageError
 from llmrun.exports import asked_settings
 from llmrun.footprint import CPU, flops_per_token, step_reads
+from llmrun.hardware import cpu_mhz
 from llmrun.models import Model
 from llmrun.planner import main_type
 from llmrun.resources import NoGpus, Nvml, Sampler, Usage, open_nvml
@@ -238,7 +240,7 @@ class _Measured:
         try:
             with self.meter:
                 taken = self._take()
-            self.samples.append(replace(taken, at_s=at_s))
+            self.samples.append(replace(taken, at_s=at_s, cpu_mhz=cpu_mhz()))
         except (OutOfMemory, EngineCrashed) as problem:
             self.error = problem.message
         return self.error is None
@@ -267,7 +269,10 @@ class _Measured:
             buffers=self.buffers or None,
             error=self.error,
         )
-        return replace(made, warnings=tuple(warnings(made, usage, self.method)))
+        doubts = [*warnings(made, usage, self.method)]
+        if on_battery():
+            doubts.append(Caveat("battery", "the machine runs on battery", {}, "plug it in"))
+        return replace(made, warnings=tuple(doubts))
 
     def _own_cpu_s(self) -> float:
         """CPU time of what measures: nobody's disturbance but ours, and never while a sample is taken."""
@@ -391,7 +396,7 @@ def warnings(row: Row, usage: Usage | None, method: Method) -> Iterator[Caveat]:
             "others-busy",
             f"other processes used {usage.other_cores:.2f} cores",
             {"cores": usage.other_cores},
-            "end them, or measure later",
+            "end them, measure later, or set GOMP_SPINCOUNT=1000",
         )
     if usage.steal_cores is not None and usage.steal_cores > _BUSY_CORES:
         yield Caveat(

@@ -55,7 +55,7 @@ def describe_machine(
         os=_os_name(),
         kernel=platform.release() or None,
         governor=governor or None,
-        on_battery=_on_battery(sys_root / "class/power_supply"),
+        on_battery=on_battery(sys_root / "class/power_supply"),
         huge_pages=_chosen(_text(sys_root / "kernel/mm/transparent_hugepage/enabled")),
         environment={name: value for name, value in sorted(environ.items()) if _VARIABLES.fullmatch(name)},
         devices=tuple(_device(device) for device in devices),
@@ -179,7 +179,7 @@ def _os_name() -> str | None:
     return platform.system() or None
 
 
-def _on_battery(supplies: Path) -> bool | None:
+def on_battery(supplies: Path = Path("/sys/class/power_supply")) -> bool | None:
     """None where the system does not tell; machines without a battery are on mains."""
     if not supplies.is_dir():
         return None

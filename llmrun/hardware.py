@@ -179,3 +179,17 @@ def last_level_cache_bytes(cpus: Path = _CPUS) -> int:
         if text[:-1].isdigit() and text[-1:] in "KMG":
             found.setdefault(level, {})[shared] = int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]]
     return sum(found[max(found)].values()) if found else 0
+
+
+def cpu_mhz(cpus: Path = _CPUS) -> float | None:
+    """How fast the CPUs that this process may use run just now, their mean; None where the system doesn't tell.
+
+    A virtual machine mostly doesn't, and what the kernel tells is what it asked for, not what a hot CPU gives.
+    """
+    found = []
+    for cpu in usable_cpus():
+        try:
+            found.append(int((cpus / f"cpu{cpu}" / "cpufreq" / "scaling_cur_freq").read_text()) / 1000)
+        except (OSError, ValueError):
+            continue
+    return sum(found) / len(found) if found else None

@@ -117,6 +117,7 @@ class Sample:
         ttft_s: from the request to the first token; "e2e" only.
         total_s: "e2e": from the request to the last token. "pg": from the beginning of the prefill to the last token.
         at_s: when it began, in seconds since the record was created: what drifts, shows.
+        cpu_mhz: of the CPUs when it ended, their mean.
     """
 
     prefill_s: float | None = None
@@ -124,6 +125,7 @@ class Sample:
     ttft_s: float | None = None
     total_s: float | None = None
     at_s: float | None = None
+    cpu_mhz: float | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from llmrun.engine.client import Engine
 from llmrun.gguf import open_header
 from llmrun.hardware import default_threads
 from llmrun.meter import Timing
+from llmrun.planner import should_repack
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
 MODELS = Path(tempfile.gettempdir()) / "llmrun-compare"
@@ -155,25 +156,45 @@ Pairs = dict[str, tuple[list[float], list[float]]]
 
 
 def compare_engine(
-    options: argparse.Namespace, path: Path, config: LoadConfig, arguments: list[str], threads: int | None = None
+    options: argparse.Namespace,
+    path: Path,
+    config: LoadConfig,
+    arguments: list[str],
+    threads: int | None = None,
+    *,
+    bare: bool = False,
 ) -> Pairs:
-    """Rates of prefill and decode, theirs with `arguments` and ours with `config`, by test."""
+    """Rates of prefill and decode, theirs with `arguments` and ours with `config`, by test; `bare` without sampling and
+    detokenization, as theirs."""
     n_pp, n_tg = options.n_prompt, options.n_gen
     pairs: Pairs = {f"prefill, {n_pp} tokens": ([], []), f"decode, {n_tg} tokens": ([], [])}
     config = replace(config, n_threads=threads)
-    with Engine(path, open_header(path), config) as ours:
-        prompt = exact_prompt(ours, n_pp)
-        for _ in interleaved(options.rounds):
-            command = [options.peers / "llama-bench", "-m", path, "-p", str(n_pp), "-n", str(n_tg), "-r", "1"]
-            command += ["-t", str(ours.n_threads), "--repack", "1" if ours.repack else "0", "-o", "json", *arguments]
-            tests = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-            theirs = [next(t["avg_ts"] for t in tests if t[kind]) for kind in ("n_prompt", "n_gen")]
-            warm_up(ours)
-            rates = [known(run(ours, prompt, 1).pp_tps), known(run(ours, "b", n_tg).tg_tps)]
-            for (a, b), one, other in zip(pairs.values(), theirs, rates, strict=True):
-                a.append(one)
-                b.append(other)
+    header, prompt = open_header(path), ""
+    for _ in interleaved(options.rounds):
+        # Loaded anew each time, as theirs is: where its pages come to lie makes a percent or two.
+        repack = should_repack(header) if config.repack == "auto" else config.repack == "on"
+        flags = ["-t", str(threads or default_threads()), "--repack", str(int(repack)), *arguments]
+        theirs = llama_bench(options, path, n_pp, n_tg, flags)
+        with Engine(path, header, config) as ours:
+            if bare:
+                ours.trial(n_pp, 1)
+                pp, tg = ours.trial(n_pp, 0), ours.trial(0, n_tg)
+                rates = [n_pp / known(pp.prefill_s), n_tg / sum(tg.step_s)]
+            else:
+                prompt = prompt or exact_prompt(ours, n_pp)
+                warm_up(ours)
+                rates = [known(run(ours, prompt, 1).pp_tps), known(run(ours, "b", n_tg).tg_tps)]
+        for (a, b), one, other in zip(pairs.values(), theirs, rates, strict=True):
+            a.append(one)
+            b.append(other)
     return pairs
+
+
+def llama_bench(options: argparse.Namespace, path: Path, n_pp: int, n_tg: int, flags: list[str]) -> list[float]:
+    """Its rates of one repetition: prefill, decode."""
+    command = [options.peers / "llama-bench", "-m", path, "-p", str(n_pp), "-n", str(n_tg), "-r", "1", "-o", "json"]
+    tests = json.loads(subprocess.run([*command, *flags], capture_output=True, check=True).stdout)
+    return [next(t["avg_ts"] for t in tests if t[kind]) for kind in ("n_prompt", "n_gen")]
 
 
 # -- bench ---
@@ -228,6 +249,7 @@ def batched(options: argparse.Namespace, path: Path, ours: Engine) -> Pairs:
         ]
         for line in lines:
             n = line["pl"]
+            ours.trial(n_pp, 1, n_seq=n)  # the first use of a context finds its memory untouched
             tried = ours.trial(n_pp, n_tg, n_seq=n)
             rates = (n * n_pp / known(tried.prefill_s), n * n_tg / sum(tried.step_s))
             for what, theirs, mine in zip(("pp", "tg"), (line["speed_pp"], line["speed_tg"]), rates, strict=True):
@@ -269,8 +291,10 @@ def offload(options: argparse.Namespace) -> None:
     print("| settings | test | llama-bench | llmrun | ratio (median of pairs) | range |\n|---|---|---|---|---|---|")
     with worker() as theirs, worker() as mine:
         for name, (config, arguments) in settings.items():
+            if options.only and not any(word in name for word in options.only):
+                continue
             config = replace(config, rpc=(mine,), repack="off")
-            pairs = compare_engine(options, path, config, ["--rpc", theirs, *arguments], threads=1)
+            pairs = compare_engine(options, path, config, ["--rpc", theirs, *arguments], threads=1, bare=True)
             for test, (a, b) in pairs.items():
                 print(f"| `{name}` {row(test, a, b, 't/s')}", flush=True)
 
@@ -374,6 +398,7 @@ def main() -> None:
     parser.add_argument("--repack", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("-p", "--n-prompt", type=int, default=512)
     parser.add_argument("-n", "--n-gen", type=int, default=64)
+    parser.add_argument("--only", nargs="*", help="offload: settings that have one of these texts in them")
     parser.add_argument("-d", "--depth", type=int, default=512, help="bench: tokens before")
     parser.add_argument("--peer-ctx", type=int, default=4096, help="oneshot: their -c; 0 is their default")
     parser.add_argument("--peers", type=Path, default=PEERS)
