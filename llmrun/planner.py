@@ -394,18 +394,7 @@ class _Planner:
         return Placement(layers, layout.overrides, self.offload.kv, self.repacked)
 
     def _footprint(self, placement: Placement, n_ctx: int) -> Footprint:
-        config = self.config
-        return footprint(
-            self.header,
-            placement,
-            n_ctx,
-            type_k=config.type_k,
-            type_v=config.type_v,
-            n_batch=config.n_batch,
-            n_ubatch=config.n_ubatch,
-            flash_attn=config.flash_attn != "off",
-            adapters=self.adapters,
-        )
+        return footprint_of(self.header, self.config, placement, n_ctx, self.adapters)
 
     def _unmeasured(self, layout: Layout, n_ctx: int) -> Footprint:
         return self._footprint(self._placement(layout), n_ctx)
@@ -482,6 +471,23 @@ class _Planner:
                 break
             n_ctx //= 2
         return ways
+
+
+def footprint_of(
+    header: Header, config: LoadConfig, placement: Placement, n_ctx: int, adapters: Iterable[Header] = ()
+) -> Footprint:
+    """`footprint` with what a configuration says."""
+    return footprint(
+        header,
+        placement,
+        n_ctx,
+        type_k=config.type_k,
+        type_v=config.type_v,
+        n_batch=config.n_batch,
+        n_ubatch=config.n_ubatch,
+        flash_attn=config.flash_attn != "off",
+        adapters=adapters,
+    )
 
 
 def experts_of(layer: int) -> str:

@@ -22,12 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+from check_offload import worker
 
 from llmrun import synth
 from llmrun.config import LoadConfig, Offload, SamplingConfig
@@ -297,19 +297,6 @@ def offload(options: argparse.Namespace) -> None:
             pairs = compare_engine(options, path, config, ["--rpc", theirs, *arguments], threads=1, bare=True)
             for test, (a, b) in pairs.items():
                 print(f"| `{name}` {row(test, a, b, 't/s')}", flush=True)
-
-
-@contextmanager
-def worker() -> Iterator[str]:
-    command = [sys.executable, "-m", "llmrun", "worker", "--json", "--port", "0", "-t", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout
-        ready = json.loads(process.stdout.readline())
-        yield f"{ready['host']}:{ready['port']}"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def run(engine: Engine, prompt: str, n: int) -> Timing:

@@ -44,12 +44,12 @@ from llmrun.engine.protocol import (
     encode,
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
-from llmrun.footprint import Footprint, decode_reads, footprint, kv_bytes_per_token, repackable_types
+from llmrun.footprint import Footprint, decode_reads, kv_bytes_per_token, repackable_types
 from llmrun.gguf import Header, printable
 from llmrun.gguf_rules import open_adapter, overridden
 from llmrun.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
-from llmrun.planner import COMFORTABLE_CTX, Layout, Plan, Room, make_plan, should_repack, smaller_n_ctx
+from llmrun.planner import COMFORTABLE_CTX, Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
 from llmrun.planner import Measure as MeasureLayout
 from llmrun.skeleton import skeleton_file
 from llmrun.units import duration, size
@@ -337,18 +337,7 @@ class Engine:
         """
         if n_ctx == self.plan.footprint.n_ctx:
             return self.plan.footprint
-        config = self.config
-        found = footprint(
-            self.header,
-            self.plan.placement,
-            n_ctx,
-            type_k=config.type_k,
-            type_v=config.type_v,
-            n_batch=config.n_batch,
-            n_ubatch=config.n_ubatch,
-            flash_attn=config.flash_attn != "off",
-            adapters=self._adapters,
-        )
+        found = footprint_of(self.header, self.config, self.plan.placement, n_ctx, self._adapters)
         if not self._turn.acquire(blocking=False):
             raise UsageError(_ONE_AT_A_TIME)
         try:
