@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,3 +173,22 @@ def test_messages() -> None:
     """Features and versions survive the pipe."""
     device = Device("CPU", "Some CPU", "cpu", "CPU", 2, 1, {"AVX2": "1"})
     assert decode(encode(Devices([device], {"ggml": "1"}))) == Devices([device], {"ggml": "1"})
+
+
+def test_connections_to_workers_are_looked_after() -> None:
+    """A worker's machine that vanishes ends the connection within 15 s; other connections are left as they are.
+
+    In a process of its own: the module loads llama.cpp.
+    """
+    code = (
+        "import socket, sys\n"
+        "from llmrun.engine import ggml\n"
+        "listener, other = socket.create_server(('127.0.0.1', 0)), socket.create_server(('127.0.0.1', 0))\n"
+        "a, b = (socket.create_connection(each.getsockname()) for each in (listener, other))\n"
+        "assert ggml.keep_alive(listener.getsockname()[1]) == 1\n"
+        "get = lambda one: one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)\n"
+        "assert get(a) and not get(b)\n"
+        "assert a.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

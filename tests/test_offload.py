@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from llmrun import synth
+from llmrun.cli.advice import with_smaller_quantization
 from llmrun.config import LoadConfig, Lora, Offload, Rope, SamplingConfig
 from llmrun.engine.client import Engine, Generation
 from llmrun.engine.prepare import total_error
@@ -386,6 +387,26 @@ def test_the_footprint_is_not_asked_in_the_middle_of_an_answer(micro: Path) -> N
             engine.footprint(4096)
         assert "".join(generation) is not None and generation.token_ids == expected
         assert engine.footprint(4096).by_device[CPU].compute
+
+
+# -- ways out ---
+
+
+@pytest.mark.parametrize(
+    ("missing", "ways", "expected"),
+    [
+        (0.3, [("-c 256", 1)], "llmrun quantize tiny Q5_K_M"),  # Q8_0 is 8.5 bits, Q6_K saves a quarter, Q5_K_M a third
+        (50.0, [("-c 256", 1)], "-c 256"),  # no level would be enough, and something else is
+        (50.0, [], "llmrun quantize tiny Q2_K"),  # nothing is enough: the smallest there is
+    ],
+)
+def test_a_smaller_level_is_a_way_out(missing: float, ways: list[tuple[str, int]], expected: str) -> None:
+    """The largest level that fits comes first; one that does not fit is no way out beside one that does."""
+    found = find_model("tiny")
+    weights = found.header.weight_bytes
+    error = DoesNotFit("too large", needed=weights, free=round(weights * (1 - missing)), ways=ways)
+    said = with_smaller_quantization(error, "tiny", found)
+    assert said.ways[0][0] == expected and said.hint and said.hint.startswith(expected)
 
 
 # -- as a user sees it ---

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def with_smaller_quantization(error: DoesNotFit, reference: str, found: Model) -> DoesNotFit:
-    """The same error with one way out more, and first: the largest level that fits, else the smallest there is.
+    """The same error with one way out more, and first: the largest level that fits; the smallest there is where nothing
+    else would fit either.
 
     Of a model of the hub, one that its repository has; where the hub can't be asked, and of a file, one that
     `llmrun quantize` would make.
@@ -30,6 +31,8 @@ def with_smaller_quantization(error: DoesNotFit, reference: str, found: Model) -
     if not smaller:
         return error
     needed = max((needed for needed in smaller if needed <= error.free), default=min(smaller))
+    if needed > error.free and error.ways:
+        return error
     ways = [(smaller[needed], needed), *error.ways]
     return DoesNotFit(error.message, needed=error.needed, free=error.free, ways=ways[:3])
 

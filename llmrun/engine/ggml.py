@@ -6,6 +6,8 @@ Child process only. A device is an address (`ggml_backend_dev_t`) that stays val
 from __future__ import annotations
 
 import ctypes
+import os
+import socket
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -133,7 +135,35 @@ def add_server(endpoint: str) -> bool:
     if not registry:
         return False
     _call("ggml", "ggml_backend_register", None, ctypes.c_void_p(registry))
+    keep_alive(int(endpoint.rpartition(":")[2]))
     return True
+
+
+def keep_alive(port: int, descriptors: Path = Path("/proc/self/fd")) -> int:
+    """Have the kernel look after this process's connections to workers at `port`; returns how many there are.
+
+    A worker whose machine is gone (power, network) sends no word of it, and llmrun would wait for an answer for ever.
+    With these, a connection on which we wait ends within 15 s. Linux only: elsewhere the limit on silence has to do.
+    (TCP_USER_TIMEOUT would see to what is being sent as well, and end one to a worker that computes and does not read.)
+    """
+    found = 0
+    for path in list(descriptors.iterdir()) if descriptors.is_dir() else []:
+        try:
+            connection = socket.socket(fileno=os.dup(int(path.name)))
+        except OSError:
+            continue  # no socket, or gone meanwhile
+        with connection:
+            try:
+                if connection.family != socket.AF_INET or connection.getpeername()[1] != port:
+                    continue
+            except OSError:
+                continue
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
+                if hasattr(socket, option):
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            found += 1
+    return found
 
 
 def by_name(name: str) -> ctypes.c_void_p | None:
