@@ -177,7 +177,9 @@ def test_kill_leaves_what_rm_frees(run: Run, env: dict[str, str], slow: Path, tm
             time.sleep(0.01)
         children = psutil.Process(working.pid).children()
         working.kill()
-    assert not psutil.wait_procs(children, timeout=2)[1]
+    # Whoever adopts it may take its time to bury it.
+    left = psutil.wait_procs(children, timeout=2)[1]
+    assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)
     assert left_in(store) != []
     rows = json.loads(run("list", "--json").stdout)
     assert [(row["name"], row["state"]) for row in rows] == [("tiny", "complete"), ("local/slow-q4_k_m", "partial")]
