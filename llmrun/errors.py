@@ -14,6 +14,7 @@
 | `OutOfMemory`    | 10   | memory ran out, or plainly would                                 |
 | `PromptTooLong`  | 11   | the prompt has more tokens than the context                      |
 | `TooSlow`        | 12   | a comparison found less speed than `--fail-under` allows         |
+| `WrongShape`     | 13   | the answer is not of the form that was asked for                 |
 
 Two ends are no errors of ours and have no class here: Ctrl-C exits with 130, a broken pipe with 141.
 """
@@ -83,3 +84,7 @@ class PromptTooLong(LlmrunError):
 
 class TooSlow(LlmrunError):
     exit_code = 12
+
+
+class WrongShape(LlmrunError):
+    exit_code = 13

@@ -106,6 +106,26 @@ class Meter:
     def n_generated(self) -> int:
         return len(self._token_s)
 
+    @property
+    def n_context(self) -> int:
+        """Tokens of context in use: prompt and answer so far."""
+        return (self._started.n_prompt if self._started else 0) + len(self._token_s)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Of this generation, as soon as it is known."""
+        return self._token_s[0] - self._started.request_s if self._started and self._token_s else None
+
+    def read_bytes_per_s(self, tokens_per_s: float | None) -> float | None:
+        """Bandwidth that decoding takes at such a rate, at the depth that is reached."""
+        n_bytes = self._reads.at_depth(self.n_context) if self._reads else None
+        return n_bytes * tokens_per_s if n_bytes is not None and tokens_per_s is not None else None
+
+    def recent_tps(self, n: int = 32) -> float | None:
+        """Tokens per second over the last `n` gaps: how fast it is now."""
+        recent = self._token_s[-n - 1 :]
+        return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else None
+
     def timing(self) -> Timing:
         """What is known by now; a generation that was cancelled has what it got to."""
         started, token_s = self._started, self._token_s

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llmrun.config import LoadConfig
+from llmrun.config import COMFORTABLE_CTX, LoadConfig
 from llmrun.errors import OutOfMemory, UsageError
 from llmrun.footprint import CPU, Footprint, Placement, footprint, is_experts, place_layers
 from llmrun.gguf import Header
@@ -28,8 +28,6 @@ from llmrun.units import size
 # the time to load: so everything else stays as it is in the file.
 REPACKED_TYPES = frozenset({"Q4_0", "IQ4_NL"})
 
-COMFORTABLE_CTX = 4096
-"""Of a request that bounds neither context nor answer, and the least that `-c 0` is cut to before layers are."""
 _STEP = 256
 """llama.cpp rounds a context up to this."""
 

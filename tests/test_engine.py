@@ -498,7 +498,7 @@ def test_template_without_system_role(tmp_path: Path) -> None:
         system, user = {"role": "system", "content": "S"}, {"role": "user", "content": "U"}
         merged = engine.generate([system, user], GREEDY)
         list(merged)
-        plain = engine.generate("S\n\nU", GREEDY)
+        plain = engine.generate("S\nU", GREEDY)
         assert merged.text == "".join(plain)
 
 

@@ -9,11 +9,13 @@ import typer
 from llmrun import __version__
 from llmrun.cli import screen
 from llmrun.cli.bench import BenchCommand, bench
+from llmrun.cli.chat import ChatCommand, chat
 from llmrun.cli.compare import CompareCommand, compare
 from llmrun.cli.config import app as config_app
 from llmrun.cli.devices import devices
 from llmrun.cli.doctor import doctor
 from llmrun.cli.help import Command, Group
+from llmrun.cli.history import app as history_app
 from llmrun.cli.plot import plot
 from llmrun.cli.pull import pull
 from llmrun.cli.quantize import levels_help, quantize
@@ -36,6 +38,8 @@ app = typer.Typer(
 )
 # In the order in which a newcomer needs them.
 app.command("run", cls=ModelCommand)(commands_run)
+app.command("chat", cls=ChatCommand)(chat)
+app.add_typer(history_app, name="history")
 app.command("bench", cls=BenchCommand)(bench)
 app.command("pull", cls=Command)(pull)
 app.command("list", cls=Command)(list_)

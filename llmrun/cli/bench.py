@@ -16,8 +16,8 @@ import typer
 
 from llmrun.cli import load as load_options
 from llmrun.cli import options, screen, sweep
+from llmrun.cli.bench_history import WithHistory
 from llmrun.cli.help import Command
-from llmrun.cli.history import WithHistory
 from llmrun.errors import UsageError
 
 if TYPE_CHECKING:

@@ -13,12 +13,14 @@ from typer.core import TyperCommand, TyperGroup
 from llmrun.cli import screen
 
 # Groups of options that only `--help-all` lists: a newcomer sees ten, not sixty.
+OUTPUT = "Output"
 TEXT = "Prompt and answer"
+SHAPE = "Shape of the answer"
 SAMPLING = "Sampling"
 SPEED = "Memory and speed"
 OFFLOAD = "Where the layers lie"
 MODEL = "The model"
-_FOR_EXPERTS = (TEXT, SAMPLING, SPEED, OFFLOAD, MODEL)
+_FOR_EXPERTS = (TEXT, SHAPE, SAMPLING, SPEED, OFFLOAD, MODEL)
 _ALL = "llmrun.help-all"
 
 

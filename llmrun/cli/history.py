@@ -1,153 +1,236 @@
-"""`llmrun bench history`: the benches that were run on this machine.
-
-class BenchCommand(WithHistory, ModelCommand): ...
-app.command("bench", cls=BenchCommand)(bench)
-"""
+"""`llmrun history`: the conversations that `llmrun chat` kept."""
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from llmrun.cli import options, screen, table
 from llmrun.cli.help import Command, Group
-from llmrun.units import UNKNOWN, rate
+from llmrun.errors import UsageError
+from llmrun.units import UNKNOWN
 
 if TYPE_CHECKING:
-    from llmrun.journal import Kept
-    from llmrun.results import Record
+    from collections.abc import Iterator
+
+    from llmrun.conversations import Conversation, Conversations, Hit, Summary
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="An id, how one begins, or 'last'.", show_default=False)]
-Ids = Annotated[list[str], typer.Argument(metavar="ID", help="Ids, or how they begin.", show_default=False)]
-As = Annotated[str, typer.Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl or sql.")]
-SHOWN_TESTS = 3
-"""Headline numbers in the list; a sweep has hundreds of rows."""
-
-
-class WithHistory(TyperCommand):
-    """Of `llmrun bench`: the word "history" in the place of a model leads here."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args[:1] == ["history"] and not ctx.resilient_parsing:
-            group = typer.main.get_command(app)
-            # Not below `ctx`, whose own arguments the help would show as a part of the name.
-            with group.make_context(f"{ctx.info_name} history", args[1:], parent=ctx.parent) as inner:
-                group.invoke(inner)
-            ctx.exit()
-        parsed: list[str] = super().parse_args(ctx, args)
-        return parsed
+HITS = 50
+_Id = Annotated[str, typer.Argument(metavar="ID", help="An id, how one begins, or 'last'.", show_default=False)]
+_Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="ID", help="Ids, or how they begin; 'last'.", show_default=False)
+]
+_All = Annotated[bool, typer.Option("--all", help="All conversations.")]
+_Limit = Annotated[
+    int | None, typer.Option("-n", "--limit", min=1, help="Show so many, the last changed.", show_default=False)
+]
 
 
 @app.callback()
-def history(ctx: typer.Context, as_json: options.Json = False) -> None:
-    """Show the benches of this machine, the oldest first."""
+def history(ctx: typer.Context, limit: _Limit = None, as_json: options.Json = False) -> None:
+    """Show the conversations of `llmrun chat`, search, export and remove them."""
     if ctx.invoked_subcommand is None:
-        list_(as_json)
+        list_(limit, as_json)
 
 
 @app.command("list", cls=Command)
-def list_(as_json: options.Json = False) -> None:
-    """Show the benches of this machine, the oldest first."""
-    from llmrun import journal
-
-    found = journal.kept()
+def list_(limit: _Limit = None, as_json: options.Json = False) -> None:
+    """Show the conversations of this machine, the last changed first."""
+    with _kept() as kept:
+        found = kept.list(limit)
     if as_json:
         screen.out_json([_summary(each) for each in found])
         return
-    columns = [table.Column(title) for title in ("ID", "WHEN (UTC)", "MODEL")]
-    columns += [table.Column("ROWS", right=True), table.Column("RESULTS", flexible=True)]
+    columns = [table.Column(title) for title in ("ID", "UPDATED (UTC)", "MODEL")]
+    columns += [table.Column("TURNS", right=True), table.Column("TITLE", flexible=True)]
     table.show(columns, [_line(each) for each in found])
     if not found:
-        screen.note("no bench was run yet")
+        screen.note("no conversation is kept yet")
 
 
 @app.command("show", cls=Command)
-def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
-    """Show one bench again; with --json its whole record."""
-    from llmrun import exports, journal
-    from llmrun.results import to_document
+def show(
+    id: _Id,
+    thinking: Annotated[bool, typer.Option("--thinking", help="Also what the model thought.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show one conversation as Markdown."""
+    from llmrun.transcript import as_document, as_markdown
 
-    chosen = parse_format(format)
-    record = journal.read_file(journal.find(id))
+    with _kept() as kept:
+        found = kept.read(kept.find(id))
     if as_json:
-        screen.out_json(to_document(record))
-        return
-    screen.out(exports.export(record, chosen))
-    if chosen == "table" and screen.is_terminal(sys.stdout):
-        _show_samples(record)
-    if record.ended is None:
-        screen.note(f"{record.id} was cut short: {len(record.rows)} rows were finished")
+        screen.out_json(as_document(found))
+    else:
+        screen.out(as_markdown(found, thinking=thinking))
+
+
+@app.command("search", cls=Command)
+def search(
+    words: Annotated[
+        list[str], typer.Argument(metavar="WORD...", help="Parts of words; upper or lower case.", show_default=False)
+    ],
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="Show so many turns, the latest.")] = HITS,
+    as_json: options.Json = False,
+) -> None:
+    """Find the turns in which all of the words occur."""
+    with _kept() as kept:
+        found = kept.search(" ".join(words), limit + 1)
+    more, found = len(found) > limit, found[:limit]
+    if as_json:
+        screen.out_json([_hit(each) for each in found])
+    else:
+        columns = (table.Column("ID"), table.Column("WHO"), table.Column("TEXT", flexible=True))
+        table.show(columns, [(each.summary.id, _who(each), each.excerpt) for each in found])
+    if more:
+        screen.note(f"the latest {limit} turns; more with: --limit {10 * limit}")
+    elif not found:
+        screen.note("nothing has these words")
 
 
 @app.command("rm", cls=Command)
-def rm(ids: Ids) -> None:
-    """Remove benches."""
-    from llmrun import journal
+def rm(
+    ids: _Ids = None,
+    everything: _All = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove conversations: nothing of them is left in the file."""
+    with _kept() as kept:
+        meant = _meant(kept, ids, everything, "rm")  # all of them exist, or none is removed
+        if everything and meant and not yes and not _confirmed(len(meant)):
+            screen.note("nothing was removed")
+            return
+        kept.remove(meant)
+    for id in meant:
+        screen.note(f"removed {id}")
+    if not meant:
+        screen.note("no conversation is kept")
 
-    for path in [journal.find(each) for each in ids]:  # all of them exist, or none is removed
-        journal.remove(path)
-        screen.note(f"removed {path.stem}")
+
+@app.command("export", cls=Command)
+def export(
+    ids: _Ids = None,
+    everything: _All = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write a file: .md or .json.")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="md or json.  [default: by the file's ending, or md]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Write conversations as Markdown or JSON.
+
+    What is written as JSON, `llmrun chat` can load.
+    """
+    import json
+
+    from llmrun import store
+    from llmrun.transcript import as_document, as_markdown
+
+    chosen = _format(format, output)
+    if output is not None:
+        _check_output(output, force)
+    with _kept() as kept:
+        found: list[Conversation] = [kept.read(id) for id in _meant(kept, ids, everything, "export")]
+    if chosen == "md":
+        text = "\n---\n\n".join(as_markdown(each) for each in found)
+    else:
+        documents: Any = [as_document(each) for each in found]
+        if len(documents) == 1 and not everything:
+            (documents,) = documents
+        if output is None:
+            screen.out_json(documents)
+            return
+        text = json.dumps(documents, indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        screen.out(text)
+        return
+    with store.disk_errors(f"writing {output}"):
+        store.write_atomically(Path(os.path.realpath(output)), text.encode("utf-8", errors="replace"))
+    screen.note(f"{output}: {len(found)} conversation{'' if len(found) == 1 else 's'}")
 
 
 @app.command("path", cls=Command)
-def path(id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one bench.")] = None) -> None:
-    """Print where the records are, or one of them."""
-    from llmrun import journal
+def path() -> None:
+    """Print where the conversations are kept."""
+    from llmrun import conversations
 
-    screen.out(f"{journal.folder() if id is None else journal.find(id)}\n")
-
-
-def _show_samples(record: Record) -> None:
-    """What the mean hides: a drift, one slow sample. For eyes only, so that a pipe does not get it."""
-    from llmrun.sketch import sparkline
-
-    columns = [table.Column(title) for title in ("TEST", "SAMPLES", "T/S")]
-    several = [(row.test.name, row.samples_tps) for row in record.rows if len(row.samples_tps) > 2]
-    if several:
-        screen.out("\n")
-    table.show(columns, [(name, sparkline(tps), f"{rate(min(tps))} to {rate(max(tps))}") for name, tps in several])
+    screen.out(f"{conversations.file()}\n")
 
 
-def parse_format(text: str) -> Any:
-    """One of `exports.Format`. Raises `UsageError`."""
-    from typing import get_args
+@contextmanager
+def _kept() -> Iterator[Conversations]:
+    from llmrun.conversations import Conversations
 
-    from llmrun.errors import UsageError
-    from llmrun.exports import Format
-
-    if text not in get_args(Format):
-        raise UsageError(f"-o: '{text}' is none of {', '.join(get_args(Format))}", hint="-o md")
-    return text
+    with Conversations() as kept:
+        yield kept
 
 
-def _line(kept: Kept) -> tuple[str, ...]:
-    record = kept.record
-    if record is None:
-        return kept.id, UNKNOWN, UNKNOWN, UNKNOWN, f"can't be read: {kept.problem}"
-    said = [f"{row.test.name} {rate(row.median_tps)}" for row in record.rows[:SHOWN_TESTS]]
-    said += [f"and {len(record.rows) - SHOWN_TESTS} more"] if len(record.rows) > SHOWN_TESTS else []
-    said += ["cut short"] if record.ended is None else []
-    when = record.created.replace("T", " ").removesuffix("Z")
-    return record.id, when, record.model.name, str(len(record.rows)), ", ".join(said)
+def _meant(kept: Conversations, ids: list[str] | None, everything: bool, command: str) -> list[str]:
+    """The ids, each once. Raises `NotFound` and `UsageError`."""
+    if bool(ids) == everything:
+        both = "ids and --all: only one of them" if ids else "name the conversations, or --all"
+        raise UsageError(both, hint="llmrun history list" if everything else f"llmrun history {command} last")
+    if everything:
+        return [each.id for each in kept.list()]
+    return list(dict.fromkeys(kept.find(each) for each in ids or ()))
 
 
-def _summary(kept: Kept) -> dict[str, Any]:
-    record = kept.record
-    if record is None:
-        return {"id": kept.id, "path": str(kept.path), "problem": kept.problem}
-    return {
-        "id": record.id,
-        "path": str(kept.path),
-        "created": record.created,
-        "ended": record.ended,
-        "model": record.model.name,
-        "rows": [
-            {"test": row.test.name, "settings": dict(row.settings), "median_tps": row.median_tps, "error": row.error}
-            for row in record.rows
-        ],
-    }
+def _confirmed(n: int) -> bool:
+    """Ask on the terminal. Raises `UsageError` where nobody can answer."""
+    if not (screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stderr)):
+        raise UsageError("there is no terminal to ask on: say -y to remove", hint="llmrun history rm --all -y")
+    sys.stderr.write(f"Remove {n:,} conversation{'' if n == 1 else 's'}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+_ENDINGS = {".md": "md", ".markdown": "md", ".json": "json"}
+
+
+def _format(format: str | None, output: Path | None) -> str:
+    """ "md" or "json". Raises `UsageError`."""
+    if format is None:
+        if output is None:
+            return "md"
+        if output.suffix.lower() not in _ENDINGS:
+            raise UsageError(f"-o {output}: neither .md nor .json", hint="--format md")
+        return _ENDINGS[output.suffix.lower()]
+    if format not in _ENDINGS.values():
+        raise UsageError(f"--format: '{format}' is neither md nor json", hint="--format md")
+    return format
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """Raises `UsageError`."""
+    if os.path.lexists(output):
+        if output.exists() and not output.is_file():
+            raise UsageError(f"{output} is not a file that can be replaced", hint="-o conversations.md")
+        if not force:
+            raise UsageError(f"{output} is there already", hint="--force, or another name")
+
+
+def _line(each: Summary) -> tuple[str, ...]:
+    when = each.updated.replace("T", " ").removesuffix("Z")
+    return each.id, when, each.model or UNKNOWN, str(each.n_turns), each.title or UNKNOWN
+
+
+def _who(hit: Hit) -> str:
+    return "you" if hit.role == "user" else hit.summary.model or hit.role
+
+
+def _summary(each: Summary) -> dict[str, Any]:
+    return dict(vars(each))
+
+
+def _hit(each: Hit) -> dict[str, Any]:
+    return {**_summary(each.summary), "role": each.role, "turn_id": each.turn_id, "excerpt": each.excerpt}

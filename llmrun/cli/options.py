@@ -7,21 +7,35 @@ from typing import Annotated
 
 import typer
 
-from llmrun.cli.help import TEXT
+from llmrun.cli import complete
+from llmrun.cli.help import OUTPUT, TEXT
 
 _NAME_HELP = "tiny, qwen3:4b, user/repo:Q4_K_M, a hub URL, or a GGUF file."
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_NAME_HELP, show_default=False)]
-ModelNames = Annotated[list[str], typer.Argument(metavar="MODEL", help=_NAME_HELP, show_default=False)]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help=_NAME_HELP, show_default=False, autocompletion=complete.models)
+]
+OptionalModelName = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help=_NAME_HELP, show_default=False, autocompletion=complete.models),
+]
+ModelNames = Annotated[
+    list[str], typer.Argument(metavar="MODEL", help=_NAME_HELP, show_default=False, autocompletion=complete.models)
+]
 SomeModelNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="MODEL", help="Names as `llmrun list` shows them.", show_default=False),
+    typer.Argument(
+        metavar="MODEL",
+        help="Names as `llmrun list` shows them.",
+        show_default=False,
+        autocompletion=complete.models,
+    ),
 ]
 
 Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network; also HF_HUB_OFFLINE=1.")]
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel="Output")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every timing.", rich_help_panel="Output")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel="Output")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every timing.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=OUTPUT)]
 
 NThreads = Annotated[int | None, typer.Option("-t", "--threads", help="Threads.  [default: physical cores]")]
 

@@ -155,6 +155,7 @@ def as_document(run: Run) -> dict[str, Any]:
     timing, done, plan = generation.timing, generation.done, engine.plan
     return {
         "answer": generation.text,
+        "thinking": generation.thinking,
         "stop_reason": generation.stop_reason,
         "model": {
             "name": found.name,
@@ -173,6 +174,7 @@ def as_document(run: Run) -> dict[str, Any]:
             "pp_tps": timing.pp_tps,
             "ttft_s": timing.ttft_s,
             "n_generated": timing.n_generated,
+            "n_thinking": generation.n_thinking,
             "decode_s": timing.decode_s,
             "tg_tps": timing.tg_tps,
             "gap_median_s": timing.gap_s(0.5),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -10,6 +14,8 @@ from llmrun import arguments
 from llmrun.cli.grouped import gathered
 from llmrun.cli.help import SAMPLING, TEXT
 from llmrun.config import SamplingConfig
+from llmrun.errors import UsageError
+from llmrun.settings import nearest
 
 _DEFAULT = SamplingConfig()
 
@@ -81,3 +87,92 @@ def _config(
 
 with_sampling = gathered("sampling", _config)
 """A decorator: the command gets these options, and their values as one `SamplingConfig` called `sampling`."""
+
+
+# -- one at a time, in the middle of a chat ---------------------------------------------------------------------------
+
+_FIELDS = {"temp": "temperature", "typical": "typical_p"}
+"""Parameters that are called otherwise than the field of `SamplingConfig`."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One option: its name without dashes, other names of it, the parameter, what it takes, its help."""
+
+    name: str
+    aliases: tuple[str, ...]
+    param: str
+    kind: type
+    is_list: bool
+    help: str
+
+
+def dials() -> list[Dial]:
+    """All of them, in the order of the help."""
+    hints = get_type_hints(_config, include_extras=True)
+    found = []
+    for param in inspect.signature(_config).parameters:
+        annotation, option = get_args(hints[param])
+        if get_origin(annotation) in (Union, UnionType):
+            (annotation,) = (each for each in get_args(annotation) if each is not NoneType)
+        is_list = get_origin(annotation) is list
+        kind = get_args(annotation)[0] if is_list else annotation
+        # Of `Annotated[..., Option("-n", "--n-predict")]` Typer takes the first for the default until it reads it.
+        names = [each for each in (option.default, *(option.param_decls or ())) if isinstance(each, str)]
+        names.sort(key=lambda each: not each.startswith("--"))
+        plain = [each.lstrip("-") for each in names]
+        found.append(Dial(plain[0], tuple(plain[1:]), param, kind, is_list, option.help.partition("  [")[0]))
+    return found
+
+
+def turned(config: SamplingConfig, name: str, text: str) -> SamplingConfig:
+    """`config` with one option changed, as it would be typed. Raises `UsageError`."""
+    dial = find_dial(name)
+    values = {each.param: _value_of(config, each) for each in dials()}
+    if dial.is_list:
+        values[dial.param] = [] if text in ("", "none", "off") else [*values[dial.param], text]
+    elif dial.kind is bool:
+        if text.lower() not in ("true", "false", "on", "off"):
+            raise UsageError(f"/set {dial.name}: '{text[:40]}' is neither on nor off", hint=f"/set {dial.name} on")
+        values[dial.param] = text.lower() in ("true", "on")
+    elif dial.param == "seed" and text in ("none", "random"):
+        values[dial.param] = None
+    else:
+        try:
+            values[dial.param] = dial.kind(text)
+        except ValueError:
+            wanted = "a whole number" if dial.kind is int else "a number"
+            raise UsageError(f"/set {dial.name}: '{text[:40]}' is not {wanted}", hint="/set") from None
+    return _config(**values)
+
+
+def find_dial(name: str) -> Dial:
+    """Raises `UsageError`, with the nearest."""
+    plain = name.lstrip("-").lower().replace("_", "-")
+    known = dials()
+    for dial in known:
+        if plain in (dial.name, *dial.aliases):
+            return dial
+    near = nearest(plain, [dial.name for dial in known])
+    raise UsageError(f"/set: there is no option {name[:40]}; the nearest is {near}", hint="/set")
+
+
+def values_shown(config: SamplingConfig) -> Iterator[tuple[str, str, str]]:
+    """Name, value and help of every option."""
+    for dial in dials():
+        value = _value_of(config, dial)
+        if isinstance(value, list):
+            shown = ", ".join(repr(each) for each in value) or "none"
+        elif value is None:
+            shown = "random"
+        else:
+            shown = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        yield dial.name, shown, dial.help
+
+
+def _value_of(config: SamplingConfig, dial: Dial) -> Any:
+    """As it would be typed."""
+    if dial.param == "logit_bias":
+        return [f"{token}{bias:+g}" for token, bias in config.logit_bias.items()]
+    value = getattr(config, _FIELDS.get(dial.param, dial.param))
+    return list(value) if isinstance(value, tuple) else value

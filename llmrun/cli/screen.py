@@ -51,11 +51,18 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def out(text: str) -> None:
     """Data to stdout, at once. Raises `OutputClosed` and `DiskError`."""
-    stream = sys.stdout
+    _write(harmless(text) if is_terminal(sys.stdout) else text, sys.stdout)
+
+
+def draw(text: str, stream: TextIO | None = None) -> None:
+    """For a terminal: `text` with escape sequences of our own, everything else in it made harmless before."""
+    if text:
+        _write(text, stream or sys.stdout)
+
+
+def _write(text: str, stream: TextIO | None) -> None:
     if stream is None:
         raise DiskError("standard output is closed")
-    if is_terminal(stream):
-        text = harmless(text)
     try:
         # Written as bytes: what a model says is UTF-8, whatever the locale is.
         stream.buffer.write(text.encode("utf-8", errors="replace"))

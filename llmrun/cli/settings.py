@@ -29,7 +29,7 @@ class ModelCommand(Command):
         left = super().parse_args(ctx, args)
         model = ctx.params.get("model")
         if isinstance(model, str) and not ctx.resilient_parsing:
-            _fill_in(self, ctx, model)
+            fill_in(self, ctx, model)
         return left
 
     def invoke(self, ctx: Any) -> Any:
@@ -43,7 +43,8 @@ class ModelCommand(Command):
             raise type(error)(f"{setting.where}: {error.message}", hint=error.hint) from error
 
 
-def _fill_in(command: Any, ctx: Any, model: str) -> None:
+def fill_in(command: Any, ctx: Any, model: str) -> None:
+    """Give every option that nobody typed its setting for this model."""
     found = load().of(model, spellings(ctx))
     if not found:
         return

@@ -10,19 +10,21 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from llmrun.config import MAX_SEED, LoadConfig, SamplingConfig
+from llmrun.config import COMFORTABLE_CTX, MAX_SEED, LoadConfig, SamplingConfig
 from llmrun.engine import devices
 from llmrun.engine.child import Child, Gone, IdleWatch
 from llmrun.engine.prepare import Check, by_device, checks, rooms_of, settings_of
 from llmrun.engine.protocol import (
     Buffer,
     Cancel,
+    Count,
+    Counted,
     Done,
     Failed,
     Generate,
@@ -49,7 +51,7 @@ from llmrun.gguf import Header, printable
 from llmrun.gguf_rules import open_adapter, overridden
 from llmrun.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
-from llmrun.planner import COMFORTABLE_CTX, Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
+from llmrun.planner import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
 from llmrun.planner import Measure as MeasureLayout
 from llmrun.skeleton import skeleton_file
 from llmrun.units import duration, size
@@ -73,8 +75,30 @@ class Limits:
     header_s: float = 60
     header_bytes: int = 4 << 30
     idle_s: float = 300
-    template_s: float = 2
+    template_s: float = 1.5
     cancel_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a prompt is meant, beside how its answer is sampled.
+
+    Attributes:
+        template: a chat template (Jinja) instead of the model's own.
+        begun: the beginning of the answer, which is there already.
+        reuse: the prompt goes on with a conversation: what the engine remembers of it is not computed again, and its
+            context grows with it.
+        thinks: False has a reasoning model answer at once.
+        think_budget: the most tokens of thinking; None: no limit.
+        grammar: GBNF that the answer has to keep to, checked (`gbnf.check`): native code dies of some.
+    """
+
+    template: str | None = None
+    begun: str = ""
+    reuse: bool = False
+    thinks: bool = True
+    think_budget: int | None = None
+    grammar: str | None = None
 
 
 _RETRY_WITH = 0.85
@@ -88,7 +112,10 @@ class Generation:
 
     Attributes:
         text: the answer so far.
-        token_ids: its tokens.
+        thinking: what a reasoning model thought before it, which is no part of the answer.
+        thinks: whether it may think at all, by its template; None before prefill.
+        token_ids: the tokens of both.
+        n_thinking: how many of them were thinking.
         stop_reason: why it ended ("end", "length", "stop", "context", "cancelled"); None while it runs.
         n_ctx: the tokens of context it may use; None before prefill.
         buffers: what llama.cpp holds, by device.
@@ -101,17 +128,32 @@ class Generation:
         self._on_prefill = on_prefill
         self.meter = Meter(engine.reads)
         self.meter.feed(engine.loaded)
-        self.text = ""
+        self.text = self.thinking = ""
+        self.thinks: bool | None = None
         self.token_ids: list[int] = []
+        self.n_thinking = 0
         self.stop_reason: StopReason | None = None
         self.n_ctx: int | None = None
         self.buffers: list[Buffer] = []
         self.done: Done | None = None
         self.seed: int = request.sampling["seed"]
+        self._sent = self._cancel_asked = False
         self._events = self._run()
 
     def __iter__(self) -> Iterator[str]:
-        return self._events
+        """Pieces of the answer."""
+        return (event.text for event in self._events if event.text)
+
+    def pieces(self) -> Iterator[tuple[str, str]]:
+        """Pieces of the answer and of the thinking; one of the two is usually empty."""
+        return ((event.text, event.thought) for event in self._events)
+
+    def cancel(self) -> None:
+        """Have it end soon, by itself, with the stop reason "cancelled". May be called by a signal handler."""
+        self._cancel_asked = True
+        if self._sent and self.stop_reason is None:
+            with suppress(LlmrunError):  # a dead engine is what the iteration will find
+                self._engine.send(Cancel())
 
     def close(self) -> None:
         """End the generation if it still runs. The engine is free for the next one afterwards."""
@@ -121,17 +163,21 @@ class Generation:
     def timing(self) -> Timing:
         return self.meter.timing()
 
-    def _run(self) -> Generator[str]:
+    def _run(self) -> Generator[Tokens]:
         engine = self._engine
         n_prompt, rendering = 0, False
         with engine.turn_of(self):
             try:
                 engine.send(self._request)
+                self._sent = True
+                if self._cancel_asked:
+                    engine.send(Cancel())
                 while self.stop_reason is None:
                     try:
                         event = engine.receive(engine.limits.template_s if rendering else None)
                         if isinstance(event, Failed):
-                            if event.kind == "prompt" and engine.try_longer(event.numbers["n_prompt"]):
+                            may_lengthen = event.kind == "prompt" and not self._request.reuse
+                            if may_lengthen and engine.try_longer(event.numbers["n_prompt"]):
                                 engine.send(self._request)
                                 continue
                             raise engine.translate(event)
@@ -150,8 +196,8 @@ class Generation:
                             if self._on_prefill:
                                 self._on_prefill(event.n_tokens, n_prompt)
                         case Tokens():
-                            if event.text:
-                                yield event.text
+                            if event.text or event.thought:
+                                yield event
                         case Done():
                             pass
                         case _:
@@ -168,10 +214,12 @@ class Generation:
         self.meter.feed(event)
         match event:
             case Started():
-                self.n_ctx, self.buffers = event.n_ctx, event.buffers
+                self.n_ctx, self.buffers, self.thinks = event.n_ctx, event.buffers, event.thinks
             case Tokens():
                 self.text += event.text
+                self.thinking += event.thought
                 self.token_ids += event.ids
+                self.n_thinking += event.n_thought
             case Done():
                 self.done, self.stop_reason = event, event.stop_reason
             case Failed():
@@ -393,6 +441,14 @@ class Engine:
             raise
 
     @property
+    def n_ctx_most(self) -> int:
+        """The most tokens of context that a conversation with this model can have here."""
+        if self.config.n_ctx is not None:
+            return self.plan.n_ctx
+        known = [n for n in (self.header.n_ctx_train, self.plan.n_ctx_most) if n]
+        return min(known, default=COMFORTABLE_CTX)
+
+    @property
     def repack(self) -> bool:
         """Whether the weights in RAM are rearranged."""
         return self.plan.repack
@@ -421,20 +477,49 @@ class Engine:
         prompt: str | Sequence[dict[str, str]],
         sampling: SamplingConfig | None = None,
         *,
+        asking: Asking | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
     ) -> Generation:
         """Answer messages (dicts of role and content) through the chat template, or continue a text as it is.
 
         `on_prefill` is called with the tokens computed and the tokens in all, after each batch of the prompt.
         """
-        sampling = sampling or SamplingConfig()
+        sampling, asking = sampling or SamplingConfig(), asking or Asking()
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
         fields = asdict(replace(sampling, logit_bias={}))
         fields["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
         fields["stop"] = list(sampling.stop)
-        request = Generate(fields, prompt=prompt) if isinstance(prompt, str) else Generate(fields, messages=[*prompt])
+        request = Generate(
+            fields,
+            prompt=prompt if isinstance(prompt, str) else None,
+            messages=None if isinstance(prompt, str) else [*prompt],
+            **vars(asking),
+        )
         return Generation(self, request, on_prefill)
+
+    def count(self, prompt: str | Sequence[dict[str, str]], *, template: str | None = None, thinks: bool = True) -> int:
+        """The tokens that a text has, or messages once they are rendered for an answer. Not while one is made."""
+        if not self._turn.acquire(blocking=False):
+            raise UsageError(_ONE_AT_A_TIME)
+        try:
+            if isinstance(prompt, str):
+                self.send(Count(prompt=prompt))
+            else:
+                self.send(Count(messages=[*prompt], template=template, thinks=thinks))
+            rendering = False
+            while True:
+                match self.receive(self.limits.template_s if rendering else None):
+                    case Rendering(done):
+                        rendering = not done
+                    case Counted(n_tokens):
+                        return n_tokens
+                    case Failed() as failed:
+                        raise self.translate(failed)
+                    case event:
+                        raise EngineCrashed(f"the engine sent {type(event).__name__} for a count")
+        finally:
+            self._turn.release()
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried:
         """Bare speed: random tokens, nothing sampled (see `protocol.Trial`). Not while a generation runs."""

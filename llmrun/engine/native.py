@@ -108,7 +108,7 @@ class Vocab:
     """Text to tokens and back. Tokens are ids, pieces are bytes: one token may be half a character."""
 
     def __init__(self, model: object) -> None:
-        self._vocab = llama.llama_model_get_vocab(model)
+        self._vocab = self.handle = llama.llama_model_get_vocab(model)
         self.kind: int = llama.llama_vocab_type(self._vocab)
         self.n_tokens: int = llama.llama_vocab_n_tokens(self._vocab)
         self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab)

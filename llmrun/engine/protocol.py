@@ -84,11 +84,40 @@ class Generate:
 
     Attributes:
         sampling: the fields of `SamplingConfig` (`logit_bias` as [token, bias] pairs), seed already chosen.
+        template: Jinja, to be used instead of the model's own.
+        begun: of the answer, what is there already: it goes on behind this.
+        reuse: what the memory still holds of the conversation is not computed again, and the context grows as needed.
+        thinks: what `enable_thinking` is for the template; without it, thinking that begins nevertheless is ended.
+        think_budget: the thinking is ended after so many tokens.
+        grammar: GBNF that the answer, not the thinking, has to keep to.
     """
 
     sampling: dict[str, Any]
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
+    template: str | None = None
+    begun: str = ""
+    reuse: bool = False
+    thinks: bool = True
+    think_budget: int | None = None
+    grammar: str | None = None
+
+
+@dataclass
+class Count:
+    """Parent → child: how many tokens have these messages, rendered for an answer, or this text?"""
+
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+    template: str | None = None
+    thinks: bool = True
+
+
+@dataclass
+class Counted:
+    """Child → parent: the answer to `Count`."""
+
+    n_tokens: int
 
 
 @dataclass
@@ -303,9 +332,11 @@ class Started:
     """Child → parent: the request is tokenized and prefill begins.
 
     Attributes:
+        n_cached: tokens of the prompt that are in the memory already and are not computed.
         request_s: when the request arrived in the child: TTFT counts from here.
         n_ctx: tokens of context that prompt and answer share.
         buffers: what llama.cpp holds now, by device.
+        thinks: the template has tags for thinking, so that an answer may begin with it.
     """
 
     n_prompt: int
@@ -314,6 +345,7 @@ class Started:
     request_s: float
     begin_s: float
     buffers: list[Buffer]
+    thinks: bool = False
 
 
 @dataclass
@@ -331,12 +363,17 @@ class Tokens:
     Attributes:
         ids: the tokens.
         at_s: when each of them was sampled; same length as `ids`.
-        text: what can be shown now. It may lag behind the tokens, by half a character or the start of a stop text.
+        text: of the answer, what can be shown now. It may lag behind the tokens, by half a character or the start of a
+            stop text.
+        thought: the same of the thinking, which is no part of the answer.
+        n_thought: how many of the tokens were thinking, its tags included.
     """
 
     ids: list[int]
     at_s: list[float]
     text: str
+    thought: str = ""
+    n_thought: int = 0
 
 
 StopReason = Literal["end", "length", "stop", "context", "cancelled"]
@@ -377,6 +414,14 @@ class Failed:
     numbers: dict[str, int] = field(default_factory=dict)
 
 
+class RequestFailed(Exception):
+    """Raised in the child; becomes a `Failed` message."""
+
+    def __init__(self, kind: FailureKind, message: str, **numbers: int) -> None:
+        super().__init__(message)
+        self.failed = Failed(kind, message, numbers)
+
+
 Message = (
     Load
     | Measure
@@ -384,6 +429,7 @@ Message = (
     | Trial
     | Probe
     | Generate
+    | Count
     | Tokenize
     | Score
     | Cancel
@@ -400,6 +446,7 @@ Message = (
     | Started
     | Prefilled
     | Tokens
+    | Counted
     | Done
     | Failed
 )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from llmrun.engine import worker
-from llmrun.engine.protocol import Message, Score, Scored, Settings, Tokenize, Tokenized
+from llmrun.engine.protocol import Message, RequestFailed, Score, Scored, Settings, Tokenize, Tokenized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,18 +119,19 @@ class Scorer(worker.Worker):
     def tokenize(self, message: Tokenize) -> None:
         # As in llama-perplexity, which ends itself in such a case.
         if self.llama.llama_vocab_get_add_eos(self.llama.llama_model_get_vocab(self.model)):
-            raise worker.RequestFailed("model", "it ends every text with a token of its own, so no chunk goes on")
+            raise RequestFailed("model", "it ends every text with a token of its own, so no chunk goes on")
         self.n_ctx = message.n_ctx
         self.tokens: list[int] = self.vocab.tokenize(message.text, parse_special=False)
         n_tokens, n_needed = len(self.tokens), 2 * self.n_ctx
         if n_tokens < n_needed:
-            raise worker.RequestFailed(
+            raise RequestFailed(
                 "usage",
                 f"the text has {n_tokens} tokens; {n_needed} are needed, for two chunks of {self.n_ctx}",
                 n_tokens=n_tokens,
                 n_needed=n_needed,
             )
-        self._ensure_context(self.n_ctx)
+        if self.memory.ensure(self.n_ctx) is None:
+            self.fail_from_log("engine", f"llama.cpp can't make a context of {self.n_ctx} tokens", n_ctx=self.n_ctx)
         digest = hashlib.sha256(array("i", self.tokens).tobytes()).hexdigest()
         self.outbox.send(Tokenized(n_tokens, digest))
 
@@ -164,7 +165,7 @@ class Scorer(worker.Worker):
                     scored.n_same_top += found.n_same_top
                 done += len(rows)
         except NotFinite as error:
-            raise worker.RequestFailed(
+            raise RequestFailed(
                 "model", f"it computes {error} at chunk {message.index + 1}: damaged, or too large for its numbers"
             ) from None
         self.outbox.send(scored)
@@ -174,7 +175,7 @@ class Scorer(worker.Worker):
         import numpy as np
 
         llama, first = self.llama, first_counted(self.n_ctx)
-        llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+        llama.llama_memory_clear(llama.llama_get_memory(self.memory.context), True)
         size = self.settings.n_batch
         batch = llama.llama_batch_init(min(size, len(chunk)), 0, 1)
         try:
@@ -187,14 +188,14 @@ class Scorer(worker.Worker):
                     batch.n_seq_id[i] = 1
                     batch.seq_id[i][0] = 0
                     batch.logits[i] = begin + i >= first
-                status = llama.llama_decode(self.context, batch)
+                status = llama.llama_decode(self.memory.context, batch)
                 if status:
-                    self._fail_from_log("engine", f"llama_decode failed with {status}")
+                    self.fail_from_log("engine", f"llama_decode failed with {status}")
                 n = begin + len(tokens) - max(begin, first)
                 if n > 0:
-                    address = ctypes.cast(llama.llama_get_logits(self.context), ctypes.POINTER(ctypes.c_float))
+                    address = ctypes.cast(llama.llama_get_logits(self.memory.context), ctypes.POINTER(ctypes.c_float))
                     if not address:
-                        raise worker.RequestFailed("model", "llama.cpp computes no logits of it")
+                        raise RequestFailed("model", "llama.cpp computes no logits of it")
                     yield np.ctypeslib.as_array(address, shape=(n, self.vocab.n_tokens))
         finally:
             llama.llama_batch_free(batch)

@@ -1,7 +1,9 @@
 """Chat templates: messages to the text that the model was trained on. Child process only, under limits.
 
 A template comes with the model file and is not to be trusted. Jinja's immutable sandbox keeps it from code, but not
-from loops without end or strings of gigabytes: the worker bounds memory around the call, the parent bounds time.
+from loops without end or strings of gigabytes: memory is bounded around the call, and so are the operations that make
+much of little; the parent bounds time. What a template expects of its messages is found out by asking it: a marked
+conversation is rendered, and what became of the marks decides.
 """
 
 from __future__ import annotations
@@ -15,6 +17,33 @@ from pathlib import Path
 from typing import Any
 
 MEMORY_LIMIT = 512 << 20
+SOURCE_LIMIT = 128 << 10
+"""Characters of a template. The longest of those that llama.cpp ships has 17 thousand."""
+PRODUCT_LIMIT = 16 << 20
+"""Elements of a text or list times a number."""
+POWER_LIMIT = 4096
+"""Bits of a number raised to a power."""
+GROWTH_LIMIT = 4
+ADDED_LIMIT = 1 << 20
+"""A prompt has at most so many times the characters of its messages, and so many more."""
+REASON_LIMIT = 300
+"""Characters of what a template may say about its own failure."""
+
+WITHOUT_THINKING: dict[str, Any] = {
+    "enable_thinking": False,
+    "thinking": False,
+    "reasoning": False,
+    "enable_reasoning": False,
+    "skip_thinking": True,
+    "thinking_mode": "disabled",
+    "thinking_budget": 0,
+    "thinking_option": "off",
+}
+"""What templates call the switch, and its position where the model shall answer at once."""
+
+# Letters only, so that neither escaping nor trimming changes them.
+_MARK = "qzjxvkw"
+_OTHER = "wkvxjzq"
 
 
 class TemplateError(Exception):
@@ -24,45 +53,228 @@ class TemplateError(Exception):
 class Templates:
     """Renders chat templates, in the environment that Hugging Face's `apply_chat_template` documents.
 
-    Blocks are trimmed, `break` and `continue` known; there are `raise_exception`, `strftime_now`, and `tojson` without
-    HTML escapes. Making one imports Jinja.
+    Blocks are trimmed, `break`, `continue` and `generation` known; there are `raise_exception`, `strftime_now`, and
+    `tojson` without HTML escapes. Making one imports Jinja.
     """
 
     def __init__(self) -> None:
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        self._environment = _environment()
+        self._compiled: tuple[str, Any] = ("", None)
 
-        self._environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        self._environment.filters["tojson"] = _tojson
-        self._environment.globals["raise_exception"] = _raise_exception
-        self._environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    def render(
+        self,
+        template: str,
+        messages: Sequence[dict[str, str]],
+        *,
+        bos_token: str,
+        eos_token: str,
+        enable_thinking: bool = True,
+        now: datetime | None = None,
+    ) -> str:
+        """The prompt for `messages`, ready for the model's answer.
 
-    def render(self, template: str, messages: Sequence[dict[str, str]], *, bos_token: str, eos_token: str) -> str:
-        """The prompt for `messages` (dicts of role and content), ready for the model's answer.
+        Messages have role and content, and an assistant's may have reasoning_content. A system message goes before
+        the next one's words where the template has no place for it. `now` is what the template takes for the time.
 
         Raises `TemplateError`. There is no limit in time here: a loop must be ended from outside.
         """
+        if len(template) > SOURCE_LIMIT:
+            raise TemplateError(f"it has {len(template)} characters, more than {SOURCE_LIMIT}")
+        now = now or datetime.now()
+        variables: dict[str, Any] = {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_generation_prompt": True,
+            "date_string": now.strftime("%d %b %Y"),
+            "datetime": now.strftime("%b %d %Y"),
+            "strftime_now": lambda form: now.strftime(form),
+            **({"enable_thinking": True} if enable_thinking else WITHOUT_THINKING),
+        }
         try:
             with _limited_memory():
-                return self._environment.from_string(template).render(
-                    messages=list(messages), add_generation_prompt=True, bos_token=bos_token, eos_token=eos_token
-                )
+                return self._render(template, messages, variables)
         except MemoryError as error:
             raise TemplateError(f"it wants more than {MEMORY_LIMIT >> 20} MiB") from error
-        except TemplateError:
+
+    def _render(self, source: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> str:
+        """What stands here runs under the limit of memory, the making of the error's text too."""
+        try:
+            if self._compiled[0] != source:
+                self._compiled = (source, self._environment.from_string(source))
+            parsed = _Template(self._compiled[1], variables)
+            fitted = _fitted(parsed, source, [dict(message) for message in messages])
+            text = parsed.render(fitted)
+        except (MemoryError, TemplateError):
             raise
-        except Exception as error:  # a program that came with a file can fail in any way
-            raise TemplateError(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # noqa: BLE001 - a program that came with a file can fail in any way
+            raise TemplateError(printable(f"{type(error).__name__}: {error}")) from None
+        longest = GROWTH_LIMIT * sum(len(message.get("content") or "") for message in messages) + ADDED_LIMIT
+        if len(text) > longest:
+            raise TemplateError(f"it makes a prompt of {len(text)} characters, more than {longest}")
+        return text
 
 
-def _raise_exception(text: str) -> None:
-    raise TemplateError(text)
+class _Template:
+    """One template and everything but the messages that is given to it."""
+
+    def __init__(self, template: Any, variables: dict[str, Any]) -> None:
+        self._template = template
+        self._variables = variables
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        text: str = self._template.render(messages=messages, **self._variables)
+        return text
+
+    def shows(self, *messages: dict[str, Any]) -> bool:
+        """Whether the mark comes through. A list that is printed as Python or JSON writes it does not count."""
+        try:
+            text = self.render([*messages])
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - to refuse is an answer as well
+            return False
+        return _MARK in text.casefold() and "'type': '" not in text and '"type": "' not in text
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _fitted(template: _Template, source: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages in the shape that this template takes."""
+    for message in messages:
+        # Only gpt-oss's models know a developer beside the system.
+        if message["role"] == "developer" and "<|channel|>" not in source:
+            message["role"] = "system"
+    if "functions in JSONSchema format" in source:  # whitespace drives StepFun's models into loops
+        for message in messages:
+            message.update({key: text.strip() for key, text in message.items() if key != "role"})
+    typed = not template.shows(_said("user", _MARK, False)) and template.shows(_said("user", _MARK, True))
+    if messages and messages[0]["role"] == "system":
+        both = _said("system", _MARK, typed), _said("user", _OTHER, typed)
+        merged = _said("user", f"{_MARK}\n{_OTHER}", typed)
+        if not template.shows(*both) and template.shows(merged):
+            messages = without_system(messages)
+    if any(message.get("reasoning_content") for message in messages):
+        _name_reasoning(template, messages)
+    silent = any(message["role"] == "assistant" and message["content"] == "" for message in messages)
+    refused = silent and not typed and _refuses_silence(template)
+    for message in messages:
+        if isinstance(message["content"], str) and (typed or (refused and message["content"] == "")):
+            message["content"] = _said("", message["content"], True)["content"]
+    return messages
+
+
+def _refuses_silence(template: _Template) -> bool:
+    """Whether an earlier answer without a word is taken as a list of parts only."""
+    text, parts = (
+        template.shows(_said("user", _OTHER, False), _said("assistant", "", as_parts), _said("user", _MARK, False))
+        for as_parts in (False, True)
+    )
+    return parts and not text
+
+
+def _said(role: str, text: str, typed: bool) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}] if typed else text}
+
+
+def _name_reasoning(template: _Template, messages: list[dict[str, Any]]) -> None:
+    """Give earlier thinking under the name that the template knows: it may be a part of the content."""
+    question, answer = _said("user", _OTHER, False), _said("assistant", _OTHER, False)
+    named = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), _MARK)
+    in_parts = {**answer, "content": _with_thinking(_MARK, _OTHER)}
+    parts = not template.shows(question, answer | named, question) and template.shows(question, in_parts, question)
+    for message in messages:
+        thinking = message.get("reasoning_content")
+        if not thinking:
+            message.pop("reasoning_content", None)
+        elif parts:
+            del message["reasoning_content"]
+            message["content"] = _with_thinking(thinking, message["content"])
+        else:
+            message["thinking"] = message["reasoning"] = thinking
+
+
+def _with_thinking(thinking: str, text: str) -> list[dict[str, str]]:
+    return [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": text}]
+
+
+def without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversation for a template that knows no system role: its text stands before the next message's."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    first, *rest = messages
+    if not rest:
+        return [{**first, "role": "user"}]
+    return [{**rest[0], "content": f"{first['content']}\n{rest[0]['content']}"}, *rest[1:]]
+
+
+def printable(text: str) -> str:
+    """A template's own words, short enough to be shown and without control characters."""
+    shown = "".join(char if char.isprintable() else " " for char in text[:REASON_LIMIT])
+    return shown + ("…" if len(text) > REASON_LIMIT else "")
+
+
+def _environment() -> Any:
+    from jinja2 import Undefined, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.runtime import Context
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}`: trainers mark the model's own words with it. Here they are words like any others."""
+
+        tags = {"generation"}  # noqa: RUF012 - Jinja's interface
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    class Environment(ImmutableSandboxedEnvironment):
+        """The sandbox, with bounds on what makes much of little. They also keep Jinja from computing it early."""
+
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+            if operator == "*":
+                for many, times in ((left, right), (right, left)):
+                    if hasattr(many, "__len__") and isinstance(times, int) and len(many) * times > PRODUCT_LIMIT:
+                        raise MemoryError
+            elif isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > POWER_LIMIT:
+                raise OverflowError(f"a number raised to the power of {right}")
+            return super().call_binop(context, operator, left, right)
+
+    class Missing(Undefined):
+        """What nobody gave. Put next to a text it is nothing: some templates expect tools in every conversation."""
+
+        def _next_to(self, other: Any) -> Any:
+            return other if isinstance(other, str) else self._fail_with_undefined_error()
+
+        __add__ = __radd__ = _next_to
+
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation], undefined=Missing
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    del environment.globals["lipsum"]
+    return environment
+
+
+def _raise_exception(text: object) -> None:
+    raise TemplateError(printable(str(text)))
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    from jinja2 import Undefined
+
+    if isinstance(value, Undefined):  # a list of tools that nobody gave, printed without asking
+        value = None
+    given = (separators[0], separators[1]) if separators else None
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=given, sort_keys=sort_keys)
 
 
 @contextmanager
@@ -81,11 +293,3 @@ def _limited_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def without_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The same conversation for a template that knows no system role: its text stands before the first user's."""
-    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
-        return list(messages)
-    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-    return [first, *messages[2:]]

@@ -1,0 +1,386 @@
+"""The conversation on the screen: what is typed goes to the model or to a slash command, what it says is shown."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from llmrun.chat import Chat, Event, Piece, Said
+from llmrun.cli import screen, slash, stage
+from llmrun.cli.markdown import Markdown, Plain, Stream
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
+from llmrun.footprint import CPU
+from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
+
+if TYPE_CHECKING:
+    from llmrun.cli.lines import Lines
+    from llmrun.engine.client import Engine, Generation
+    from llmrun.models import Model
+    from llmrun.shaped import Shape
+
+Open = Callable[[str], "tuple[Model, Engine]"]
+"""Finds (and pulls) the model of a name, and loads it."""
+
+
+class Repl:
+    """One chat, from the first prompt to the last.
+
+    Attributes:
+        reference: what the user calls the model.
+        attached: text of files that goes before the next message.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        reference: str,
+        found: Model,
+        open_model: Open,
+        *,
+        shape: Shape | None = None,
+        plain: bool = False,
+        with_status: bool = True,
+        quiet: bool = False,
+    ) -> None:
+        self.chat, self.reference, self.found, self.shape = chat, reference, found, shape
+        self.attached: list[str] = []
+        self.prefill = ""
+        self.on_terminal = screen.is_terminal(sys.stdout)
+        self.plain = plain or not self.on_terminal
+        self.with_status = with_status and self.on_terminal
+        self.quiet = quiet
+        self._open = open_model
+        self._ceilings: dict[str, float] | None = None
+        self._prefill: tuple[int, int] | None = None
+        self._watch = ExitStack()
+        self._sampler: Any = None
+        chat.on_prefill = self._note_prefill
+        self._watch_engine()
+
+    # -- the loop ---
+
+    def run(self, lines: Lines) -> None:
+        """Until the user leaves."""
+        while True:
+            prefill, self.prefill = self.prefill, ""
+            try:
+                typed = lines.read(prefill)
+            except KeyboardInterrupt:
+                self.say("Ctrl-D or /bye leaves")
+                continue
+            except EOFError:
+                return
+            if not typed and not self.attached:
+                continue
+            try:
+                if not self.handle(typed):
+                    return
+            except (screen.OutputClosed, BrokenPipeError):
+                raise
+            except KeyboardInterrupt:
+                self.say("stopped")
+            except LlmrunError as error:
+                if not screen.is_terminal(sys.stdin):
+                    raise  # a script wants the exit code
+                screen.error(error)
+
+    def handle(self, typed: str) -> bool:
+        """One message or command; False to leave."""
+        if typed.startswith("/") and not typed.startswith("//"):
+            return slash.obey(self, typed)
+        self.ask(typed.removeprefix("/") if typed.startswith("//") else typed)
+        return True
+
+    def ask(self, text: str) -> None:
+        attached, self.attached = self.attached, []
+        self._revive()
+        self.show(self.chat.ask("\n\n".join([*attached, text] if text else attached)))
+
+    def close(self) -> None:
+        self._watch.close()
+        self.chat.close()
+        self.chat.engine.close()
+
+    def say(self, text: str) -> None:
+        """Talk, to stderr."""
+        if not self.quiet:
+            screen.note(text)
+
+    # -- the model ---
+
+    def switch(self, reference: str) -> None:
+        """Another model, with the same conversation. The old one stays where the new one can't be had."""
+        found, engine = self._open(reference)
+        self._watch.close()
+        self.chat.engine.close()
+        self.reference, self.found = reference, found
+        self.chat.switch(engine, found.name)
+        self._watch_engine()
+
+    def _revive(self) -> None:
+        """A crash took the engine, not the conversation."""
+        if self.chat.engine.alive:
+            return
+        self.say("loading the model again")
+        self.switch(self.reference)
+
+    def _watch_engine(self) -> None:
+        from llmrun.resources import Sampler, open_nvml
+
+        self._sampler = self._watch.enter_context(Sampler(self.chat.engine.pid, nvml=open_nvml()))
+        if not self.chat.is_templated:
+            self.say(f"{self.found.name} has no chat template: ChatML is used, which it may not know")
+
+    # -- an answer on the screen ---
+
+    def again(self) -> None:
+        self._revive()
+        self.show(self.chat.again())
+
+    def show(self, events: Iterator[Event]) -> None:
+        """Show an answer as it is made. Ctrl-C ends it, and what is there stays."""
+        self._prefill = None
+        before = len(self.chat.turns)
+        try:
+            with _interrupting(self.chat):
+                if self.on_terminal:
+                    self._draw(events)
+                else:
+                    for event in events:
+                        if isinstance(event, Piece):
+                            screen.out(event.text)
+                        else:
+                            self.say(event.text)
+                    screen.out("\n")
+        except (EngineCrashed, OutOfMemory):
+            self._watch.close()
+            raise
+        finally:
+            self._prefill = None
+        self._close_answer(before)
+
+    def _close_answer(self, before: int) -> None:
+        generation, said = self.chat.generation, self.chat.last_answer
+        if generation is None:
+            return
+        if len(self.chat.turns) <= before - 1 or said is None or self.chat.turns[-1] is not said:
+            self.say("there is no answer, so the message is taken back; the arrow up brings it")
+            return
+        why = {
+            "cancelled": "stopped",
+            "length": f"{self.chat.sampling.max_tokens} tokens are reached: /set n-predict -1",
+            "context": "the context is full",
+        }.get(generation.stop_reason or "")
+        if why:
+            self.say(f"({why})")
+        if self.shape is not None and (problem := self.shape.problem(said.content)):
+            self.say(f"warning: the answer is not what was asked for: {problem}")
+
+    def _draw(self, events: Iterator[Event]) -> None:
+        with stage.without_echo():
+            drawn = stage.Stage(self.status if self.with_status else None)
+            self._stage = drawn
+            view = _View(self, drawn)
+            try:
+                drawn.refresh()
+                for event in events:
+                    if isinstance(event, Piece):
+                        view.add(event)
+                    else:
+                        drawn.end()
+                        self.say(event.text)
+                view.finish()
+            finally:
+                drawn.end()
+                self._stage = None
+
+    _stage: stage.Stage | None = None
+
+    def stream(self) -> Stream:
+        """What answers are written by."""
+        if self.plain:
+            return Plain(stage.width, color=stage.has_color())
+        return Markdown(stage.width, color=stage.has_color())
+
+    def show_turn(self, said: Said) -> None:
+        """One that was said before, as it was shown then."""
+        if said.role == "user":
+            screen.out(f">>> {said.content}\n")
+            return
+        if not self.on_terminal:
+            screen.out(said.content + "\n")
+            return
+        stream = self.stream()
+        screen.draw(stream.feed(said.content) + stream.finish())
+        screen.draw("\n" if stream.column else "")
+
+    def _note_prefill(self, done: int, of: int) -> None:
+        self._prefill = (done, of)
+        if self._stage is not None:
+            self._stage.refresh()
+
+    # -- the status line ---
+
+    def status(self) -> str:
+        """As much of it as goes into one line of the terminal, the most important first."""
+        room = stage.width() - 1
+        line = ""
+        for part in self._parts():
+            longer = f"{line} · {part}" if line else part
+            if len(longer) > room:
+                break
+            line = longer
+        return line
+
+    def _parts(self) -> Iterator[str]:
+        chat, generation = self.chat, self.chat.generation
+        label = self.found.header.quantization_label
+        name = self.found.name
+        yield name if not label or name.lower().endswith(str(label).lower()) else f"{name} {label}"
+        yield f"context {chat.n_used} of {chat.engine.n_ctx_most}"
+        if generation is not None:
+            yield from self._speed(generation)
+        reading = self._sampler.now()
+        if reading is not None and reading.process.rss_bytes is not None:
+            yield f"RAM {size(reading.process.rss_bytes)}"
+        if generation is not None:
+            from llmrun.engine.prepare import by_device
+
+            for device, kinds in by_device(generation.buffers, chat.engine.devices).items():
+                if device != CPU:
+                    yield f"{device} {size(sum(kinds.values()))}"
+
+    def _speed(self, generation: Generation) -> Iterator[str]:
+        meter = generation.meter
+        if generation.stop_reason is None and not generation.token_ids:
+            if self._prefill is not None and self._prefill[0] < self._prefill[1]:
+                yield f"reading {self._prefill[0]} of {self._prefill[1]} tokens"
+            else:
+                yield "reading"
+            return
+        if generation.stop_reason is None:
+            tps = meter.recent_tps()
+        else:
+            tps = generation.timing.tg_tps
+        if generation.n_thinking and generation.stop_reason is None and not generation.text:
+            yield f"thinking {generation.n_thinking} tokens"
+        yield rate(tps)
+        yield f"TTFT {duration(meter.ttft_s)}"
+        read = meter.read_bytes_per_s(tps)
+        ceiling = self._ceiling()
+        share = f" ({percent(read / ceiling)} of what was measured)" if ceiling and read is not None else ""
+        yield f"{bandwidth(read)}{share}"
+
+    def _ceiling(self) -> float | None:
+        """Bytes per second that can be read where all layers lie, if that is one device and was measured."""
+        engine = self.chat.engine
+        on = set(engine.plan.placement.layers)
+        if len(on) != 1:
+            return None
+        if self._ceilings is None:
+            self._ceilings = _known_ceilings(engine)
+        return self._ceilings.get(next(iter(on)))
+
+    def stats(self) -> Iterator[tuple[str, str]]:
+        """What the last answer took."""
+        generation, engine = self.chat.generation, self.chat.engine
+        if generation is None:
+            return
+        timing = generation.timing
+        yield (
+            "prompt",
+            (
+                f"{timing.n_prompt} tokens, {timing.n_cached} of them remembered; the rest in"
+                f" {duration(timing.prefill_s)}, {rate(timing.pp_tps)}"
+            ),
+        )
+        yield "TTFT", duration(timing.ttft_s)
+        thought = f", {generation.n_thinking} of them thinking" if generation.n_thinking else ""
+        yield "answer", f"{timing.n_generated} tokens{thought} in {duration(timing.decode_s)}, {rate(timing.tg_tps)}"
+        yield "gaps", f"median {duration(timing.gap_s(0.5))}, p95 {duration(timing.gap_s(0.95))}"
+        ceiling = self._ceiling()
+        share = f", {percent(timing.read_bytes_per_s / ceiling)}" if ceiling and timing.read_bytes_per_s else ""
+        known = f" of the {bandwidth(ceiling)} that this memory was measured at" if share else ""
+        yield "read", f"{bandwidth(timing.read_bytes_per_s)}{share}{known}"
+        yield "context", f"{self.chat.n_used} tokens of {engine.n_ctx_most}; {generation.n_ctx or UNKNOWN} are made"
+        reading = self._sampler.now()
+        yield "RAM", f"{size(reading.process.rss_bytes if reading else None)}, peak {size(timing.peak_rss_bytes)}"
+        yield "load", duration(timing.load_s)
+        yield "stopped", f"{generation.stop_reason}, seed {generation.seed}"
+
+
+class _View:
+    """One answer: its thinking dimmed, folded or hidden, then what it says."""
+
+    def __init__(self, repl: Repl, drawn: stage.Stage) -> None:
+        self._repl, self._stage = repl, drawn
+        self._text = repl.stream()
+        self._thought: Plain | None = None
+        self._begin_s = time.monotonic()
+        self._says = False
+
+    def add(self, piece: Piece) -> None:
+        if piece.thought and self._repl.chat.manner.think == "show":
+            if self._thought is None:
+                self._thought = Plain(stage.width, style="2", color=stage.has_color())
+            self._stage.write(self._thought.feed(piece.thought), self._thought.column)
+        elif piece.thought:
+            self._stage.refresh()
+        if piece.text:
+            if not self._says:
+                self._end_thinking()
+            self._stage.write(self._text.feed(piece.text), self._text.column)
+
+    def _end_thinking(self) -> None:
+        self._says = True
+        generation = self._repl.chat.generation
+        if self._thought is not None:
+            rest = self._thought.finish()
+            self._stage.write(rest + ("\n" if self._thought.column else "") + "\n", 0)
+        elif generation is not None and generation.n_thinking and self._repl.chat.manner.think == "fold":
+            taken = duration(time.monotonic() - self._begin_s)
+            self._stage.write(stage.dim(f"thought for {taken}, {generation.n_thinking} tokens") + "\n\n", 0)
+
+    def finish(self) -> None:
+        if self._thought is not None and not self._says:
+            self._stage.write(self._thought.finish(), self._thought.column)
+        self._stage.write(self._text.finish(), self._text.column)
+
+
+@contextmanager
+def _interrupting(chat: Chat) -> Iterator[None]:
+    """Ctrl-C ends the answer; a second one does not wait for the engine to agree."""
+    asked = False
+
+    def on_interrupt(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        running = chat.generation is not None and chat.generation.stop_reason is None
+        if asked or not running:
+            raise KeyboardInterrupt
+        asked = True
+        chat.cancel()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _known_ceilings(engine: Engine) -> dict[str, float]:
+    """Bytes per second by device, as `llmrun devices --measure` or a bench kept them."""
+    from llmrun import ceilings
+    from llmrun.engine.devices import Found
+    from llmrun.engine.prober import key_of
+
+    key = key_of(Found(engine.devices, engine.system_info, engine.versions))
+    return {
+        each.device: each.read_bytes_per_s.median
+        for each in ceilings.load(key)
+        if each.read_bytes_per_s is not None and each.n_threads in (None, engine.n_threads)
+    }

@@ -1,0 +1,704 @@
+"""Where conversations are kept: one SQLite file, written while they go on.
+
+    <state>/conversations.db     conversations ── turns ── pieces of the answer that is being written
+    <state>/chat/<id>.lock       held by the llmrun in which a conversation is open
+
+What a method returned for survives a kill -9: each is one transaction in the write-ahead log, in the system's hands
+when it returns. (A power cut may take the last moments and damages nothing: synchronous = normal.) A growing answer
+costs a row per piece, however long it is; `finish` puts the whole in the turn and drops the pieces. Where `finish`
+never came, the pieces are the answer, and `Turn.whole` is False.
+
+A search reads every turn: some 40 ms for 50,000 of them, and no build of SQLite lacks what it takes. LIKE knows the
+case of ASCII letters only. A text that needs more has its folded form beside it: what contains "Ä", "ß", an umlaut of
+two characters, or a NUL, where LIKE would stop.
+"""
+
+from __future__ import annotations
+
+import bisect
+import builtins
+import errno
+import fcntl
+import itertools
+import json
+import os
+import re
+import shlex
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmrun import store
+from llmrun.errors import DiskError, LlmrunError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+Role = Literal["user", "assistant"]
+
+TITLE_CHARACTERS = 60
+EXCERPT_CHARACTERS = 80
+BUSY_S = 5.0
+"""How long another llmrun may be writing before we give up. A transaction takes a millisecond."""
+MAX_WORD_CHARACTERS = 1000
+"""Of a word that is looked for. SQLite's LIKE takes 50,000 bytes."""
+
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
+_LIST = "llmrun history list"
+_VERSIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # `seq` orders by the last change where the clock's second is the same, or the clock was set back.
+        "create table conversations (key integer primary key, id text not null unique, seq integer not null, "
+        "created text not null, updated text not null, model text not null, title text not null, "
+        "named integer not null, system text not null, settings text not null)",
+        "create index conversations_by_seq on conversations (seq)",
+        # The number of a turn that is gone is not given again: a piece for it must not get into another one.
+        # `thinking` is the last, so that a search does not read it.
+        "create table turns (id integer primary key autoincrement, "
+        "conversation integer not null references conversations (key) on delete cascade, role text not null, "
+        "whole integer not null, created text not null, model text, stop_reason text, timing text not null, "
+        "content text not null, folded text, thinking text not null)",
+        "create index turns_by_conversation on turns (conversation)",
+        "create index turns_unfinished on turns (id) where not whole",
+        "create table pieces (turn integer not null references turns (id) on delete cascade, n integer not null, "
+        "content text not null, thinking text not null, primary key (turn, n)) without rowid",
+    ),
+)
+"""What makes each version of the tables from the one before it; `user_version` in the file says how many were done."""
+
+
+def file() -> Path:
+    """Beside the store's own memory, so that LLMRUN_HOME moves it too."""
+    return store.state_file().parent / "conversations.db"
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side said. Times are UTC, ISO 8601 to the second."""
+
+    id: int
+    role: Role
+    content: str
+    thinking: str
+    created: str
+    model: str | None
+    """That answered; None for the user's."""
+    stop_reason: str | None
+    """None: the user's, or an answer that was cut short by a kill."""
+    timing: Mapping[str, Any]
+    """The meter's numbers; empty where they are unknown."""
+    whole: bool
+    """False: an answer that was never finished; `content` is what had been written by then."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    id: str
+    created: str
+    updated: str
+    model: str
+    title: str
+    system: str
+    settings: Mapping[str, Any]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    id: str
+    created: str
+    updated: str
+    model: str
+    title: str
+    n_turns: int
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A turn in which all words occur; or, where a title given by hand has them, the conversation's first turn (or 0).
+
+    `excerpt` is one line of about `EXCERPT_CHARACTERS` around the first of the words.
+    """
+
+    summary: Summary
+    role: Role
+    excerpt: str
+    turn_id: int
+
+
+# -- keeping it --------------------------------------------------------------------------------------------------------
+
+
+class Conversations:
+    """The conversations of this machine, through one connection. Several llmruns may have one each.
+
+    with Conversations() as kept:
+        id = kept.create("qwen3:4b")
+        kept.add(id, "user", "Hello")
+        turn = kept.begin_answer(id, "qwen3:4b")
+        kept.append(turn, "Good ")
+        kept.finish(turn, "stop", content="Good morning.")
+
+    To be used by the thread that made it. All methods raise `DiskError` for what the disk or a damaged file is to
+    blame for, and `NotFound` for an id that is not there (any more).
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Makes folder and file where there are none. Raises `DiskError`; `UsageError` for a newer llmrun's file."""
+        try:
+            import sqlite3
+        except ImportError as error:
+            raise DiskError(
+                f"this Python has no SQLite, in which conversations are kept: {error}",
+                hint="install a Python with its sqlite3 module",
+            ) from None
+        self._sqlite3 = sqlite3
+        self.path = path or file()
+        self._held: set[str] = set()
+        with store.disk_errors(f"making {self.path}"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Only what is new is opened: to close a descriptor of a file would end this process's locks on it.
+            with suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with self._errors():
+            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Conversations:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # -- writing --
+
+    def create(self, model: str, *, system: str = "", settings: Mapping[str, Any] | None = None) -> str:
+        """A conversation without turns; returns its id."""
+        from llmrun.results import new_id  # not above: what only reads would take a tenth longer to start
+
+        model, system, now = _storable(model), _storable(system), _utc()
+        with self._transaction() as db:
+            while True:
+                id = new_id()
+                if not db.execute("select 1 from conversations where id = ?", (id,)).fetchone():
+                    break
+            db.execute(
+                "insert into conversations (id, seq, created, updated, model, title, named, system, settings) "
+                "values (?, (select coalesce(max(seq), 0) + 1 from conversations), ?, ?, ?, '', 0, ?, ?)",
+                (id, now, now, model, system, json.dumps(dict(settings or {}))),
+            )
+        return id
+
+    def add(
+        self,
+        id: str,
+        role: Role,
+        content: str,
+        *,
+        thinking: str = "",
+        model: str | None = None,
+        stop_reason: str | None = None,
+        timing: Mapping[str, Any] | None = None,
+    ) -> int:
+        """A whole turn; returns its id."""
+        content = _storable(content)
+        with self._transaction() as db:
+            key = self._touch(db, id)
+            turn = self._insert_turn(
+                db, key, role, content, _storable(thinking), model=model, stop_reason=stop_reason, timing=timing
+            )
+            if role == "user":
+                self._retitle(db, key)
+        return turn
+
+    def begin_answer(self, id: str, model: str) -> int:
+        """A turn that will grow by `append` until `finish`; returns its id."""
+        with self._transaction() as db:
+            return self._insert_turn(db, self._touch(db, id), "assistant", "", "", model=model, whole=False)
+
+    def append(self, turn: int, content: str, thinking: str = "") -> None:
+        """One piece more of an answer: kept from now on, whatever ends this process."""
+        with self._errors():
+            done = self._db.execute(
+                "insert into pieces select id, (select coalesce(max(n), 0) + 1 from pieces where turn = ?1), ?2, ?3 "
+                "from turns where id = ?1 and not whole",
+                (turn, _storable(content), _storable(thinking)),
+            )
+        if done.rowcount == 0:
+            raise _no_answer(turn)
+
+    def finish(
+        self,
+        turn: int,
+        stop_reason: str,
+        *,
+        content: str,
+        thinking: str = "",
+        timing: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The answer as a whole, in the place of its pieces."""
+        content = _storable(content)
+        with self._transaction() as db:
+            row = db.execute(
+                "select id from conversations where key = (select conversation from turns where id = ? and not whole)",
+                (turn,),
+            ).fetchone()
+            if row is None:
+                raise _no_answer(turn)
+            db.execute(
+                "update turns set whole = 1, stop_reason = ?, content = ?, folded = ?, thinking = ?, timing = ? "
+                "where id = ?",
+                (
+                    stop_reason,
+                    content,
+                    _kept_folded(content),
+                    _storable(thinking),
+                    json.dumps({**(timing or {})}),
+                    turn,
+                ),
+            )
+            db.execute("delete from pieces where turn = ?", (turn,))
+            self._touch(db, row[0])
+
+    def drop(self, id: str, turn_ids: Sequence[int]) -> None:
+        """Takes turns out of a conversation. A title that was theirs goes with them."""
+        with self._transaction() as db:
+            key = self._touch(db, id)
+            db.executemany("delete from turns where id = ? and conversation = ?", [(turn, key) for turn in turn_ids])
+            self._retitle(db, key, anew=True)
+
+    def change(
+        self,
+        id: str,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        title: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """What is given replaces what was there. A title stays as it is from then on; "" is the automatic one again."""
+        with self._transaction() as db:
+            key = self._touch(db, id)
+            for column, text in (("model", model), ("system", system)):
+                if text is not None:
+                    db.execute(f"update conversations set {column} = ? where key = ?", (_storable(text), key))
+            if settings is not None:
+                db.execute("update conversations set settings = ? where key = ?", (json.dumps(dict(settings)), key))
+            if title is not None:
+                title = " ".join(_storable(title).split())
+                db.execute("update conversations set title = ?, named = ? where key = ?", (title, title != "", key))
+                self._retitle(db, key)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Removes conversations, all or none, and gives their space back: nothing of them is left in the file.
+
+        Raises `UsageError` for one that is open in another llmrun.
+        """
+        ids = [*dict.fromkeys(ids)]
+        with ExitStack() as locks:
+            for id in ids:
+                # Not all of them: a thousand locks would be a thousand open files.
+                if id not in self._held and self._lock_file(id).exists():
+                    locks.enter_context(self.alone(id))
+            with self._transaction() as db:
+                for id in ids:
+                    db.execute("delete from conversations where key = ?", (self._key(db, id),))
+            with self._errors():
+                # Without room for the copy that VACUUM makes, what was removed is overwritten all the same
+                # (secure_delete), and its space is used again.
+                with suppress(self._sqlite3.OperationalError):
+                    self._db.execute("vacuum")
+                # The log, too, still has what was removed.
+                self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+
+    @contextmanager
+    def alone(self, id: str) -> Iterator[None]:
+        """Inside, no other llmrun gets this conversation. Raises `UsageError` where one has it now."""
+        path = self._lock_file(id)
+        with store.disk_errors(f"locking {path}"):
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            fd = _locked(path, id)
+        try:
+            with store.disk_errors(f"locking {path}"):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            self._held.add(id)
+            yield
+        finally:
+            self._held.discard(id)
+            with suppress(OSError):
+                path.unlink()  # while we hold it: whoever opened it meanwhile sees that it is gone, and makes a new one
+            os.close(fd)
+
+    def _lock_file(self, id: str) -> Path:
+        if not _ID.fullmatch(id):
+            raise _no_conversation(id)
+        return self.path.parent / "chat" / f"{id}.lock"
+
+    # -- reading --
+
+    def find(self, reference: str) -> str:
+        """The id that is, or alone begins with, this; "last" is the one that was changed last.
+
+        Raises `NotFound`, and `UsageError` where several begin so.
+        """
+        if reference == "last" and (last := self.last()):
+            return last
+        with self._transaction("deferred") as db:
+            rows = db.execute(
+                "select id from conversations where substr(id, 1, length(?1)) = ?1 order by id = ?1 desc, id desc",
+                (_storable(reference),),
+            ).fetchall()
+        ids = [row[0] for row in rows]
+        if not ids or not reference:
+            raise _no_conversation(reference)
+        if len(ids) > 1 and ids[0] != reference:
+            some = ", ".join(ids[:3])
+            raise UsageError(
+                f"{len(ids)} conversations have ids that begin with {reference!r}: {some}", hint="write more"
+            )
+        return str(ids[0])
+
+    def read(self, id: str) -> Conversation:
+        with self._transaction("deferred") as db:
+            key = self._key(db, id)
+            columns = "id, created, updated, model, title, system, settings"
+            row = db.execute(f"select {columns} from conversations where key = ?", (key,)).fetchone()
+            columns = "id, role, content, thinking, created, model, stop_reason, timing, whole"
+            rows = db.execute(f"select {columns} from turns where conversation = ? order by id", (key,)).fetchall()
+            turns = []
+            for turn, role, content, thinking, created, model, stop_reason, timing, whole in rows:
+                if not whole:
+                    content, thinking = self._pieces(db, turn)
+                turns.append(
+                    Turn(turn, role, content, thinking, created, model, stop_reason, _mapping(timing), bool(whole))
+                )
+        id, created, updated, model, title, system, settings = row
+        return Conversation(id, created, updated, model, title, system, _mapping(settings), tuple(turns))
+
+    def last(self) -> str | None:
+        """The conversation that was changed last."""
+        with self._errors():
+            row = self._db.execute("select id from conversations order by seq desc limit 1").fetchone()
+        return row[0] if row else None
+
+    def list(self, limit: int | None = None) -> builtins.list[Summary]:
+        """The last changed first."""
+        with self._errors():
+            rows = self._db.execute(f"{_SUMMARIES} order by seq desc limit ?", (_limit(limit),)).fetchall()
+        return [Summary(*row[1:]) for row in rows]
+
+    def search(self, words: str, limit: int | None = None) -> builtins.list[Hit]:
+        """The turns in which all of the words occur, the latest first; before them what has a title with them.
+
+        A word is any text between blanks; case does not matter. What the model thought is not searched. Without words
+        nothing is found; `UsageError` for a word that is too long.
+        """
+        wanted = [*dict.fromkeys(_folded(_storable(words)).split())]
+        if longest := max(map(len, wanted), default=0):
+            if longest > MAX_WORD_CHARACTERS:
+                raise UsageError(f"a word of {longest:,} characters is too long: up to {MAX_WORD_CHARACTERS:,}")
+        else:
+            return []
+        with self._transaction("deferred") as db:
+            found = [*self._in_titles(db, wanted), *self._in_turns(db, wanted, limit)]
+            found = found if limit is None else found[: max(0, limit)]
+            summaries = self._summaries(db, {key for key, *_ in found})
+        return [Hit(summaries[key], role, excerpt(text, wanted[0]), turn) for key, turn, role, text in found]
+
+    def _in_titles(self, db: sqlite3.Connection, wanted: builtins.list[str]) -> Iterator[_Found]:
+        # An automatic title is from a turn, which is found itself.
+        columns = "key, (select min(id) from turns where conversation = key), title"
+        for key, turn, title in db.execute(f"select {columns} from conversations where named order by seq desc"):
+            if _has(title, wanted):
+                yield key, turn or 0, "user", title
+
+    def _in_turns(self, db: sqlite3.Connection, wanted: builtins.list[str], limit: int | None) -> builtins.list[_Found]:
+        has = " and ".join(["coalesce(folded, content) like ? escape '\\'"] * len(wanted))
+        patterns = ["%" + re.sub(r"([\\%_])", r"\\\1", word) + "%" for word in wanted]
+        found: builtins.list[_Found] = db.execute(
+            f"select conversation, id, role, content from turns where {has} order by id desc limit ?",
+            (*patterns, _limit(limit)),
+        ).fetchall()
+        for key, turn, role in db.execute("select conversation, id, role from turns where not whole").fetchall():
+            content, _ = self._pieces(db, turn)
+            if _has(content, wanted):
+                found.append((key, turn, role, content))
+        return sorted(found, key=lambda each: each[1], reverse=True)
+
+    def _summaries(self, db: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Summary]:
+        rows = (db.execute(f"{_SUMMARIES} where key = ?", (key,)).fetchone() for key in keys)
+        return {row[0]: Summary(*row[1:]) for row in rows}
+
+    # -- the tables --
+
+    def _key(self, db: sqlite3.Connection, id: str) -> int:
+        row = db.execute("select key from conversations where id = ?", (_storable(id),)).fetchone()
+        if row is None:
+            raise _no_conversation(id)
+        return int(row[0])
+
+    def _touch(self, db: sqlite3.Connection, id: str) -> int:
+        """It is the last one that was changed, now."""
+        key = self._key(db, id)
+        db.execute(
+            "update conversations set updated = ?, seq = (select max(seq) + 1 from conversations) where key = ?",
+            (_utc(), key),
+        )
+        return key
+
+    def _insert_turn(
+        self,
+        db: sqlite3.Connection,
+        key: int,
+        role: Role,
+        content: str,
+        thinking: str,
+        *,
+        model: str | None = None,
+        stop_reason: str | None = None,
+        timing: Mapping[str, Any] | None = None,
+        whole: bool = True,
+    ) -> int:
+        done = db.execute(
+            "insert into turns "
+            "(conversation, role, whole, created, model, stop_reason, timing, content, folded, thinking) "
+            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                key,
+                role,
+                whole,
+                _utc(),
+                None if model is None else _storable(model),
+                stop_reason,
+                json.dumps({**(timing or {})}),
+                content,
+                _kept_folded(content),
+                thinking,
+            ),
+        )
+        assert done.lastrowid is not None
+        return done.lastrowid
+
+    def _retitle(self, db: sqlite3.Connection, key: int, *, anew: bool = False) -> None:
+        """After the user's first turn, unless there is a title; `anew`: only one given by hand counts as one."""
+        title, named = db.execute("select title, named from conversations where key = ?", (key,)).fetchone()
+        if named or (title and not anew):
+            return
+        columns = "content from turns where conversation = ? and role = 'user' order by id limit 1"
+        row = db.execute(f"select {columns}", (key,)).fetchone()
+        db.execute("update conversations set title = ? where key = ?", (title_of(row[0]) if row else "", key))
+
+    def _pieces(self, db: sqlite3.Connection, turn: int) -> tuple[str, str]:
+        rows = db.execute("select content, thinking from pieces where turn = ? order by n", (turn,)).fetchall()
+        return "".join(row[0] for row in rows), "".join(row[1] for row in rows)
+
+    def _prepare(self) -> None:
+        deadline_s = time.monotonic() + BUSY_S
+        with self._errors():
+            version = self._version()
+            self._db.execute("pragma synchronous = normal")
+            self._db.execute("pragma secure_delete = on")
+            self._db.execute("pragma foreign_keys = on")
+        while version < len(_VERSIONS):
+            with self._errors():
+                try:
+                    self._db.execute("pragma journal_mode = wal").fetchall()
+                except self._sqlite3.OperationalError as error:
+                    # Another llmrun is making the file, too; here SQLite does not wait by itself.
+                    if "locked" not in str(error) or time.monotonic() > deadline_s:
+                        raise
+                    time.sleep(0.02)
+                    continue
+            with self._transaction() as db:
+                for statements in _VERSIONS[self._version() :]:
+                    for statement in statements:
+                        db.execute(statement)
+                db.execute(f"pragma user_version = {len(_VERSIONS)}")
+            version = len(_VERSIONS)
+
+    def _version(self) -> int:
+        version = int(self._db.execute("pragma user_version").fetchone()[0])
+        if version > len(_VERSIONS):
+            raise UsageError(
+                f"{self.path} was written by a newer llmrun: its version is {version}, this llmrun knows up to "
+                f"{len(_VERSIONS)}",
+                hint=f"update llmrun, or begin anew: {_set_aside(self.path)}",
+            )
+        return version
+
+    @contextmanager
+    def _transaction(self, kind: Literal["immediate", "deferred"] = "immediate") -> Iterator[sqlite3.Connection]:
+        """All of it or nothing; "deferred" is for reading: what others write meanwhile is not seen."""
+        with self._errors():
+            try:
+                self._db.execute(f"begin {kind}")
+                yield self._db
+                self._db.execute("commit")
+            except BaseException:  # a Ctrl-C, too
+                if self._db.in_transaction:
+                    with suppress(self._sqlite3.Error):
+                        self._db.execute("rollback")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors in our words. What only a bug brings about stays as it is."""
+        try:
+            yield
+        except (self._sqlite3.ProgrammingError, self._sqlite3.InterfaceError):
+            raise
+        except self._sqlite3.Error as error:
+            raise _in_words(self.path, str(error), damaged=not isinstance(error, _harmless(self._sqlite3))) from error
+
+
+_Found = tuple[int, int, Role, str]
+"""The conversation's key, the turn, whose it is, its text."""
+_SUMMARIES = (
+    "select key, id, created, updated, model, title, (select count(*) from turns where conversation = key) "
+    "from conversations"
+)
+
+
+def _harmless(sqlite3: Any) -> tuple[type[Exception], ...]:
+    """A plain `DatabaseError` is a damaged file; these say what else is wrong."""
+    return (sqlite3.OperationalError, sqlite3.DataError, sqlite3.IntegrityError)
+
+
+def _in_words(path: Path, said: str, *, damaged: bool) -> LlmrunError:
+    # By the text, which has been the same for decades: only Python 3.11 tells the code.
+    if "full" in said:
+        return store.disk_error(OSError(errno.ENOSPC, said), f"writing {path}")
+    if "readonly" in said or "read-only" in said:
+        return DiskError(f"writing {path}: no permission, or the disk is read-only")
+    if "unable to open" in said:
+        return DiskError(f"opening {path}: no permission, or no file that can be opened")
+    if "locked" in said:
+        return DiskError(f"{path} has been in use by another program for {BUSY_S:.0f} s", hint=_LIST)
+    if "disk I/O" in said:
+        return DiskError(f"{path}: the disk failed, or a file may not grow further (ulimit -f): {said}")
+    if damaged or any(sign in said for sign in ("malformed", "no such", "has no column", "decode")):
+        return DiskError(f"{path} is damaged: {said}", hint=f"move it away: {_set_aside(path)}")
+    return DiskError(f"{path}: {said}")
+
+
+def _set_aside(path: Path) -> str:
+    return f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.old')}"
+
+
+def _no_conversation(id: str) -> NotFound:
+    return NotFound(f"no conversation of this machine has the id {id!r}", hint=_LIST)
+
+
+def _no_answer(turn: int) -> NotFound:
+    return NotFound(f"turn {turn} is not being written: it was finished or removed", hint=_LIST)
+
+
+def _locked(path: Path, id: str) -> int:
+    """A descriptor of the file at `path`, locked. Raises `UsageError`."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had it removes it at the end: then what we locked is a file that nobody else will find.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return fd
+        except BlockingIOError:
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            whose = f" (pid {pid})" if pid.isdigit() else ""
+            raise UsageError(f"conversation {id} is open in another llmrun{whose}", hint="close it there") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _utc() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _limit(limit: int | None) -> int:
+    return -1 if limit is None else max(0, limit)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def title_of(content: str) -> str:
+    """The first line that says something, in one line of at most `TITLE_CHARACTERS`."""
+    line = next((line for line in content.splitlines() if line.strip()), "")
+    title = " ".join(line.split())
+    return title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1].rstrip() + "…"
+
+
+def excerpt(text: str, word: str) -> str:
+    """One line of about `EXCERPT_CHARACTERS` of the text, around the first `word` (folded)."""
+    text = unicodedata.normalize("NFC", text)
+    folded = _folded(text)
+    at = max(0, folded.find(word))
+    if len(folded) != len(text):  # "ß" became "ss": about the same place, then
+        ends = [*itertools.accumulate(len(_folded(character)) for character in text)]
+        at = bisect.bisect_right(ends, at)
+    begin = max(0, min(at - EXCERPT_CHARACTERS // 3, len(text) - EXCERPT_CHARACTERS))
+    end = begin + EXCERPT_CHARACTERS
+    line = " ".join(text[begin:end].split())
+    return ("…" if begin else "") + line + ("…" if end < len(text) else "")
+
+
+def _storable(text: str) -> str:
+    """As UTF-8 can hold it: halves of a surrogate pair become one character, a lone half U+FFFD."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _folded(text: str) -> str:
+    """For comparing: without case, an umlaut always one character, no NUL."""
+    if text.isascii():
+        return text.lower().replace("\0", " ")
+    return unicodedata.normalize("NFC", text.casefold()).replace("\0", " ")
+
+
+_ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def _kept_folded(content: str) -> str | None:
+    """What LIKE must read in the place of the content; None where it does well enough with that."""
+    if content.isascii() and "\0" not in content:
+        return None
+    folded = _folded(content)
+    return None if folded == content.translate(_ASCII_LOWER) else folded
+
+
+def _has(text: str, wanted: Iterable[str]) -> bool:
+    folded = _folded(text)
+    return all(word in folded for word in wanted)

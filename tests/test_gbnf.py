@@ -1,0 +1,333 @@
+"""Grammars: what llama.cpp takes is taken, what it refuses or dies of is refused before, in words with the line."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import TINY
+
+from llmrun import gbnf
+from llmrun.errors import UsageError
+
+# Load each grammar, then follow each of its texts token by token. A JSON list of [grammar, texts] comes on stdin; out
+# goes a list: null where llama.cpp makes no sampler, else for each text whether every token was allowed, and the end.
+FOLLOW = """
+import ctypes, json, sys
+from llmrun.engine.native import Log, llama
+log = Log()
+params = llama.llama_model_default_params()
+params.vocab_only = True
+llama.llama_backend_init()
+model = llama.llama_model_load_from_file(sys.argv[1].encode(), params)
+vocab = llama.llama_model_get_vocab(model)
+n = llama.llama_vocab_n_tokens(vocab)
+tokens = (llama.llama_token * 4096)()
+data = (llama.llama_token_data * n)(*[llama.llama_token_data(i, 0, 0) for i in range(n)])
+blank = bytes(data)
+
+def allowed(sampler, token):
+    ctypes.memmove(data, blank, len(blank))
+    candidates = llama.llama_token_data_array(data, n, -1, False)
+    llama.llama_sampler_apply(sampler, ctypes.byref(candidates))
+    return data[token].logit == 0
+
+def follow(sampler, text):
+    llama.llama_sampler_reset(sampler)
+    raw = text.encode()
+    for token in tokens[: llama.llama_tokenize(vocab, raw, len(raw), tokens, 4096, False, False)]:
+        if not allowed(sampler, token):
+            return False
+        llama.llama_sampler_accept(sampler, token)
+    return allowed(sampler, llama.llama_vocab_eos(vocab))
+
+out = []
+for grammar, texts in json.load(sys.stdin):
+    sampler = llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+    out.append([follow(sampler, text) for text in texts] if sampler else None)
+print(json.dumps(out))
+"""
+
+Native = Callable[[list[tuple[str, list[str]]]], "list[list[bool] | None]"]
+
+
+def native(grammars: list[tuple[str, list[str]]]) -> list[list[bool] | None]:
+    """What llama.cpp itself makes of grammars and texts, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", FOLLOW, str(TINY)],
+        input=json.dumps(grammars),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def write(grammar: gbnf.Grammar, chance: random.Random, most: int = 400) -> str:
+    """A text out of a grammar: any alternative while it is short, then those that end soonest."""
+    height = [10**9] * len(grammar.rules)  # how many rules deep the shortest way out is
+    changed = True
+    while changed:
+        changed = False
+        for rule, alternatives in enumerate(grammar.rules):
+            for alternative in alternatives:
+                deep = 1 + max((height[e] for e in alternative if isinstance(e, int)), default=0)
+                if deep < height[rule]:
+                    height[rule], changed = deep, True
+
+    def rank(alternative: gbnf.Alternative) -> int:
+        return max((height[e] for e in alternative if isinstance(e, int)), default=0)
+
+    out: list[str] = []
+    todo: list[gbnf.Element] = [grammar.root]
+    n_steps = 0
+    while todo:
+        element = todo.pop()
+        n_steps += 1
+        if isinstance(element, int):
+            alternatives = grammar.rules[element]
+            short = n_steps > most
+            chosen: gbnf.Alternative = min(alternatives, key=rank) if short else chance.choice(alternatives)
+            todo += reversed(chosen)
+            continue
+        ranges = element.valid_ranges()
+        ascii_ = [(low, min(high, 0x7E)) for low, high in ranges if low <= 0x7E]
+        low, high = chance.choice(ascii_ if ascii_ and chance.random() < 0.9 else ranges)
+        out.append(chr(chance.randint(low, high)))
+    return "".join(out)
+
+
+# Grammar, texts that it takes, texts that it doesn't.
+GOOD: list[tuple[str, list[str], list[str]]] = [
+    ('root ::= "yes" | "no"', ["yes", "no"], ["", "ye", "yess", "maybe"]),
+    ("root ::= [a-c]+", ["a", "abcabc"], ["", "d"]),
+    ("root ::= [^a-c]", ["d", "é", "\n"], ["a", "dd"]),
+    ("root ::= [a-]", ["a", "-"], ["b"]),
+    ("root ::= [--0]+", ["-./0"], ["1"]),
+    ('root ::= "a"* "b"?', ["", "aaa", "aab", "b"], ["ba"]),
+    ('root ::= "ab"{2}', ["abab"], ["ab", "abb", "ababab"]),
+    ('root ::= "ab"{2,}', ["abab", "ababab"], ["ab"]),
+    ('root ::= "ab"{1,3}', ["ab", "ababab"], ["", "abababab"]),
+    ('root ::= "a"{0}', [""], ["a"]),
+    ('root ::= "a"{,2} "b"'.replace("{,", "{0,"), ["b", "aab"], ["aaab"]),
+    ('root ::= "a"{ 1 , 2 }', ["a", "aa"], ["aaa"]),
+    ('root ::= ("a" | "b" "c")+ "d"', ["ad", "bcad"], ["bd"]),
+    ('root ::= (\n  "a" # one\n  | "b"\n)\n', ["a", "b"], ["c"]),
+    ('root ::= "a" |\n "b"', ["a", "b"], [""]),
+    ('root ::=\n  "a"', ["a"], [""]),
+    ('# only\n\nroot ::= x\r\nx ::= "y"\r\n', ["y"], ["x"]),
+    (r'root ::= "\x41\u00e9\U0001F600\t\n\r\\\"\[\]"', ["Aé😀\t\n\r\\\"[]"], ["A"]),
+    (r"root ::= [\[\]\-\\\"]+", ['[]-\\"'], ["a"]),
+    ('root ::= "日本" [ぁ-ゟ]', ["日本ぁ"], ["日本"]),
+    ("root ::= .{3}", ["a\né", "日本語"], ["ab"]),
+    ('root ::= "" | "a"', ["", "a"], ["b"]),
+    ("root ::= ", [""], ["a"]),
+    ("root ::= () \"a\" ( )", ["a"], [""]),
+    ('root ::= ("a"*)*', ["", "aaa"], ["b"]),
+    ('root ::= ("a"? "b"?)* "c"', ["c", "ababc"], ["ab"]),
+    ('root ::= "(" root ")" | "x"', ["x", "((x))"], ["((x)"]),
+    ('root ::= "a" root | ""', ["", "aaaa"], ["b"]),
+    ('root ::= a-1 B\na-1 ::= "1"\nB ::= "2"', ["12"], ["1"]),
+    ('root ::= x{30}\nx ::= "a"{0,2}', ["a" * 60], ["a" * 61]),
+    ("root ::= [a]{2000}", ["a" * 2000], ["a" * 1999]),
+    ("root ::= [a]{0,2000}", ["", "a" * 2000], ["a" * 2001]),
+    ('root ::= "a"{2}{3}', ["a" * 6], ["a" * 5]),
+    ('root ::= ("a"{1000} "b"){1000}', [], ["a"]),
+    (r'root ::= [^"\\\x7F\x00-\x1F]+', ["aé"], ["\n"]),
+    ("root ::= [\\x00-z]", ["a"], ["~"]),
+    ('root ::= "\'" root-2\nroot-2 ::= "]"', ["']"], ["'"]),
+    ('root ::= e "b"\ne ::= f\nf ::= ""', ["b"], [""]),
+]  # fmt: skip
+
+# Grammar, what is said of it, what llama.cpp does: "refuses" by itself, "dies" of it (or hangs), "takes" it for
+# something else than is written.
+BAD: list[tuple[str, str, str]] = [
+    ("", "is empty", "takes"),
+    ("  # nothing\n", "is empty", "refuses"),
+    ("start ::= [a]", "no rule 'root'", "refuses"),
+    ("root ::= a", "line 1: there is no rule 'a'", "refuses"),
+    ('root ::= "a"\nx ::= (y | [a])', "line 2: there is no rule 'y'", "refuses"),
+    ("root", "'::=' belongs behind", "refuses"),
+    ("root = [a]", "'::=' belongs behind", "refuses"),
+    ("root := [a]", "'::=' belongs behind", "refuses"),
+    ("ro_ot ::= [a]", "no underscores", "refuses"),
+    ("root ::= a_b\na ::= [b]", "no underscores", "refuses"),
+    ("::= [a]", "begins with its name", "refuses"),
+    ("root ::= [a]\n| [b]", "line 2: a rule begins with its name", "refuses"),
+    ("root ::= [a] x ::= [b]", "every rule begins on a line of its own", "refuses"),
+    ("root ::= [a] ; x", "';", "refuses"),
+    ("root ::= 'a'", "double quotes, not in single", "refuses"),
+    ('root ::= "a', 'the " that closes it', "refuses"),
+    ("root ::= [a", "the ] that closes it", "refuses"),
+    ("root ::= [a-", "the ] that closes it", "refuses"),
+    ('root ::= ("a"', "the '(' of line 1 is not closed", "refuses"),
+    ('root ::= ("a"\n"b"\nx ::= "c"', "of line 1 is not closed", "refuses"),
+    ('root ::= "a")', "a ')' without", "refuses"),
+    ("root ::= [a]]", "a ']' without", "refuses"),
+    ("root ::= []abc]", "an empty class", "refuses"),
+    ("root ::= []", "an empty class", "takes"),
+    ("root ::= [^]", "an empty class", "takes"),
+    (r'root ::= "\d"', "no escape", "refuses"),
+    (r"root ::= [\w]", "no escape", "refuses"),
+    ('root ::= "\\', "no escape", "refuses"),
+    (r'root ::= "\x4"', "2 hexadecimal digits", "refuses"),
+    (r'root ::= "\u12G4"', "4 hexadecimal digits", "refuses"),
+    (r'root ::= "\U0001F60"', "8 hexadecimal digits", "refuses"),
+    (r'root ::= "\x00"', "no text has the character U+0000", "dies"),
+    (r'root ::= "\ud800"', "no text has the character U+D800", "dies"),
+    (r'root ::= "\U00110000"', "no text has", "dies"),
+    (r"root ::= [\uD800-\uDFFF]", "no character is in", "dies"),
+    (r"root ::= [\x00]", "no character is in", "dies"),
+    (r"root ::= [^\x00-\U0010FFFF]", "no character is in", "dies"),
+    ("root ::= [z-a]", "runs backwards", "dies"),
+    ("root ::= *", "without something in front", "refuses"),
+    ('root ::= ""*', "without something in front", "refuses"),
+    ('root ::= "a"{0}*', "without something in front", "refuses"),
+    ('root ::= "a" | ?', "without something in front", "refuses"),
+    ('root ::= "a"{', "a number belongs behind", "refuses"),
+    ('root ::= "a"{,2}', "a number belongs behind", "refuses"),
+    ('root ::= "a"{x}', "a number belongs behind", "refuses"),
+    ('root ::= "a"{2', "'{' of a repetition is not closed", "refuses"),
+    ('root ::= "a"{1,2,3}', "'{' of a repetition is not closed", "refuses"),
+    ('root ::= "a"{3,1}', "at least 3 and at most 1", "dies"),
+    ('root ::= "a"{2001}', "2001 repetitions; 2000", "refuses"),
+    ('root ::= "a"{0,2001}', "takes more for no end", "takes"),
+    ('root ::= "a"{0,2000000}', "takes more for no end", "takes"),
+    ('root ::= "a"{99999999999999999999}', "999999999999… repetitions", "refuses"),
+    ('root ::= ("a"{0,100}){0,100}', "100 repetitions of what makes 101", "refuses"),
+    ('root ::= "a"{50}{50}', "50 repetitions of what makes 50", "refuses"),
+    ("root ::= (" + '"a"{0,1000}' + '"b"{0,1000})*', "makes 2001 rules", "refuses"),
+    ("root ::= root", "can begin with itself", "refuses"),
+    ('root ::= root "a" | "a"', "can begin with itself", "refuses"),
+    ('root ::= a\na ::= b "x"\nb ::= a | "y"', "can begin with itself, through", "refuses"),
+    ('root ::= "a"? root "b" | "c"', "can begin with itself", "refuses"),
+    ("root ::= ()*", "can begin with itself", "refuses"),
+    ('root ::= e root "a" | "b"\ne ::= ""', "can begin with itself", "refuses"),
+    ('root ::= e root "a" | "b"\ne ::= f\nf ::= ""', "can begin with itself", "dies"),
+    ('root ::= e root "a" | "b"\ne ::= f f\nf ::= ("x"*)', "can begin with itself", "dies"),
+    ('root ::= "a" d\nd ::= e d\ne ::= f\nf ::= ""', "nothing can ever match it", "dies"),
+    ('root ::= "a" root', "has no end", "takes"),
+    ('root ::= "x" a\na ::= "y" root', "has no end", "takes"),
+    ("root ::= [a]\nroot ::= [b]", "line 2: the rule 'root' is defined again, first on line 1", "takes"),
+    ("root ::= <[1]>", "a token", "takes"),
+    ("root ::= <think>", "a token", "refuses"),
+    ("root ::= !<[1]>*", "a token", "takes"),
+    ('root ::= "a"\0 | "b"', "a NUL character", "takes"),
+    ('root ::= "\ud800"', "no UTF-8", "dies"),
+    ("root ::= " + "(" * 101 + "[a]" + ")" * 101, "more than 100 parentheses", "takes"),
+    ("root ::= " + "(" * 1_000_000, "more than 100 parentheses", "dies"),
+    ("root ::= " + '"' + "a" * 1000 + '"{501}', "more than 500000 elements", "takes"),
+    ("root ::= " + "[a]{0,2000} " * 51, "more than 100000 rules", "takes"),
+    ("root ::= a0\n" + "".join(f"a{i} ::= a{i + 1} | a{i + 1}\n" for i in range(50)) + "a50 ::= [a]", "more", "dies"),
+    ("root ::= a0\n" + "".join(f"a{i} ::= a{i + 1}\n" for i in range(10_000)) + "a10000 ::= [a]", "deep", "takes"),
+    ("root ::= " + " | ".join(f'"{i}"' for i in range(10_001)), "more than 10000 ways to begin", "takes"),
+    ("# " + "x" * gbnf.MAX_TEXT, "4194304 is the most", "refuses"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("grammar", "right", "wrong"), GOOD, ids=lambda value: str(value)[:40])
+def test_good(grammar: str, right: list[str], wrong: list[str]) -> None:
+    """What the syntax allows is read, and means what llama.cpp's guide says."""
+    parsed = gbnf.parse(grammar)
+    assert [text for text in right if parsed.judge(text) != "complete"] == []
+    assert [text for text in wrong if parsed.judge(text) == "complete"] == []
+
+
+def test_llama_cpp_takes_what_we_take() -> None:
+    """Every good grammar loads in llama.cpp, which then allows and forbids the same texts; written ones, too."""
+    chance = random.Random(7)
+    asked = []
+    for grammar, right, wrong in GOOD:
+        written = [write(gbnf.parse(grammar), chance)[:300] for _ in range(2)] if "{1000}" not in grammar else []
+        asked.append((grammar, [text for text in [*right, *wrong, *written] if len(text) < 400]))
+    for (grammar, texts), found in zip(asked, native(asked), strict=True):
+        assert found is not None, grammar
+        parsed = gbnf.parse(grammar)
+        for text, ours in zip(texts, found, strict=True):
+            assert ours == (parsed.judge(text) == "complete"), (grammar, text)
+
+
+@pytest.mark.parametrize(("grammar", "words", "llama_cpp"), BAD, ids=lambda value: str(value)[:40])
+def test_bad(grammar: str, words: str, llama_cpp: str) -> None:
+    """A bad grammar is a `UsageError` with the reason, the option and a way on, and soon."""
+    begin = time.monotonic()
+    with pytest.raises(UsageError, match=re.escape(words)) as caught:
+        gbnf.check(grammar)
+    assert caught.value.message.startswith("--grammar: ")
+    assert caught.value.hint
+    assert len(caught.value.message) < 300
+    assert time.monotonic() - begin < 8
+
+
+def test_llama_cpp_refuses_them_too() -> None:
+    """What the table says llama.cpp refuses by itself, it does: our reading is not stricter by accident."""
+    asked = [(grammar, list[str]()) for grammar, _, llama_cpp in BAD if llama_cpp == "refuses"]
+    for (grammar, _), found in zip(asked, native(asked), strict=True):
+        assert found is None, grammar[:200]
+
+
+def test_lines() -> None:
+    """The line is the one of an editor, whatever ends it."""
+    for end in ("\n", "\r\n", "\r"):
+        with pytest.raises(UsageError, match="--x: line 3: 'zap' is nothing|--x: line 3: there is no rule 'zap'"):
+            gbnf.check(end.join(['root ::= "a" b', 'b ::= "c"', "d ::= zap"]), "--x")
+
+
+def test_random_grammars_agree() -> None:
+    """Of random grammars, what we take llama.cpp takes; what only we refuse is on the list of what it dies of."""
+    chance = random.Random(11)
+
+    def piece(depth: int) -> str:
+        plain = chance.choice(['"a"', '"b"', "[ab]", "[^a]", "x", "y", "z", '""', "."])
+        inner = f"({body(depth + 1)})" if depth < 2 and chance.random() < 0.4 else plain
+        return inner + chance.choice(["", "", "", "*", "+", "?", "{2}", "{0,3}"])
+
+    def body(depth: int) -> str:
+        sequences = [" ".join(piece(depth) for _ in range(chance.randint(0, 3))) for _ in range(chance.randint(1, 3))]
+        return " | ".join(sequences)
+
+    kept: list[tuple[str, bool, str]] = []
+    for _ in range(1500):
+        # The last rule refers to none, or hardly any grammar would be without left recursion.
+        rules = [f'x ::= "(" {body(0)}', f"y ::= {body(0)}", f"z ::= {chance.choice(['[z]', '[z]*', ''])}"]
+        grammar = "root ::= x y | z\n" + "\n".join(rules)
+        try:
+            gbnf.check(grammar)
+            kept.append((grammar, True, ""))
+        except UsageError as error:
+            kept.append((grammar, False, error.message))
+    only_ours = ("can begin with itself", "nothing can ever match", "has no end")
+    safe = [(grammar, list[str]()) for grammar, ours, why in kept if ours or not any(word in why for word in only_ours)]
+    taken = {grammar: found is not None for (grammar, _), found in zip(safe, native(safe), strict=True)}
+    assert {grammar for grammar, ours, _ in kept if ours} == {grammar for grammar, ours in taken.items() if ours}
+    assert sum(taken.values()) > 100
+
+
+def test_judge_says_incomplete() -> None:
+    """A text that could go on is told from one that cannot."""
+    grammar = gbnf.parse('root ::= "[" [0-9]+ ("," [0-9]+)* "]"')
+    assert [grammar.judge(text) for text in ("[1,22]", "[1,", "", "[x", "[1]]")] == [
+        "complete",
+        "incomplete",
+        "incomplete",
+        "wrong",
+        "wrong",
+    ]
+
+
+def test_judge_is_bounded() -> None:
+    """A grammar with 2^n ways to read a text is not judged, in bounded time; a long plain text is."""
+    ways = gbnf.parse('root ::= a\na ::= "x" a "y" | "x" a "z" | ""')
+    begin = time.monotonic()
+    assert ways.judge("x" * 60) is None
+    assert gbnf.parse('root ::= "[" ([a-z]+ ","?)* "]"').judge("[" + "abc," * 20_000 + "]") == "complete"
+    assert time.monotonic() - begin < 12

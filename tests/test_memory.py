@@ -1,0 +1,189 @@
+"""What an engine remembers of a conversation: computed once, and never wrong."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmrun import synth
+from llmrun.config import LoadConfig, SamplingConfig
+from llmrun.engine.client import Asking, Engine
+from llmrun.engine.memory import common_prefix
+from llmrun.gguf import open_header
+
+GREEDY = SamplingConfig(temperature=0, max_tokens=12)
+GOES_ON = Asking(reuse=True)
+WORDS = "the cat sat on a mat and saw a dog run by so it hid under the old red barn until the sun went down".split()
+
+
+def open_file(path: Path, config: LoadConfig | None = None) -> Engine:
+    return Engine(path, open_header(path), config)
+
+
+def small(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / f"{name}.gguf"
+    synth.write(path, synth.small(synth.SHAPES[name]), "Q8_0")
+    return path
+
+
+def text(n: int, seed: int = 0) -> str:
+    choose = random.Random(seed).choice
+    return " ".join(choose(WORDS) for _ in range(n))
+
+
+def test_common_prefix() -> None:
+    """As counted by hand, and as a loop counts it."""
+    assert common_prefix([], [1]) == 0 == common_prefix([1], [2])
+    assert common_prefix([1, 2, 3], [1, 2]) == 2 == common_prefix([1, 2, 3, 4], [1, 2, 9, 4])
+    chance = random.Random(1)
+    for _ in range(300):
+        one = [chance.randrange(2) for _ in range(chance.randrange(12))]
+        other = [chance.randrange(2) for _ in range(chance.randrange(12))]
+        by_hand = next(
+            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+        assert common_prefix(one, other) == by_hand
+
+
+def test_a_conversation_is_computed_once(engine: Engine) -> None:
+    """Each turn computes its own tokens alone; asked again, one token."""
+    messages: list[dict[str, str]] = []
+    sampling = SamplingConfig(temperature=0, max_tokens=60)
+    before = 0
+    for question in ("What do GPU layers do?", "What is the KV cache?", "What is a token?"):
+        messages.append({"role": "user", "content": question})
+        generation = engine.generate(messages, sampling, asking=GOES_ON)
+        list(generation)
+        timing = generation.timing
+        assert timing.n_prompt - timing.n_cached < 20 and timing.n_cached >= before
+        before = timing.n_prompt + timing.n_generated
+        messages.append({"role": "assistant", "content": generation.text})
+    again = engine.generate(messages[:-1], sampling, asking=GOES_ON)
+    assert "".join(again) == messages[-1]["content"]
+    assert again.timing.n_cached == again.timing.n_prompt - 1
+
+
+def test_nothing_is_reused_unasked(engine: Engine) -> None:
+    """Two requests that do not say that they belong together are measured as if each were the first."""
+    for _ in range(2):
+        generation = engine.generate("Once upon a time", GREEDY)
+        list(generation)
+        assert generation.timing.n_cached == 0
+
+
+@pytest.mark.parametrize("name", ["micro", "gemma3-1b", "gpt-oss-20b", "mamba2-2.7b", "lfm2-1.2b", "granite-4-h-tiny"])
+def test_remembered_is_as_good_as_computed(tmp_path: Path, name: str) -> None:
+    """Full attention, windows, recurrent states, both together: going on, going back and starting over all give the
+    answer that an engine without a past gives."""
+    path = small(tmp_path, name) if name != "micro" else small(tmp_path, "llama-1.2b")
+    story = text(150)
+    prompts = [
+        story[:200],
+        story,  # goes on
+        story + text(60, 1),
+        story + text(60, 2),  # goes back a little
+        story[:300],  # goes back far, out of any window
+        text(40, 3),  # something else
+        text(40, 3),  # the same again
+    ]
+    with open_file(path) as fresh:
+        expected = ["".join(fresh.generate(prompt, GREEDY)) for prompt in prompts]
+    with open_file(path) as engine:
+        cached = []
+        for prompt, answer in zip(prompts, expected, strict=True):
+            generation = engine.generate(prompt, GREEDY, asking=GOES_ON)
+            assert "".join(generation) == answer, prompt[:30]
+            cached.append(generation.timing.n_cached)
+    assert cached[0] == 0
+    if name == "micro":
+        assert all(n > 0 for n in cached[1:5]) and cached[6] > 0
+    if name == "mamba2-2.7b":
+        assert cached[4] == 0  # a state can't be rolled back
+
+
+def test_the_context_grows_and_forgets_nothing(tmp_path: Path) -> None:
+    """A conversation longer than the first context: what was computed is carried over, not computed again."""
+    path = tmp_path / "long.gguf"
+    synth.write(path, replace(synth.SHAPES["micro"], n_ctx_train=32768), "Q8_0")
+    first, second = text(1500), text(1500, 1)
+    sampling = SamplingConfig(temperature=0, max_tokens=8)
+    with open_file(path) as engine:
+        begun = engine.generate(first, sampling, asking=GOES_ON)
+        list(begun)
+        longer = engine.generate(first + second, sampling, asking=GOES_ON)
+        answer = "".join(longer)
+        assert begun.n_ctx is not None and longer.n_ctx is not None and longer.n_ctx > begun.n_ctx
+        assert longer.timing.n_cached >= begun.timing.n_prompt - 1
+    with open_file(path, LoadConfig(n_ctx=32768)) as roomy:  # the same batches, and nothing ever copied
+        list(roomy.generate(first, sampling, asking=GOES_ON))
+        assert "".join(roomy.generate(first + second, sampling, asking=GOES_ON)) == answer
+
+
+def test_the_context_grows_in_the_middle_of_an_answer(micro: Path) -> None:
+    """An answer that nobody bounds goes on behind the first 4096 tokens, where there is a context for it."""
+    never_ends = SamplingConfig(temperature=0, max_tokens=4300, ignore_eos=True)
+    with open_file(micro) as engine:
+        most = engine.n_ctx_most
+        generation = engine.generate("a b", SamplingConfig(temperature=0, ignore_eos=True), asking=GOES_ON)
+        n = sum(1 for _ in generation)
+        assert n and generation.stop_reason == "context"
+        assert generation.timing.n_prompt + generation.timing.n_generated == most + 1
+        plain = engine.generate("a b", never_ends)
+        list(plain)
+        shared = min(len(plain.token_ids), len(generation.token_ids))
+        assert plain.token_ids[:shared] == generation.token_ids[:shared]
+
+
+def test_cancelled_and_gone_on(busy: Path) -> None:
+    """After a cancel, in the prefill or in the answer, what is remembered is right."""
+    sampling = SamplingConfig(temperature=0, max_tokens=6)
+    prompt = text(60)
+    with open_file(busy) as fresh:
+        expected = "".join(fresh.generate(prompt, sampling))
+    with open_file(busy) as engine:
+        in_prefill = engine.generate(prompt, sampling, asking=GOES_ON)
+        timer = threading.Timer(0.3, in_prefill.cancel)
+        timer.start()
+        list(in_prefill)
+        timer.join()
+        assert in_prefill.stop_reason in ("cancelled", "length")
+        in_answer = engine.generate(prompt, SamplingConfig(temperature=0), asking=GOES_ON)
+        for i, _ in enumerate(in_answer):
+            if i == 2:
+                in_answer.cancel()
+        assert in_answer.stop_reason == "cancelled"
+        again = engine.generate(prompt, sampling, asking=GOES_ON)
+        assert "".join(again) == expected and again.timing.n_cached > 0
+
+
+def test_cancel_before_it_began(engine: Engine) -> None:
+    generation = engine.generate("Once upon a time", asking=GOES_ON)
+    generation.cancel()
+    list(generation)
+    assert generation.stop_reason == "cancelled"
+    assert "".join(engine.generate("Once upon a time", GREEDY))
+
+
+def test_tokens_that_no_tokenizer_would_choose_are_kept(engine: Engine) -> None:
+    """A sampled answer is remembered by its own tokens: the next turn reads none of it again."""
+    wild = SamplingConfig(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=2, max_tokens=60)
+    messages = [{"role": "user", "content": "Hello"}]
+    said = engine.generate(messages, wild, asking=GOES_ON)
+    messages += [{"role": "assistant", "content": "".join(said)}, {"role": "user", "content": "And?"}]
+    assert engine.count(said.text) != len(said.token_ids)
+    following = engine.generate(messages, GREEDY, asking=GOES_ON)
+    list(following)
+    assert following.timing.n_cached >= said.timing.n_prompt + len(said.token_ids) - 1
+
+
+def test_count(engine: Engine) -> None:
+    """A text's tokens, and a conversation's as the template renders it."""
+    question = [{"role": "user", "content": "What is a token?"}]
+    generation = engine.generate(question, GREEDY)
+    list(generation)
+    assert engine.count(question) == generation.timing.n_prompt
+    assert 0 < engine.count("What is a token?") < engine.count(question)
