@@ -17,6 +17,17 @@ from types import TracebackType
 import pyte
 
 
+class _Screen(pyte.Screen):
+    """Answers what a terminal is asked, such as where its cursor is."""
+
+    def __init__(self, columns: int, lines: int, descriptor: int) -> None:
+        self._descriptor = descriptor
+        super().__init__(columns, lines)
+
+    def write_process_input(self, data: str) -> None:
+        os.write(self._descriptor, data.encode())
+
+
 class Terminal:
     """`llmrun ARGUMENTS` on a terminal of `columns` × `lines`. A context manager that leaves no process behind."""
 
@@ -24,9 +35,9 @@ class Terminal:
         self, *arguments: str, columns: int = 100, lines: int = 30, env: Mapping[str, str] | None = None
     ) -> None:
         self.raw = b""
-        self._screen = pyte.Screen(columns, lines)
-        self._stream = pyte.ByteStream(self._screen)
         self._pty, child_side = pty.openpty()
+        self._screen = _Screen(columns, lines, self._pty)
+        self._stream = pyte.ByteStream(self._screen)
         fcntl.ioctl(child_side, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llmrun", *arguments],
@@ -50,7 +61,41 @@ class Terminal:
         os.close(self._pty)
 
     def type(self, text: str) -> None:
-        os.write(self._pty, text.encode())
+        data = text.encode()
+        while data:  # a terminal takes 4 kB at a time, and only as fast as they are read
+            ready = select.select([], [self._pty], [], 0.05)[1]
+            if ready:
+                data = data[os.write(self._pty, data[:1000]) :]
+            self._read(0)
+
+    def paste(self, text: str) -> None:
+        """As terminals do since they mark where a paste begins and ends."""
+        self.type(f"\x1b[200~{text}\x1b[201~")
+
+    def resize(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self._pty, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self._screen.resize(lines, columns)
+
+    @property
+    def rows(self) -> list[str]:
+        """The screen's lines without trailing blanks, empty ones at the end left out."""
+        return self.text.split("\n")
+
+    @property
+    def cursor(self) -> tuple[int, int]:
+        """Column and line, from 0."""
+        return self._screen.cursor.x, self._screen.cursor.y
+
+    def settle(self, quiet_s: float = 0.3, timeout_s: float = 60) -> str:
+        """Read until nothing has come for a while."""
+        deadline = time.monotonic() + timeout_s
+        last_s, n = time.monotonic(), len(self.raw)
+        while time.monotonic() - last_s < quiet_s:
+            assert time.monotonic() < deadline, f"it goes on and on; the screen has:\n{self.text}"
+            self._read(0.05)
+            if len(self.raw) != n:
+                last_s, n = time.monotonic(), len(self.raw)
+        return self.text
 
     def _read(self, wait_s: float) -> bool:
         if not select.select([self._pty], [], [], wait_s)[0]:
@@ -68,7 +113,7 @@ class Terminal:
         """What stands on the screen, without trailing blanks."""
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
-    def wait_for(self, text: str, timeout_s: float = 60) -> str:
+    def wait_for(self, text: str, timeout_s: float = 30) -> str:
         """Read until `text` stands on the screen."""
         deadline = time.monotonic() + timeout_s
         while text not in self.text:
@@ -76,6 +121,14 @@ class Terminal:
             if not self._read(0.05) and text not in self.text:
                 raise AssertionError(f"the command ended without {text!r}; the screen has:\n{self.text}")
         return self.text
+
+    def wait_for_bytes(self, data: bytes, times: int, timeout_s: float = 30) -> None:
+        """Read until `data` has come so often."""
+        deadline = time.monotonic() + timeout_s
+        while self.raw.count(data) < times:
+            assert time.monotonic() < deadline, f"{data!r} did not come {times} times; the screen has:\n{self.text}"
+            if not self._read(0.05):
+                raise AssertionError(f"the command ended before {data!r}; the screen has:\n{self.text}")
 
     def wait(self, timeout_s: float = 60) -> int:
         """Read until the command ends; returns its exit status."""

@@ -220,6 +220,7 @@ def test_code_has_colors() -> None:
         "",
         "text",
         "nonsense",
+        "maple",
         "../../x",
         "a" * 100,
         "python" + "\u202e",

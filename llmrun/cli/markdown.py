@@ -73,10 +73,10 @@ _COLUMNS = 64  # columns
 _TABLE = 64 << 10  # and characters of a table; beyond, its rows are text
 _CELL = 5  # cells of a column's width at least; where the screen is too narrow, rows become lists
 _LINE = 4096  # characters of a line of code until it is written without colours
-_LEXED_LINE = 1000  # the same for lines that are complete: a lexer's regexes are not trusted with more
+_LEXED_LINE = 500  # the same for lines that are complete: a lexer's regexes are not trusted with more
 _LEXED_LINES = 400  # context for a line's colours
-_LEXED = 32 << 10
-_LEXED_S = 0.5  # what one line's colours may take before the block goes on without
+_LEXED = 16 << 10
+_LEXED_S = 0.2  # what one line's colours may take before the block goes on without
 _BLANKS = 64  # empty lines of code that are held back
 
 
@@ -478,7 +478,7 @@ _ESCAPABLE = frozenset("\\`*_~#+-.!|<>$&\"'")  # brackets and braces are mathema
 _RUNS = {char: re.compile(re.escape(char) + "+") for char in "`*_~"}
 _ENDS = {
     # One that follows text, is not half of two, and doesn't stand inside a word.
-    "*": re.compile(r"[^\s\\*]\*(?:\*\*)?(?![*A-Za-z0-9_])"),
+    "*": re.compile(r"[^\s\\*]\*(?:\*\*(?!\*)|(?![*A-Za-z0-9_]))"),
     "_": re.compile(r"[^\s\\_]_(?:__)?(?!\w)"),
     "**": re.compile(r"[^\s\\]\*\*"),
     "__": re.compile(r"[^\s\\]__(?!\w)"),
@@ -811,12 +811,25 @@ class _Inline:
 # -- code ---
 
 
+# What models write, under any name that Pygments has for it. Not all that it knows: some lexers take minutes for a line
+# that was made for them. These were tried with such lines.
+_LANGUAGES = frozenset(
+    "python pycon pytb bash console fish powershell ps1con bat c cpp objective-c csharp java kotlin scala groovy go"
+    " rust zig nim d swift dart javascript jsx typescript tsx json yaml toml ini html xml css scss sass less php ruby"
+    " perl lua r julia matlab octave fortran haskell ocaml fsharp elixir erlang clojure lisp scheme racket sql"
+    " postgresql mysql sqlite3 graphql protobuf docker make cmake nginx terraform nix diff latex markdown rst vim asm"
+    " nasm llvm cuda glsl hlsl verilog systemverilog vhdl solidity ada vb.net awk sed jinja html+jinja vue properties"
+    " http tcl wast gdscript crystal".split()
+)
+
+
 @lru_cache(maxsize=1)
 def _languages() -> dict[str, str]:
-    """The names of languages that Pygments itself knows; a plugin of someone's is not asked."""
+    """All names of `_LANGUAGES` → Pygments' name. Only its own: a plugin of someone's is not asked."""
     from pygments.lexers import get_all_lexers  # type: ignore[import-untyped]
 
-    return {alias: name for name, aliases, _, _ in get_all_lexers(plugins=False) for alias in aliases}
+    known = [(name, aliases) for name, aliases, _, _ in get_all_lexers(plugins=False)]
+    return {alias: name for name, aliases in known if _LANGUAGES.intersection(aliases) for alias in aliases}
 
 
 def _lexer(info: str) -> Any:
@@ -825,7 +838,7 @@ def _lexer(info: str) -> Any:
     if not match:
         return None
     name = _languages().get(match[1].lower())
-    if name is None or name == "Text only":
+    if name is None:
         return None
     from pygments.lexers import find_lexer_class
 

@@ -1,0 +1,287 @@
+"""A conversation with the real engine: what is said, taken back, kept, dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmrun.chat import Chat, Manner, Notice, Piece
+from llmrun.config import LoadConfig, SamplingConfig
+from llmrun.conversations import Conversations
+from llmrun.engine.client import Engine
+from llmrun.errors import EngineCrashed, PromptTooLong, UsageError
+from llmrun.models import find_model
+
+GREEDY = SamplingConfig(temperature=0, max_tokens=40)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Conversations]:
+    with Conversations(tmp_path / "conversations.db") as opened:
+        yield opened
+
+
+def open_tiny(n_ctx: int | None = None) -> Engine:
+    model = find_model("tiny")
+    return Engine(model.path, model.header, LoadConfig(n_ctx=n_ctx))
+
+
+def said(events: Iterable[object]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Piece))
+
+
+def notices(events: Iterable[object]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Notice)]
+
+
+def test_what_the_model_is_given(engine: Engine) -> None:
+    """System prompt, then every turn; the answer is the engine's own for these messages."""
+    chat = Chat(engine, "tiny", sampling=GREEDY, system="Be brief.")
+    first = said(chat.ask("What is a token?"))
+    second = said(chat.ask("What is the KV cache?"))
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is a token?"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "What is the KV cache?"},
+        {"role": "assistant", "content": second},
+    ]
+    assert chat.messages() == messages
+    assert "".join(engine.generate(messages[:-1], GREEDY)) == second
+
+
+def test_undo_regen_and_edit(engine: Engine, kept: Conversations) -> None:
+    """What is taken back is gone from the model's sight and from what is kept, and nothing is computed twice."""
+    chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+    said(chat.ask("What is a token?"))
+    answer = said(chat.ask("What is the KV cache?"))
+    assert said(chat.again()) == answer and len(chat.turns) == 4
+    assert chat.generation is not None
+    assert chat.generation.timing.n_cached == chat.generation.timing.n_prompt - 1
+    assert chat.undo() == "What is the KV cache?"
+    assert [turn.role for turn in chat.turns] == ["user", "assistant"]
+    assert chat.id is not None
+    assert [turn.content for turn in kept.read(chat.id).turns] == [turn.content for turn in chat.turns]
+    said(chat.ask("What do GPU layers do?"))
+    assert chat.generation.timing.n_cached > 20
+    chat.undo()
+    chat.undo()
+    with pytest.raises(UsageError, match="nothing was said yet"):
+        chat.undo()
+
+
+def test_kept_as_it_is_said(engine: Engine, kept: Conversations) -> None:
+    """Every piece is kept before the next one comes; at the end the whole answer with its figures."""
+    chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+    so_far = ""
+    for event in chat.ask("Tell me a story"):
+        assert isinstance(event, Piece) and chat.id is not None
+        so_far += event.text
+        assert kept.read(chat.id).turns[-1].content == so_far
+        assert not kept.read(chat.id).turns[-1].whole
+    assert chat.id is not None
+    turn = kept.read(chat.id).turns[-1]
+    assert turn.whole and turn.content == so_far and turn.model == "tiny" and turn.stop_reason == "length"
+    assert turn.timing["n_generated"] == 40 and turn.timing["tg_tps"] > 0
+
+
+def test_resumed_where_it_was(kept: Conversations) -> None:
+    """Another process, the same conversation: the same messages, and one llmrun at a time."""
+    with open_tiny() as engine:
+        chat = Chat(engine, "tiny", sampling=GREEDY, system="Be brief.", store=kept)
+        said(chat.ask("What is a token?"))
+        messages, id = chat.messages(), chat.id
+        assert id is not None
+        with open_tiny() as other:
+            second = Chat(other, "tiny", sampling=GREEDY, store=kept)
+            chat.close()
+            second.resume(kept.read(id))
+            assert second.messages() == messages and second.id == id
+            said(second.ask("What is the KV cache?"))
+            second.close()
+    assert len(kept.read(id).turns) == 4
+
+
+def test_nothing_kept_where_nothing_is_to_be(engine: Engine, kept: Conversations) -> None:
+    """Without a store nothing is; /save keeps what was said until then, and what follows."""
+    chat = Chat(engine, "tiny", sampling=GREEDY)
+    said(chat.ask("What is a token?"))
+    assert kept.list() == [] and chat.id is None
+    id = chat.set_title("Tokens", kept)
+    said(chat.ask("What is the KV cache?"))
+    conversation = kept.read(id)
+    assert conversation.title == "Tokens" and len(conversation.turns) == 4
+
+
+def test_cancelled_answers(engine: Engine, kept: Conversations) -> None:
+    """What was said until then stays; a message without any answer is taken back."""
+    chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), store=kept)
+    events = chat.ask("Tell me a story about a fox")
+    text = ""
+    for event in events:
+        text += event.text
+        if len(text) > 20:
+            chat.cancel()
+    assert chat.turns[-1].content == text and chat.turns[-1].stop_reason == "cancelled"
+    said(chat.ask("What is a token?"))
+    assert len(chat.turns) == 4
+    events = chat.ask("never answered")
+    begun = chat.engine.generate
+    assert begun  # the generator has not run yet: cancel at its first moment
+    chat.sampling = SamplingConfig(temperature=0, max_tokens=0)
+    assert said(events) == "" and len(chat.turns) == 4
+    assert chat.id is not None and len(kept.read(chat.id).turns) == 4
+
+
+def test_a_message_that_was_never_answered(engine: Engine, kept: Conversations) -> None:
+    """A kill between question and answer: /regen answers it, another message leaves it out."""
+    id = kept.create("tiny")
+    kept.add(id, "user", "What is a token?")
+    chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+    chat.resume(kept.read(id))
+    assert chat.is_unanswered
+    said(chat.again())
+    assert [turn.role for turn in chat.turns] == ["user", "assistant"]
+    kept.add(id, "user", "lost")
+    chat.close()
+    other = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+    other.resume(kept.read(id))
+    events = list(other.ask("What is the KV cache?"))
+    assert "left out" in notices(events)[0]
+    assert [turn.content for turn in other.turns if turn.role == "user"] == [
+        "What is a token?",
+        "What is the KV cache?",
+    ]
+
+
+def test_a_crash_loses_the_engine_only(engine: Engine, kept: Conversations) -> None:
+    chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), store=kept)
+    said(chat.ask("What is a token?"))
+    with pytest.raises(EngineCrashed):
+        for i, _ in enumerate(chat.ask("Tell me a long story about a fox")):
+            if i == 1:
+                import os
+                import signal
+
+                os.kill(engine.pid, signal.SIGKILL)
+    assert len(chat.turns) == 4 and chat.turns[-1].content
+    with open_tiny() as again:
+        chat.switch(again, "tiny")
+        assert said(chat.ask("What is the KV cache?"))
+    assert chat.id is not None and len(kept.read(chat.id).turns) == 6
+
+
+# -- a full context ---
+
+
+def test_the_oldest_turns_are_dropped_whole() -> None:
+    """The system prompt and the last message always stay; it says so; the conversation keeps everything."""
+    with open_tiny(160) as engine:
+        chat = Chat(engine, "tiny", sampling=GREEDY, system="Be brief.")
+        told: list[str] = []
+        for question in ("What is a token?", "What is the KV cache?", "What do GPU layers do?", "What is a token?") * 2:
+            told += notices(chat.ask(question))
+            assert chat.messages()[0] == {"role": "system", "content": "Be brief."}
+            assert chat.messages()[1]["role"] == "user" and chat.messages()[-1]["role"] == "assistant"
+            assert chat.n_tokens(chat.messages()) <= 160 + 40
+    assert told and "the oldest 2 turns are no longer given" in told[0] and "160 tokens" in told[0]
+    assert len(chat.turns) == 16 and chat.n_dropped > 0
+
+
+def test_an_answer_goes_on_over_the_edge() -> None:
+    """The context fills up in the middle of an answer: turns go, and the sentence goes on."""
+    with open_tiny(200) as engine:
+        chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0))
+        said(chat.ask("What is a token?"))
+        said(chat.ask("What is the KV cache?"))
+        events = list(chat.ask("Tell me a story about a fox"))
+        assert any("is full" in notice for notice in notices(events))
+        answer = said(events)
+        assert answer == chat.turns[-1].content
+        begun = next(i for i, event in enumerate(events) if isinstance(event, Notice))
+        before, behind = said(events[:begun]), said(events[begun:])
+        assert before and behind and answer == before + behind
+
+
+def test_stop_instead_of_dropping() -> None:
+    with open_tiny(120) as engine:
+        chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), manner=Manner(overflow="stop"))
+        said(chat.ask("What is a token?"))
+        events = list(chat.ask("Tell me a story about a fox"))
+        assert chat.generation is not None and chat.generation.stop_reason == "context"
+        assert not notices(events) and chat.n_dropped == 0
+        with pytest.raises(PromptTooLong):
+            said(chat.ask("What is the KV cache?"))
+        assert len(chat.turns) == 4  # the message that did not fit is taken back
+
+
+def test_one_message_too_long() -> None:
+    """Nothing could be dropped for it: it is an error, and the conversation goes on without it."""
+    with open_tiny(100) as engine:
+        chat = Chat(engine, "tiny", sampling=GREEDY)
+        said(chat.ask("What is a token?"))
+        with pytest.raises(PromptTooLong):
+            said(chat.ask("word " * 300))
+        assert len(chat.turns) == 2
+        chat.n_dropped = 0
+        assert said(chat.ask("Hello"))
+
+
+# -- thinking and form ---
+
+THINKS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
+SHORT = SamplingConfig(temperature=0, max_tokens=30)
+
+
+def test_thinking_is_kept_apart(engine: Engine, kept: Conversations) -> None:
+    """A budget ends it; it has a count of its own, is kept, and is not fed back."""
+    manner = Manner(template=THINKS, think_budget=6)
+    chat = Chat(engine, "tiny", sampling=SHORT, manner=manner, store=kept)
+    events = list(chat.ask("Tell me a story"))
+    thought = "".join(event.thought for event in events if isinstance(event, Piece))
+    turn = chat.turns[-1]
+    assert thought and turn.thinking == thought and turn.content == said(events) and turn.content
+    assert "think>" not in thought + turn.content
+    assert chat.generation is not None and 6 <= chat.generation.n_thinking < 20
+    assert turn.timing["n_thinking"] == chat.generation.n_thinking
+    assert chat.messages()[-1] == {"role": "assistant", "content": turn.content}
+    assert chat.id is not None and kept.read(chat.id).turns[-1].thinking == thought
+
+
+def test_thinking_turned_off(engine: Engine) -> None:
+    """By the template's switch; where it has none, by closing what the template opens."""
+    for template in (THINKS, THINKS.replace("{% if enable_thinking %}<think>{% endif %}", "<think>")):
+        chat = Chat(engine, "tiny", sampling=SHORT, manner=Manner(template=template, think="off"))
+        events = list(chat.ask("Tell me a story"))
+        assert said(events) and not any(event.thought for event in events if isinstance(event, Piece))
+
+
+def test_form_after_thinking(engine: Engine) -> None:
+    """A grammar binds the answer and leaves the thinking free."""
+    manner = Manner(template=THINKS, think_budget=5, grammar='root ::= "yes" | "no"')
+    chat = Chat(engine, "tiny", sampling=SHORT, manner=manner)
+    events = list(chat.ask("Tell me a story"))
+    assert said(events) in ("yes", "no")
+    assert len("".join(event.thought for event in events if isinstance(event, Piece))) > 3
+
+
+@pytest.mark.parametrize("manner", [{"think": "loud"}, {"overflow": "burst"}, {"think_budget": -1}])
+def test_bad_manners(manner: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        Manner(**manner)  # type: ignore[arg-type]
+
+
+def test_without_a_template(micro: Path) -> None:
+    """A base model is talked to in ChatML, whose end is not part of the answer."""
+    from llmrun.gguf import open_header
+
+    with Engine(micro, open_header(micro)) as engine:
+        chat = Chat(engine, "micro", sampling=SHORT)
+        assert not chat.is_templated
+        said(chat.ask("a b c"))
+        assert chat.generation is not None and chat.generation.timing.n_prompt > 10
