@@ -127,11 +127,8 @@ def test_cancelled_answers(engine: Engine, kept: Conversations) -> None:
     assert chat.turns[-1].content == text and chat.turns[-1].stop_reason == "cancelled"
     said(chat.ask("What is a token?"))
     assert len(chat.turns) == 4
-    events = chat.ask("never answered")
-    begun = chat.engine.generate
-    assert begun  # the generator has not run yet: cancel at its first moment
     chat.sampling = SamplingConfig(temperature=0, max_tokens=0)
-    assert said(events) == "" and len(chat.turns) == 4
+    assert said(chat.ask("never answered")) == "" and len(chat.turns) == 4
     assert chat.id is not None and len(kept.read(chat.id).turns) == 4
 
 

@@ -70,36 +70,32 @@ def test_a_question_and_its_answer(chat: Open) -> None:
     assert terminal.wait() == 0
 
 
-def test_nothing_that_was_written_is_written_again(chat: Open) -> None:
+def test_nothing_that_was_written_is_written_again(chat: Open, tmp_path: Path) -> None:
     """With the status line below it, a long answer goes out once: every word of it stands in the bytes one time."""
     terminal = chat(columns=70, lines=10)
     begin = len(terminal.raw)
     say(terminal, "Tell me a story about a fox.")
     data = terminal.raw[begin:].decode()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data)
-    answer = json_of_last(chat_home(terminal))["messages"][-1]["content"]
+    answer = json_of_last(tmp_path)["messages"][-1]["content"]
     for sentence in re.findall(r"[A-Z][a-z]+ [a-z]+ [a-z]+ [a-z]+", answer):
         assert plain.replace("\r", "").replace("\n", " ").count(sentence) <= answer.count(sentence), sentence
     assert "\x1b[2J" not in data and "\x1b[H" not in data
 
 
-def chat_home(terminal: Terminal) -> str:
-    return psutil.Process(terminal.process.pid).environ()["LLMRUN_HOME"]
-
-
-def json_of_last(home: str) -> dict[str, list[dict[str, str]]]:
+def json_of_last(home: Path) -> dict[str, list[dict[str, str]]]:
     done = subprocess.run(
         [sys.executable, "-m", "llmrun", "history", "show", "last", "--json"],
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "LLMRUN_HOME": home},
+        env={**os.environ, "LLMRUN_HOME": os.fspath(home)},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def test_ctrl_c_stops_the_answer_and_goes_on(chat: Open) -> None:
+def test_ctrl_c_stops_the_answer_and_goes_on(chat: Open, tmp_path: Path) -> None:
     """What was said stays on the screen, in the conversation and in the model's memory."""
     terminal = chat("--ignore-eos", "-c", "900")
     terminal.type("Tell me a story about a fox.\r")
@@ -108,7 +104,7 @@ def test_ctrl_c_stops_the_answer_and_goes_on(chat: Open) -> None:
     terminal.wait_for("(stopped)")
     terminal.settle(0.1)
     assert terminal.process.poll() is None
-    said = json_of_last(chat_home(terminal))["messages"]
+    said = json_of_last(tmp_path)["messages"]
     assert len(said) == 2 and said[1]["stop_reason"] == "cancelled" and said[1]["content"].startswith("Once")
     terminal.type("/set ignore-eos off\r")
     terminal.wait_for("ignore-eos is off")
@@ -152,7 +148,7 @@ def test_several_lines(chat: Open) -> None:
     assert terminal.wait() == 0
 
 
-def test_a_paste_of_10000_characters(chat: Open) -> None:
+def test_a_paste_of_10000_characters(chat: Open, tmp_path: Path) -> None:
     """It arrives whole, as one message, and nothing of it is taken for a command."""
     terminal = chat("-c", "8000", "-n", "4")
     lines = [f"{i:04d} /bye word word word word word word word" for i in range(240)]
@@ -164,7 +160,7 @@ def test_a_paste_of_10000_characters(chat: Open) -> None:
     terminal.type("\r")
     terminal.wait_for("tokens are reached", 120)
     terminal.settle()
-    assert json_of_last(chat_home(terminal))["messages"][0]["content"] == text
+    assert json_of_last(tmp_path)["messages"][0]["content"] == text
 
 
 def test_resize_while_it_answers(chat: Open) -> None:
@@ -263,9 +259,9 @@ def test_every_command(chat: Open, tmp_path: Path) -> None:
     say(terminal, "/tokens", "a note")
     do("/undo", "taken back: a note")
     do("/edit What is the KV cache?", "KV cache")
-    do(f"/export {tmp_path}/talk.md", "turns in")
-    do(f"/export {tmp_path}/talk.json", "turns in")
-    do(f"/export {tmp_path}/talk.json", "is there already")
+    do(f"/export {tmp_path}/talk.md", "2 turns in")
+    do(f"/export {tmp_path}/talk.json", "2 turns in")
+    do(f"/export {tmp_path}/talk.json", "is there")
     do("/save My talk", "kept as 2")
     do("/list", "My talk")
     do("/model tiny", "the conversation goes on")
@@ -335,27 +331,22 @@ def test_narrow(chat: Open, width: int) -> None:
     assert all(len(row) <= width for row in terminal.rows)
 
 
-def test_kill_9_and_go_on(chat: Open) -> None:
+def test_kill_9_and_go_on(chat: Open, tmp_path: Path) -> None:
     """The conversation has what was on the screen; --continue goes on with it, and with its model."""
     terminal = chat("--ignore-eos", "-n", "900")
     terminal.type("Tell me a story about a fox.\r")
     terminal.wait_for("Once upon a time")
     os.kill(terminal.process.pid, signal.SIGKILL)
-    home = terminal.env_home if hasattr(terminal, "env_home") else None
     terminal.wait()
     shown = " ".join(row for row in terminal.rows[2:] if "·" not in row).replace("\n", " ")
-    again = Terminal("chat", "--continue", columns=90, lines=24, env={"LLMRUN_HOME": home or _home_of(chat)})
+    again = Terminal("chat", "--continue", columns=90, lines=24, env={"LLMRUN_HOME": os.fspath(tmp_path)})
     with again:
         again.wait_for("2 turns")
         again.settle(0.1)
-        kept = json_of_last(_home_of(chat))["messages"][-1]["content"]
+        kept = json_of_last(tmp_path)["messages"][-1]["content"]
         assert kept.startswith("Once upon a time")
         words = shown.split("Once", 1)[1].split()
         assert " ".join(kept.split()).find(" ".join(words[:-2])[:200]) >= 0
-
-
-def _home_of(chat: Open) -> str:
-    return os.fspath(chat.__closure__[1].cell_contents) if chat.__closure__ else ""  # type: ignore[attr-defined]
 
 
 def test_from_a_pipe(llmrun: RunLlmrun, tmp_path: Path) -> None:

@@ -251,24 +251,28 @@ def test_code_colors_start_anew() -> None:
 
 
 def test_no_word_waits_for_the_next() -> None:
-    """A word is written when it has ended, a delimiter when the next character tells what it is."""
+    """A word is written as it comes, near the edge when it has ended; a delimiter when the next character tells what
+    it is."""
     stream = Markdown(lambda: 40)
     assert [stream.feed(piece) for piece in ("He", "llo", " wor", "ld. ", "**", "B", "old", "** ", "x")] == [
+        "He",
+        "llo",
+        " wor",
+        "ld.",
         "",
+        " \x1b[1mB",
+        "old",
         "",
-        "Hello",
-        " world.",
-        "",
-        "",
-        "",
-        " \x1b[1mBold",
-        "",
+        "",  # 18 cells are taken, and a word of 24 would not fit any more
     ]
     assert stream.column == len("Hello world. Bold")
     assert stream.finish() == "\x1b[0m x"
     stream = Markdown(lambda: 40)
     assert stream.feed("- one\n") == "• one"
-    assert stream.feed("- t") == "\n•"
+    assert stream.feed("- t") == "\n• t"
+    assert stream.feed("wo ") == "wo"
+    stream = Markdown(lambda: 27)
+    assert stream.feed("- t") == "•"
     assert stream.feed("wo ") == " two"
 
 
@@ -320,7 +324,7 @@ def test_plain() -> None:
     )
     assert written(Plain(lambda: 10, style="2", color=False), ["the quick brown"]) == "the quick\nbrown"
     stream = Plain(lambda: 80)
-    assert (stream.feed("a b"), stream.feed(" c\r"), stream.feed("\nd"), stream.finish()) == ("a", " b", " c", "\nd")
+    assert (stream.feed("a b"), stream.feed(" c\r"), stream.feed("\nd"), stream.finish()) == ("a b", " c", "\nd", "")
 
 
 # -- cut anywhere ---

@@ -157,6 +157,11 @@ def _may_break(before: str, after: str) -> bool:
     )
 
 
+_LONG_WORD = 24
+"""Cells. Where so many are free, a word is shown as it comes: to wait for its end would be a token later for the eye.
+A longer one is then broken at the edge."""
+
+
 class _Page:
     """Words laid into lines of `width() - 1` cells, which is asked anew for each line.
 
@@ -176,7 +181,7 @@ class _Page:
         self._gap_cells = 0
         self._word: list[tuple[str, str, int]] = []
         self._word_cells = self._word_chars = 0
-        self._spilling = False  # in a word that is longer than a line
+        self._spilling = False  # in a word that is written as it comes
         self._last = ""  # what the next character may combine with
         self._joined = self._widened = self._half_flag = False
         self._measure()
@@ -296,7 +301,7 @@ class _Page:
         self._write_word()
 
     def _spill(self) -> None:
-        """The word is longer than a line: from here on it is written as it comes."""
+        """The word is longer than a line, or hardly can be too long for this one: it is written as it comes."""
         self._spilling = True
         self._open()
         text, _, first = self._word[0]
@@ -365,11 +370,17 @@ class _Page:
         if self._spilling:
             self._lay(text, style, cells)
             return
+        fits_surely = not self._word and self._has_room(_LONG_WORD)
         self._word.append((text, style, cells))
         self._word_cells += cells
         self._word_chars += len(text)
-        if self._word_cells > self.room(self._hang) or self._word_chars > 256 + 8 * self._limit:
+        if fits_surely or self._word_cells > self.room(self._hang) or self._word_chars > 256 + 8 * self._limit:
             self._spill()
+
+    def _has_room(self, cells: int) -> bool:
+        """Whether a word of so many cells, beginning here, is on this line."""
+        column = len(self._clipped(self._pending[-1])) if self._pending else self.column
+        return column + self._gap_cells + cells <= self._limit
 
     def _end_word(self) -> None:
         self._flush()

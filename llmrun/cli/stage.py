@@ -7,7 +7,6 @@ break and drawn anew behind it. Everything between two looks of the eye goes out
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +15,15 @@ from contextlib import contextmanager, suppress
 from llmrun.cli import screen
 
 _REDRAW_S = 0.1
+_WIDTH = 80
 
 
 def width() -> int:
-    return shutil.get_terminal_size().columns
+    """Of the terminal, in cells; asked of itself, because the variable COLUMNS does not follow a resize."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _WIDTH
+    except (OSError, ValueError):
+        return _WIDTH
 
 
 def has_color() -> bool:
