@@ -312,6 +312,13 @@ class Chat:
         self._remove(self._last_of_user() + 1)
         yield from self._answer()
 
+    def prepare(self) -> None:
+        """Have the engine read what there is already, while the user thinks of something to say."""
+        if not self.is_unanswered:
+            self.engine.prepare(
+                self.messages(), template=self.manner.template or self._fallback, thinks=self.manner.think != "off"
+            )
+
     def cancel(self) -> None:
         """Have the answer end soon, with what is there. May be called by a signal handler."""
         if self.generation is not None:

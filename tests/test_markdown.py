@@ -271,7 +271,7 @@ def test_no_word_waits_for_the_next() -> None:
     assert stream.feed("- one\n") == "• one"
     assert stream.feed("- t") == "\n• t"
     assert stream.feed("wo ") == "wo"
-    stream = Markdown(lambda: 27)
+    stream = Markdown(lambda: 26)
     assert stream.feed("- t") == "•"
     assert stream.feed("wo ") == " two"
 

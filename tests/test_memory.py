@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,3 +188,31 @@ def test_count(engine: Engine) -> None:
     list(generation)
     assert engine.count(question) == generation.timing.n_prompt
     assert 0 < engine.count("What is a token?") < engine.count(question)
+
+
+def test_prepared_while_nobody_asks(engine: Engine) -> None:
+    """What a conversation begins with is computed before the message comes, and a message does not wait for it."""
+    messages = [
+        {"role": "system", "content": "Be brief. " * 20},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello! " * 10},
+    ]
+    question = [*messages, {"role": "user", "content": "What is a token?"}]
+    expected = "".join(engine.generate(question, GREEDY))
+    engine.prepare(messages)
+    assert "".join(engine.generate(question, GREEDY, asking=GOES_ON)) == expected
+    with open_file(engine.path) as other:
+        for _ in range(20):
+            other.prepare(messages)
+        other.prepare([])
+        assert "".join(other.generate(question, GREEDY, asking=GOES_ON)) == expected
+
+
+def test_prepared_tokens_are_remembered(engine: Engine) -> None:
+    """Left alone long enough, all but the new message is computed already."""
+    system = [{"role": "system", "content": "Be brief. " * 20}]
+    engine.prepare(system)
+    time.sleep(1.0)
+    generation = engine.generate([*system, {"role": "user", "content": "Hi"}], GREEDY, asking=GOES_ON)
+    list(generation)
+    assert generation.timing.n_prompt - generation.timing.n_cached < 10

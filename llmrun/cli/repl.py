@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ class Repl:
         """Until the user leaves."""
         while True:
             prefill, self.prefill = self.prefill, ""
+            self._prepare()
             try:
                 typed = lines.read(prefill)
             except KeyboardInterrupt:
@@ -119,8 +120,14 @@ class Repl:
         self._watch.close()
         self.chat.engine.close()
         self.reference, self.found = reference, found
-        self.chat.switch(engine, found.name)
+        self.chat.switch(engine, reference)
         self._watch_engine()
+
+    def _prepare(self) -> None:
+        """What was thought is no part of what lies behind, a system prompt may be new: read it while the user types."""
+        if screen.is_terminal(sys.stdin) and self.chat.engine.alive:
+            with suppress(LlmrunError):  # what is wrong will be said when there is something to say it to
+                self.chat.prepare()
 
     def _revive(self) -> None:
         """A crash took the engine, not the conversation."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from llmrun.config import COMFORTABLE_CTX
@@ -21,6 +22,8 @@ from llmrun.engine.protocol import (
     Generate,
     Message,
     Prefilled,
+    Prepare,
+    Prepared,
     Rendering,
     RequestFailed,
     Settings,
@@ -158,7 +161,7 @@ class Answering:
             text, _ = self._rendered(request)
         self._host.send(Counted(len(self._vocab.tokenize(text or ""))))
 
-    def _rendered(self, request: Generate | Count) -> tuple[str, Tags | None]:
+    def _rendered(self, request: Generate | Count | Prepare) -> tuple[str, Tags | None]:
         """The prompt that the chat template makes of the messages, and how an answer marks its thinking."""
         from llmrun.engine.reasoning import tags_of
         from llmrun.engine.template import TemplateError, Templates
@@ -233,6 +236,28 @@ class Answering:
         rest = self._vocab.tokenize(written[len(known) :].decode(errors="replace"), add_special=False)
         return held + rest if rest and not self._vocab.piece(rest[0]) else tokens
 
+    def prepare(self, request: Prepare) -> None:
+        self._make_room(0, -1, keep=True)
+        known = self._known_beginning(request) if request.messages else []
+        if known:
+            self._prefill(known[self._memory.recall([*known, -1]) :], told=False)
+        elif not self._memory.held:
+            first = self._vocab.tokenize("a")[:1]
+            self._compute((self._llama.llama_token * 1)(*first), 1)
+            self._memory.forget()
+        self._host.send(Prepared(len(self._memory.held)))
+
+    def _known_beginning(self, request: Prepare) -> list[int]:
+        """The tokens that the prompt will begin with, whatever the user says next."""
+        from llmrun.engine.memory import common_prefix
+
+        made = []
+        for word in ("a", "Z"):
+            said = {"role": "user", "content": word}
+            text, _ = self._rendered(replace(request, messages=[*request.messages, said]))
+            made.append(self._vocab.tokenize(text))
+        return made[0][: common_prefix(*made)]
+
     # -- the answer ---------------------------------------------------------------------------------------------------
 
     def generate(self, request: Generate) -> StopReason:
@@ -284,7 +309,7 @@ class Answering:
             )
         return n_ctx
 
-    def _prefill(self, tokens: list[int]) -> StopReason | None:
+    def _prefill(self, tokens: list[int], *, told: bool = True) -> StopReason | None:
         size, n_before = self._host.settings.n_batch, len(self._memory.held)
         for first in range(0, len(tokens), size):
             chunk = tokens[first : first + size]
@@ -293,7 +318,8 @@ class Answering:
                 return reason
             self._memory.held += chunk
             self._llama.llama_synchronize(self._memory.context)  # devices compute behind our back; the time is theirs
-            self._host.send(Prefilled(n_before + first + len(chunk), clock()))
+            if told:
+                self._host.send(Prefilled(n_before + first + len(chunk), clock()))
         return None
 
     def _compute(self, ids: Any, n: int) -> StopReason | None:

@@ -34,6 +34,8 @@ from llmrun.engine.protocol import (
     Measured,
     Message,
     Prefilled,
+    Prepare,
+    Prepared,
     Progress,
     Ready,
     Rendering,
@@ -296,6 +298,7 @@ class Engine:
         self._on_progress = on_progress
         self._expected_tokens, self._least_tokens = expected_tokens, least_tokens
         self._may_lengthen = True
+        self._is_preparing = False
         self._may_retry = self._may_measure = True
         self._holds_model = False
         self._adapters = [open_adapter(adapter.path, header.architecture) for adapter in self.config.lora]
@@ -557,7 +560,27 @@ class Engine:
 
     # -- the conversation with the child ------------------------------------------------------------------------------
 
+    def prepare(self, messages: Sequence[dict[str, str]], *, template: str | None = None, thinks: bool = True) -> None:
+        """Compute what a conversation begins with while nobody asks for anything; the next request ends it."""
+        self.send(Prepare([*messages], template, thinks))
+        self._is_preparing = True
+
+    def _end_preparing(self) -> None:
+        self._is_preparing = False
+        self.send(Cancel())
+        rendering = False
+        while True:
+            match self.receive(self.limits.template_s if rendering else None):
+                case Rendering(done):
+                    rendering = not done
+                case Prepared() | Failed():  # whatever it is, the next request will meet it as well
+                    return
+                case event:
+                    raise EngineCrashed(f"the engine sent {type(event).__name__} while preparing")
+
     def send(self, message: Message) -> None:
+        if self._is_preparing:
+            self._end_preparing()
         self._check_open()
         try:
             if not self._child.send(encode(message), idle_s=self.limits.idle_s):

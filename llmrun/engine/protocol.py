@@ -104,6 +104,25 @@ class Generate:
 
 
 @dataclass
+class Prepare:
+    """Parent → child: make a context and compute what these messages will begin with, until `Cancel`.
+
+    For the time in which somebody types. Without messages the weights are read once, so that they are in memory.
+    """
+
+    messages: list[dict[str, str]]
+    template: str | None = None
+    thinks: bool = True
+
+
+@dataclass
+class Prepared:
+    """Child → parent: the answer to `Prepare`. `n_tokens` are remembered now."""
+
+    n_tokens: int
+
+
+@dataclass
 class Count:
     """Parent → child: how many tokens have these messages, rendered for an answer, or this text?"""
 
@@ -429,6 +448,7 @@ Message = (
     | Trial
     | Probe
     | Generate
+    | Prepare
     | Count
     | Tokenize
     | Score
@@ -447,6 +467,7 @@ Message = (
     | Prefilled
     | Tokens
     | Counted
+    | Prepared
     | Done
     | Failed
 )

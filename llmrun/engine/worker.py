@@ -36,6 +36,8 @@ from llmrun.engine.protocol import (
     Measure,
     Measured,
     Message,
+    Prepare,
+    Prepared,
     Probe,
     Probed,
     Progress,
@@ -60,7 +62,9 @@ if TYPE_CHECKING:
 _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
 # Each of them ends something that the parent waits for.
-_AWAITED = Ready | Devices | Measured | Tried | Probed | Loaded | Tokenized | Counted | Scored | Done | Failed
+_AWAITED = (
+    Ready | Devices | Measured | Tried | Probed | Loaded | Tokenized | Counted | Prepared | Scored | Done | Failed
+)
 
 clock = time.perf_counter
 
@@ -125,6 +129,8 @@ class Worker:
             self.generate(message)
         elif isinstance(message, Count):
             self._answering().count(message)
+        elif isinstance(message, Prepare):
+            self._answering().prepare(message)
         elif isinstance(message, Measure):
             self.measure(message)
         elif isinstance(message, FindDevices):
