@@ -12,7 +12,7 @@ a kill at any moment loses no more than that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -299,7 +299,7 @@ class Chat:
 
     # -- answers ---
 
-    def ask(self, text: str) -> Iterator[Event]:
+    def ask(self, text: str) -> Generator[Event]:
         """Say something; yields the answer as it is made. A message that gets no answer is taken back."""
         if self.is_unanswered:
             self._remove(len(self.turns) - 1)
@@ -307,7 +307,7 @@ class Chat:
         self._add(Said("user", text))
         yield from self._answer()
 
-    def again(self) -> Iterator[Event]:
+    def again(self) -> Generator[Event]:
         """Another answer to the last message."""
         self._remove(self._last_of_user() + 1)
         yield from self._answer()

@@ -27,7 +27,8 @@ import termios
 import time
 from pathlib import Path
 
-from compare_peers import HEAD, PEERS, check_quiet, interleaved, model_file, row
+import psutil
+from compare_peers import HEAD, MODELS, PEERS, check_quiet, interleaved, row
 
 from llmrun import synth
 from llmrun.chat import CHATML
@@ -38,6 +39,7 @@ from llmrun.hardware import default_threads
 from llmrun.planner import should_repack
 
 WORD = "dq"
+CONTROL = 3  # LLAMA_TOKEN_TYPE_CONTROL
 QUESTION = "please tell me more of it and take your time as the others did before you came here today"
 COLUMNS, LINES = 100, 40
 
@@ -76,9 +78,21 @@ class Seat:
             if time.monotonic() > deadline:
                 sys.exit(f"no prompt came; the last it said: {self._seen[-500:]!r}")
             self._seen += self._read(0.1)
-        time.sleep(0.2)
-        while data := self._read(0.1):
+        while data := self._read(0.2):
             self._seen += data
+
+    def settle(self) -> None:
+        """Wait until it does nothing any more: ours reads ahead between turns, which is not to be the other's loss."""
+        family = [psutil.Process(self.process.pid)]
+        family += family[0].children(recursive=True)
+
+        def used() -> float:
+            return sum(sum(each.cpu_times()[:2]) for each in family)
+
+        before = -1.0
+        while used() - before > 0.02:
+            before = used()
+            time.sleep(0.4)
 
     def turn(self, n_words: int) -> tuple[float, float]:
         """Seconds to the first word, and words per second from the first to the last."""
@@ -105,6 +119,7 @@ class Seat:
                 first_s = first_s or now_s
                 n, last_s = found, now_s
         self._wait_ready()
+        self.settle()
         return first_s - begin_s, (n_words - 1) / (last_s - first_s)
 
     def close(self) -> None:
@@ -113,13 +128,29 @@ class Seat:
         os.close(self._pty)
 
 
+def chat_model(name: str) -> Path:
+    """The file, or a synthetic model whose vocabulary has ChatML's tags for tokens, as models for chat have."""
+    if Path(name).exists():
+        return Path(name)
+    shape, _, level = name.partition(":")
+    if shape not in synth.SHAPES:
+        sys.exit(f"no file {name} and no shape {shape}; shapes: {', '.join(synth.SHAPES)}")
+    path = MODELS / f"{shape}-{level or 'Q4_K_M'}-chat.gguf"
+    if not path.exists():
+        MODELS.mkdir(exist_ok=True)
+        texts, scores, types = synth.vocabulary(synth.SHAPES[shape].n_vocab)
+        texts[-2:], types[-2:] = [b"<|im_start|>", b"<|im_end|>"], [CONTROL, CONTROL]
+        synth.write(path, synth.SHAPES[shape], level or "Q4_K_M", vocab=(texts, scores, types))
+    return path
+
+
 def word_token() -> int:
     texts, _, _ = synth.vocabulary(8192)
     return texts.index(f"▁{WORD}".encode())
 
 
 def turns(options: argparse.Namespace) -> None:
-    path = model_file(options.model)
+    path = chat_model(options.model)
     threads, n = str(default_threads()), str(options.n_gen)
     bias = f"{word_token()}+100000"
     common = ["--temp", "0", "-c", str(options.ctx), "-t", threads, "-n", n, "--ignore-eos", "-l", bias]
@@ -142,6 +173,8 @@ def turns(options: argparse.Namespace) -> None:
         for _ in interleaved(options.rounds):
             theirs = Seat(theirs_command, b"\n> ", {})
             ours = Seat(ours_command, b">>>", {"LLMRUN_HOME": home})
+            theirs.settle()
+            ours.settle()
             try:
                 for turn in range(1, options.turns + 1):
                     for seat, side in ((theirs, 0), (ours, 1)):
@@ -162,26 +195,23 @@ def turns(options: argparse.Namespace) -> None:
 
 def reuse(options: argparse.Namespace) -> None:
     """The same question twice over a history of so many tokens, and after /undo."""
-    path = model_file(options.model)
+    path = chat_model(options.model)
     sampling = SamplingConfig(temperature=0, max_tokens=8)
     rows = []
     for _ in interleaved(options.rounds):
         with Engine(path, open_header(path)) as engine:
             history = "the cat sat on a mat and saw a dog run by "
-            messages = [{"role": "user", "content": history}]
-            per = engine.count(messages, template=CHATML)
-            messages[0]["content"] = history * (options.tokens * 1 // per + 1)
-            while engine.count(messages, template=CHATML) > options.tokens:
-                messages[0]["content"] = messages[0]["content"][: -len(history)]
+            per = (engine.count(history * 11) - engine.count(history)) / 10
+            messages = [{"role": "user", "content": history * round(options.tokens / per)}]
             asking = Asking(template=CHATML, reuse=True)
             taken = []
             said = None
             for what in ("first", "next turn", "after /undo", "/regen"):
                 if what == "next turn":
                     assert said is not None
-                    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": QUESTION}]
+                    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "and then?"}]
                 elif what == "after /undo":
-                    messages[-1] = {"role": "user", "content": "something else"}
+                    messages[-1] = {"role": "user", "content": "who was it?"}
                 generation = engine.generate(messages, sampling, asking=asking)
                 said = "".join(generation)
                 timing = generation.timing

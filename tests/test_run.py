@@ -317,3 +317,134 @@ def test_readme_example_runs() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "t/s" in done.stdout
+
+
+# -- the form of an answer ---
+
+PERSON = '{"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}'
+
+
+def test_answers_of_a_form(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """What was asked for is what comes out, whatever the model would rather say."""
+    rest = ("Tell me a story", "-q", "--seed", "1", "-n", "200")
+    assert llmrun("run", "tiny", *rest, "--choice", "yes,no, may be").stdout in ("yes", "no", "may be")
+    done = llmrun("run", "tiny", *rest, "--json-schema", PERSON)
+    assert done.returncode == 0 and json.loads(done.stdout)["age"] <= 99
+    (tmp_path / "schema.json").write_text(PERSON)
+    assert "age" in json.loads(llmrun("run", "tiny", *rest, "--json-schema", str(tmp_path / "schema.json")).stdout)
+    (tmp_path / "g.gbnf").write_text('root ::= [a-c]{3} "!"')
+    answer = llmrun("run", "tiny", *rest, "--grammar", str(tmp_path / "g.gbnf")).stdout
+    assert len(answer) == 4 and set(answer[:3]) <= set("abc") and answer[3] == "!"
+    document = json.loads(llmrun("run", "tiny", *rest, "--choice", "a,b", "--json").stdout)
+    assert document["answer"] in ("a", "b") and document["thinking"] == "" and document["timing"]["n_thinking"] == 0
+
+
+def test_an_answer_that_was_cut_is_none(llmrun: RunLlmrun) -> None:
+    """Half of a JSON document is exit 13, with the way out; what there is stays on stdout."""
+    done = llmrun("run", "tiny", "Tell me a story", "--json-schema", PERSON, "-n", "3", "--seed", "1")
+    assert done.returncode == 13 and done.stdout.startswith("{")
+    assert "is not what was asked for" in done.stderr and "a larger -n than 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--json-schema", '{"type": "strin"}'), 2, "no valid schema"),
+        (("--json-schema", '{"type": '), 2, "JSON"),
+        (("--json-schema", "nowhere.json"), 4, "nowhere.json"),
+        (("--json-schema", '{"not": {}}'), 2, "not"),
+        (("--json-schema", '{"type": "string", "maxLength": 2000000}'), 2, "maxLength"),
+        (("--grammar", "nowhere.gbnf"), 4, "nowhere.gbnf"),
+        (("--choice", ""), 2, "--choice"),
+        (("--json-mode", "--choice", "a,b"), 2, "an answer has one form"),
+        (("--think", "loud"), 2, "none of show, fold, hide, off"),
+        (("--chat-template", "nowhere.jinja"), 4, "nowhere.jinja"),
+        (("--template", "{language}"), 2, "nobody says what {language} is"),
+        (("--template", "{input} {0}"), 2, "is no field"),
+        (("--template", "{input"), 2, "--template"),
+        (("--template", "nowhere"), 4, "no template of that name"),
+        (("--template", "{input}", "--field", "a=b"), 2, "no such field"),
+        (("--field", "a=b"), 2, "there is no template"),
+        (("--raw", "--save"), 2, "--raw"),
+    ],
+)
+def test_bad_forms(llmrun: RunLlmrun, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    """In words, before any native code; nothing on stdout."""
+    done = llmrun("run", "tiny", "a", *arguments, env={"LLMRUN_HOME": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_left_recursion_never_reaches_llama_cpp(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    (tmp_path / "g.gbnf").write_text('root ::= root "a" | "b"')
+    done = llmrun("run", "tiny", "a", "--grammar", str(tmp_path / "g.gbnf"))
+    assert done.returncode == 2 and "root" in done.stderr
+
+
+# -- prompts with fields, and conversations of one prompt each ---
+
+
+def test_templates(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """A text, a file, a name in the folder of templates: all give the prompt that they spell."""
+    rest = ("--raw", "--temp", "0", "-n", "12", "-q")
+    expected = llmrun("run", "tiny", "Say hello to Bob\n\nnow", *rest).stdout
+    typed = ("now", "--field", "who=Bob", *rest)
+    text = "Say {what} to {who}\n\n{prompt}"
+    (tmp_path / "greet.txt").write_text(text)
+    (tmp_path / "config" / "llmrun" / "templates").mkdir(parents=True)
+    (tmp_path / "config" / "llmrun" / "templates" / "greet.txt").write_text(text)
+    (tmp_path / "what").write_text("hello\n")
+    what = ("--field", f"what=@{tmp_path / 'what'}")
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    for name in (text, str(tmp_path / "greet.txt"), "greet"):
+        assert llmrun("run", "tiny", "--template", name, *what, *typed, env=env).stdout == expected, name
+    # A template without a place for the input does not lose it.
+    assert llmrun("run", "tiny", "--template", "Say hello to {who}", *typed).stdout == expected
+
+
+def test_save_and_continue(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Two commands, one conversation: the second knows what the first was told."""
+    env = {"LLMRUN_HOME": str(tmp_path)}
+    rest = ("--temp", "0", "-q")
+    first = llmrun("run", "tiny", "What is a token?", "--save", *rest, env=env).stdout
+    second = llmrun("run", "tiny", "What is the KV cache?", "--continue", *rest, env=env).stdout
+    kept = json.loads(llmrun("history", "show", "last", "--json", env=env).stdout)["messages"]
+    assert [message["content"] for message in kept] == ["What is a token?", first, "What is the KV cache?", second]
+    assert kept[3]["timing"]["n_prompt"] > kept[1]["timing"]["n_prompt"] + 20
+    llmrun("run", "tiny", "Hello", *rest, env=env)
+    assert len(json.loads(llmrun("history", "list", "--json", env=env).stdout)) == 1  # unasked, nothing is kept
+
+
+def test_thinking_in_a_run(llmrun: RunLlmrun) -> None:
+    """Apart in JSON, out of the way in a pipe."""
+    template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}<|assistant|><think>"
+    rest = ("Tell me a story", "--temp", "0", "-n", "30", "--chat-template", template, "--think-budget", "6")
+    document = json.loads(llmrun("run", "tiny", *rest, "--json").stdout)
+    assert document["thinking"] and document["answer"] and document["timing"]["n_thinking"] >= 6
+    assert llmrun("run", "tiny", *rest, "-q").stdout == document["answer"]
+    with Terminal("run", "tiny", *rest, "-q") as terminal:
+        assert terminal.wait() == 0
+        assert document["thinking"][:20] in terminal.text and b"\x1b[2m" in terminal.raw
+
+
+# -- completion ---
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(llmrun: RunLlmrun, tmp_path: Path, shell: str) -> None:
+    """Tab knows commands, options, and models: the embedded one, the catalog's, files."""
+    (tmp_path / "mine.gguf").touch()
+
+    def completed(words: str) -> str:
+        env = {"_LLMRUN_COMPLETE": f"complete_{shell}", "LLMRUN_HOME": str(tmp_path)}
+        if shell == "bash":
+            env |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+        else:
+            env |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        return llmrun(env=env, cwd=tmp_path).stdout
+
+    assert "chat" in completed("llmrun ch")
+    assert "--json-schema" in completed("llmrun run tiny --json-s")
+    assert "tiny" in completed("llmrun run ti")
+    assert "qwen3" in completed("llmrun chat qwen")
+    assert "mine.gguf" in completed("llmrun run mi")

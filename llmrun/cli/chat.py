@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmrun.cli import complete, options, screen
-from llmrun.cli.advice import with_smaller_quantization
+from llmrun.cli import complete, opening, options, screen
 from llmrun.cli.load import with_load
 from llmrun.cli.manner import Wanted, with_manner
-from llmrun.cli.pull import fetch_with_progress
 from llmrun.cli.sampling import with_sampling
 from llmrun.cli.settings import ModelCommand, fill_in
 from llmrun.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
@@ -186,27 +184,14 @@ def manner_of(wanted: Wanted, overflow: str = "drop") -> Manner:
 
 def open_for_chat(reference: str, load: LoadConfig, child: Child | None, *, quiet: bool) -> tuple[Model, Engine]:
     """Find the model, pull it if need be, load it."""
-    from llmrun.engine.client import Engine, Limits
-    from llmrun.models import find_model
-    from llmrun.planner import DoesNotFit
+    from llmrun.engine.client import Limits
 
-    found = find_model(reference, fetch=fetch_with_progress(quiet))
-    if found.note and not quiet:
-        screen.note(found.note)
-    with screen.bar(f"loading {found.name}", shown=not quiet) as bar:
-        try:
-            return found, Engine(
-                found.path,
-                found.header,
-                load,
-                limits=replace(Limits(), cancel_s=CANCEL_S),
-                on_progress=bar.update if bar else None,
-                child=child,
-                expected_tokens=EXPECTED_TOKENS,
-                least_tokens=COMFORTABLE_CTX // 2,
-            )
-        except DoesNotFit as error:
-            raise with_smaller_quantization(error, reference, found) from None
+    found = opening.found(reference, quiet=quiet)
+    limits = replace(Limits(), cancel_s=CANCEL_S)
+    engine = opening.loaded(
+        reference, found, load, child, EXPECTED_TOKENS, COMFORTABLE_CTX // 2, limits=limits, quiet=quiet
+    )
+    return found, engine
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from llmrun.errors import UsageError
 from llmrun.units import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from llmrun.conversations import Conversation, Conversations, Hit, Summary
 
@@ -48,6 +48,11 @@ def list_(limit: _Limit = None, as_json: options.Json = False) -> None:
     if as_json:
         screen.out_json([_summary(each) for each in found])
         return
+    show_table(found)
+
+
+def show_table(found: Sequence[Summary]) -> None:
+    """Conversations, one a line."""
     columns = [table.Column(title) for title in ("ID", "UPDATED (UTC)", "MODEL")]
     columns += [table.Column("TURNS", right=True), table.Column("TITLE", flexible=True)]
     table.show(columns, [_line(each) for each in found])

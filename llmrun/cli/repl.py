@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ class Repl:
         self.chat, self.reference, self.found, self.shape = chat, reference, found, shape
         self.attached: list[str] = []
         self.prefill = ""
+        self.verbose = False
         self.on_terminal = screen.is_terminal(sys.stdout)
         self.plain = plain or not self.on_terminal
         self.with_status = with_status and self.on_terminal
@@ -149,12 +150,12 @@ class Repl:
         self._revive()
         self.show(self.chat.again())
 
-    def show(self, events: Iterator[Event]) -> None:
+    def show(self, events: Generator[Event]) -> None:
         """Show an answer as it is made. Ctrl-C ends it, and what is there stays."""
         self._prefill = None
         before = len(self.chat.turns)
         try:
-            with _interrupting(self.chat):
+            with closing(events), _interrupting(self.chat):
                 if self.on_terminal:
                     self._draw(events)
                 else:
@@ -185,6 +186,9 @@ class Repl:
         }.get(generation.stop_reason or "")
         if why:
             self.say(f"({why})")
+        if self.verbose:
+            for name, value in self.stats():
+                self.say(f"{name:8} {value}")
         if self.shape is not None and (problem := self.shape.problem(said.content)):
             self.say(f"warning: the answer is not what was asked for: {problem}")
 

@@ -91,6 +91,8 @@ with_sampling = gathered("sampling", _config)
 
 # -- one at a time, in the middle of a chat ---------------------------------------------------------------------------
 
+_ELSEWHERE = {"temperature": "temp", "num-predict": "n-predict", "max-tokens": "n-predict", "typical-p": "typical"}
+"""What other programs call them."""
 _FIELDS = {"temp": "temperature", "typical": "typical_p"}
 """Parameters that are called otherwise than the field of `SamplingConfig`."""
 
@@ -149,6 +151,7 @@ def turned(config: SamplingConfig, name: str, text: str) -> SamplingConfig:
 def find_dial(name: str) -> Dial:
     """Raises `UsageError`, with the nearest."""
     plain = name.lstrip("-").lower().replace("_", "-")
+    plain = _ELSEWHERE.get(plain, plain)
     known = dials()
     for dial in known:
         if plain in (dial.name, *dial.aliases):

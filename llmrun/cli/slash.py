@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -10,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmrun.chat import CHATML
 from llmrun.cli import screen, table
 from llmrun.cli.sampling import dials, find_dial, turned, values_shown
 from llmrun.errors import LlmrunError, NotFound, UsageError
@@ -18,6 +22,8 @@ from llmrun.units import count, size
 if TYPE_CHECKING:
     from llmrun.cli.repl import Repl
 
+MOST_FILES = 100
+"""That /read takes at once, as in llama-cli."""
 LISTED = 20
 """Conversations that /list shows."""
 
@@ -56,7 +62,9 @@ def names() -> list[str]:
 def words(name: str, prefix: str) -> Iterable[str]:
     """What can stand behind a command."""
     if name == "/set":
-        return [dial.name for dial in dials()]
+        return [*(dial.name for dial in dials()), *_SET_OTHERWISE]
+    if name == "/show":
+        return ["info", "template", "system", "license", "parameters"]
     if name == "/think":
         return ["show", "fold", "hide", "off", "budget "]
     if name == "/model":
@@ -127,6 +135,9 @@ def _system(repl: Repl, rest: str) -> None:
 
 def _set(repl: Repl, rest: str) -> None:
     name, _, text = rest.partition(" ")
+    if name in _SET_OTHERWISE:
+        _SET_OTHERWISE[name](repl, text.strip())
+        return
     shown = list(values_shown(repl.chat.sampling))
     if name and not text.strip():
         wanted = find_dial(name).name
@@ -137,6 +148,34 @@ def _set(repl: Repl, rest: str) -> None:
     repl.chat.sampling = turned(repl.chat.sampling, name, text.strip())
     ((_, value, _),) = (each for each in values_shown(repl.chat.sampling) if each[0] == find_dial(name).name)
     repl.say(f"{find_dial(name).name} is {value}")
+
+
+def _set_format(repl: Repl, rest: str) -> None:
+    if rest not in ("json", ""):
+        raise UsageError(f"/set format: '{rest[:40]}' is not json", hint="/set format json, or /set noformat")
+    from llmrun.shaped import of_json
+
+    repl.shape = of_json() if rest else None
+    repl.chat.manner = replace(repl.chat.manner, grammar=repl.shape.grammar if repl.shape else None)
+    repl.say("answers are JSON" if rest else "answers are free")
+
+
+def _set_verbose(repl: Repl, wanted: bool) -> None:
+    repl.verbose = wanted
+    repl.say("figures after each answer" if wanted else "no figures after answers")
+
+
+# What users of ollama type.
+_SET_OTHERWISE: dict[str, Callable[[Repl, str], None]] = {
+    "parameter": lambda repl, rest: _set(repl, rest),
+    "system": lambda repl, rest: _system(repl, rest),
+    "think": lambda repl, _: _think(repl, "show"),
+    "nothink": lambda repl, _: _think(repl, "off"),
+    "format": _set_format,
+    "noformat": lambda repl, _: _set_format(repl, ""),
+    "verbose": lambda repl, _: _set_verbose(repl, True),
+    "quiet": lambda repl, _: _set_verbose(repl, False),
+}
 
 
 def _think(repl: Repl, rest: str) -> None:
@@ -162,10 +201,23 @@ def _think(repl: Repl, rest: str) -> None:
 # -- about the model ---
 
 
-def _show(repl: Repl, _rest: str) -> None:
+def _show(repl: Repl, rest: str) -> None:
     from llmrun.cli.report import layers
 
     engine, header = repl.chat.engine, repl.found.header
+    if rest and rest != "info":
+        told: dict[str, Callable[[], str]] = {
+            "template": lambda: repl.chat.manner.template or header.chat_template or CHATML,
+            "system": lambda: repl.chat.system or "no system prompt",
+            "license": lambda: str(header.metadata.get("general.license") or "its file names none"),
+            "parameters": lambda: "\n".join(f"{name}  {value}" for name, value, _ in values_shown(repl.chat.sampling)),
+        }
+        if rest not in told:
+            raise UsageError(
+                f"/show: '{rest[:40]}' is none of info, template, system, license, parameters", hint="/show"
+            )
+        screen.out(told[rest]().rstrip("\n") + "\n")
+        return
     table.show_pairs(
         [
             ("model", f"{repl.found.name}, {engine.loaded.description}"),
@@ -271,22 +323,12 @@ def tell_resumed(repl: Repl) -> None:
         repl.say("the last message has no answer: /regen makes one")
 
 
-def _list(repl: Repl, _rest: str) -> None:
+def _list(_repl: Repl, _rest: str) -> None:
+    from llmrun.cli.history import show_table
     from llmrun.conversations import Conversations
 
     with Conversations() as kept:
-        found = kept.list(LISTED)
-    columns = [table.Column(title) for title in ("ID", "UPDATED (UTC)", "MODEL")]
-    columns += [table.Column("TURNS", right=True), table.Column("TITLE", flexible=True)]
-    table.show(
-        columns,
-        [
-            (each.id, each.updated.replace("T", " ").removesuffix("Z"), each.model, str(each.n_turns), each.title)
-            for each in found
-        ],
-    )
-    if not found:
-        repl.say("nothing is kept yet")
+        show_table(kept.list(LISTED))
 
 
 def _read(repl: Repl, rest: str) -> None:
@@ -294,9 +336,32 @@ def _read(repl: Repl, rest: str) -> None:
 
     if not rest:
         raise UsageError("/read: which file?", hint="/read FILE")
-    text = read_text("/read", rest).rstrip("\n")
-    repl.attached.append(text)
-    repl.say(f"{rest}: {size(len(text.encode()))}, {repl.chat.engine.count(text)} tokens, before your next message")
+    names = _files(rest)
+    texts = [read_text("/read", name).rstrip("\n") for name in names]
+    for name, text in zip(names, texts, strict=True):
+        # Of one file the text alone, as if it were typed; of several, which is which.
+        repl.attached.append(text if len(names) == 1 else f"{name}:\n\n{text}")
+        n_tokens = repl.chat.engine.count(text)
+        repl.say(f"{name}: {size(len(text.encode()))}, {n_tokens} tokens, before your next message")
+
+
+def _files(typed: str) -> list[str]:
+    """One name, blanks and all, or several, or patterns."""
+    if Path(typed).expanduser().is_file():
+        return [typed]
+    try:
+        parts = shlex.split(typed)
+    except ValueError as error:
+        raise UsageError(f"/read: {error} in {typed[:60]}", hint="/read FILE") from None
+    names = []
+    for part in parts:
+        matches = sorted(glob.glob(os.path.expanduser(part), recursive=True)) if glob.has_magic(part) else [part]  # noqa: PTH111, PTH207
+        names += [each for each in matches if Path(each).is_file()] if glob.has_magic(part) else matches
+        if not matches:
+            raise NotFound(f"/read: nothing here is like '{part[:100]}'", hint="/read FILE")
+    if len(names) > MOST_FILES:
+        raise UsageError(f"/read: {len(names)} files, and {MOST_FILES} are the most", hint="/read FILE")
+    return names
 
 
 def _export(repl: Repl, rest: str) -> None:
@@ -353,10 +418,10 @@ COMMANDS = [
     Command("/set", "[OPTION [VALUE]]", "sampling options; all of them without one", _set),
     Command("/think", "[HOW|budget N]", "thinking: show, fold, hide or off; at most N tokens", _think),
     Command("/model", "[NAME]", "go on with another model", _model),
-    Command("/show", "", "what runs here", _show),
+    Command("/show", "[template|license]", "what runs here", _show),
     Command("/stats", "", "what the last answer took", _stats),
     Command("/tokens", "[TEXT]", "tokens of the conversation, or of a text", _tokens),
-    Command("/read", "FILE", "put a file before the next message", _read),
+    Command("/read", "FILE...", "put files before the next message; also *.py", _read),
     Command("/copy", "[code]", "the last answer, or its last code, to the clipboard", _copy),
     Command("/export", "[FILE]", "the conversation as .md or .json", _export),
     Command("/save", "[TITLE]", "name the conversation", _save),

@@ -238,13 +238,13 @@ class Answering:
 
     def prepare(self, request: Prepare) -> None:
         self._make_room(0, -1, keep=True)
-        known = self._known_beginning(request) if request.messages else []
-        if known:
-            self._prefill(known[self._memory.recall([*known, -1]) :], told=False)
-        elif not self._memory.held:
+        if not self._memory.held:  # the weights are read once, from the disk perhaps
             first = self._vocab.tokenize("a")[:1]
             self._compute((self._llama.llama_token * 1)(*first), 1)
             self._memory.forget()
+        known = self._known_beginning(request)
+        if known:
+            self._prefill(known[self._memory.recall([*known, -1]) :], told=False)
         self._host.send(Prepared(len(self._memory.held)))
 
     def _known_beginning(self, request: Prepare) -> list[int]:

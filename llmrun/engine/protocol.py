@@ -107,7 +107,7 @@ class Generate:
 class Prepare:
     """Parent → child: make a context and compute what these messages will begin with, until `Cancel`.
 
-    For the time in which somebody types. Without messages the weights are read once, so that they are in memory.
+    For the time in which somebody types. The first time the weights are read once, so that they are in memory.
     """
 
     messages: list[dict[str, str]]
