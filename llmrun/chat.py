@@ -13,13 +13,13 @@ a kill at any moment loses no more than that.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmrun.config import SamplingConfig
 from llmrun.engine.client import Asking
-from llmrun.errors import PromptTooLong, UsageError
+from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.results import utc
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class Chat:
         self._store = store
         self.on_prefill: Callable[[int, int], None] | None = None
         self._held = ExitStack()
+        self._told = ""
         self._take(engine, model)
 
     def close(self) -> None:
@@ -158,8 +159,7 @@ class Chat:
     def switch(self, engine: Engine, model: str) -> None:
         """Go on with another model, or with the same one loaded anew. The caller closes the old engine."""
         self._take(engine, model)
-        if self.id is not None and self._store is not None:
-            self._store.change(self.id, model=model)
+        self._change(model=model)
 
     def _take(self, engine: Engine, model: str) -> None:
         self.engine, self.model = engine, model
@@ -224,33 +224,50 @@ class Chat:
         return self._store is not None
 
     def _change(self, **what: Any) -> None:
-        if self.id is not None and self._store is not None:
-            self._store.change(self.id, **what)
+        with self._writing():
+            if self.id is not None and self._store is not None:
+                self._store.change(self.id, **what)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A disk that is full, or gone, ends the keeping and not the conversation."""
+        try:
+            yield
+        except DiskError as error:
+            self._store = None
+            self._told = f"the conversation can't be kept any more: {error.message}"
+
+    def _trouble(self) -> Iterator[Event]:
+        told, self._told = self._told, ""
+        if told:
+            yield Notice(told)
 
     def _add(self, said: Said) -> None:
         self.turns.append(said)
         if self._store is None:
             return
-        if self.id is None:
-            self._hold(self._store.create(self.model, system=self.system))
-            assert self.id is not None
-        said.kept = self._store.add(
-            self.id,
-            said.role,
-            said.content,
-            thinking=said.thinking,
-            model=said.model,
-            stop_reason=said.stop_reason,
-            timing=said.timing,
-        )
+        with self._writing():
+            if self.id is None:
+                self._hold(self._store.create(self.model, system=self.system))
+                assert self.id is not None
+            said.kept = self._store.add(
+                self.id,
+                said.role,
+                said.content,
+                thinking=said.thinking,
+                model=said.model,
+                stop_reason=said.stop_reason,
+                timing=said.timing,
+            )
 
     def _remove(self, first: int) -> list[Said]:
         """Take back the turns from number `first` on."""
         gone, self.turns = self.turns[first:], self.turns[:first]
         self.n_dropped = min(self.n_dropped, first)
         kept = [said.kept for said in gone if said.kept is not None]
-        if kept and self.id is not None and self._store is not None:
-            self._store.drop(self.id, kept)
+        with self._writing():
+            if kept and self.id is not None and self._store is not None:
+                self._store.drop(self.id, kept)
         return gone
 
     def undo(self) -> str:
@@ -305,6 +322,7 @@ class Chat:
             self._remove(len(self.turns) - 1)
             yield Notice("the message before was never answered, and is left out")
         self._add(Said("user", text))
+        yield from self._trouble()
         yield from self._answer()
 
     def again(self) -> Generator[Event]:
@@ -337,18 +355,18 @@ class Chat:
         finally:
             if said.content or (said.thinking and said.stop_reason not in (None, "cancelled")):
                 self.turns.append(said)
-                if said.kept is not None and self._store is not None:
-                    self._store.finish(
-                        said.kept,
-                        said.stop_reason or "cancelled",
-                        content=said.content,
-                        thinking=said.thinking,
-                        timing=said.timing,
-                    )
+                with self._writing():
+                    if said.kept is not None and self._store is not None:
+                        self._store.finish(
+                            said.kept,
+                            said.stop_reason or "cancelled",
+                            content=said.content,
+                            thinking=said.thinking,
+                            timing=said.timing,
+                        )
             else:  # templates want an answer to every message
-                if said.kept is not None and self.id is not None and self._store is not None:
-                    self._store.drop(self.id, [said.kept])
-                self._remove(len(self.turns) - 1)
+                self.turns.append(said)
+                self._remove(len(self.turns) - 2)
 
     def _stream(self, said: Said) -> Iterator[Event]:
         """Have the engine answer; where the context is full in the middle, make room and go on."""
@@ -374,6 +392,7 @@ class Chat:
                     said.thinking += thought
                     self._keep(said, text, thought)
                     yield Piece(text, thought)
+                    yield from self._trouble()
             except PromptTooLong:
                 if generation.token_ids or not self._may_drop():
                     raise
@@ -390,9 +409,10 @@ class Chat:
     def _keep(self, said: Said, text: str, thought: str) -> None:
         if self._store is None or self.id is None:
             return
-        if said.kept is None:
-            said.kept = self._store.begin_answer(self.id, self.model)
-        self._store.append(said.kept, text, thought)
+        with self._writing():
+            if said.kept is None:
+                said.kept = self._store.begin_answer(self.id, self.model)
+            self._store.append(said.kept, text, thought)
 
     # -- the context ---
 

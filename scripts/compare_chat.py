@@ -38,7 +38,7 @@ from llmrun.gguf import open_header
 from llmrun.hardware import default_threads
 from llmrun.planner import should_repack
 
-WORD = "dq"
+WORD = "W"  # without a blank before it: llama-cli strips answers, and would compute them again
 CONTROL = 3  # LLAMA_TOKEN_TYPE_CONTROL
 QUESTION = "please tell me more of it and take your time as the others did before you came here today"
 COLUMNS, LINES = 100, 40
@@ -104,7 +104,6 @@ class Seat:
                 break
             echoed += data
         self._seen = b""
-        word = re.compile(rf"\b{WORD}\b".encode())
         n, first_s, last_s = 0, 0.0, 0.0
         begin_s = time.perf_counter()
         os.write(self._pty, b"\r")
@@ -114,7 +113,7 @@ class Seat:
             if not data:
                 sys.exit(f"{n} of {n_words} words came: {self._seen[-500:]!r}")
             self._seen += data
-            found = len(word.findall(re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b" ", self._seen)))
+            found = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", self._seen).count(WORD.encode())
             if found > n:
                 first_s = first_s or now_s
                 n, last_s = found, now_s
@@ -146,7 +145,7 @@ def chat_model(name: str) -> Path:
 
 def word_token() -> int:
     texts, _, _ = synth.vocabulary(8192)
-    return texts.index(f"▁{WORD}".encode())
+    return texts.index(WORD.encode())
 
 
 def turns(options: argparse.Namespace) -> None:

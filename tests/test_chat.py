@@ -11,7 +11,7 @@ from llmrun.chat import Chat, Manner, Notice, Piece
 from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.conversations import Conversations
 from llmrun.engine.client import Engine
-from llmrun.errors import EngineCrashed, PromptTooLong, UsageError
+from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
 from llmrun.models import find_model
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=40)
@@ -168,6 +168,30 @@ def test_a_crash_loses_the_engine_only(engine: Engine, kept: Conversations) -> N
         chat.switch(again, "tiny")
         assert said(chat.ask("What is the KV cache?"))
     assert chat.id is not None and len(kept.read(chat.id).turns) == 6
+
+
+class FullDisk(Conversations):
+    """There is room for so many pieces, and then there is none."""
+
+    room = 5
+
+    def append(self, turn: int, content: str, thinking: str = "") -> None:
+        self.room -= 1
+        if self.room < 0:
+            raise DiskError("no space is left")
+        super().append(turn, content, thinking)
+
+
+def test_a_full_disk_ends_the_keeping_only(engine: Engine, tmp_path: Path) -> None:
+    """It is said once, the answer goes on, and what was kept until then can be read."""
+    with FullDisk(tmp_path / "conversations.db") as kept:
+        chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+        events = [*chat.ask("Tell me a story"), *chat.ask("And another one")]
+        assert notices(events) == ["the conversation can't be kept any more: no space is left"]
+        assert len(chat.turns) == 4 and all(turn.content for turn in chat.turns) and not chat.is_kept
+        assert chat.id is not None
+        turn = kept.read(chat.id).turns[1]
+        assert turn.content and chat.turns[1].content.startswith(turn.content) and not turn.whole
 
 
 # -- a full context ---

@@ -222,9 +222,10 @@ def test_interrupt_in_every_phase(busy: Path, phase: str, sent: signal.Signals, 
     prompt = "b c d e " * 900 if phase == "prefill" else "b"
     after_s = 0.25 if phase == "start" else 2.5
     status, took_s, stderr, children = interrupted(["run", str(busy), prompt, "--temp", "0"], after_s, sent)
-    assert status == code, stderr
+    # Before any code of ours has run, it is Python or the kernel that ends it: for a shell the same number.
+    assert status == code or (phase == "start" and status == -sent), stderr
     assert took_s < 1
-    assert "Traceback" not in stderr
+    assert "Traceback" not in stderr or status == -sent
     assert children or phase == "start"
     wait_until_gone(children)
 

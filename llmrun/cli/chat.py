@@ -32,7 +32,7 @@ CANCEL_S = 5.0
 """How long an answer may take to end at Ctrl-C before its engine is ended: a large batch is not left at once."""
 
 Continue = Annotated[bool, typer.Option("--continue", help="Go on with the last conversation.")]
-Ephemeral = Annotated[bool, typer.Option("--ephemeral", help="Keep nothing of it.")]
+Ephemeral = Annotated[bool, typer.Option("--ephemeral/--keep", help="Keep nothing of it.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Show answers as they are, without Markdown and colours.")]
 NoStatus = Annotated[bool, typer.Option("--no-status", help="No status line.")]
 Overflow = Annotated[
