@@ -17,6 +17,10 @@ from types import TracebackType
 import pyte
 
 
+def _without(*names: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
 class _Screen(pyte.Screen):
     """Answers what a terminal is asked, such as where its cursor is."""
 
@@ -44,7 +48,8 @@ class Terminal:
             stdin=child_side,
             stdout=child_side,
             stderr=child_side,
-            env={**os.environ, "TERM": "xterm-256color", **(env or {})},
+            # Of the terminal that the tests are run from, if there is one, nothing is inherited.
+            env={**_without("COLUMNS", "LINES"), "TERM": "xterm-256color", **(env or {})},
             start_new_session=True,
             # The pty becomes the controlling terminal, so that a typed Ctrl-C is a real SIGINT.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),

@@ -171,9 +171,9 @@ def test_a_crash_loses_the_engine_only(engine: Engine, kept: Conversations) -> N
 
 
 class FullDisk(Conversations):
-    """There is room for so many pieces, and then there is none."""
+    """There is room for the first piece, and then there is none."""
 
-    room = 5
+    room = 1
 
     def append(self, turn: int, content: str, thinking: str = "") -> None:
         self.room -= 1

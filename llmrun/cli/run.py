@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmrun.cli import opening, options, prompt, report, screen
-from llmrun.cli.help import OUTPUT, TEXT
+from llmrun.cli.help import TEXT
 from llmrun.cli.load import with_load
 from llmrun.cli.manner import Wanted, with_manner
 from llmrun.cli.oneshot import Answer, Kept
@@ -51,9 +51,9 @@ def run(
         ),
     ] = None,
     continue_: Annotated[bool, typer.Option("--continue", help="Go on with the last conversation.")] = False,
-    save: Annotated[bool, typer.Option("--save", help="Keep it as a conversation.", rich_help_panel=OUTPUT)] = False,
+    save: Annotated[bool, typer.Option("--save", help="Keep it as a conversation.", rich_help_panel=TEXT)] = False,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the answer to the clipboard.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--copy", help="Copy the answer to the clipboard.", rich_help_panel=TEXT)
     ] = False,
     raw: options.Raw = False,
     as_json: options.Json = False,
