@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llmrun.hardware import line_of, text_of
+
 Vendor = Literal["NVIDIA", "AMD", "Intel", "Apple"]
 
 _VENDORS: dict[str, Vendor] = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
@@ -90,8 +92,8 @@ def find_gpus(
     except OSError:
         devices = []
     for device in devices:
-        vendor = _VENDORS.get(_line(device / "vendor"))
-        if vendor is None or not _line(device / "class").startswith(_DISPLAY_CLASSES):
+        vendor = _VENDORS.get(line_of(device / "vendor"))
+        if vendor is None or not line_of(device / "class").startswith(_DISPLAY_CLASSES):
             continue
         shown = nvidia_open if vendor == "NVIDIA" else bool(render_nodes)
         found.append(Gpu(vendor, names.pop(device.name.lower(), None), device.name, shown))
@@ -107,7 +109,7 @@ def _nvidia_names(proc: Path) -> dict[str, str]:
     """PCI addresses to names of products, from NVIDIA's driver."""
     found = {}
     for path in sorted(proc.glob("driver/nvidia/gpus/*/information")):
-        model = re.search(r"^Model:\s*(.+?)\s*$", _text(path), re.MULTILINE)
+        model = re.search(r"^Model:\s*(.+?)\s*$", text_of(path), re.MULTILINE)
         if model:
             found[path.parent.name.lower()] = model[1]
     return found
@@ -115,7 +117,7 @@ def _nvidia_names(proc: Path) -> dict[str, str]:
 
 def nvidia_driver(proc: Path = Path("/proc")) -> str | None:
     """The version of NVIDIA's kernel driver, "570.86.15"; None where it is not loaded."""
-    match = re.search(r"Kernel Module(?: for \S+)?\s+([0-9]+(?:\.[0-9]+)+)", _text(proc / "driver/nvidia/version"))
+    match = re.search(r"Kernel Module(?: for \S+)?\s+([0-9]+(?:\.[0-9]+)+)", text_of(proc / "driver/nvidia/version"))
     return match[1] if match else None
 
 
@@ -160,14 +162,3 @@ def pinned_binding() -> str:
     return next(
         (line.partition(";")[0].strip() for line in listed if line.startswith("llama-cpp-")), "llama-cpp-python"
     )
-
-
-def _line(path: Path) -> str:
-    return _text(path).strip()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

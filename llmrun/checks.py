@@ -19,6 +19,7 @@ from llmrun import accelerators, hardware, store
 from llmrun.accelerators import Gpu
 from llmrun.errors import DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory
 from llmrun.gguf import printable
+from llmrun.hardware import line_of, text_of
 from llmrun.units import duration, significant, size
 
 Status = Literal["ok", "warn", "problem"]
@@ -332,10 +333,10 @@ def openmp(environ: Mapping[str, str], threads: int) -> list[Check]:
 
 def governor(cpufreq: Path) -> list[Check]:
     """How the kernel chooses the CPU's frequency, from the first CPU's `cpufreq` folder."""
-    chosen, driver = _line(cpufreq / "scaling_governor"), _line(cpufreq / "scaling_driver")
+    chosen, driver = line_of(cpufreq / "scaling_governor"), line_of(cpufreq / "scaling_driver")
     if not chosen:
         return []
-    preference = _line(cpufreq / "energy_performance_preference")
+    preference = line_of(cpufreq / "energy_performance_preference")
     # These drivers call their dynamic mode "powersave"; there the preference says how much of it is meant.
     own = driver in ("intel_pstate", "amd-pstate-epp")
     slow = preference in ("power", "balance_power") if own else chosen == "powersave"
@@ -349,7 +350,8 @@ def power(supplies: Path) -> list[Check]:
     """Battery or mains, from /sys/class/power_supply. Machines without a battery are not worth a line."""
     try:
         found = [
-            (_line(folder / "type"), _line(folder / "online"), _line(folder / "scope")) for folder in supplies.iterdir()
+            (line_of(folder / "type"), line_of(folder / "online"), line_of(folder / "scope"))
+            for folder in supplies.iterdir()
         ]
     except OSError:
         return []
@@ -412,9 +414,9 @@ def of_this_machine(
     """Every check that asks neither llama.cpp nor the network. `wait` is called between two looks at the load."""
     from importlib.metadata import PackageNotFoundError, requires
 
-    before = _text(proc / "stat")
+    before = text_of(proc / "stat")
     wait()
-    after = _text(proc / "stat")
+    after = text_of(proc / "stat")
     try:
         required = requires("llmrun") or []
     except PackageNotFoundError:
@@ -439,11 +441,11 @@ def of_this_machine(
     return [
         *checks,
         *hub(environ, token_file),
-        memory(_text(proc / "meminfo"), hardware.available_memory()),
+        memory(text_of(proc / "meminfo"), hardware.available_memory()),
         *container_memory(hardware.container_limit(), physical),
         *address_space(limit_of("RLIMIT_AS")),
         locked_memory(limit_of("RLIMIT_MEMLOCK")),
-        *huge_pages(_text(sys_root / "kernel/mm/transparent_hugepage/enabled")),
+        *huge_pages(text_of(sys_root / "kernel/mm/transparent_hugepage/enabled")),
         *cpus(len(usable), os.cpu_count() or len(usable), cores, quota, threads),
         *openmp(environ, threads),
         *governor(sys_root / f"devices/system/cpu/cpu{min(usable)}/cpufreq"),
@@ -474,14 +476,3 @@ def limit_of(name: str) -> int | None:
         return None
     soft, _ = resource.getrlimit(getattr(resource, name))
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _line(path: Path) -> str:
-    return _text(path).strip()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -17,6 +17,7 @@ from pathlib import Path
 from llmrun import __version__, accelerators, checks, hardware, store
 from llmrun.engine.protocol import Device
 from llmrun.gguf import Header
+from llmrun.hardware import text_of
 from llmrun.quants import split_parts
 from llmrun.results import Build, DeviceInfo, GpuInfo, Machine, ModelFile, ModelInfo
 
@@ -35,8 +36,8 @@ def describe_machine(
     """This machine, with the devices that llama.cpp sees on it (and on its workers)."""
     cpus = hardware.usable_cpus()
     logical = os.cpu_count()
-    cpu_info = _text(proc / "cpuinfo")
-    governor = _text(sys_root / f"devices/system/cpu/cpu{min(cpus)}/cpufreq/scaling_governor").strip()
+    cpu_info = text_of(proc / "cpuinfo")
+    governor = text_of(sys_root / f"devices/system/cpu/cpu{min(cpus)}/cpufreq/scaling_governor").strip()
     nodes = list((sys_root / "devices/system/node").glob("node[0-9]*"))
     driver = accelerators.nvidia_driver(proc)
     return Machine(
@@ -56,7 +57,7 @@ def describe_machine(
         kernel=platform.release() or None,
         governor=governor or None,
         on_battery=on_battery(sys_root / "class/power_supply"),
-        huge_pages=_chosen(_text(sys_root / "kernel/mm/transparent_hugepage/enabled")),
+        huge_pages=_chosen(text_of(sys_root / "kernel/mm/transparent_hugepage/enabled")),
         environment={name: value for name, value in sorted(environ.items()) if _VARIABLES.fullmatch(name)},
         devices=tuple(_device(device) for device in devices),
         gpus=tuple(
@@ -190,10 +191,3 @@ def _chosen(setting: str) -> str | None:
     """ "always [madvise] never" → "madvise"."""
     found = re.search(r"\[(\w+)\]", setting)
     return found[1] if found else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

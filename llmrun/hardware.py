@@ -193,3 +193,15 @@ def cpu_mhz(cpus: Path = _CPUS) -> float | None:
         except (OSError, ValueError):
             continue
     return sum(found) / len(found) if found else None
+
+
+def text_of(path: Path) -> str:
+    """What a file says, the kernel's for the most part; empty where there is none, or it can't be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def line_of(path: Path) -> str:
+    return text_of(path).strip()
