@@ -302,8 +302,18 @@ def test_markdown_and_colours(chat: Open) -> None:
 
 def test_no_status(chat: Open) -> None:
     terminal = chat("--no-status")
-    say(terminal, "What is a token?", TOKEN)
+    say(terminal, "What is a token?", "not letters.")
     assert not any("context" in row and "·" in row for row in terminal.rows)
+    assert terminal.rows[-1] == PROMPT  # on a line of its own
+
+
+def test_a_terminal_that_knows_nothing(chat: Open) -> None:
+    """TERM=dumb: no status, no colours, and the prompt behind the answer all the same."""
+    terminal = chat(env={"TERM": "dumb"})
+    terminal.type("What is a token?\r")
+    terminal.wait_for("not letters.")
+    terminal.settle(0.3)
+    assert terminal.rows[-1].startswith(PROMPT) and b"\x1b[2m" not in terminal.raw
 
 
 def test_run_without_a_prompt_is_a_chat(chat: Open) -> None:

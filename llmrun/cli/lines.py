@@ -93,6 +93,7 @@ class Edited:
             completer=_completer(list(commands), words),
             complete_while_typing=False,
             enable_open_in_editor=True,
+            enable_suspend=True,
             tempfile_suffix=".md",
             enable_history_search=False,
             bottom_toolbar=(lambda: screen.harmless(status())) if status is not None else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmrun.cli import screen
-from llmrun.cli.advice import with_smaller_quantization
 from llmrun.cli.pull import fetch_with_progress
 from llmrun.config import LoadConfig
 
@@ -53,4 +52,6 @@ def loaded(
                 least_tokens=least_tokens,
             )
         except DoesNotFit as error:
+            from llmrun.cli.advice import with_smaller_quantization
+
             raise with_smaller_quantization(error, reference, model) from None

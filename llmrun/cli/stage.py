@@ -48,6 +48,7 @@ class Stage:
         """Append `text`, which is harmless; the cursor is then at `column`, counted in cells from 0."""
         if self._status is None:
             screen.draw(text)
+            self._column = column
             return
         now_s = time.monotonic()
         breaks = "\n" in text
