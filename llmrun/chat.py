@@ -13,7 +13,7 @@ a kill at any moment loses no more than that.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.results import utc
 
 if TYPE_CHECKING:
-    from llmrun.conversations import Conversation, Conversations, Role
+    from llmrun.conversations import Conversation, Conversations, Role, Turn
     from llmrun.engine.client import Engine, Generation
     from llmrun.meter import Timing
 
@@ -139,6 +139,9 @@ class Chat:
         self.on_prefill: Callable[[int, int], None] | None = None
         self._held = ExitStack()
         self._told = ""
+        self._is_named = False
+        self._replaced: list[Said] = []  # turns that stay unless there is something in their place
+        self._prepared: tuple[Any, ...] | None = None
         self._take(engine, model)
 
     def close(self) -> None:
@@ -178,28 +181,35 @@ class Chat:
     def resume(self, conversation: Conversation) -> None:
         """Go on with one that was kept. An answer of which nothing was kept is left out. Raises `UsageError` where
         another llmrun has it open."""
+        if self._store is None:
+            self.copy(conversation)
+            return
         if conversation.id != self.id:
             self._hold(conversation.id)
-        self.system = conversation.system
+        self.system, self._is_named = conversation.system, True
         self.turns = [
             Said(turn.role, turn.content, turn.thinking, turn.model, turn.stop_reason, dict(turn.timing), turn.id)
             for turn in conversation.turns
-            if turn.role == "user" or turn.content
+            if _says(turn)
         ]
         self.n_dropped = 0
+        silent = [turn.id for turn in conversation.turns if not _says(turn)]
+        with self._writing():
+            if silent:
+                self._store.drop(conversation.id, silent)
 
     def copy(self, conversation: Conversation) -> None:
         """Go on with what a file holds, as a conversation of its own."""
         self.clear()
         self.system = conversation.system
         for turn in conversation.turns:
-            if turn.role == "user" or turn.content:
+            if _says(turn):
                 said = Said(turn.role, turn.content, turn.thinking, turn.model, turn.stop_reason, dict(turn.timing))
                 self._add(said)
 
     def clear(self) -> None:
         """Begin another one; the system prompt stays."""
-        self.turns, self.n_dropped, self.id = [], 0, None
+        self.turns, self.n_dropped, self.id, self._is_named = [], 0, None, False
         self._held.close()
 
     def set_system(self, text: str) -> None:
@@ -208,15 +218,19 @@ class Chat:
 
     def set_title(self, title: str, store: Conversations | None = None) -> str:
         """Keep the conversation under a name, in `store` if it was not to be kept until now; returns its id."""
+        if not self.turns:
+            raise UsageError("nothing was said yet")
         if self._store is None and store is not None:
             self._store = store
             turns, self.turns, self.id = self.turns, [], None
             for said in turns:
                 self._add(said)
-        if self.id is None:
-            raise UsageError("nothing was said yet")
+        self._is_named = True
         if title:
             self._change(title=title)
+        if self._store is None or self.id is None:
+            told, self._told = self._told, ""
+            raise DiskError(told or "the conversation is not kept")
         return self.id
 
     @property
@@ -264,11 +278,20 @@ class Chat:
         """Take back the turns from number `first` on."""
         gone, self.turns = self.turns[first:], self.turns[:first]
         self.n_dropped = min(self.n_dropped, first)
-        kept = [said.kept for said in gone if said.kept is not None]
-        with self._writing():
-            if kept and self.id is not None and self._store is not None:
-                self._store.drop(self.id, kept)
+        self._forget(gone)
         return gone
+
+    def _forget(self, gone: Sequence[Said]) -> None:
+        """Take turns out of what is kept; a conversation without any, and without a name, is none."""
+        kept = [said.kept for said in gone if said.kept is not None]
+        if not kept or self.id is None or self._store is None:
+            return
+        with self._writing():
+            self._store.drop(self.id, kept)
+            if not self.turns and not self._replaced and not self._is_named:
+                id, self.id = self.id, None
+                self._held.close()
+                self._store.remove([id])
 
     def undo(self) -> str:
         """Take back the last message and its answer; returns the message. Raises `UsageError` when there is none."""
@@ -280,6 +303,11 @@ class Chat:
             if self.turns[i].role == "user":
                 return i
         raise UsageError("nothing was said yet")
+
+    @property
+    def last_message(self) -> str:
+        """The user's. Raises `UsageError` when there is none."""
+        return self.turns[self._last_of_user()].content
 
     @property
     def last_answer(self) -> Said | None:
@@ -326,16 +354,40 @@ class Chat:
         yield from self._answer()
 
     def again(self) -> Generator[Event]:
-        """Another answer to the last message."""
-        self._remove(self._last_of_user() + 1)
-        yield from self._answer()
+        """Another answer to the last message; the old one stays where there is none."""
+        yield from self._instead(self._last_of_user() + 1)
+
+    def edit(self, text: str) -> Generator[Event]:
+        """Another message instead of the last one, and its answer; both old ones stay where there is none."""
+        yield from self._instead(self._last_of_user(), text)
+
+    def _instead(self, first: int, text: str | None = None) -> Generator[Event]:
+        """Answer anew from turn `first` on. What was there is given up when there is something in its place."""
+        old, self.turns = self.turns[first:], self.turns[:first]
+        before, self.n_dropped = self.n_dropped, min(self.n_dropped, first)
+        is_replaced = False
+        self._replaced = old
+        try:
+            if text is not None:
+                self._add(Said("user", text))
+            with closing(self._answer(takes_back=text is not None)) as events:
+                for event in events:
+                    if isinstance(event, Piece) and not is_replaced:
+                        is_replaced, self._replaced = True, []
+                        self._forget(old)
+                    yield event
+        finally:
+            self._replaced = []
+            if not is_replaced:
+                self.turns, self.n_dropped = [*self.turns[:first], *old], before
 
     def prepare(self) -> None:
         """Have the engine read what there is already, while the user thinks of something to say."""
-        if not self.is_unanswered:
-            self.engine.prepare(
-                self.messages(), template=self.manner.template or self._fallback, thinks=self.manner.think != "off"
-            )
+        messages, template = self.messages(), self.manner.template or self._fallback
+        wanted = (self.engine, messages, template, self.manner.think != "off")
+        if not self.is_unanswered and wanted != self._prepared:
+            self._prepared = wanted
+            self.engine.prepare(messages, template=template, thinks=self.manner.think != "off")
 
     def cancel(self) -> None:
         """Have the answer end soon, with what is there. May be called by a signal handler."""
@@ -347,7 +399,8 @@ class Chat:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return system + [{"role": said.role, "content": said.content} for said in self.turns[self.n_dropped :]]
 
-    def _answer(self) -> Iterator[Event]:
+    def _answer(self, *, takes_back: bool = True) -> Generator[Event]:
+        """The next turn. Without a word of it the message goes as well: templates want an answer to every message."""
         said = Said("assistant", "", model=self.model)
         try:
             yield from self._make_room()
@@ -364,9 +417,9 @@ class Chat:
                             thinking=said.thinking,
                             timing=said.timing,
                         )
-            else:  # templates want an answer to every message
+            else:
                 self.turns.append(said)
-                self._remove(len(self.turns) - 2)
+                self._remove(len(self.turns) - (2 if takes_back else 1))
 
     def _stream(self, said: Said) -> Iterator[Event]:
         """Have the engine answer; where the context is full in the middle, make room and go on."""
@@ -374,6 +427,7 @@ class Chat:
         sampling = self.sampling
         if self._fallback:
             sampling = replace(sampling, stop=(*sampling.stop, CHATML_END))
+        stretches: list[tuple[Timing, int]] = []
         while True:
             asking = Asking(
                 template=self.manner.template or self._fallback,
@@ -400,7 +454,11 @@ class Chat:
                 continue
             finally:
                 said.stop_reason = generation.stop_reason
-                said.timing = summary(generation.timing, generation.n_thinking)
+                stretches.append((generation.timing, generation.n_thinking))
+                said.timing = summary(stretches)
+            left = sampling.max_tokens - len(generation.token_ids)
+            if sampling.max_tokens >= 0:
+                sampling = replace(sampling, max_tokens=max(0, left))
             if generation.stop_reason != "context" or self.manner.grammar or not self._may_drop():
                 return
             yield self._drop(generation.n_ctx or self.engine.n_ctx_most)
@@ -421,7 +479,7 @@ class Chat:
         """Tokens of context that the last prompt and its answer took."""
         if self.generation is None:
             return 0
-        return self.generation.meter.n_context
+        return min(self.generation.meter.n_context, self.generation.n_ctx or self.engine.n_ctx_most)
 
     def n_tokens(self, messages: Sequence[dict[str, str]]) -> int:
         return self.engine.count(
@@ -463,16 +521,29 @@ class Chat:
         )
 
 
-def summary(timing: Timing, n_thinking: int) -> dict[str, Any]:
-    """What is kept of an answer's timing: seconds, tokens, tokens per second; None is unknown."""
+def _says(turn: Turn) -> bool:
+    """Whether it is a turn: an answer that a kill cut before its first word is none."""
+    return turn.role == "user" or bool(turn.content or (turn.thinking and turn.stop_reason))
+
+
+def summary(stretches: Sequence[tuple[Timing, int]]) -> dict[str, Any]:
+    """What is kept of an answer's timing: seconds, tokens, tokens per second; None is unknown.
+
+    An answer that went on over the edge of the context has several stretches, each with its tokens of thinking; its
+    prompt is the first one's.
+    """
+    first = stretches[0][0]
+    n_generated = sum(timing.n_generated for timing, _ in stretches)
+    n_gaps = sum(len(timing.step_s) for timing, _ in stretches)
+    decode_s = sum(timing.decode_s for timing, _ in stretches)
     return {
-        "n_prompt": timing.n_prompt,
-        "n_cached": timing.n_cached,
-        "prefill_s": timing.prefill_s,
-        "pp_tps": timing.pp_tps,
-        "ttft_s": timing.ttft_s,
-        "n_generated": timing.n_generated,
-        "n_thinking": n_thinking,
-        "decode_s": timing.decode_s,
-        "tg_tps": timing.tg_tps,
+        "n_prompt": first.n_prompt,
+        "n_cached": first.n_cached,
+        "prefill_s": first.prefill_s,
+        "pp_tps": first.pp_tps,
+        "ttft_s": first.ttft_s,
+        "n_generated": n_generated,
+        "n_thinking": sum(n_thinking for _, n_thinking in stretches),
+        "decode_s": decode_s,
+        "tg_tps": n_gaps / decode_s if n_gaps and decode_s else None,
     }

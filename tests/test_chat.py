@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -159,15 +161,53 @@ def test_a_crash_loses_the_engine_only(engine: Engine, kept: Conversations) -> N
     with pytest.raises(EngineCrashed):
         for i, _ in enumerate(chat.ask("Tell me a long story about a fox")):
             if i == 1:
-                import os
-                import signal
-
                 os.kill(engine.pid, signal.SIGKILL)
     assert len(chat.turns) == 4 and chat.turns[-1].content
     with open_tiny() as again:
         chat.switch(again, "tiny")
         assert said(chat.ask("What is the KV cache?"))
     assert chat.id is not None and len(kept.read(chat.id).turns) == 6
+
+
+def test_no_new_answer_leaves_the_old_one(engine: Engine, kept: Conversations) -> None:
+    """/regen and /edit give up what was there when there is something in its place: not at a crash, not at Ctrl-C."""
+    chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+    answer = said(chat.ask("What is a token?"))
+    chat.sampling = SamplingConfig(temperature=0, max_tokens=0)
+    assert said(chat.again()) == "" and said(chat.edit("What is the KV cache?")) == ""
+    os.kill(engine.pid, signal.SIGKILL)
+    for events in (chat.again(), chat.edit("What is the KV cache?")):
+        with pytest.raises((EngineCrashed, UsageError)):
+            said(events)
+    assert chat.id is not None
+    for turns in (chat.turns, kept.read(chat.id).turns):
+        assert [turn.content for turn in turns] == ["What is a token?", answer]
+    with open_tiny() as again:
+        chat.switch(again, "tiny")
+        chat.sampling = GREEDY
+        other = said(chat.edit("What is the KV cache?"))
+        for turns in (chat.turns, kept.read(chat.id).turns):
+            assert [turn.content for turn in turns] == ["What is the KV cache?", other]
+
+
+def test_nothing_answered_is_nothing_kept(engine: Engine, kept: Conversations) -> None:
+    """A conversation without a turn, and without a name, is none."""
+    chat = Chat(engine, "tiny", sampling=SamplingConfig(max_tokens=0), store=kept)
+    assert said(chat.ask("Hello")) == "" and kept.list() == [] and chat.id is None
+    with pytest.raises(UsageError, match="nothing was said yet"):
+        chat.set_title("x")
+    unkept = Chat(engine, "tiny", sampling=GREEDY)
+    with pytest.raises(UsageError, match="nothing was said yet"):
+        unkept.set_title("x", kept)
+    said(unkept.ask("a secret"))
+    assert kept.list() == []
+
+
+def test_interrupted_in_the_middle_of_a_request(engine: Engine) -> None:
+    """Whoever leaves without the answer to a request does not read it as the answer to the next."""
+    with pytest.raises(KeyboardInterrupt), engine.in_step():
+        raise KeyboardInterrupt
+    assert not engine.alive
 
 
 class FullDisk(Conversations):
@@ -226,6 +266,17 @@ def test_an_answer_goes_on_over_the_edge() -> None:
         assert before and behind and answer == before + behind
 
 
+def test_over_the_edge_is_counted_as_one(kept: Conversations) -> None:
+    """-n bounds the whole answer, and its figures are those of all of it."""
+    never_ends = SamplingConfig(temperature=0, max_tokens=60, ignore_eos=True)
+    with open_tiny(100) as engine:
+        chat = Chat(engine, "tiny", sampling=never_ends, store=kept)
+        for question in ("What is a token?", "What is the KV cache?", "And a story?"):
+            said(chat.ask(question))
+            assert chat.turns[-1].timing["n_generated"] <= 60 and chat.n_used <= 100
+        assert chat.n_dropped and chat.turns[-1].timing["n_generated"] == 60
+
+
 def test_stop_instead_of_dropping() -> None:
     with open_tiny(120) as engine:
         chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), manner=Manner(overflow="stop"))
@@ -272,6 +323,20 @@ def test_thinking_is_kept_apart(engine: Engine, kept: Conversations) -> None:
     assert turn.timing["n_thinking"] == chat.generation.n_thinking
     assert chat.messages()[-1] == {"role": "assistant", "content": turn.content}
     assert chat.id is not None and kept.read(chat.id).turns[-1].thinking == thought
+
+
+def test_thinking_alone_is_an_answer_too(engine: Engine, kept: Conversations) -> None:
+    """Cut by -n in the middle of its thoughts: the turn is there, now and after a resume."""
+    manner = Manner(template=THINKS)
+    chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0, max_tokens=6), manner=manner, store=kept)
+    for question in ("Tell me a story", "And another"):
+        said(chat.ask(question))
+    assert [turn.content for turn in chat.turns] == ["Tell me a story", "", "And another", ""] and chat.id is not None
+    before, id = chat.messages(), chat.id
+    chat.close()
+    other = Chat(engine, "tiny", sampling=GREEDY, manner=manner, store=kept)
+    other.resume(kept.read(id))
+    assert other.messages() == before and not other.is_unanswered
 
 
 def test_thinking_turned_off(engine: Engine) -> None:

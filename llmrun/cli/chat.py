@@ -21,6 +21,7 @@ from llmrun.errors import UsageError
 if TYPE_CHECKING:
     from llmrun.chat import Chat, Manner
     from llmrun.cli.lines import Lines
+    from llmrun.cli.repl import Repl
     from llmrun.conversations import Conversations
     from llmrun.engine.child import Child
     from llmrun.engine.client import Engine
@@ -206,11 +207,13 @@ def _store(*, ephemeral: bool) -> Iterator[Conversations | None]:
         yield kept
 
 
-def _lines(repl: Any, *, keep: bool) -> Lines:
+def _lines(repl: Repl, *, keep: bool) -> Lines:
     from llmrun import store
     from llmrun.cli import lines, slash
 
     if not screen.is_terminal(sys.stdin):
         return lines.Piped()
     typed = store.state_file().parent / "chat" / "typed" if keep else None
-    return lines.Edited(typed, repl.status if repl.with_status else None, slash.names(), slash.words)
+    return lines.Edited(
+        typed, repl.status if repl.with_status else None, slash.names(), slash.words, lambda: bool(repl.attached)
+    )

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import TextIO
 
 from llmrun.cli import screen
 from llmrun.errors import UsageError
@@ -14,6 +15,16 @@ from llmrun.errors import UsageError
 _MAX_OSC52_BYTES = 74_994
 """Of base64's 100,000 characters, the most that terminals are known to take."""
 _TIMEOUT_S = 5.0
+
+
+def check() -> None:
+    """Raise `UsageError` where there is no way, before anything is made to be copied."""
+    if not _tools() and _terminal() is None:
+        raise UsageError("there is no clipboard here: neither a tool for it nor a terminal", hint="> FILE")
+
+
+def _terminal() -> TextIO | None:
+    return next((each for each in (sys.stdout, sys.stderr) if screen.is_terminal(each)), None)
 
 
 def copy(text: str) -> str:
@@ -28,9 +39,10 @@ def copy(text: str) -> str:
             continue
         if done.returncode == 0:
             return f"copied by {command[0]}"
-    stream = next((each for each in (sys.stdout, sys.stderr) if screen.is_terminal(each)), None)
+    check()
+    stream = _terminal()
     if stream is None:
-        raise UsageError("there is no clipboard here: neither a tool for it nor a terminal", hint="> FILE")
+        raise UsageError("no tool for the clipboard works, and there is no terminal", hint="> FILE")
     if len(data) > _MAX_OSC52_BYTES:
         raise UsageError(
             f"{len(data)} bytes are more than a terminal takes for its clipboard ({_MAX_OSC52_BYTES})",

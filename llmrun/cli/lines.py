@@ -61,7 +61,8 @@ class Piped:
 class Edited:
     """A terminal: line editing, history with search, completion, an editor for the rest.
 
-    `status` is the line at the bottom, `words` what can stand behind a slash command: command → (prefix → names).
+    `status` is the line at the bottom, `words` what can stand behind a slash command: (command, prefix) → names.
+    `sends_empty`: whether a line without a word is a message just now.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class Edited:
         status: Callable[[], str] | None,
         commands: Iterable[str],
         words: Callable[[str, str], Iterable[str]],
+        sends_empty: Callable[[], bool],
     ) -> None:
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+        from prompt_toolkit.history import History, InMemoryHistory
         from prompt_toolkit.output import create_output
         from prompt_toolkit.styles import Style
 
@@ -81,7 +83,7 @@ class Edited:
             try:
                 history.parent.mkdir(parents=True, exist_ok=True)
                 os.close(os.open(history, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-                kept = FileHistory(os.fspath(history))
+                kept = _history(history)
             except OSError as error:
                 screen.note(f"what is typed can't be kept: {error.strerror}")
         self._session: PromptSession[str] = PromptSession(
@@ -89,7 +91,7 @@ class Edited:
             multiline=True,
             prompt_continuation=_MORE,
             history=kept,
-            key_bindings=_keys(),
+            key_bindings=_keys(sends_empty),
             completer=_completer(list(commands), words),
             complete_while_typing=False,
             enable_open_in_editor=True,
@@ -106,7 +108,31 @@ class Edited:
         return plain(self._session.prompt(default=prefill))
 
 
-def _keys() -> Any:
+def _history(path: Path) -> Any:
+    """What was typed, in a file for as long as it can be written."""
+    from prompt_toolkit.history import FileHistory
+
+    class Careful(FileHistory):
+        is_broken = False
+
+        def store_string(self, string: str) -> None:
+            try:
+                if not self.is_broken:
+                    super().store_string(string)
+            except OSError as error:
+                self.is_broken = True
+                screen.note(f"what is typed can't be kept any more: {error.strerror}")
+
+        def load_history_strings(self) -> Iterable[str]:
+            try:
+                return [*super().load_history_strings()]
+            except OSError:
+                return []
+
+    return Careful(os.fspath(path))
+
+
+def _keys(sends_empty: Callable[[], bool]) -> Any:
     from prompt_toolkit.filters import has_completions, is_searching
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -115,11 +141,10 @@ def _keys() -> Any:
     @keys.add("enter", filter=~is_searching & ~has_completions)
     def _enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if is_open(buffer.text) or not buffer.text.strip():
-            if buffer.text.strip():
-                buffer.newline(copy_margin=False)
-            return
-        buffer.validate_and_handle()
+        if is_open(buffer.text):
+            buffer.newline(copy_margin=False)
+        elif buffer.text.strip() or sends_empty():
+            buffer.validate_and_handle()
 
     @keys.add("enter", filter=has_completions & ~is_searching)
     def _take(event: KeyPressEvent) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmrun.cli.grouped import gathered
 from llmrun.cli.help import SHAPE, TEXT
-from llmrun.errors import NotFound, UsageError
+from llmrun.cli.paths import read_text
+from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
     from llmrun.chat import Think
@@ -103,20 +103,6 @@ def _shape(json_schema: str | None, json_mode: bool, grammar: str | None, choice
 def _template(text: str) -> str:
     """The file, or the text itself where it plainly is a template."""
     return text if "{{" in text or "{%" in text else read_text("--chat-template", text)
-
-
-def read_text(option: str, name: str) -> str:
-    """What a file of the user's says. Raises `NotFound`, `UsageError`."""
-    path = Path(name).expanduser()
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise NotFound(f"{option}: there is no file '{name[:200]}'", hint=f"ls {path.parent}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{option}: '{name[:200]}' is no UTF-8 text") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{option}: can't read '{name[:200]}': {reason}") from None
 
 
 with_manner = gathered("wanted", _wanted)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 
-from llmrun.cli import screen
+from llmrun.cli import paths, screen
 from llmrun.errors import NotFound, UsageError
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
@@ -37,7 +37,7 @@ def gather(argument: str | None, files: Sequence[Path]) -> Parts:
     A file called "-" is standard input too, which is read first in any case.
     """
     piped = _from_stdin()
-    read = [_from_file(path) for path in files if str(path) != "-"]
+    read = [_from_file(os.fspath(path)) for path in files if str(path) != "-"]
     return Parts(piped, "\n\n".join(part for part in read if part), argument or "")
 
 
@@ -62,13 +62,8 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8-sig", errors="replace").rstrip("\n")
 
 
-def _from_file(path: Path) -> str:
-    try:
-        return _text(path.read_bytes())
-    except FileNotFoundError:
-        raise NotFound(f"there is no file '{path}'", hint=f"ls {path.parent}") from None
-    except OSError as error:
-        raise UsageError(f"can't read '{path}': {error.strerror}") from None
+def _from_file(name: str, option: str = "-f") -> str:
+    return _text(paths.read_bytes(option, name))
 
 
 # -- templates ---
@@ -93,7 +88,10 @@ def filled(template: str, parts: Parts, fields: Mapping[str, str]) -> str:
         if name is None:
             continue
         if form or conversion or not _NAME.fullmatch(name):
-            raise UsageError(f"--template: '{{{name[:40]}}}' is no field: small letters, digits and _", hint="{input}")
+            spelled = f"{name}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
+            raise UsageError(
+                f"--template: '{{{spelled[:40]}}}' is no field: small letters, digits and _", hint="{input}"
+            )
         if name not in values:
             raise UsageError(f"--template: nobody says what {{{name}}} is", hint=f"--field {name}=...")
         used.add(name)
@@ -112,24 +110,20 @@ def parse_fields(texts: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not _NAME.fullmatch(name) or name in BUILT_IN:
             raise UsageError(f"--field: '{text[:60]}' is not NAME=VALUE", hint="--field language=French")
-        found[name] = _from_file(Path(value[1:]).expanduser()) if value.startswith("@") else value
+        found[name] = _from_file(value[1:], "--field") if value.startswith("@") else value
     return found
 
 
 def open_template(name: str) -> str:
     """A text with fields itself, a file, or the name of one in the folder of templates. Raises `NotFound`."""
-    path = Path(name).expanduser()
-    try:
-        if "\n" not in name and path.is_file():
-            return _from_file(path)
-    except OSError:  # a text can be longer than any name
-        pass
+    if paths.is_file(name):
+        return _from_file(name, "--template")
     if "{" in name or " " in name or "\n" in name:
         return name
     folder = templates_folder()
-    for candidate in (folder / name, folder / f"{name}.txt", folder / f"{name}.md"):
-        if candidate.parent == folder and candidate.is_file():
-            return _from_file(candidate)
+    for candidate in () if "/" in name else (folder / name, folder / f"{name}.txt", folder / f"{name}.md"):
+        if paths.is_file(os.fspath(candidate)):
+            return _from_file(os.fspath(candidate), "--template")
     known = sorted(each.stem for each in folder.iterdir()) if folder.is_dir() else []
     there = f"there are {', '.join(known[:10])}" if known else "there are none yet"
     raise NotFound(f"--template: no file '{name[:100]}', and no template of that name; {there}", hint=f"ls {folder}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
@@ -19,6 +20,7 @@ from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 
 if TYPE_CHECKING:
     from llmrun.cli.lines import Lines
+    from llmrun.conversations import Conversations
     from llmrun.engine.client import Engine, Generation
     from llmrun.models import Model
     from llmrun.shaped import Shape
@@ -49,7 +51,7 @@ class Repl:
     ) -> None:
         self.chat, self.reference, self.found, self.shape = chat, reference, found, shape
         self.attached: list[str] = []
-        self.prefill = ""
+        self._prefill_line, self._edits = "", False
         self.verbose = False
         self.on_terminal = screen.is_terminal(sys.stdout)
         self.plain = plain or not self.on_terminal
@@ -58,7 +60,7 @@ class Repl:
         self._open = open_model
         self._ceilings: dict[str, float] | None = None
         self._prefill: tuple[int, int] | None = None
-        self._watch = ExitStack()
+        self._watch, self._watch_all = ExitStack(), ExitStack()
         self._sampler: Any = None
         chat.on_prefill = self._note_prefill
         self._watch_engine()
@@ -67,12 +69,16 @@ class Repl:
 
     def run(self, lines: Lines) -> None:
         """Until the user leaves."""
+        by_hand = screen.is_terminal(sys.stdin)
         while True:
-            prefill, self.prefill = self.prefill, ""
-            self._prepare()
+            prefill, self._prefill_line = self._prefill_line, ""
             try:
+                self._prepare()
                 typed = lines.read(prefill)
             except KeyboardInterrupt:
+                if not by_hand:
+                    raise
+                self._edits = False
                 self.say("Ctrl-D or /bye leaves")
                 continue
             except EOFError:
@@ -82,31 +88,50 @@ class Repl:
             try:
                 if not self.handle(typed):
                     return
-            except (screen.OutputClosed, BrokenPipeError):
+            except screen.OutputClosed:
                 raise
             except KeyboardInterrupt:
+                if not by_hand:
+                    raise
                 self.say("stopped")
             except LlmrunError as error:
-                if not screen.is_terminal(sys.stdin):
+                if not by_hand:
                     raise  # a script wants the exit code
                 screen.error(error)
+            except Exception:
+                if not by_hand:
+                    raise
+                traceback.print_exc()  # a bug of ours is no reason to end somebody's conversation
+                self.say("a bug in llmrun; the conversation goes on")
 
     def handle(self, typed: str) -> bool:
         """One message or command; False to leave."""
         if typed.startswith("/") and not typed.startswith("//"):
             return slash.obey(self, typed)
-        self.ask(typed.removeprefix("/") if typed.startswith("//") else typed)
+        instead, self._edits = self._edits, False
+        self.ask(typed.removeprefix("/") if typed.startswith("//") else typed, instead=instead)
         return True
 
-    def ask(self, text: str) -> None:
-        attached, self.attached = self.attached, []
-        self._revive()
-        self.show(self.chat.ask("\n\n".join([*attached, text] if text else attached)))
+    def ask(self, text: str, *, instead: bool = False) -> None:
+        """Say something, or say it `instead` of the last message. Files stay attached until there is an answer."""
+        self.revive()
+        whole = "\n\n".join([*self.attached, text] if text else self.attached)
+        if self.show(self.chat.edit(whole) if instead else self.chat.ask(whole)):
+            self.attached.clear()
+
+    def edit_last(self) -> None:
+        """The last message stands in the next prompt; what is sent there takes its place."""
+        self._prefill_line, self._edits = self.chat.last_message, True
+
+    def keeper(self, make: Callable[[], Conversations]) -> Conversations:
+        """Where things are kept from now on, until the chat ends."""
+        return self._watch_all.enter_context(make())
 
     def close(self) -> None:
         self._watch.close()
         self.chat.close()
         self.chat.engine.close()
+        self._watch_all.close()
 
     def say(self, text: str) -> None:
         """Talk, to stderr."""
@@ -117,7 +142,15 @@ class Repl:
 
     def switch(self, reference: str) -> None:
         """Another model, with the same conversation. The old one stays where the new one can't be had."""
-        found, engine = self._open(reference)
+        try:
+            found, engine = self._open(reference)
+        except OutOfMemory:
+            if not self.chat.engine.alive:
+                raise
+            self.say(f"not beside {self.found.name}, which is closed first")
+            self._watch.close()
+            self.chat.engine.close()  # comes back with the next message, if this fails as well
+            found, engine = self._open(reference)
         self._watch.close()
         self.chat.engine.close()
         self.reference, self.found = reference, found
@@ -130,8 +163,8 @@ class Repl:
             with suppress(LlmrunError):  # what is wrong will be said when there is something to say it to
                 self.chat.prepare()
 
-    def _revive(self) -> None:
-        """A crash took the engine, not the conversation."""
+    def revive(self) -> None:
+        """Load the model again where a crash took the engine: the conversation is still here."""
         if self.chat.engine.alive:
             return
         self.say("loading the model again")
@@ -147,13 +180,13 @@ class Repl:
     # -- an answer on the screen ---
 
     def again(self) -> None:
-        self._revive()
+        self.revive()
         self.show(self.chat.again())
 
-    def show(self, events: Generator[Event]) -> None:
-        """Show an answer as it is made. Ctrl-C ends it, and what is there stays."""
+    def show(self, events: Generator[Event]) -> bool:
+        """Show an answer as it is made; whether there is one. Ctrl-C ends it, and what is there stays."""
         self._prefill = None
-        before = len(self.chat.turns)
+        before = self.chat.last_answer
         try:
             with closing(events), _interrupting(self.chat):
                 if self.on_terminal:
@@ -170,15 +203,16 @@ class Repl:
             raise
         finally:
             self._prefill = None
-        self._close_answer(before)
+        return self._close_answer(before)
 
-    def _close_answer(self, before: int) -> None:
+    def _close_answer(self, before: Said | None) -> bool:
         generation, said = self.chat.generation, self.chat.last_answer
         if generation is None:
-            return
-        if len(self.chat.turns) <= before - 1 or said is None or self.chat.turns[-1] is not said:
-            self.say("there is no answer, so the message is taken back; the arrow up brings it")
-            return
+            return False
+        if said is None or said is before:
+            self.say("there is no answer; what was said before stays as it was")
+            self._end_script(generation)
+            return False
         why = {
             "cancelled": "stopped",
             "length": f"{self.chat.sampling.max_tokens} tokens are reached: /set n-predict -1",
@@ -191,6 +225,13 @@ class Repl:
                 self.say(f"{name:8} {value}")
         if self.shape is not None and (problem := self.shape.problem(said.content)):
             self.say(f"warning: the answer is not what was asked for: {problem}")
+        self._end_script(generation)
+        return True
+
+    def _end_script(self, generation: Generation) -> None:
+        """Who reads from a pipe and is interrupted wants to end, and not only this answer."""
+        if generation.stop_reason == "cancelled" and not screen.is_terminal(sys.stdin):
+            raise KeyboardInterrupt
 
     def _draw(self, events: Iterator[Event]) -> None:
         with stage.without_echo():

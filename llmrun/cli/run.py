@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmrun.cli import opening, options, prompt, report, screen
+from llmrun.cli import clipboard, opening, options, prompt, report, screen
 from llmrun.cli.help import TEXT
 from llmrun.cli.load import with_load
 from llmrun.cli.manner import Wanted, with_manner
@@ -73,6 +73,8 @@ def run(
     if fields and template is None:
         raise UsageError("--field: there is no template for it", hint="--template NAME")
     source = prompt.open_template(template) if template is not None else None
+    if copy:
+        clipboard.check()
     parts = prompt.gather(prompt_, file or [])
     if not parts.input and source is None and screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stdout):
         _chat_instead(model, system, load, sampling, wanted, resume=continue_, quiet=quiet, raw=raw, as_json=as_json)
@@ -118,12 +120,10 @@ def run(
             if verbose:
                 for line in report.details(run):
                     screen.note(line)
-        if kept is not None and not quiet:
+        if kept is not None and kept.id is not None and not quiet:
             screen.note(f"kept as {kept.id}; llmrun chat --resume {kept.id}")
         if copy:
-            from llmrun.cli.clipboard import copy as to_clipboard
-
-            done = to_clipboard(generation.text)
+            done = clipboard.copy(answer.text)
             if not quiet:
                 screen.note(done)
         if wanted.shape is not None and (problem := wanted.shape.problem(answer.text)):

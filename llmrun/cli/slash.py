@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from llmrun.chat import CHATML
 from llmrun.cli import screen, table
+from llmrun.cli.paths import is_file, path_of, read_text
 from llmrun.cli.sampling import dials, find_dial, turned, values_shown
 from llmrun.errors import LlmrunError, NotFound, UsageError
 from llmrun.units import count, size
@@ -22,6 +23,7 @@ from llmrun.units import count, size
 if TYPE_CHECKING:
     from llmrun.cli.repl import Repl
 
+MOST_BYTES_PER_TOKEN = 16
 MOST_FILES = 100
 """That /read takes at once, as in llama-cli."""
 LISTED = 20
@@ -102,6 +104,7 @@ def _bye(_repl: Repl, _rest: str) -> bool:
 
 def _clear(repl: Repl, _rest: str) -> None:
     repl.chat.clear()
+    repl.attached.clear()
     repl.say("a new conversation" + ("; the one before is kept: /list" if repl.chat.is_kept else ""))
 
 
@@ -117,12 +120,11 @@ def _undo(repl: Repl, _rest: str) -> None:
 
 def _edit(repl: Repl, rest: str) -> None:
     if rest:
-        repl.chat.undo()
-        repl.ask(rest)
+        repl.ask(rest, instead=True)
     elif not screen.is_terminal(sys.stdin):
         raise UsageError("/edit: there is nobody to edit it", hint="/edit NEW TEXT")
     else:
-        repl.prefill = repl.chat.undo()
+        repl.edit_last()
 
 
 def _system(repl: Repl, rest: str) -> None:
@@ -274,7 +276,7 @@ def _tokens(repl: Repl, rest: str) -> None:
 def _save(repl: Repl, rest: str) -> None:
     from llmrun.conversations import Conversations
 
-    id = repl.chat.set_title(rest, None if repl.chat.is_kept else Conversations())
+    id = repl.chat.set_title(rest, None if repl.chat.is_kept else repl.keeper(Conversations))
     repl.say(f"kept as {id}" + (f", {rest}" if rest else "") + f"; llmrun chat --resume {id}")
 
 
@@ -283,13 +285,12 @@ def _load(repl: Repl, rest: str) -> None:
 
     if not rest:
         raise UsageError("/load: which one?", hint="/list, then /load ID, or /load FILE.json")
-    if Path(rest).expanduser().is_file():
-        from llmrun.cli.manner import read_text
+    if is_file(rest):
         from llmrun.transcript import from_document
 
         try:
             document = json.loads(read_text("/load", rest))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"/load: '{rest[:100]}' is no JSON: {error}") from None
         repl.chat.copy(from_document(document, rest))
     else:
@@ -332,22 +333,31 @@ def _list(_repl: Repl, _rest: str) -> None:
 
 
 def _read(repl: Repl, rest: str) -> None:
-    from llmrun.cli.manner import read_text
-
     if not rest:
         raise UsageError("/read: which file?", hint="/read FILE")
     names = _files(rest)
-    texts = [read_text("/read", name).rstrip("\n") for name in names]
-    for name, text in zip(names, texts, strict=True):
-        # Of one file the text alone, as if it were typed; of several, which is which.
-        repl.attached.append(text if len(names) == 1 else f"{name}:\n\n{text}")
-        n_tokens = repl.chat.engine.count(text)
+    n_ctx = repl.chat.engine.n_ctx_most
+    repl.revive()
+    texts = []
+    for name in names:
+        if not is_file(name) and path_of("/read", name).exists():
+            raise UsageError(f"/read: '{name[:100]}' is no file", hint="/read FILE")
+        texts.append(read_text("/read", name).rstrip("\n"))
+        n_bytes = len(texts[-1].encode())
+        if n_bytes > MOST_BYTES_PER_TOKEN * n_ctx:
+            raise UsageError(f"/read: '{name[:100]}' has {size(n_bytes)}, far more than {n_ctx} tokens of context hold")
+    counts = [repl.chat.engine.count(text) for text in texts]
+    for name, text, n_tokens in zip(names, texts, counts, strict=True):
         repl.say(f"{name}: {size(len(text.encode()))}, {n_tokens} tokens, before your next message")
+    # Of one file the text alone, as if it were typed; of several, which is which.
+    repl.attached += (
+        texts if len(names) == 1 else [f"{name}:\n\n{text}" for name, text in zip(names, texts, strict=True)]
+    )
 
 
 def _files(typed: str) -> list[str]:
     """One name, blanks and all, or several, or patterns."""
-    if Path(typed).expanduser().is_file():
+    if is_file(typed):
         return [typed]
     try:
         parts = shlex.split(typed)
@@ -371,7 +381,7 @@ def _export(repl: Repl, rest: str) -> None:
     if not rest:
         screen.out(as_markdown(repl.chat.as_conversation()))
         return
-    path = Path(rest).expanduser()
+    path = path_of("/export", rest)
     if path.exists():
         raise UsageError(f"/export: {rest[:100]} is there already", hint="/export ANOTHER.md")
     with disk_errors(f"writing {path}"):

@@ -186,6 +186,8 @@ class Answering:
             if source not in self._tags:
                 self._tags[source] = tags_of(source, render)
         except TemplateError as error:
+            if request.template is not None:
+                raise RequestFailed("usage", f"--chat-template fails: {error}") from error
             raise RequestFailed("model", f"its chat template fails: {error}") from error
         self._host.send(Rendering(done=True))
         # Where the vocabulary adds BOS by itself, a template's own would be the second.

@@ -203,13 +203,16 @@ class Generation:
                         case Done():
                             pass
                         case _:
-                            raise EngineCrashed(f"the engine sent {type(event).__name__} out of turn")
+                            raise engine.out_of_turn(event, "in the middle of an answer")
             except LlmrunError:
                 self.stop_reason = self.stop_reason or "cancelled"  # there is nothing to drain
                 raise
             finally:
                 if self.stop_reason is None:
-                    self._drain()
+                    if self._sent:
+                        self._drain()
+                    else:  # half a request, perhaps
+                        engine.close()
 
     def _take(self, event: Message) -> None:
         """Note what an event says of this generation."""
@@ -234,15 +237,16 @@ class Generation:
         engine = self._engine
         if not engine.alive:
             return
-        engine.send(Cancel())
-        deadline = time.monotonic() + engine.limits.cancel_s
-        while self.stop_reason is None:
-            event = engine.receive_until(deadline)
-            if event is None:
-                engine.close()  # deep in a native call; it will not end by asking
-                self.stop_reason = "cancelled"
-                return
-            self._take(event)
+        with engine.in_step() as done:
+            engine.send(Cancel())
+            deadline = time.monotonic() + engine.limits.cancel_s
+            while self.stop_reason is None:
+                event = engine.receive_until(deadline)
+                if event is None:
+                    self.stop_reason = "cancelled"
+                    return  # deep in a native call; it will not end by asking, and is ended
+                self._take(event)
+            done()
 
 
 @contextmanager
@@ -505,24 +509,51 @@ class Engine:
         """The tokens that a text has, or messages once they are rendered for an answer. Not while one is made."""
         if not self._turn.acquire(blocking=False):
             raise UsageError(_ONE_AT_A_TIME)
+        messages = None if isinstance(prompt, str) else [*prompt]
         try:
-            if isinstance(prompt, str):
-                self.send(Count(prompt=prompt))
-            else:
-                self.send(Count(messages=[*prompt], template=template, thinks=thinks))
+            match self._ask(Count(prompt if isinstance(prompt, str) else None, messages, template, thinks)):
+                case Counted(n_tokens):
+                    return n_tokens
+                case Failed() as failed:
+                    raise self.translate(failed)
+                case event:
+                    raise self.out_of_turn(event, "for a count")
+        finally:
+            self._turn.release()
+
+    def _ask(self, message: Message) -> Message:
+        """Send something and wait for what it is answered with, past the rendering of a template."""
+        with self.in_step() as done:
+            self.send(message)
             rendering = False
             while True:
                 match self.receive(self.limits.template_s if rendering else None):
-                    case Rendering(done):
-                        rendering = not done
-                    case Counted(n_tokens):
-                        return n_tokens
-                    case Failed() as failed:
-                        raise self.translate(failed)
+                    case Rendering(is_done):
+                        rendering = not is_done
                     case event:
-                        raise EngineCrashed(f"the engine sent {type(event).__name__} for a count")
+                        done()
+                        return event
+
+    @contextmanager
+    def in_step(self) -> Iterator[Callable[[], None]]:
+        """Whoever leaves the block without calling what it is given has left an answer unread, at a Ctrl-C for one:
+        the next request would take it for its own, so the engine is closed."""
+        is_done = False
+
+        def done() -> None:
+            nonlocal is_done
+            is_done = True
+
+        try:
+            yield done
         finally:
-            self._turn.release()
+            if not is_done:
+                self.close()
+
+    def out_of_turn(self, event: Message, what: str) -> EngineCrashed:
+        """For a message that nobody waits for: who is out of step once stays so."""
+        self.close()
+        return EngineCrashed(f"the engine sent {type(event).__name__} {what}")
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried:
         """Bare speed: random tokens, nothing sampled (see `protocol.Trial`). Not while a generation runs."""
@@ -535,7 +566,7 @@ class Engine:
             case Failed() as failed:
                 raise self.translate(failed)
             case event:
-                raise EngineCrashed(f"the engine sent {type(event).__name__} for the outcome of a trial")
+                raise self.out_of_turn(event, "for the outcome of a trial")
 
     @contextmanager
     def turn_of(self, generation: Generation) -> Iterator[None]:
@@ -567,16 +598,9 @@ class Engine:
 
     def _end_preparing(self) -> None:
         self._is_preparing = False
-        self.send(Cancel())
-        rendering = False
-        while True:
-            match self.receive(self.limits.template_s if rendering else None):
-                case Rendering(done):
-                    rendering = not done
-                case Prepared() | Failed():  # whatever it is, the next request will meet it as well
-                    return
-                case event:
-                    raise EngineCrashed(f"the engine sent {type(event).__name__} while preparing")
+        event = self._ask(Cancel())
+        if not isinstance(event, Prepared | Failed):  # what failed, the next request will meet as well
+            raise self.out_of_turn(event, "while preparing")
 
     def send(self, message: Message) -> None:
         if self._is_preparing:
