@@ -359,6 +359,56 @@ def test_kill_9_and_go_on(chat: Open, tmp_path: Path) -> None:
         assert " ".join(kept.split()).find(" ".join(words[:-2])[:200]) >= 0
 
 
+def test_a_third_ctrl_c(chat: Open) -> None:
+    """An engine that does not listen is given up, and the next message has a new one, in step."""
+    terminal = chat("--ignore-eos", "-n", "60")
+    (child,) = psutil.Process(terminal.process.pid).children()
+    child.suspend()
+    terminal.type("Tell me a story\r")
+    terminal.settle(0.5)
+    for _ in range(3):
+        terminal.type("\x03")
+        terminal.settle(0.3)
+    terminal.wait_for("stopped")
+    say(terminal, "What is a token?", "60 tokens are reached")
+    say(terminal, "What is the KV cache?", "60 tokens are reached")
+    assert "the engine sent" not in terminal.text
+
+
+def test_files_wait_for_an_answer(chat: Open, tmp_path: Path) -> None:
+    """What /read took is sent once, with the message that is answered; bad files are none."""
+    (tmp_path / "notes.txt").write_text("a note of mine")
+    (tmp_path / "long.txt").write_text("long " * 2000)
+    os.mkfifo(tmp_path / "pipe")
+    terminal = chat("-c", "300", "-n", "8", lines=40, columns=160)
+    say(terminal, f"/read {tmp_path}/pipe", "error: /read")
+    say(terminal, f"/read {tmp_path}", "error: /read")
+    say(terminal, f"/read {tmp_path}/long.txt", "more than 300")
+    say(terminal, f"/read {tmp_path}/notes.txt", "before your")
+    say(terminal, "word " * 400, "the context holds 300")
+    say(terminal, "hello")
+    said = json_of_last(tmp_path)["messages"]
+    assert said[0]["content"] == "a note of mine\n\nhello"
+    say(terminal, "again")
+    assert json_of_last(tmp_path)["messages"][2]["content"] == "again"
+
+
+def test_edit_in_the_line(chat: Open, tmp_path: Path) -> None:
+    """/edit puts the last message into the prompt; left with Ctrl-C, nothing has changed."""
+    terminal = chat()
+    say(terminal, "What is a token?", TOKEN)
+    terminal.type("/edit\r")
+    terminal.wait_for(">>> What is a token?")
+    terminal.type("\x03")
+    terminal.settle(0.2)
+    assert json_of_last(tmp_path)["messages"][0]["content"] == "What is a token?"
+    terminal.type("/edit\r")
+    terminal.settle(0.3)
+    say(terminal, "\x15What is the KV cache?", "The KV cache ")
+    assert json_of_last(tmp_path)["messages"][0]["content"] == "What is the KV cache?"
+    assert len(json_of_last(tmp_path)["messages"]) == 2
+
+
 def test_from_a_pipe(llmrun: RunLlmrun, tmp_path: Path) -> None:
     """Every line is a message, the answers are the output; the first error is the exit code."""
     env = {"LLMRUN_HOME": str(tmp_path)}
@@ -371,6 +421,25 @@ def test_from_a_pipe(llmrun: RunLlmrun, tmp_path: Path) -> None:
     listed = llmrun("history", "list", "--json", env=env)
     assert json.loads(listed.stdout)[0]["n_turns"] == 4
     llmrun("chat", "tiny", "--ephemeral", input="Hello\n", env=env)
+    assert len(json.loads(llmrun("history", "list", "--json", env=env).stdout)) == 1
+
+
+def test_where_nothing_can_be_kept(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """It is said, and the chat goes on; what is to be resumed has to be there."""
+    (tmp_path / "home").write_text("a file where a folder should be")
+    env = {"LLMRUN_HOME": str(tmp_path / "home")}
+    done = llmrun("chat", "tiny", "--temp", "0", input="What is a token?\n", env=env)
+    assert done.returncode == 0 and TOKEN in done.stdout and "can't be kept" in done.stderr
+    assert llmrun("chat", "tiny", "--continue", input="Hello\n", env=env).returncode == 7
+
+
+def test_settings_of_a_chat(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """config.toml turns keeping off, and the command line on again."""
+    env = {"LLMRUN_HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    assert llmrun("config", "set", "ephemeral", "true", env=env).returncode == 0
+    llmrun("chat", "tiny", input="Hello\n", env=env)
+    assert json.loads(llmrun("history", "list", "--json", env=env).stdout) == []
+    llmrun("chat", "tiny", "--keep", input="Hello\n", env=env)
     assert len(json.loads(llmrun("history", "list", "--json", env=env).stdout)) == 1
 
 

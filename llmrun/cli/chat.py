@@ -16,7 +16,7 @@ from llmrun.cli.manner import Wanted, with_manner
 from llmrun.cli.sampling import with_sampling
 from llmrun.cli.settings import ModelCommand, fill_in
 from llmrun.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
-from llmrun.errors import UsageError
+from llmrun.errors import DiskError, UsageError
 
 if TYPE_CHECKING:
     from llmrun.chat import Chat, Manner
@@ -134,7 +134,7 @@ def converse(
     from llmrun.engine.client import started_early
 
     manner = manner_of(wanted, overflow)
-    with _store(ephemeral=ephemeral) as store, started_early() as child:
+    with _store(ephemeral=ephemeral, must=resume is not None) as store, started_early() as child:
         resumed = store.read(store.find(resume)) if store is not None and resume is not None else None
         found, engine = open_for_chat(model, load, child, quiet=quiet)
 
@@ -196,14 +196,22 @@ def open_for_chat(reference: str, load: LoadConfig, child: Child | None, *, quie
 
 
 @contextmanager
-def _store(*, ephemeral: bool) -> Iterator[Conversations | None]:
-    """Where the conversation is kept; None where nothing is to be."""
+def _store(*, ephemeral: bool, must: bool) -> Iterator[Conversations | None]:
+    """Where the conversation is kept; None where nothing is to be, or nothing can be, unless it `must` be there."""
     if ephemeral:
         yield None
         return
     from llmrun.conversations import Conversations
 
-    with Conversations() as kept:
+    try:
+        kept = Conversations()
+    except DiskError as error:
+        if must:
+            raise
+        screen.note(f"the conversation can't be kept: {error.message}")
+        yield None
+        return
+    with kept:
         yield kept
 
 
