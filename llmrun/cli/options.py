@@ -16,7 +16,7 @@ ModelName = Annotated[
 ]
 OptionalModelName = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help=_NAME_HELP, show_default=False, autocompletion=complete.models),
+    typer.Argument(metavar="MODEL", help=_NAME_HELP, show_default=False, autocompletion=complete.models),
 ]
 ModelNames = Annotated[
     list[str], typer.Argument(metavar="MODEL", help=_NAME_HELP, show_default=False, autocompletion=complete.models)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def run(
     model: options.ModelName,
     prompt_: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="What to answer or to continue; without one, a chat.")
+        str | None, typer.Argument(metavar="PROMPT", help="What to answer or to continue; without one, a chat.")
     ] = None,
     file: options.Files = None,
     system: options.System = None,
