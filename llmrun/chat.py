@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmrun.config import SamplingConfig
-from llmrun.engine.client import Asking
+from llmrun.engine.protocol import Asking
 from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.results import utc
 

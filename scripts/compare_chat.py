@@ -28,18 +28,18 @@ import time
 from pathlib import Path
 
 import psutil
-from compare_peers import HEAD, MODELS, PEERS, check_quiet, interleaved, row
+from compare_peers import HEAD, PEERS, check_quiet, interleaved, model_file, row
 
 from llmrun import synth
 from llmrun.chat import CHATML
 from llmrun.config import SamplingConfig
-from llmrun.engine.client import Asking, Engine
+from llmrun.engine.client import Engine
+from llmrun.engine.protocol import Asking
 from llmrun.gguf import open_header
 from llmrun.hardware import default_threads
 from llmrun.planner import should_repack
 
 WORD = "W"  # without a blank before it: llama-cli strips answers, and would compute them again
-CONTROL = 3  # LLAMA_TOKEN_TYPE_CONTROL
 QUESTION = "please tell me more of it and take your time as the others did before you came here today"
 COLUMNS, LINES = 100, 40
 
@@ -127,29 +127,13 @@ class Seat:
         os.close(self._pty)
 
 
-def chat_model(name: str) -> Path:
-    """The file, or a synthetic model whose vocabulary has ChatML's tags for tokens, as models for chat have."""
-    if Path(name).exists():
-        return Path(name)
-    shape, _, level = name.partition(":")
-    if shape not in synth.SHAPES:
-        sys.exit(f"no file {name} and no shape {shape}; shapes: {', '.join(synth.SHAPES)}")
-    path = MODELS / f"{shape}-{level or 'Q4_K_M'}-chat.gguf"
-    if not path.exists():
-        MODELS.mkdir(exist_ok=True)
-        texts, scores, types = synth.vocabulary(synth.SHAPES[shape].n_vocab)
-        texts[-2:], types[-2:] = [b"<|im_start|>", b"<|im_end|>"], [CONTROL, CONTROL]
-        synth.write(path, synth.SHAPES[shape], level or "Q4_K_M", vocab=(texts, scores, types))
-    return path
-
-
 def word_token() -> int:
     texts, _, _ = synth.vocabulary(8192)
     return texts.index(WORD.encode())
 
 
 def turns(options: argparse.Namespace) -> None:
-    path = chat_model(options.model)
+    path = model_file(options.model, for_chat=True)
     threads, n = str(default_threads()), str(options.n_gen)
     bias = f"{word_token()}+100000"
     common = ["--temp", "0", "-c", str(options.ctx), "-t", threads, "-n", n, "--ignore-eos", "-l", bias]
@@ -194,7 +178,7 @@ def turns(options: argparse.Namespace) -> None:
 
 def reuse(options: argparse.Namespace) -> None:
     """The same question twice over a history of so many tokens, and after /undo."""
-    path = chat_model(options.model)
+    path = model_file(options.model, for_chat=True)
     sampling = SamplingConfig(temperature=0, max_tokens=8)
     rows = []
     for _ in interleaved(options.rounds):

@@ -38,20 +38,27 @@ from llmrun.meter import Timing
 from llmrun.planner import should_repack
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
+CONTROL = 3  # LLAMA_TOKEN_TYPE_CONTROL
 MODELS = Path(tempfile.gettempdir()) / "llmrun-compare"
 
 
-def model_file(name: str) -> Path:
-    """The file, or the synthetic model written now if no earlier call has."""
+def model_file(name: str, *, for_chat: bool = False) -> Path:
+    """The file, or the synthetic model written now if no earlier call has.
+
+    One `for_chat` has ChatML's tags for tokens, as the vocabularies of models for chat have.
+    """
     if Path(name).exists():
         return Path(name)
     shape, _, level = name.partition(":")
     if shape not in synth.SHAPES:
         sys.exit(f"no file {name} and no shape {shape}; shapes: {', '.join(synth.SHAPES)}")
-    path = MODELS / f"{shape}-{level or 'Q4_K_M'}.gguf"
+    path = MODELS / f"{shape}-{level or 'Q4_K_M'}{'-chat' if for_chat else ''}.gguf"
     if not path.exists():
         MODELS.mkdir(exist_ok=True)
-        synth.write(path, synth.SHAPES[shape], level or "Q4_K_M")
+        texts, scores, types = synth.vocabulary(synth.SHAPES[shape].n_vocab)
+        if for_chat:
+            texts[-2:], types[-2:] = [b"<|im_start|>", b"<|im_end|>"], [CONTROL, CONTROL]
+        synth.write(path, synth.SHAPES[shape], level or "Q4_K_M", vocab=(texts, scores, types))
     return path
 
 

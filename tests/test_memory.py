@@ -12,8 +12,9 @@ import pytest
 
 from llmrun import synth
 from llmrun.config import LoadConfig, SamplingConfig
-from llmrun.engine.client import Asking, Engine
+from llmrun.engine.client import Engine
 from llmrun.engine.memory import common_prefix
+from llmrun.engine.protocol import Asking
 from llmrun.gguf import open_header
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=12)

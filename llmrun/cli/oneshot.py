@@ -87,7 +87,7 @@ class Answer:
             asked = self._asked if isinstance(self._asked, str) else self._asked[-1]["content"]
             self._pieces = _of_chat(self._chat.ask(asked))
         else:
-            from llmrun.engine.client import Asking
+            from llmrun.engine.protocol import Asking
 
             wanted = self._wanted
             asking = Asking(

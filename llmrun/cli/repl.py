@@ -62,6 +62,7 @@ class Repl:
         self._prefill: tuple[int, int] | None = None
         self._watch, self._watch_all = ExitStack(), ExitStack()
         self._sampler: Any = None
+        self._stage: stage.Stage | None = None
         chat.on_prefill = self._note_prefill
         self._watch_engine()
 
@@ -250,8 +251,6 @@ class Repl:
             finally:
                 drawn.end()
                 self._stage = None
-
-    _stage: stage.Stage | None = None
 
     def stream(self) -> Stream:
         """What answers are written by."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import time
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from llmrun.config import COMFORTABLE_CTX
@@ -158,15 +157,17 @@ class Answering:
     def count(self, request: Count) -> None:
         text = request.prompt
         if request.messages is not None:
-            text, _ = self._rendered(request)
+            text, _ = self._rendered(request.messages, request.template, thinks=request.thinks)
         self._host.send(Counted(len(self._vocab.tokenize(text or ""))))
 
-    def _rendered(self, request: Generate | Count | Prepare) -> tuple[str, Tags | None]:
+    def _rendered(
+        self, messages: list[dict[str, str]], template: str | None, *, thinks: bool
+    ) -> tuple[str, Tags | None]:
         """The prompt that the chat template makes of the messages, and how an answer marks its thinking."""
         from llmrun.engine.reasoning import tags_of
         from llmrun.engine.template import TemplateError, Templates
 
-        source = request.template
+        source = template
         if source is None:
             own = self._llama.llama_model_chat_template(self._host.model, None)
             if own is None:
@@ -182,11 +183,11 @@ class Answering:
 
         self._host.send(Rendering(done=False))
         try:
-            text = render(request.messages or [], thinks=request.thinks)
+            text = render(messages, thinks=thinks)
             if source not in self._tags:
                 self._tags[source] = tags_of(source, render)
         except TemplateError as error:
-            if request.template is not None:
+            if template is not None:
                 raise RequestFailed("usage", f"--chat-template fails: {error}") from error
             raise RequestFailed("model", f"its chat template fails: {error}") from error
         self._host.send(Rendering(done=True))
@@ -197,19 +198,19 @@ class Answering:
 
     def _prompt(self, request: Generate) -> tuple[list[int], Thinking | None]:
         if request.messages is None:
-            return self._tokens((request.prompt or "") + request.begun, request), None
-        text, tags = self._rendered(request)
+            return self._tokens((request.prompt or "") + request.asking.begun, request), None
+        text, tags = self._rendered(request.messages, request.asking.template, thinks=request.asking.thinks)
         if tags is None:
-            return self._tokens(text + request.begun, request), None
+            return self._tokens(text + request.asking.begun, request), None
         from llmrun.engine.reasoning import opened_by
 
-        if not request.thinks:
+        if not request.asking.thinks:
             if opened_by(text, tags):
                 text += f"{tags.close}{tags.answer}" if tags.answer else f"\n{tags.close}\n\n"
             elif tags.direct:
                 text += tags.direct[_overlap(text, tags.direct) :]
-        text += request.begun
-        budget = request.think_budget if request.thinks else 0
+        text += request.asking.begun
+        budget = request.asking.think_budget if request.asking.thinks else 0
         inside = opened_by(text, tags)
         return self._tokens(text, request), Thinking(tags, self._vocab, begins_inside=inside, budget=budget)
 
@@ -217,7 +218,7 @@ class Answering:
         tokens = self._vocab.tokenize(text)
         if not tokens:
             raise RequestFailed("usage", "the prompt is empty and this model has no token to begin with")
-        return self._as_remembered(text, tokens) if request.reuse else tokens
+        return self._as_remembered(text, tokens) if request.asking.reuse else tokens
 
     def _as_remembered(self, text: str, tokens: list[int]) -> list[int]:
         """The same text in the tokens that the memory holds, where it goes on behind them with a control token.
@@ -256,7 +257,7 @@ class Answering:
         made = []
         for word in ("a", "Z"):
             said = {"role": "user", "content": word}
-            text, _ = self._rendered(replace(request, messages=[*request.messages, said]))
+            text, _ = self._rendered([*request.messages, said], request.template, thinks=request.thinks)
             made.append(self._vocab.tokenize(text))
         return made[0][: common_prefix(*made)]
 
@@ -267,17 +268,17 @@ class Answering:
         request_s = clock()
         host, memory, sampling = self._host, self._memory, request.sampling
         tokens, thinking = self._prompt(request)
-        n_ctx = self._make_room(len(tokens), sampling["max_tokens"], keep=request.reuse)
+        n_ctx = self._make_room(len(tokens), sampling["max_tokens"], keep=request.asking.reuse)
         beyond = [token for token, _ in sampling["logit_bias"] if token >= self._vocab.n_tokens]
         if beyond:
             raise RequestFailed(
                 "usage", f"--logit-bias: there is no token {beyond[0]}, the vocabulary has {self._vocab.n_tokens}"
             )
-        if not request.reuse:
+        if not request.asking.reuse:
             memory.forget()
         n_cached = memory.recall(tokens)
         try:
-            chooser = choosing.Chooser(self._vocab, sampling, n_ctx, request.grammar)
+            chooser = choosing.Chooser(self._vocab, sampling, n_ctx, request.asking.grammar)
         except choosing.BadGrammar:
             host.fail_from_log("usage", "llama.cpp does not take this grammar")
         try:
@@ -362,7 +363,7 @@ class Answering:
             and thinking is not None
             and not thinking.begins_inside
             and thinking.budget != 0
-            and not request.begun
+            and not request.asking.begun
             and thinking.may_begin_with(chooser.peek(memory.context))
         )
 
@@ -386,7 +387,8 @@ class Answering:
                 sent_s = clock()
 
         answers_at_once = not thinking_begins and thinking is not None and not thinking.begins_inside
-        if chooser.has_grammar and thinking is not None and answers_at_once and request.thinks and not request.begun:
+        asked_to_think = request.asking.thinks and not request.asking.begun
+        if chooser.has_grammar and thinking is not None and answers_at_once and asked_to_think:
             forced.extend(thinking.heading(after_thoughts=False))
         # Nothing to decide about a token: the usual case, and fast.
         plain = not chooser.has_grammar and thinking is None
@@ -432,7 +434,7 @@ class Answering:
                         reason = "stop"
                     elif n_made == max_tokens:
                         reason = "length"
-                    elif n_past == n_ctx and not (request.reuse and self._grown(n_ctx)):
+                    elif n_past == n_ctx and not (request.asking.reuse and self._grown(n_ctx)):
                         reason = "context"
                     else:
                         n_ctx, context, held = memory.n_ctx, memory.context, memory.held

@@ -21,6 +21,7 @@ from llmrun.engine import devices
 from llmrun.engine.child import Child, Gone, IdleWatch
 from llmrun.engine.prepare import Check, by_device, checks, rooms_of, settings_of
 from llmrun.engine.protocol import (
+    Asking,
     Buffer,
     Cancel,
     Count,
@@ -79,28 +80,6 @@ class Limits:
     idle_s: float = 300
     template_s: float = 1.5
     cancel_s: float = 0.5
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How a prompt is meant, beside how its answer is sampled.
-
-    Attributes:
-        template: a chat template (Jinja) instead of the model's own.
-        begun: the beginning of the answer, which is there already.
-        reuse: the prompt goes on with a conversation: what the engine remembers of it is not computed again, and its
-            context grows with it.
-        thinks: False has a reasoning model answer at once.
-        think_budget: the most tokens of thinking; None: no limit.
-        grammar: GBNF that the answer has to keep to, checked (`gbnf.check`): native code dies of some.
-    """
-
-    template: str | None = None
-    begun: str = ""
-    reuse: bool = False
-    thinks: bool = True
-    think_budget: int | None = None
-    grammar: str | None = None
 
 
 _RETRY_WITH = 0.85
@@ -178,7 +157,7 @@ class Generation:
                     try:
                         event = engine.receive(engine.limits.template_s if rendering else None)
                         if isinstance(event, Failed):
-                            may_lengthen = event.kind == "prompt" and not self._request.reuse
+                            may_lengthen = event.kind == "prompt" and not self._request.asking.reuse
                             if may_lengthen and engine.try_longer(event.numbers["n_prompt"]):
                                 engine.send(self._request)
                                 continue
@@ -491,7 +470,7 @@ class Engine:
 
         `on_prefill` is called with the tokens computed and the tokens in all, after each batch of the prompt.
         """
-        sampling, asking = sampling or SamplingConfig(), asking or Asking()
+        sampling = sampling or SamplingConfig()
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
         fields = asdict(replace(sampling, logit_bias={}))
@@ -501,7 +480,7 @@ class Engine:
             fields,
             prompt=prompt if isinstance(prompt, str) else None,
             messages=None if isinstance(prompt, str) else [*prompt],
-            **vars(asking),
+            asking=asking or Asking(),
         )
         return Generation(self, request, on_prefill)
 

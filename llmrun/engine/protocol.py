@@ -78,29 +78,40 @@ class FindDevices:
     rpc: list[str]
 
 
-@dataclass
-class Generate:
-    """Parent → child: answer `messages` (through the chat template) or continue `prompt` (as it is).
+@dataclass(frozen=True)
+class Asking:
+    """How a prompt is meant, beside how its answer is sampled.
 
     Attributes:
-        sampling: the fields of `SamplingConfig` (`logit_bias` as [token, bias] pairs), seed already chosen.
-        template: Jinja, to be used instead of the model's own.
-        begun: of the answer, what is there already: it goes on behind this.
-        reuse: what the memory still holds of the conversation is not computed again, and the context grows as needed.
-        thinks: what `enable_thinking` is for the template; without it, thinking that begins nevertheless is ended.
-        think_budget: the thinking is ended after so many tokens.
-        grammar: GBNF that the answer, not the thinking, has to keep to.
+        template: a chat template (Jinja) instead of the model's own.
+        begun: the beginning of the answer, which is there already.
+        reuse: the prompt goes on with a conversation: what the engine remembers of it is not computed again, and its
+            context grows with it.
+        thinks: False has a reasoning model answer at once.
+        think_budget: the most tokens of thinking; None: no limit.
+        grammar: GBNF that the answer has to keep to, checked (`gbnf.check`): native code dies of some.
     """
 
-    sampling: dict[str, Any]
-    prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
     template: str | None = None
     begun: str = ""
     reuse: bool = False
     thinks: bool = True
     think_budget: int | None = None
     grammar: str | None = None
+
+
+@dataclass
+class Generate:
+    """Parent → child: answer `messages` (through the chat template) or continue `prompt` (as it is).
+
+    Attributes:
+        sampling: the fields of `SamplingConfig` (`logit_bias` as [token, bias] pairs), seed already chosen.
+    """
+
+    sampling: dict[str, Any]
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+    asking: Asking = field(default_factory=Asking)
 
 
 @dataclass
