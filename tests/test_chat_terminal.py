@@ -420,6 +420,8 @@ def test_from_a_pipe(llmrun: RunLlmrun, tmp_path: Path) -> None:
     assert llmrun("chat", "tiny", input="/nonsense\nHello\n", env=env).returncode == 2
     listed = llmrun("history", "list", "--json", env=env)
     assert json.loads(listed.stdout)[0]["n_turns"] == 4
+    more = llmrun("chat", "--continue", "--temp", "0", "-q", input="What is a token?\n", env=env)
+    assert more.stdout.startswith(TOKEN)  # the answer alone, nothing of what was said before
     llmrun("chat", "tiny", "--ephemeral", input="Hello\n", env=env)
     assert len(json.loads(llmrun("history", "list", "--json", env=env).stdout)) == 1
 

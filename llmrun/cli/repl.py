@@ -259,12 +259,9 @@ class Repl:
         return Markdown(stage.width, color=stage.has_color())
 
     def show_turn(self, said: Said) -> None:
-        """One that was said before, as it was shown then."""
+        """One that was said before, as it was shown then, on a terminal."""
         if said.role == "user":
             screen.out(f">>> {said.content}\n")
-            return
-        if not self.on_terminal:
-            screen.out(said.content + "\n")
             return
         stream = self.stream()
         screen.draw(stream.feed(said.content) + stream.finish())

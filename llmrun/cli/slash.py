@@ -317,8 +317,9 @@ def _found(kept: object, words_: str) -> str:
 def tell_resumed(repl: Repl) -> None:
     """Show the end of a conversation that goes on."""
     turns = repl.chat.turns
-    for said in turns[-2:]:
-        repl.show_turn(said)
+    if repl.on_terminal:  # in a pipe, what was said before is no answer
+        for said in turns[-2:]:
+            repl.show_turn(said)
     repl.say(f"{len(turns)} turns, {repl.chat.id or 'not kept'}")
     if repl.chat.is_unanswered:
         repl.say("the last message has no answer: /regen makes one")
