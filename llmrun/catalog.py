@@ -445,7 +445,7 @@ def _with_level(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _unknown(text: str, name: str, catalog: Catalog) -> NoReturn:
-    from llmrun.gguf import printable
+    from llmrun.gguf.reader import printable
 
     family = name.partition(":")[0].lower()
     if family in EMBEDDED:
@@ -464,7 +464,7 @@ def _unknown(text: str, name: str, catalog: Catalog) -> NoReturn:
 
 
 def _malformed(text: str, why: str) -> NoReturn:
-    from llmrun.gguf import printable
+    from llmrun.gguf.reader import printable
 
     raise UsageError(f"'{printable(text)}' names no model: {why}", hint=_HELP)
 
@@ -595,7 +595,7 @@ class _Checker:
 
     def _wrong(self, index: int | None, fields: Mapping[str, Any], field: str, what: str) -> NoReturn:
         """Name file, line, entry and field. The parser keeps no lines: the field is looked for in the text."""
-        from llmrun.gguf import printable
+        from llmrun.gguf.reader import printable
 
         lines = self._text.splitlines()
         starts = [no for no, line in enumerate(lines) if re.match(r"\s*\[\[\s*model\s*\]\]", line)]

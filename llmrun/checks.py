@@ -18,7 +18,7 @@ from typing import Literal
 from llmrun import accelerators, hardware, store
 from llmrun.accelerators import Gpu
 from llmrun.errors import DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory
-from llmrun.gguf import printable
+from llmrun.gguf.reader import printable
 from llmrun.hardware import line_of, text_of
 from llmrun.units import duration, significant, size
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llmrun import __version__, accelerators, checks, hardware, store
 from llmrun.engine.protocol import Device
-from llmrun.gguf import Header
+from llmrun.gguf.reader import Header
 from llmrun.hardware import text_of
 from llmrun.quants import split_parts
 from llmrun.results import Build, DeviceInfo, GpuInfo, Machine, ModelFile, ModelInfo

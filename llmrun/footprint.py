@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 
-from llmrun.ggml_types import GGML_TYPES
-from llmrun.gguf import Header, TensorInfo, layer_of
+from llmrun.gguf.reader import Header, TensorInfo, layer_of
+from llmrun.gguf.types import GGML_TYPES
 from llmrun.layer_memory import LayerMemory, layer_memories
 
 CPU = "CPU"

@@ -41,8 +41,8 @@ from urllib.parse import urljoin, urlsplit
 
 from llmrun import __version__, quants, store, units
 from llmrun.errors import BadModel, DiskError, IntegrityError, LlmrunError, NetworkError, NotFound, NotInStore
-from llmrun.gguf import Header, printable, read_header
-from llmrun.gguf_rules import check_runnable, whole_header
+from llmrun.gguf.reader import Header, printable, read_header
+from llmrun.gguf.rules import check_runnable, whole_header
 from llmrun.store import SHA256, RepoFolder, State
 
 if TYPE_CHECKING:
@@ -678,7 +678,7 @@ def _pulled_offline(resolved: Resolved, folder: RepoFolder) -> Path:
 
 def _check_whole(resolved: Resolved, folder: RepoFolder) -> None:
     """The rules that concern all parts of a split model together: the keys are in the first, tensors in each."""
-    from llmrun.gguf import open_header
+    from llmrun.gguf.reader import open_header
 
     if len(resolved.files) == 1:
         return  # has been checked while it arrived

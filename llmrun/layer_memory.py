@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmrun.gguf import Header
+from llmrun.gguf.reader import Header
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmrun.catalog import Embedded, HubFile, LocalFile, parse
-from llmrun.gguf import Header, open_header
-from llmrun.gguf_rules import open_runnable, whole_header
+from llmrun.gguf.reader import Header, open_header
+from llmrun.gguf.rules import open_runnable, whole_header
 from llmrun.quants import split_parts
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from llmrun.config import COMFORTABLE_CTX, LoadConfig
 from llmrun.errors import OutOfMemory, UsageError
 from llmrun.footprint import CPU, Footprint, Placement, footprint, is_experts, place_layers
-from llmrun.gguf import Header
+from llmrun.gguf.reader import Header
 from llmrun.units import size
 
 # Types whose prefill more than doubles when llama.cpp rearranges the weights at load. Measured at 1.2 B parameters on

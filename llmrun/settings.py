@@ -57,7 +57,7 @@ class Setting:
         return f"{self.file}: {self.table} {self.key}" if self.file else self.table
 
     def wrong(self, what: str, hint: str | None = None) -> UsageError:
-        from llmrun.gguf import printable
+        from llmrun.gguf.reader import printable
 
         return UsageError(f"{self.file}: {self.table} {printable(self.key, 40)}: {what}", hint=hint)
 
@@ -189,7 +189,7 @@ def table_of(model: str | None) -> str:
 
 
 def _shown(name: str) -> str:
-    from llmrun.gguf import printable
+    from llmrun.gguf.reader import printable
 
     return printable(name, 60)
 

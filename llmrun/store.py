@@ -35,14 +35,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmrun import quants, units
 from llmrun.errors import BadModel, DiskError, LlmrunError, NotFound, UsageError
-from llmrun.gguf import open_header, printable
-from llmrun.gguf_rules import open_runnable
+from llmrun.gguf.reader import open_header, printable
+from llmrun.gguf.rules import open_runnable
 
 if TYPE_CHECKING:
     import sqlite3
 
     from llmrun.catalog import HubFile
-    from llmrun.gguf import Header
+    from llmrun.gguf.reader import Header
 
 HASH_CHUNK_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -18,12 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from llmrun import synth
 from llmrun.config import LoadConfig
 from llmrun.engine import native, params
 from llmrun.engine.prepare import settings_of
 from llmrun.engine.protocol import Trial
 from llmrun.engine.trial import Batch, Trials
+from llmrun.gguf import synth
 from llmrun.hardware import default_threads
 from llmrun.planner import Layout
 from llmrun.resources import Sampler

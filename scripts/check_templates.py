@@ -296,7 +296,7 @@ def explode(template: str, folder: Path) -> Blast:
     from llmrun.config import SamplingConfig
     from llmrun.engine.client import Engine, Limits
     from llmrun.errors import LlmrunError
-    from llmrun.gguf import open_header
+    from llmrun.gguf.reader import open_header
 
     path = with_template(folder, template)
     try:

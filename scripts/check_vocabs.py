@@ -17,8 +17,8 @@ from pathlib import Path
 
 
 def read_one(path: Path) -> None:
-    from llmrun.gguf import open_header
-    from llmrun.gguf_rules import check_runnable
+    from llmrun.gguf.reader import open_header
+    from llmrun.gguf.rules import check_runnable
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()

@@ -30,12 +30,12 @@ from pathlib import Path
 import psutil
 from compare_peers import HEAD, PEERS, check_quiet, interleaved, model_file, row
 
-from llmrun import synth
 from llmrun.chat import CHATML
 from llmrun.config import SamplingConfig
 from llmrun.engine.client import Engine
 from llmrun.engine.protocol import Asking
-from llmrun.gguf import open_header
+from llmrun.gguf import synth
+from llmrun.gguf.reader import open_header
 from llmrun.hardware import default_threads
 from llmrun.planner import should_repack
 

@@ -29,10 +29,10 @@ from typing import Any
 import psutil
 from check_offload import worker
 
-from llmrun import synth
 from llmrun.config import LoadConfig, Offload, SamplingConfig
 from llmrun.engine.client import Engine
-from llmrun.gguf import open_header
+from llmrun.gguf import synth
+from llmrun.gguf.reader import open_header
 from llmrun.hardware import default_threads
 from llmrun.meter import Timing
 from llmrun.planner import should_repack

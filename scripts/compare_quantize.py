@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from llmrun import synth  # noqa: E402
-from llmrun.gguf import open_header  # noqa: E402
+from llmrun.gguf import synth  # noqa: E402
+from llmrun.gguf.reader import open_header  # noqa: E402
 from llmrun.hardware import default_threads  # noqa: E402
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"

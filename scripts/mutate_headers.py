@@ -34,9 +34,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llmrun import gguf, gguf_rules  # noqa: E402
 from llmrun.errors import BadModel  # noqa: E402
-from llmrun.ggml_types import GGML_TYPES  # noqa: E402
+from llmrun.gguf import reader, rules  # noqa: E402
+from llmrun.gguf.types import GGML_TYPES  # noqa: E402
 
 TARGET = 0.85
 SLOW_S = 2.0
@@ -176,7 +176,7 @@ Mutation = tuple[str, bytes]
 
 
 def shown(raw: bytes) -> str:
-    return gguf.printable(raw, 50)
+    return reader.printable(raw, 50)
 
 
 def odd_integers(rng: random.Random, value: int, bits: int) -> int:
@@ -368,7 +368,7 @@ def judged_by_reader(path: Path) -> tuple[str | None, float]:
     """The complaint, or None; and the seconds it took. What is not a BadModel is a bug, and goes on up."""
     start = time.perf_counter()
     try:
-        gguf_rules.open_runnable(path)
+        rules.open_runnable(path)
     except BadModel as error:
         return error.message, time.perf_counter() - start
     return None, time.perf_counter() - start
@@ -426,8 +426,8 @@ def last_words(said: list[str]) -> str:
     """The line of an assert or uncaught exception, else the last line."""
     for line in said:
         if "GGML_ASSERT" in line or "what():" in line or ": fatal error" in line:
-            return gguf.printable(re.sub(r"\S*/", "", line), 150)  # without the folder that llama.cpp was built in
-    return gguf.printable(said[-1], 150) if said else ""
+            return reader.printable(re.sub(r"\S*/", "", line), 150)  # without the folder that llama.cpp was built in
+    return reader.printable(said[-1], 150) if said else ""
 
 
 def in_child(lib, path: str, log: int) -> None:  # type: ignore[no-untyped-def]

@@ -4,7 +4,7 @@
 # quiet moment: whatever else computes is in the pictures.
 # usage: scripts/readme_plots.sh [REPETITIONS [SHAPE]]      5 of qwen3-0.6b; "1 micro" tries the script itself
 #
-# The model is synthetic: random weights of a real shape, which cost what real ones cost (llmrun/synth.py).
+# The model is synthetic: random weights of a real shape, which cost what real ones cost (llmrun/gguf/synth.py).
 set -euo pipefail
 here=$(readlink -f "${BASH_SOURCE[0]}")
 cd "${here%/scripts/*}"
@@ -18,7 +18,7 @@ export LLMRUN_HOME=$work/home # these benches are not the user's history
 llmrun=.venv/bin/llmrun
 
 write_model() { # LEVEL
-  .venv/bin/python -c 'import pathlib, sys; from llmrun import synth
+  .venv/bin/python -c 'import pathlib, sys; from llmrun.gguf import synth
 synth.write(pathlib.Path(sys.argv[1]), synth.SHAPES[sys.argv[2]], sys.argv[3])' "$work/synthetic-$shape-$1.gguf" "$shape" "$1"
 }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrun import synth
 from llmrun.engine.client import Engine
+from llmrun.gguf import synth
 from llmrun.models import find_model
 
 # Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of

@@ -364,7 +364,7 @@ def test_bad_manners(manner: dict[str, object]) -> None:
 
 def test_without_a_template(micro: Path) -> None:
     """A base model is talked to in ChatML, whose end is not part of the answer."""
-    from llmrun.gguf import open_header
+    from llmrun.gguf.reader import open_header
 
     with Engine(micro, open_header(micro)) as engine:
         chat = Chat(engine, "micro", sampling=SHORT)

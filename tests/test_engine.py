@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmrun import synth
 from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.engine.client import Engine, Limits
 from llmrun.engine.protocol import Buffer, Cancel, Done, Tokens, decode, encode
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
-from llmrun.gguf import open_header
+from llmrun.gguf import synth
+from llmrun.gguf.reader import open_header
 from llmrun.models import find_model, open_model
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=20)
@@ -505,7 +505,7 @@ def test_template_without_system_role(tmp_path: Path) -> None:
 def test_child_dies_with_its_parent(busy: Path) -> None:
     """kill -9 of the parent, in the middle of a prefill, leaves no process behind."""
     code = (
-        "import sys; from pathlib import Path; from llmrun.gguf import open_header; "
+        "import sys; from pathlib import Path; from llmrun.gguf.reader import open_header; "
         "from llmrun.engine.client import Engine; p = Path(sys.argv[1]); e = Engine(p, open_header(p)); "
         "print(e.pid, flush=True); list(e.generate('b c d e ' * 900))"
     )

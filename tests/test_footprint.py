@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from llmrun import synth
 from llmrun.footprint import CPU, Placement, footprint, memory_by_device, place_layers, repackable_types
-from llmrun.gguf import Header, open_header
+from llmrun.gguf import synth
+from llmrun.gguf.reader import Header, open_header
+from llmrun.gguf.stub import skeleton, skeleton_file
 from llmrun.layer_memory import LayerMemory, layer_memories
-from llmrun.skeleton import skeleton, skeleton_file
 
 MIB = 1 << 20
 

@@ -23,7 +23,6 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from llmrun import synth
 from llmrun.config import LoadConfig, Offload
 from llmrun.engine.client import Engine
 from llmrun.engine.perplexity import Scorer, score
@@ -31,7 +30,8 @@ from llmrun.engine.quantize import Quantizer, Recipe
 from llmrun.engine.scorer import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
 from llmrun.errors import BadModel, EngineCrashed, NotFound, OutOfMemory, UsageError
 from llmrun.footprint import CPU
-from llmrun.gguf import open_header
+from llmrun.gguf import synth
+from llmrun.gguf.reader import open_header
 from llmrun.models import Model, find_model, open_whole
 from llmrun.quality import Quality, Tally, default_text, quantile, read_text
 

@@ -19,7 +19,7 @@ import pytest
 from llmrun import describe, journal
 from llmrun.engine.protocol import Device
 from llmrun.errors import DiskError, NotFound, UsageError
-from llmrun.gguf import open_header
+from llmrun.gguf.reader import open_header
 from llmrun.resources import GpuUsage, Usage
 from llmrun.results import (
     Build,

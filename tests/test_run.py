@@ -16,8 +16,8 @@ import pytest
 from conftest import RunLlmrun
 from terminal import Terminal
 
-from llmrun import synth
 from llmrun.cli.screen import harmless
+from llmrun.gguf import synth
 
 STORY = ("run", "tiny", "Once upon a time", "--raw", "--temp", "0", "-n", "30")
 

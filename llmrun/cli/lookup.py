@@ -13,7 +13,7 @@ from llmrun.catalog import Embedded, HubFile, LocalFile, parse
 from llmrun.errors import BadModel, LlmrunError, NotFound, NotInStore, UsageError
 
 if TYPE_CHECKING:
-    from llmrun.gguf import Header
+    from llmrun.gguf.reader import Header
     from llmrun.hub import Resolved
     from llmrun.store import Leftover, StoredModel
 
@@ -185,7 +185,7 @@ def typed_name(model: StoredModel | Leftover) -> str:
 def remote_header(resolved: Resolved) -> Header:
     """The header of all parts of a model on the hub together, by range requests. Raises `BadModel`, `NetworkError`."""
     from llmrun import hub
-    from llmrun.gguf_rules import whole_header
+    from llmrun.gguf.rules import whole_header
 
     parts = [(file.name, hub.open_remote_header(resolved, index)) for index, file in enumerate(resolved.files)]
     try:

@@ -20,7 +20,7 @@ from llmrun.catalog import LocalFile
 from llmrun.cli import options, progress, screen, table
 from llmrun.cli.table import Column
 from llmrun.errors import UsageError
-from llmrun.gguf import printable
+from llmrun.gguf.reader import printable
 from llmrun.units import count, duration, significant, size
 
 if TYPE_CHECKING:

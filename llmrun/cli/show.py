@@ -12,7 +12,7 @@ from llmrun.cli import lookup, options, screen, table
 from llmrun.units import count, size
 
 if TYPE_CHECKING:
-    from llmrun.gguf import Header
+    from llmrun.gguf.reader import Header
 
 
 def show(models: options.ModelNames, offline: options.Offline = False, as_json: options.Json = False) -> None:

@@ -82,7 +82,7 @@ def _stored_rows() -> list[dict[str, Any]]:
 
 def _tiny_row(state: Any) -> dict[str, Any]:
     from llmrun.catalog import EMBEDDED
-    from llmrun.gguf import open_header
+    from llmrun.gguf.reader import open_header
 
     ((name, path),) = EMBEDDED.items()
     header = open_header(path)

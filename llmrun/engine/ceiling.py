@@ -33,7 +33,7 @@ from typing import Any
 
 from llmrun.engine import ggml
 from llmrun.engine.protocol import Probe, Probed
-from llmrun.ggml_types import GGML_TYPES
+from llmrun.gguf.types import GGML_TYPES
 
 clock = time.perf_counter
 

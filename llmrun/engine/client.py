@@ -50,13 +50,13 @@ from llmrun.engine.protocol import (
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.footprint import Footprint, decode_reads, kv_bytes_per_token, repackable_types
-from llmrun.gguf import Header, printable
-from llmrun.gguf_rules import open_adapter, overridden
+from llmrun.gguf.reader import Header, printable
+from llmrun.gguf.rules import open_adapter, overridden
+from llmrun.gguf.stub import skeleton_file
 from llmrun.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
 from llmrun.planner import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
 from llmrun.planner import Measure as MeasureLayout
-from llmrun.skeleton import skeleton_file
 from llmrun.units import duration, size
 
 

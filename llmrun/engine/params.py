@@ -11,7 +11,7 @@ from typing import Any
 from llmrun.engine import ggml
 from llmrun.engine.native import llama
 from llmrun.engine.protocol import Settings
-from llmrun.ggml_types import GGML_TYPES
+from llmrun.gguf.types import GGML_TYPES
 
 _FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # enum llama_split_mode

@@ -18,9 +18,9 @@ from llmrun.engine.child import Child, Gone, IdleWatch
 from llmrun.engine.protocol import out_of_memory
 from llmrun.engine.quantizer import Finished, Job, Refused, Tensor, decode, encode
 from llmrun.errors import BadModel, DiskError, EngineCrashed, LlmrunError, NotFound, OutOfMemory, UsageError
-from llmrun.ggml_types import FILE_TYPES
-from llmrun.gguf import Header, printable
-from llmrun.gguf_rules import open_runnable
+from llmrun.gguf.reader import Header, printable
+from llmrun.gguf.rules import open_runnable
+from llmrun.gguf.types import FILE_TYPES
 from llmrun.hardware import available_memory, default_threads
 from llmrun.units import duration, size
 

@@ -22,7 +22,7 @@ from llmrun.endpoints import DEFAULT_PORT
 from llmrun.engine.child import Child, Death, Gone
 from llmrun.engine.server import Client, Listening, PortTaken, Refused, Serve, decode, encode
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
-from llmrun.gguf import printable
+from llmrun.gguf.reader import printable
 from llmrun.hardware import default_threads
 
 _START_S = 120

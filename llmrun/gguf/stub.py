@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llmrun.gguf import Header, NumberArray, StringArray, Value
+from llmrun.gguf.reader import Header, NumberArray, StringArray, Value
 
 _ALIGNMENT = 32
 _TYPE_IDS = {

@@ -33,7 +33,7 @@ from types import MappingProxyType
 from typing import Protocol, overload
 
 from llmrun.errors import BadModel, NotFound
-from llmrun.ggml_types import FILE_TYPE_GUESSED, FILE_TYPES, GGML_TYPES, REMOVED_GGML_TYPES, GgmlType
+from llmrun.gguf.types import FILE_TYPE_GUESSED, FILE_TYPES, GGML_TYPES, REMOVED_GGML_TYPES, GgmlType
 
 MAX_HEADER_BYTES = 128 << 20
 """The largest headers seen (262 k tokens, 514 k merges) are 16 MB."""

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from llmrun.errors import BadModel, UsageError
-from llmrun.gguf import (
+from llmrun.gguf.reader import (
     MAX_LAYERS,
     Header,
     NumberArray,

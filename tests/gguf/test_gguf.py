@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from llmrun import gguf
 from llmrun.errors import BadModel, NotFound
-from llmrun.ggml_types import FILE_TYPES, GGML_TYPES
-from llmrun.gguf import Header, NumberArray, StringArray, open_header, read_header
-from llmrun.gguf_rules import check_runnable, open_runnable
+from llmrun.gguf import reader
+from llmrun.gguf.reader import Header, NumberArray, StringArray, open_header, read_header
+from llmrun.gguf.rules import check_runnable, open_runnable
+from llmrun.gguf.types import FILE_TYPES, GGML_TYPES
 
 # -- a writer, small enough to be seen through -------------------------------------------------------------------
 
@@ -214,8 +214,8 @@ def test_data_begins_aligned() -> None:
 def test_layer_of() -> None:
     """blk.N. in a tensor's name is its layer; the embedding belongs to none."""
     header = read(tiny().bytes())
-    assert {gguf.layer_of(t) for t in header.tensors} == {None, 0, 1}
-    assert [t.name for t in header.tensors if gguf.layer_of(t) is None] == ["token_embd.weight", "output_norm.weight"]
+    assert {reader.layer_of(t) for t in header.tensors} == {None, 0, 1}
+    assert [t.name for t in header.tensors if reader.layer_of(t) is None] == ["token_embd.weight", "output_norm.weight"]
 
 
 def test_quantization_label() -> None:
@@ -406,11 +406,11 @@ def many_strings(n: int, pattern: bytes) -> bytes:
 def test_import_is_light() -> None:
     """The reader is imported by every command, so it pulls in nothing from outside the standard library."""
     script = (
-        "import sys; before = set(sys.modules); import llmrun.gguf_rules\n"
+        "import sys; before = set(sys.modules); import llmrun.gguf.rules\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(new - set(sys.stdlib_module_names)))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(gguf.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(reader.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['llmrun']"
 
@@ -932,10 +932,10 @@ def test_messages_are_safe_to_print(edit: Edit) -> None:
 
 def test_printable() -> None:
     """Escapes are visible, length is bounded, bytes need not be text."""
-    assert gguf.printable("a\x1bb\u202e") == "a\\x1bb\\x202e"
-    assert gguf.printable("é 日本") == "é 日本"
-    assert gguf.printable(b"\xff\x00") == "\ufffd\\x00"
-    assert len(gguf.printable("x" * 10**6)) == 60
+    assert reader.printable("a\x1bb\u202e") == "a\\x1bb\\x202e"
+    assert reader.printable("é 日本") == "é 日本"
+    assert reader.printable(b"\xff\x00") == "\ufffd\\x00"
+    assert len(reader.printable("x" * 10**6)) == 60
 
 
 # -- chance --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrun.errors import UsageError
-from llmrun.shapes import SHAPES, Shape, hparams, small, tensors
+from llmrun.gguf.shapes import SHAPES, Shape, hparams, small, tensors
 
 __all__ = ["LEVELS", "SHAPES", "Shape", "small", "tensor_types", "tensors", "vocabulary", "write"]
 
