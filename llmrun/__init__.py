@@ -16,13 +16,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmrun.config import LoadConfig as LoadConfig
-    from llmrun.config import SamplingConfig as SamplingConfig
     from llmrun.engine.client import Engine as Engine
     from llmrun.engine.client import Generation as Generation
     from llmrun.errors import LlmrunError as LlmrunError
     from llmrun.meter import Timing as Timing
     from llmrun.models import open_model as open_model
+    from llmrun.options.config import LoadConfig as LoadConfig
+    from llmrun.options.config import SamplingConfig as SamplingConfig
 
 __version__ = "0.1.0"
 
@@ -30,8 +30,8 @@ _HOMES = {
     "Engine": "llmrun.engine.client",
     "Generation": "llmrun.engine.client",
     "LlmrunError": "llmrun.errors",
-    "LoadConfig": "llmrun.config",
-    "SamplingConfig": "llmrun.config",
+    "LoadConfig": "llmrun.options.config",
+    "SamplingConfig": "llmrun.options.config",
     "Timing": "llmrun.meter",
     "open_model": "llmrun.models",
 }

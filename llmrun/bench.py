@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from types import TracebackType
 
-from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.describe import on_battery
 from llmrun.energy import EnergyMeter, Joules, measure_idle
 from llmrun.engine.client import Engine
@@ -28,6 +27,7 @@ from llmrun.exports import asked_settings
 from llmrun.footprint import CPU, flops_per_token, step_reads
 from llmrun.hardware import cpu_mhz
 from llmrun.models import Model
+from llmrun.options.config import LoadConfig, SamplingConfig
 from llmrun.planner import main_type
 from llmrun.resources import NoGpus, Nvml, Sampler, Usage, open_nvml
 from llmrun.results import Caveat, Row, Sample, Steps, Test, utc

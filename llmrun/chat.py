@@ -17,9 +17,9 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmrun.config import SamplingConfig
 from llmrun.engine.protocol import Asking
 from llmrun.errors import DiskError, PromptTooLong, UsageError
+from llmrun.options.config import SamplingConfig
 from llmrun.results import utc
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from llmrun.config import LoadConfig
 from llmrun.energy import cost_per_million_tokens
+from llmrun.options.config import LoadConfig
 from llmrun.results import Build, Machine, ModelInfo, Record, Row, Test, to_document
 from llmrun.units import UNKNOWN, duration, percent, significant
 

@@ -14,8 +14,8 @@ from llmrun.gguf.rules import open_runnable, whole_header
 from llmrun.quants import split_parts
 
 if TYPE_CHECKING:
-    from llmrun.config import LoadConfig
     from llmrun.engine.client import Engine
+    from llmrun.options.config import LoadConfig
     from llmrun.store import StoredModel
 
 _COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,39}")

@@ -18,13 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from llmrun.config import LoadConfig
 from llmrun.engine import native, params
 from llmrun.engine.prepare import settings_of
 from llmrun.engine.protocol import Trial
 from llmrun.engine.trial import Batch, Trials
 from llmrun.gguf import synth
 from llmrun.hardware import default_threads
+from llmrun.options.config import LoadConfig
 from llmrun.planner import Layout
 from llmrun.resources import Sampler
 

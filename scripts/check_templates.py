@@ -293,10 +293,10 @@ def with_template(folder: Path, template: str) -> Path:
 
 
 def explode(template: str, folder: Path) -> Blast:
-    from llmrun.config import SamplingConfig
     from llmrun.engine.client import Engine, Limits
     from llmrun.errors import LlmrunError
     from llmrun.gguf.reader import open_header
+    from llmrun.options.config import SamplingConfig
 
     path = with_template(folder, template)
     try:

@@ -31,12 +31,12 @@ import psutil
 from compare_peers import HEAD, PEERS, check_quiet, interleaved, model_file, row
 
 from llmrun.chat import CHATML
-from llmrun.config import SamplingConfig
 from llmrun.engine.client import Engine
 from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.hardware import default_threads
+from llmrun.options.config import SamplingConfig
 from llmrun.planner import should_repack
 
 WORD = "W"  # without a blank before it: llama-cli strips answers, and would compute them again

@@ -29,12 +29,12 @@ from typing import Any
 import psutil
 from check_offload import worker
 
-from llmrun.config import LoadConfig, Offload, SamplingConfig
 from llmrun.engine.client import Engine
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.hardware import default_threads
 from llmrun.meter import Timing
+from llmrun.options.config import LoadConfig, Offload, SamplingConfig
 from llmrun.planner import should_repack
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"

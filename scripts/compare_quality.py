@@ -31,11 +31,11 @@ sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from llmrun import quality  # noqa: E402
-from llmrun.config import LoadConfig, Offload  # noqa: E402
 from llmrun.engine.perplexity import score  # noqa: E402
 from llmrun.engine.quantize import Quantizer, Recipe, level_of  # noqa: E402
 from llmrun.hardware import default_threads  # noqa: E402
 from llmrun.models import Model, find_model, open_whole  # noqa: E402
+from llmrun.options.config import LoadConfig, Offload  # noqa: E402
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
 LEVELS = ("Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import psutil
 
-from llmrun.config import LoadConfig, Offload, SamplingConfig
 from llmrun.engine.client import Engine
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
+from llmrun.options.config import LoadConfig, Offload, SamplingConfig
 
 LLMRUN = [sys.executable, "-m", "llmrun"]
 

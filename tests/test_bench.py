@@ -19,12 +19,12 @@ from llmrun.bench import Case, Method
 from llmrun.cli import load as load_options
 from llmrun.cli import sweep
 from llmrun.cli.bench import tests_of as made
-from llmrun.config import LoadConfig, Offload
 from llmrun.errors import UsageError
 from llmrun.footprint import CPU, Placement, flops_per_token, step_reads
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models import find_model
+from llmrun.options.config import LoadConfig, Offload
 from llmrun.resources import Usage
 from llmrun.results import Row, Sample, Steps, Test
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.engine.client import Engine, Limits
 from llmrun.engine.protocol import Buffer, Cancel, Done, Tokens, decode, encode
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models import find_model, open_model
+from llmrun.options.config import LoadConfig, SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=20)
 

@@ -25,8 +25,8 @@ import pytest
 from test_results import DECODE, PREFILL, RECORD
 
 from llmrun import exports
-from llmrun.config import LoadConfig, Offload
 from llmrun.exports import export
+from llmrun.options.config import LoadConfig, Offload
 from llmrun.results import (
     Build,
     Caveat,

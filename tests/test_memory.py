@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.engine.client import Engine
 from llmrun.engine.memory import common_prefix
 from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
+from llmrun.options.config import LoadConfig, SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=12)
 GOES_ON = Asking(reuse=True)

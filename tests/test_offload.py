@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from llmrun.cli.advice import with_smaller_quantization
-from llmrun.config import LoadConfig, Lora, Offload, Rope, SamplingConfig
 from llmrun.engine.client import Engine, Generation
 from llmrun.engine.prepare import total_error
 from llmrun.errors import BadModel, EngineCrashed, OutOfMemory, UsageError
@@ -26,6 +25,7 @@ from llmrun.footprint import CPU
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models import find_model
+from llmrun.options.config import LoadConfig, Lora, Offload, Rope, SamplingConfig
 from llmrun.planner import DoesNotFit
 
 MIB = 1 << 20

@@ -23,7 +23,6 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from llmrun.config import LoadConfig, Offload
 from llmrun.engine.client import Engine
 from llmrun.engine.perplexity import Scorer, score
 from llmrun.engine.quantize import Quantizer, Recipe
@@ -33,6 +32,7 @@ from llmrun.footprint import CPU
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models import Model, find_model, open_whole
+from llmrun.options.config import LoadConfig, Offload
 from llmrun.quality import Quality, Tally, default_text, quantile, read_text
 
 STORIES = ROOT / "tests" / "data" / "quality-stories.txt"

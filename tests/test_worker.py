@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, RunLlmrun
 
-from llmrun.endpoints import MAX_ENDPOINTS, parse_endpoints
 from llmrun.engine.devices import find_devices
 from llmrun.engine.serve import Offer, is_loopback
 from llmrun.errors import EngineCrashed, UsageError
+from llmrun.options.endpoints import MAX_ENDPOINTS, parse_endpoints
 
 MIB = 1 << 20
 StartWorker = Callable[..., str]

@@ -22,10 +22,10 @@ from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
     from llmrun.bench import Case, Method
-    from llmrun.config import LoadConfig
     from llmrun.engine.client import Engine
     from llmrun.exports import Format
     from llmrun.models import Model
+    from llmrun.options.config import LoadConfig
     from llmrun.results import Record, Row, Test
 
 _OUTPUT = "Output"

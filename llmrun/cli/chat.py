@@ -15,8 +15,8 @@ from llmrun.cli.load import with_load
 from llmrun.cli.manner import Wanted, with_manner
 from llmrun.cli.sampling import with_sampling
 from llmrun.cli.settings import ModelCommand, fill_in
-from llmrun.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
 from llmrun.errors import DiskError, UsageError
+from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.chat import Chat, Manner

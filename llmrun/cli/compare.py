@@ -14,7 +14,7 @@ from llmrun.units import UNKNOWN, rate, significant
 
 if TYPE_CHECKING:
     from llmrun.compare import Comparison, Match, Result, Side
-    from llmrun.config import LoadConfig
+    from llmrun.options.config import LoadConfig
     from llmrun.results import Test
 
 BenchA = Annotated[

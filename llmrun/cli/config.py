@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from llmrun import settings
 from llmrun.cli import options, screen, table
 from llmrun.cli.help import Command, Group
 from llmrun.cli.settings import Option, all_options, converted, model_commands, spellings
 from llmrun.errors import UsageError
-from llmrun.settings import Setting
+from llmrun.options import user_config
+from llmrun.options.user_config import Setting
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
@@ -44,12 +44,12 @@ def config(
     if ctx.invoked_subcommand is not None:
         return
     if path:
-        screen.out(f"{settings.path()}\n")
+        screen.out(f"{user_config.path()}\n")
         return
-    here = settings.load()
+    here = user_config.load()
     known = spellings(ctx)
     if model is None:
-        settings.check(here.all, known)
+        user_config.check(here.all, known)
         found = list(here.all)
     else:
         found = list(here.of(model, known).values())
@@ -85,12 +85,14 @@ def set_(
     _check_model(model)
     known = spellings(ctx)
     if key not in known:
-        raise UsageError(f"{key}: no option; the nearest is {settings.nearest(key, known)}", hint="llmrun run --help")
+        raise UsageError(
+            f"{key}: no option; the nearest is {user_config.nearest(key, known)}", hint="llmrun run --help"
+        )
     option = all_options(ctx)[known[key]]
     value = _typed(option, key, values)
-    setting = Setting(key, value, settings.path(), settings.table_of(model))
+    setting = Setting(key, value, user_config.path(), user_config.table_of(model))
     _check(ctx, option, converted(option, ctx, setting))
-    file = settings.put(key, value, model, instead_of=option.spellings)
+    file = user_config.put(key, value, model, instead_of=option.spellings)
     screen.note(f"{file}: {setting.table} {key} = {_shown(value)}")
 
 
@@ -100,8 +102,8 @@ def unset(ctx: typer.Context, key: _Key, model: _Model = None) -> None:
     key = key.lstrip("-")
     known = spellings(ctx)  # what isn't known can be taken out as well: it is in nobody's way then
     also = all_options(ctx)[known[key]].spellings if key in known else ()
-    file = settings.drop(key, model, also=also)
-    screen.note(f"{file}: {settings.table_of(model)} {key} is not set any more")
+    file = user_config.drop(key, model, also=also)
+    screen.note(f"{file}: {user_config.table_of(model)} {key} is not set any more")
 
 
 def _check_model(model: str | None) -> None:
@@ -111,7 +113,7 @@ def _check_model(model: str | None) -> None:
         parse(model)
 
 
-def _typed(option: Option, key: str, values: list[str]) -> settings.Value:
+def _typed(option: Option, key: str, values: list[str]) -> user_config.Value:
     """What was typed, as TOML has it. Raises `UsageError`."""
     if option.is_list:
         return [_one(option, key, text) for text in values]
@@ -119,7 +121,7 @@ def _typed(option: Option, key: str, values: list[str]) -> settings.Value:
         raise UsageError(
             f"{key}: {len(values)} values, and it takes one", hint=f"llmrun config set {key} '{' '.join(values)}'"
         )
-    value: settings.Value = _one(option, key, values[0])
+    value: user_config.Value = _one(option, key, values[0])
     return value
 
 
@@ -152,17 +154,17 @@ def _built_in(option: Option) -> Setting:
     return Setting(option.name, "" if default is None else default, None, "built in")
 
 
-def _shown(value: settings.Value) -> str:
+def _shown(value: user_config.Value) -> str:
     return json.dumps(value, ensure_ascii=False) if value != "" else "–"
 
 
-def _origin(here: settings.Settings, setting: Setting) -> str:
+def _origin(here: user_config.Settings, setting: Setting) -> str:
     if setting.file is None:
         return setting.table
     return setting.table if setting.file == here.path else f"{setting.file.name}, {setting.table}"
 
 
-def _as_document(here: settings.Settings, model: str | None, found: list[Setting]) -> dict[str, Any]:
+def _as_document(here: user_config.Settings, model: str | None, found: list[Setting]) -> dict[str, Any]:
     """The `--json` document; `file` is null for what is built in, a `value` for what has none."""
     return {
         "path": str(here.path),

@@ -10,8 +10,8 @@ import typer
 
 from llmrun import __version__
 from llmrun.cli import options, screen, table
-from llmrun.endpoints import parse_endpoints
 from llmrun.errors import DiskError, EngineCrashed, UsageError
+from llmrun.options.endpoints import parse_endpoints
 from llmrun.units import UNKNOWN, bandwidth, percent, significant, size
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from llmrun import arguments
 from llmrun.cli.grouped import gathered
 from llmrun.cli.help import MODEL, OFFLOAD, SPEED
-from llmrun.config import LoadConfig, Offload, Rope
-from llmrun.endpoints import parse_endpoints
 from llmrun.errors import UsageError
+from llmrun.options import parse
+from llmrun.options.config import LoadConfig, Offload, Rope
+from llmrun.options.endpoints import parse_endpoints
 
 _DEFAULT = LoadConfig()
 _OFFLOAD = _DEFAULT.offload
@@ -222,15 +222,15 @@ def _config(
         numa=numa,  # type: ignore[arg-type]
         rpc=parse_endpoints(rpc),
         offload=Offload(
-            n_gpu_layers=arguments.n_gpu_layers(n_gpu_layers),
-            devices=arguments.devices(device),
-            tensor_split=arguments.tensor_split(tensor_split),
+            n_gpu_layers=parse.n_gpu_layers(n_gpu_layers),
+            devices=parse.devices(device),
+            tensor_split=parse.tensor_split(tensor_split),
             split_mode=split_mode,  # type: ignore[arg-type]
             main_gpu=main_gpu,
-            override_tensor=arguments.override_tensor(override_tensor or []),
-            n_cpu_moe="all" if cpu_moe else arguments.n_cpu_moe(n_cpu_moe),
+            override_tensor=parse.override_tensor(override_tensor or []),
+            n_cpu_moe="all" if cpu_moe else parse.n_cpu_moe(n_cpu_moe),
             kv=not no_kv_offload,
-            fit_target=arguments.mebibytes("-fitt/--fit-target", fit_target),
+            fit_target=parse.mebibytes("-fitt/--fit-target", fit_target),
         ),
         rope=Rope(
             scaling=rope_scaling,  # type: ignore[arg-type]
@@ -242,8 +242,8 @@ def _config(
             yarn_beta_slow=yarn_beta_slow,
             yarn_beta_fast=yarn_beta_fast,
         ),
-        lora=arguments.lora(lora or [], lora_scaled or []),
-        override_kv=arguments.override_kv(override_kv or []),
+        lora=parse.lora(lora or [], lora_scaled or []),
+        override_kv=parse.override_kv(override_kv or []),
     )
 
 

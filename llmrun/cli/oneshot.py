@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmrun.cli import screen
 from llmrun.cli.manner import Wanted
-from llmrun.config import SamplingConfig
+from llmrun.options.config import SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.chat import Chat, Event, Manner

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmrun.cli import screen
 from llmrun.cli.pull import fetch_with_progress
-from llmrun.config import LoadConfig
+from llmrun.options.config import LoadConfig
 
 if TYPE_CHECKING:
     from llmrun.engine.child import Child

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmrun.cli import screen
-from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.footprint import CPU
+from llmrun.options.config import LoadConfig, SamplingConfig
 from llmrun.units import UNKNOWN, bandwidth, count, duration, percent, rate, size
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from llmrun.cli.load import with_load
 from llmrun.cli.manner import Wanted, with_manner
 from llmrun.cli.oneshot import Answer, Kept
 from llmrun.cli.sampling import with_sampling
-from llmrun.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
 from llmrun.errors import UsageError, WrongShape
+from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.engine.client import Generation

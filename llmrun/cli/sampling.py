@@ -10,12 +10,12 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from llmrun import arguments
 from llmrun.cli.grouped import gathered
 from llmrun.cli.help import SAMPLING, TEXT
-from llmrun.config import SamplingConfig
 from llmrun.errors import UsageError
-from llmrun.settings import nearest
+from llmrun.options import parse
+from llmrun.options.config import SamplingConfig
+from llmrun.options.user_config import nearest
 
 _DEFAULT = SamplingConfig()
 
@@ -68,7 +68,7 @@ def _config(
     ] = None,
 ) -> SamplingConfig:
     return SamplingConfig(
-        logit_bias=dict(arguments.logit_bias(text) for text in logit_bias or []),
+        logit_bias=dict(parse.logit_bias(text) for text in logit_bias or []),
         repeat_last_n=repeat_last_n,
         repeat_penalty=repeat_penalty,
         presence_penalty=presence_penalty,

@@ -16,7 +16,7 @@ import typer
 
 from llmrun.cli.help import Command
 from llmrun.errors import NotFound, UsageError
-from llmrun.settings import Setting, load
+from llmrun.options.user_config import Setting, load
 
 APPLIED = "llmrun.settings"
 """In `ctx.meta`: parameter → the `Setting` that it was filled in from."""

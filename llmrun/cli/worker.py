@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmrun.cli import options, screen
-from llmrun.endpoints import DEFAULT_PORT
 from llmrun.errors import UsageError
+from llmrun.options.endpoints import DEFAULT_PORT
 from llmrun.units import size
 
 if TYPE_CHECKING:

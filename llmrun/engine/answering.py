@@ -10,7 +10,6 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from llmrun.config import COMFORTABLE_CTX
 from llmrun.engine import choosing, native
 from llmrun.engine.memory import Memory
 from llmrun.engine.protocol import (
@@ -30,6 +29,7 @@ from llmrun.engine.protocol import (
     StopReason,
     Tokens,
 )
+from llmrun.options.config import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
     from llmrun.engine.reasoning import Splitter, Tags

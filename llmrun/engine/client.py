@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from llmrun.config import COMFORTABLE_CTX, MAX_SEED, LoadConfig, SamplingConfig
 from llmrun.engine import devices
 from llmrun.engine.child import Child, Gone, IdleWatch
 from llmrun.engine.prepare import Check, by_device, checks, rooms_of, settings_of
@@ -55,6 +54,7 @@ from llmrun.gguf.rules import open_adapter, overridden
 from llmrun.gguf.stub import skeleton_file
 from llmrun.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
+from llmrun.options.config import COMFORTABLE_CTX, MAX_SEED, LoadConfig, SamplingConfig
 from llmrun.planner import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
 from llmrun.planner import Measure as MeasureLayout
 from llmrun.units import duration, size

@@ -21,7 +21,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
-from llmrun.config import MAX_CTX, LoadConfig
 from llmrun.engine.client import Engine, Limits
 from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
 from llmrun.engine.scorer import n_counted
@@ -29,6 +28,7 @@ from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, Usa
 from llmrun.footprint import CPU
 from llmrun.gguf.reader import Header, StringArray, printable
 from llmrun.hardware import available_memory
+from llmrun.options.config import MAX_CTX, LoadConfig
 from llmrun.planner import DoesNotFit, Layout, Measure, Plan, Room
 from llmrun.quality import Quality, Tally
 from llmrun.units import size

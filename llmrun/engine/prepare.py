@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from llmrun.config import MAX_DEVICES, LoadConfig
 from llmrun.engine.protocol import Buffer, Device, Settings
 from llmrun.errors import UsageError
 from llmrun.footprint import CPU, Footprint
+from llmrun.options.config import MAX_DEVICES, LoadConfig
 from llmrun.planner import Layout, Room
 
 

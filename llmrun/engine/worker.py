@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from llmrun.config import COMFORTABLE_CTX
 from llmrun.engine import inside
 from llmrun.engine.memory import Memory
 from llmrun.engine.protocol import (
@@ -52,6 +51,7 @@ from llmrun.engine.protocol import (
     encode,
     out_of_memory,
 )
+from llmrun.options.config import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
     from llmrun.engine import native

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.engine.client import Engine
 from llmrun.errors import UsageError
 from llmrun.gguf import shapes, synth
 from llmrun.gguf.reader import NumberArray, open_header
 from llmrun.gguf.rules import check_runnable, open_runnable
+from llmrun.options.config import LoadConfig, SamplingConfig
 from llmrun.planner import should_repack
 
 MICRO = synth.SHAPES["micro"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from llmrun import arguments
-from llmrun.config import LoadConfig, SamplingConfig
 from llmrun.errors import UsageError
+from llmrun.options import parse
+from llmrun.options.config import LoadConfig, SamplingConfig
 
 BAD_LOAD: list[tuple[dict[str, Any], str]] = [
     ({"n_ctx": -1}, "--ctx-size: -1 is outside 0 to"),
@@ -61,10 +61,10 @@ def test_sampling_ranges(fields: dict[str, Any], message: str) -> None:
     ("text", "pair"), [("15043+1", (15043, 1.0)), ("0-2.5", (0, -2.5)), ("7-inf", (7, float("-inf")))]
 )
 def test_logit_bias(text: str, pair: tuple[int, float]) -> None:
-    assert arguments.logit_bias(text) == pair
+    assert parse.logit_bias(text) == pair
 
 
 @pytest.mark.parametrize("text", ["", "5", "5+inf", "+1", "5+-1", "a+1", "5+nan", "5=1", "99999999999+1"])
 def test_bad_logit_bias(text: str) -> None:
     with pytest.raises(UsageError, match="--logit-bias"):
-        arguments.logit_bias(text)
+        parse.logit_bias(text)

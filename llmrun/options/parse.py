@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from llmrun.config import KvValue, Lora
 from llmrun.errors import NotFound, UsageError
+from llmrun.options.config import KvValue, Lora
 
 _HINT = "llmrun run --help"
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from conftest import ROOT, RunLlmrun
 
-from llmrun import catalog, settings
+from llmrun import catalog
 from llmrun.errors import DiskError, UsageError
-from llmrun.settings import Setting
+from llmrun.options import user_config
+from llmrun.options.user_config import Setting
 
 KNOWN = {name: name for name in ("temp", "top-p", "top-k", "min-p", "ctx-size", "stop", "n-predict", "repeat-penalty")}
 
@@ -52,7 +53,7 @@ def write(home: Path, text: str) -> Path:
 
 
 def values(model: str, known: dict[str, str] | None = None) -> dict[str, object]:
-    return {name: each.value for name, each in settings.load().of(model, known or KNOWN).items()}
+    return {name: each.value for name, each in user_config.load().of(model, known or KNOWN).items()}
 
 
 # -- which one counts ---
@@ -172,7 +173,7 @@ def test_a_wrong_file_is_told(home: Path, text: str, said: str) -> None:
     if "qwen3.5" in text:
         said = '[models."qwen3"] 5: is a table, no value; a model\'s name with dots in it stands in quotes'
     with pytest.raises(UsageError) as caught:
-        settings.load().of("tiny", KNOWN)
+        user_config.load().of("tiny", KNOWN)
     assert caught.value.message.startswith(f"{path}") and said in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -182,18 +183,18 @@ def test_a_file_that_is_no_text(home: Path) -> None:
     path = home / "config.toml"
     path.write_bytes(b"[defaults]\ntemp = \xff")
     with pytest.raises(UsageError, match=r"config\.toml:2: not UTF-8"):
-        settings.load()
+        user_config.load()
     path.unlink()
     path.mkdir()
     with pytest.raises(UsageError, match=r"config\.toml: can't be read"):
-        settings.load()
+        user_config.load()
 
 
 def test_a_recommendation_is_checked_as_well(home: Path) -> None:
     """An unknown option in the user's models.toml: that file, and the entry."""
     (home / "models.toml").write_text('[[model]]\nname = "pet:1b"\nrepo = "a/b"\nsettings = { tempp = 1 }')
     with pytest.raises(UsageError, match=r"models\.toml: pet:1b tempp: unknown; the nearest is temp"):
-        settings.load().of("pet:1b", KNOWN)
+        user_config.load().of("pet:1b", KNOWN)
     (home / "models.toml").write_text('[[model]]\nname = "pet:1b"\nrepo = "a/b"\nsettings = 3')
     with pytest.raises(UsageError, match=r"models\.toml:4: pet:1b: settings: must be a table of options"):
         catalog.load()
@@ -218,14 +219,14 @@ def test_comments_and_blanks_stay(home: Path) -> None:
     """Setting and unsetting changes the one line and no other."""
     path = write(home, FILE)
     before = path.read_text()
-    settings.put("temp", 0.2)
-    settings.put("temp", 0.7, "PET:1b")
+    user_config.put("temp", 0.2)
+    user_config.put("temp", 0.7, "PET:1b")
     after = path.read_text()
     assert after.replace("temp = 0.2\n", "").replace("temp   =   0.7", "temp   =   0.6") == before
     assert values("pet") == {"temp": 0.7, "top-k": 7, "ctx-size": 8192, "stop": ["###", "END"]}
-    settings.drop("temp")
+    user_config.drop("temp")
     assert path.read_text().replace("0.7", "0.6") == before
-    settings.drop("temp", "pet:1b")
+    user_config.drop("temp", "pet:1b")
     assert "The one I use" in path.read_text() and "models" not in path.read_text()
 
 
@@ -233,9 +234,9 @@ def test_one_option_is_set_once(home: Path) -> None:
     """Under another spelling it takes the place of the first, and either takes it out."""
     path = write(home, "[defaults]\npredict = 1\ntemp = 2\n")
     both = ("n-predict", "predict")
-    settings.put("n-predict", 3, instead_of=both)
+    user_config.put("n-predict", 3, instead_of=both)
     assert path.read_text() == "[defaults]\ntemp = 2\nn-predict = 3\n"
-    settings.drop("predict", also=both)
+    user_config.drop("predict", also=both)
     assert path.read_text() == "[defaults]\ntemp = 2\n"
 
 
@@ -249,14 +250,14 @@ def test_an_unknown_option_can_be_taken_out(llmrun: RunLlmrun, home: Path) -> No
 def test_from_nothing(home: Path) -> None:
     """The first setting makes the file, the folder too; names that need quotes get them."""
     path = home / "deep" / "config.toml"
-    settings.put("temp", 0.5, "qwen3.5:4b", path)
-    settings.put("stop", ["a", 'b"'], None, path)
-    loaded = settings.load(path)
+    user_config.put("temp", 0.5, "qwen3.5:4b", path)
+    user_config.put("stop", ["a", 'b"'], None, path)
+    loaded = user_config.load(path)
     assert loaded.defaults == (Setting("stop", ["a", 'b"'], path, "[defaults]"),)
     assert list(loaded.models) == ["qwen3.5:4b"]
-    settings.drop("stop", None, path)
-    settings.drop("temp", "QWEN3.5:4b", path)
-    assert settings.load(path).all == () and sorted(each.name for each in path.parent.iterdir()) == ["config.toml"]
+    user_config.drop("stop", None, path)
+    user_config.drop("temp", "QWEN3.5:4b", path)
+    assert user_config.load(path).all == () and sorted(each.name for each in path.parent.iterdir()) == ["config.toml"]
 
 
 def test_what_is_not_set_can_not_be_unset(home: Path) -> None:
@@ -265,7 +266,7 @@ def test_what_is_not_set_can_not_be_unset(home: Path) -> None:
     before = path.read_bytes()
     for model in (None, "pet:1b", "nobody"):
         with pytest.raises(UsageError, match="has no top-p"):
-            settings.drop("top-p", model)
+            user_config.drop("top-p", model)
     assert path.read_bytes() == before
 
 
@@ -273,7 +274,7 @@ def test_a_broken_file_is_not_edited(home: Path) -> None:
     """Nobody's text is replaced by a guess at what it meant."""
     path = write(home, "[defaults\ntemp = 1")
     with pytest.raises(UsageError, match=r"config\.toml:1: no valid TOML"):
-        settings.put("temp", 2)
+        user_config.put("temp", 2)
     assert path.read_text() == "[defaults\ntemp = 1"
 
 
@@ -283,7 +284,7 @@ def test_links_and_modes_stay(home: Path, tmp_path: Path) -> None:
     real.write_text("[defaults]\r\ntemp = 1\r\n", newline="")
     real.chmod(0o600)
     (home / "config.toml").symlink_to(real)
-    settings.put("temp", 2)
+    user_config.put("temp", 2)
     assert (home / "config.toml").is_symlink()
     assert real.read_bytes() == b"[defaults]\r\ntemp = 2\r\n" and real.stat().st_mode & 0o777 == 0o600
 
@@ -292,13 +293,13 @@ def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
     """A folder that can't be made: `DiskError` with the file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match=r"config\.toml: can't be written"):
-        settings.put("temp", 1, None, tmp_path / "file" / "config.toml")
+        user_config.put("temp", 1, None, tmp_path / "file" / "config.toml")
 
 
 _WRITER = """
 import sys
 from pathlib import Path
-from llmrun import settings
+from llmrun.options import user_config as settings
 path, me, n = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 for i in range(n):
     settings.put("temp", i, f"model-{me}", path)
@@ -318,7 +319,7 @@ def test_several_at_once_lose_nothing(tmp_path: Path) -> None:
     for each in writers:
         each.communicate(timeout=60)
         assert each.returncode == 0
-    assert {name: table[0].value for name, table in settings.load(path).models.items()} == {
+    assert {name: table[0].value for name, table in user_config.load(path).models.items()} == {
         f"model-{me}": 9 for me in range(4)
     }
 
@@ -326,7 +327,7 @@ def test_several_at_once_lose_nothing(tmp_path: Path) -> None:
 def test_a_killed_write_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     """kill -9 at ten moments of one write after another: the file is always whole, and the next write works."""
     path = tmp_path / "config.toml"
-    settings.put("temp", -1, "model-0", path)
+    user_config.put("temp", -1, "model-0", path)
     for moment in range(10):
         process = writer(path, 0, 100_000)
         assert process.stdout
@@ -334,9 +335,9 @@ def test_a_killed_write_leaves_the_old_or_the_new(tmp_path: Path) -> None:
         time.sleep(0.0007 * moment)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
-        (table,) = settings.load(path).models.values()
+        (table,) = user_config.load(path).models.values()
         assert table[0].key == "temp" and isinstance(table[0].value, int)
-    settings.put("temp", 5, None, path)
+    user_config.put("temp", 5, None, path)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["config.toml"]
 
 
@@ -444,7 +445,7 @@ def test_config_set_and_unset(llmrun: RunLlmrun, home: Path) -> None:
     assert llmrun("config", "set", "stop", "a b", "c", "--model", "pet").returncode == 0
     assert llmrun("config", "set", "seed", "-1").returncode == 0
     assert llmrun("config", "set", "quiet", "true").returncode == 0
-    assert settings.load().of("pet", {**KNOWN, "seed": "seed", "quiet": "quiet"}).keys() == {
+    assert user_config.load().of("pet", {**KNOWN, "seed": "seed", "quiet": "quiet"}).keys() == {
         "temp",
         "top-k",
         "stop",

@@ -1,0 +1,1 @@
+"""What can be asked: options, their ranges, how they are spelled, and the file that keeps defaults."""
