@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from llmrun.energy import cost_per_million_tokens
+from llmrun.machine.energy import cost_per_million_tokens
 from llmrun.options.config import LoadConfig
 from llmrun.results import Build, Machine, ModelInfo, Record, Row, Test, to_document
 from llmrun.units import UNKNOWN, duration, percent, significant

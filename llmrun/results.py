@@ -24,8 +24,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from llmrun.engine.protocol import DeviceKind
 from llmrun.errors import UsageError
+from llmrun.machine.sampler import Usage
 from llmrun.meter import nearest_rank
-from llmrun.resources import Usage
 
 SCHEMA = "llmrun.bench/1"
 """Name and major version. New fields that may be missing leave it; what old readers would misread raises it."""

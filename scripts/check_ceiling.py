@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llmrun import hardware
 from llmrun.engine.prober import Prober
+from llmrun.machine import hardware
 
 MIB = 1 << 20
 SOURCE = r"""

@@ -23,10 +23,10 @@ from llmrun.engine.prepare import settings_of
 from llmrun.engine.protocol import Trial
 from llmrun.engine.trial import Batch, Trials
 from llmrun.gguf import synth
-from llmrun.hardware import default_threads
+from llmrun.machine.hardware import default_threads
+from llmrun.machine.sampler import Sampler
 from llmrun.options.config import LoadConfig
 from llmrun.planner import Layout
-from llmrun.resources import Sampler
 
 llama = native.llama
 SHAPE = synth.Shape(8, 512, 1408, 8, 4, 8192)

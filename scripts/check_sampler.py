@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from llmrun import open_model  # noqa: E402
+from llmrun.machine.sampler import Sampler, open_nvml  # noqa: E402
 from llmrun.options.config import SamplingConfig  # noqa: E402
-from llmrun.resources import Sampler, open_nvml  # noqa: E402
 from llmrun.units import duration, significant, size  # noqa: E402
 
 BAR = 0.01

@@ -35,7 +35,7 @@ from llmrun.engine.client import Engine
 from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.hardware import default_threads
+from llmrun.machine.hardware import default_threads
 from llmrun.options.config import SamplingConfig
 from llmrun.planner import should_repack
 

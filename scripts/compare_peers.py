@@ -32,7 +32,7 @@ from check_offload import worker
 from llmrun.engine.client import Engine
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.hardware import default_threads
+from llmrun.machine.hardware import default_threads
 from llmrun.meter import Timing
 from llmrun.options.config import LoadConfig, Offload, SamplingConfig
 from llmrun.planner import should_repack

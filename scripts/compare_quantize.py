@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT)]
 
 from llmrun.gguf import synth  # noqa: E402
 from llmrun.gguf.reader import open_header  # noqa: E402
-from llmrun.hardware import default_threads  # noqa: E402
+from llmrun.machine.hardware import default_threads  # noqa: E402
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
 SHAPE = synth.Shape(8, 1024, 2816, 16, 4, 32000, n_ctx_train=2048)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import RunLlmrun
 
-from llmrun import accelerators, hardware
-from llmrun.accelerators import Gpu, find_gpus, nvidia_driver, nvidia_library, rebuild_command
-from llmrun.checks import unused_gpu
 from llmrun.engine.devices import find_devices
 from llmrun.engine.protocol import Device, Devices, decode, encode
+from llmrun.machine import gpus, hardware
+from llmrun.machine.doctor import unused_gpu
+from llmrun.machine.gpus import Gpu, find_gpus, nvidia_driver, nvidia_library, rebuild_command
 
 VERSION = """\
 NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (builder)  Thu Jan 23
@@ -101,7 +101,7 @@ def test_apple() -> None:
         ("Apple", ["MTL"], True),
     ],
 )
-def test_used(vendor: accelerators.Vendor, backends: list[str], used: bool) -> None:
+def test_used(vendor: gpus.Vendor, backends: list[str], used: bool) -> None:
     assert Gpu(vendor, None, "", open=True).used_by(backends) is used
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from llmrun import describe, journal
+from llmrun import journal
 from llmrun.engine.protocol import Device
 from llmrun.errors import DiskError, NotFound, UsageError
 from llmrun.gguf.reader import open_header
-from llmrun.resources import GpuUsage, Usage
+from llmrun.machine import environment
+from llmrun.machine.sampler import GpuUsage, Usage
 from llmrun.results import (
     Build,
     Caveat,
@@ -407,12 +408,12 @@ def test_machine(tmp_path: Path) -> None:
         Device("CPU", "Some CPU", "cpu", "CPU", 8, None),
     ]
     environ = {"OMP_WAIT_POLICY": "PASSIVE", "LLAMA_API_KEY": "secret", "HOSTNAME": "here"}
-    machine = describe.describe_machine(devices, environ, proc, sys_root)
+    machine = environment.describe_machine(devices, environ, proc, sys_root)
     assert (machine.cpu, machine.virtual, machine.governor) == ("Some CPU @ 3 GHz", True, "powersave")
     assert (machine.on_battery, machine.numa_nodes, machine.huge_pages) == (True, 1, "madvise")
     assert machine.environment == {"OMP_WAIT_POLICY": "PASSIVE"}
     assert machine.backends == "RPC" and "10.1.2.3" not in json.dumps(to_document(machine))
-    nowhere = describe.describe_machine([], {}, tmp_path / "none", tmp_path / "none")
+    nowhere = environment.describe_machine([], {}, tmp_path / "none", tmp_path / "none")
     assert (nowhere.cpu, nowhere.virtual, nowhere.governor, nowhere.on_battery) == (None, None, None, None)
     assert nowhere.backends == "CPU" and nowhere.usable_cpus == len(os.sched_getaffinity(0))
 
@@ -427,7 +428,7 @@ def test_backends_are_named_as_llama_bench_names_them() -> None:
 def test_model(micro: Path, home: Path) -> None:
     """The file's hash is computed once, and anew when the file is another."""
     looked: list[tuple[int, int]] = []
-    model = describe.describe_model(
+    model = environment.describe_model(
         "micro", micro, open_header(micro), description="llama ?B Q8_0", on_bytes=lambda *seen: looked.append(seen)
     )
     size = micro.stat().st_size
@@ -436,9 +437,9 @@ def test_model(micro: Path, home: Path) -> None:
     assert (model.architecture, model.quantization, model.n_params) == ("llama", "Q8_0", 1443072)
     assert sum(model.tensor_types.values()) == model.weight_bytes == 1537024
     looked.clear()
-    assert describe.describe_model("micro", micro, open_header(micro), on_bytes=lambda *s: looked.append(s)) == replace(
-        model, description=None
-    )
+    assert environment.describe_model(
+        "micro", micro, open_header(micro), on_bytes=lambda *s: looked.append(s)
+    ) == replace(model, description=None)
     assert looked == []
 
 
@@ -449,5 +450,5 @@ def test_files_of_the_hub_are_named_by_their_hash(tmp_path: Path) -> None:
     blob.write_bytes(b"x")
     link = tmp_path / "m.gguf"
     link.symlink_to(blob)
-    assert describe.sha256_of(link) == "a" * 64
-    assert describe.sha256_of(tmp_path / "none") is None
+    assert environment.sha256_of(link) == "a" * 64
+    assert environment.sha256_of(tmp_path / "none") is None

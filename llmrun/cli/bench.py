@@ -241,9 +241,9 @@ def _bench_one(
 ) -> None:
     from llmrun import bench as benching
     from llmrun import journal
-    from llmrun.energy import Joules
     from llmrun.exports import asked_settings, writer
-    from llmrun.resources import open_nvml
+    from llmrun.machine.energy import Joules
+    from llmrun.machine.sampler import open_nvml
     from llmrun.results import Row
 
     planned = [Row(case.test, asked_settings(case.config)) for case in cases]
@@ -304,7 +304,7 @@ def described(found: Model, engine: Engine, method: Method, quality: dict[str, A
     """The record without its rows."""
     from dataclasses import asdict
 
-    from llmrun.describe import describe_build, describe_machine, describe_model
+    from llmrun.machine.environment import describe_build, describe_machine, describe_model
     from llmrun.results import Record, new_id, utc
 
     return Record(

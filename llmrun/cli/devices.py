@@ -15,9 +15,9 @@ from llmrun.options.endpoints import parse_endpoints
 from llmrun.units import UNKNOWN, bandwidth, percent, significant, size
 
 if TYPE_CHECKING:
-    from llmrun.ceilings import Ceiling
     from llmrun.engine.devices import Found
     from llmrun.engine.prober import Prober
+    from llmrun.machine.peaks import Ceiling
 
 Workers = Annotated[
     str, typer.Option("--rpc", metavar="HOST:PORT,…", help="Also the devices of these workers (llmrun worker).")
@@ -39,8 +39,8 @@ def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5,
     endpoints = parse_endpoints(rpc)
     if not 0.05 <= seconds <= 60:
         raise UsageError(f"--seconds: {seconds:g} is outside 0.05 to 60")
-    from llmrun import ceilings
     from llmrun.engine.prober import Prober, key_of
+    from llmrun.machine import peaks
 
     with Prober(endpoints) as prober:
         found = prober.found
@@ -48,12 +48,12 @@ def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5,
         if measure:
             measured = _measured(prober, seconds)
             try:
-                ceilings.save(key, measured)
+                peaks.save(key, measured)
             except DiskError as error:
                 screen.note(f"what was measured can't be kept: {error.message}")
         else:
             present = {(device.name, device.description) for device in found.devices}
-            kept = ceilings.load(key, max_age_days=None)
+            kept = peaks.load(key, max_age_days=None)
             measured = [each for each in kept if (each.device, each.description) in present]
     facts = facts_of(found, measured)
     if as_json:
@@ -95,9 +95,9 @@ def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5,
 
 def _measured(prober: Prober, seconds: float) -> list[Ceiling]:
     """The ceilings of every device: of the CPU with one thread and with as many as we take by default."""
-    from llmrun import ceilings, hardware, resources
+    from llmrun.machine import hardware, peaks, sampler
 
-    nvml = resources.open_nvml()
+    nvml = sampler.open_nvml()
     made: list[Ceiling] = []
     for device in prober.found.devices:
         if device.kind in ("accel", "meta"):  # they compute in another one's memory
@@ -105,7 +105,7 @@ def _measured(prober: Prober, seconds: float) -> list[Ceiling]:
         threads = sorted({1, hardware.default_threads()}) if device.kind == "cpu" else [None]
         for n_threads in threads:
             screen.note(f"measuring {device.name}{f', threads: {n_threads}' if n_threads else ''} …")
-            paper = ceilings.datasheet_bytes_per_s(nvml, device.description)
+            paper = peaks.datasheet_bytes_per_s(nvml, device.description)
             try:
                 made.append(prober.ceiling(device, n_threads, seconds, datasheet_bytes_per_s=paper))
             except EngineCrashed as error:
@@ -151,12 +151,12 @@ def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
     """The document that `--json` prints: sizes in bytes, None where unknown."""
     import platform
 
-    from llmrun import accelerators, checks, hardware
+    from llmrun.machine import doctor, gpus, hardware
 
     cpus = hardware.usable_cpus()
     backends = {device.backend for device in found.devices}
-    clone = accelerators.clone_folder()
-    unused = [gpu for gpu in accelerators.find_gpus() if not gpu.used_by(backends)]
+    clone = gpus.clone_folder()
+    unused = [gpu for gpu in gpus.find_gpus() if not gpu.used_by(backends)]
     return {
         "devices": [asdict(device) for device in found.devices],
         "threads": {
@@ -171,17 +171,17 @@ def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
         "system_info": " | ".join(part.strip() for part in found.system_info.split("|") if part.strip()),
         "versions": {
             "llmrun": __version__,
-            "llama-cpp-python": checks.installed("llama-cpp-python"),
+            "llama-cpp-python": doctor.installed("llama-cpp-python"),
             **found.versions,
             "python": platform.python_version(),
-            "nvidia_driver": accelerators.nvidia_driver(),
+            "nvidia_driver": gpus.nvidia_driver(),
         },
         "unused_gpus": [
             {
                 "vendor": gpu.vendor,
                 "name": gpu.name,
                 "address": gpu.address,
-                "message": (message := checks.unused_gpu(gpu, clone))[0],
+                "message": (message := doctor.unused_gpu(gpu, clone))[0],
                 "command": message[1],
             }
             for gpu in unused

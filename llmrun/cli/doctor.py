@@ -25,10 +25,10 @@ def doctor(
     Warnings leave the exit code 0. A problem gives that with which a run would end: 5 network, 7 disk, 9 llama.cpp,
     10 memory; of several problems, that of the first. Nothing leaves this machine unless --network is given.
     """
-    from llmrun import accelerators, checks
     from llmrun.engine.devices import find_devices
+    from llmrun.machine import doctor, gpus
 
-    clone = accelerators.clone_folder()
+    clone = gpus.clone_folder()
     backends: list[str] | None = None
     failure: LlmrunError | None = None
     try:
@@ -36,13 +36,13 @@ def doctor(
     except LlmrunError as error:
         failure = error
     found = [
-        checks.llama_cpp(failure, clone),
-        *checks.gpus(accelerators.find_gpus(), backends, clone),
-        *checks.of_this_machine(lambda: time.sleep(_LOOK_S)),
+        doctor.llama_cpp(failure, clone),
+        *doctor.gpu_checks(gpus.find_gpus(), backends, clone),
+        *doctor.of_this_machine(lambda: time.sleep(_LOOK_S)),
     ]
     if network:
-        found.append(checks.network(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", _seconds_to_answer))
-    code = checks.exit_code(found)
+        found.append(doctor.network(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", _seconds_to_answer))
+    code = doctor.exit_code(found)
     if as_json:
         screen.out_json({"checks": [asdict(check) for check in found], "exit_code": code})
     else:

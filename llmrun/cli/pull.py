@@ -206,7 +206,7 @@ def _what_it_takes(resolved: hub.Resolved, *, offline: bool) -> dict[str, Any]:
     """Bytes on disk and in memory against what there is. Memory: weights and the KV cache of 4,096 tokens in f16."""
     from llmrun import hub, store
     from llmrun.footprint import kv_bytes_per_token
-    from llmrun.hardware import available_memory
+    from llmrun.machine.hardware import available_memory
     from llmrun.models import open_whole
 
     if hub.is_offline(offline):

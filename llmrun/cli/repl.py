@@ -172,7 +172,7 @@ class Repl:
         self.switch(self.reference)
 
     def _watch_engine(self) -> None:
-        from llmrun.resources import Sampler, open_nvml
+        from llmrun.machine.sampler import Sampler, open_nvml
 
         self._sampler = self._watch.enter_context(Sampler(self.chat.engine.pid, nvml=open_nvml()))
         if not self.chat.is_templated:
@@ -422,13 +422,13 @@ def _interrupting(chat: Chat) -> Iterator[None]:
 
 def _known_ceilings(engine: Engine) -> dict[str, float]:
     """Bytes per second by device, as `llmrun devices --measure` or a bench kept them."""
-    from llmrun import ceilings
     from llmrun.engine.devices import Found
     from llmrun.engine.prober import key_of
+    from llmrun.machine import peaks
 
     key = key_of(Found(engine.devices, engine.system_info, engine.versions))
     return {
         each.device: each.read_bytes_per_s.median
-        for each in ceilings.load(key)
+        for each in peaks.load(key)
         if each.read_bytes_per_s is not None and each.n_threads in (None, engine.n_threads)
     }

@@ -16,8 +16,8 @@ from llmrun.units import UNKNOWN, bandwidth, count, duration, percent, rate, siz
 if TYPE_CHECKING:
     from llmrun.engine.client import Engine, Generation
     from llmrun.engine.prepare import Check
+    from llmrun.machine.sampler import Usage
     from llmrun.models import Model
-    from llmrun.resources import Usage
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def run(
         )
 
     from llmrun.engine.client import started_early
-    from llmrun.resources import Sampler, open_nvml
+    from llmrun.machine.sampler import Sampler, open_nvml
 
     with ExitStack() as stack:
         child = stack.enter_context(started_early())

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmrun.engine import ggml
-from llmrun.hardware import anonymous_memory, available_memory
+from llmrun.machine.hardware import anonymous_memory, available_memory
 
 _PROBE_BYTES = 1 << 20
 

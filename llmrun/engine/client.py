@@ -52,7 +52,7 @@ from llmrun.footprint import Footprint, decode_reads, kv_bytes_per_token, repack
 from llmrun.gguf.reader import Header, printable
 from llmrun.gguf.rules import open_adapter, overridden
 from llmrun.gguf.stub import skeleton_file
-from llmrun.hardware import available_memory, default_threads
+from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
 from llmrun.options.config import COMFORTABLE_CTX, MAX_SEED, LoadConfig, SamplingConfig
 from llmrun.planner import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmrun.engine.native import llama
 from llmrun.engine.protocol import Device, DeviceKind
-from llmrun.hardware import available_memory
+from llmrun.machine.hardware import available_memory
 
 # enum ggml_backend_dev_type
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")

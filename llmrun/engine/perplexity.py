@@ -27,7 +27,7 @@ from llmrun.engine.scorer import n_counted
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.footprint import CPU
 from llmrun.gguf.reader import Header, StringArray, printable
-from llmrun.hardware import available_memory
+from llmrun.machine.hardware import available_memory
 from llmrun.options.config import MAX_CTX, LoadConfig
 from llmrun.planner import DoesNotFit, Layout, Measure, Plan, Room
 from llmrun.quality import Quality, Tally

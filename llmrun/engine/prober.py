@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from llmrun import ceilings, hardware
-from llmrun.ceilings import Ceiling, Key, Spread
 from llmrun.engine import devices
 from llmrun.engine.child import Child, Gone, IdleWatch
 from llmrun.engine.devices import Found
 from llmrun.engine.protocol import Device, Probe, Probed, decode, encode
 from llmrun.errors import EngineCrashed
+from llmrun.machine import hardware, peaks
+from llmrun.machine.peaks import Ceiling, Key, Spread
 from llmrun.results import utc
 
 _WAIT_S = 120.0
@@ -51,7 +51,7 @@ class Prober:
         known = next((each for each in self.found.devices if each.name == device), None)
         if known is None:
             return None
-        return ceilings.read_size(known.kind, known.free_bytes, hardware.last_level_cache_bytes())
+        return peaks.read_size(known.kind, known.free_bytes, hardware.last_level_cache_bytes())
 
     def probe(
         self,
@@ -90,7 +90,7 @@ class Prober:
         threads = n_threads or hardware.default_threads()
         read = self.probe(device.name, "", threads, seconds).read_bytes_per_s
         flops: dict[str, Spread] = {}
-        for kind in ceilings.KINDS:
+        for kind in peaks.KINDS:
             layouts = (False, True) if device.kind == "cpu" else (False,)
             found = [
                 Spread.of(self.probe(device.name, kind, threads, seconds, repack=repack, n_bytes=0).flops_per_s)
@@ -124,7 +124,7 @@ def key_of(found: Found) -> Key:
         cpu_quota=hardware.cpu_quota(),
         threads=hardware.default_threads(),
         devices=tuple(
-            (each.name, each.description, None if each.total_bytes is None else round(each.total_bytes / ceilings.GIB))
+            (each.name, each.description, None if each.total_bytes is None else round(each.total_bytes / peaks.GIB))
             for each in local
         ),
         llama_cpp=" ".join(value for _, value in sorted(found.versions.items())),

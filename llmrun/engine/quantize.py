@@ -21,7 +21,7 @@ from llmrun.errors import BadModel, DiskError, EngineCrashed, LlmrunError, NotFo
 from llmrun.gguf.reader import Header, printable
 from llmrun.gguf.rules import open_runnable
 from llmrun.gguf.types import FILE_TYPES
-from llmrun.hardware import available_memory, default_threads
+from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.units import duration, size
 
 FILE_TYPE_NUMBERS = {name: number for number, name in FILE_TYPES.items() if name != "NVFP4"}

@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmrun.accelerators import clone_folder, rebuild_command
 from llmrun.engine.child import Child, Death, Gone
 from llmrun.engine.server import Client, Listening, PortTaken, Refused, Serve, decode, encode
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import printable
-from llmrun.hardware import default_threads
+from llmrun.machine.gpus import clone_folder, rebuild_command
+from llmrun.machine.hardware import default_threads
 from llmrun.options.config import MAX_THREADS
 from llmrun.options.endpoints import DEFAULT_PORT
 

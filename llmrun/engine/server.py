@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 from llmrun.engine.protocol import Device
-from llmrun.hardware import memory_limit, physical_memory
+from llmrun.machine.hardware import memory_limit, physical_memory
 
 _CAME = b"Accepted client connection"
 _LEFT = b"Client connection closed"

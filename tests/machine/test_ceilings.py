@@ -16,12 +16,12 @@ import pytest
 from conftest import RunLlmrun
 from test_resources import FakeNvml
 
-from llmrun import ceilings, hardware
-from llmrun.ceilings import GIB, MIB, Ceiling, Key, Spread, datasheet_bytes_per_s, read_size
 from llmrun.engine.prober import Prober, key_of
 from llmrun.errors import DiskError, EngineCrashed
-from llmrun.hardware import last_level_cache_bytes
-from llmrun.resources import NoGpus
+from llmrun.machine import hardware, peaks
+from llmrun.machine.hardware import last_level_cache_bytes
+from llmrun.machine.peaks import GIB, MIB, Ceiling, Key, Spread, datasheet_bytes_per_s, read_size
+from llmrun.machine.sampler import NoGpus
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 KEY = Key("Some CPU", 8, 16, None, 8, (("CPU", "Some CPU", 32),), "1.2 abc")
@@ -103,22 +103,22 @@ def test_spread() -> None:
 
 def test_kept_and_found_again(tmp_path: Path) -> None:
     """The same figures a day later, by the same key; by another key none."""
-    ceilings.save(KEY, [CPU], where=tmp_path)
-    assert ceilings.load(KEY, now=NOW, where=tmp_path) == (CPU,)
-    assert ceilings.load(KEY, now=NOW, where=tmp_path)[0].age_s(NOW) == 86_400
+    peaks.save(KEY, [CPU], where=tmp_path)
+    assert peaks.load(KEY, now=NOW, where=tmp_path) == (CPU,)
+    assert peaks.load(KEY, now=NOW, where=tmp_path)[0].age_s(NOW) == 86_400
     for other in (replace(KEY, threads=4), replace(KEY, llama_cpp="1.3"), replace(KEY, devices=())):
-        assert ceilings.load(other, now=NOW, where=tmp_path) == ()
+        assert peaks.load(other, now=NOW, where=tmp_path) == ()
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]  # nothing of the writing is left
 
 
 def test_too_old(tmp_path: Path) -> None:
     """After 30 days it is measured anew; for showing, any age will do. A clock that was wrong is no age."""
-    ceilings.save(KEY, [CPU], where=tmp_path)
+    peaks.save(KEY, [CPU], where=tmp_path)
     later = NOW + timedelta(days=30)
-    assert ceilings.load(KEY, now=later, where=tmp_path) == ()
-    assert ceilings.load(KEY, now=later, where=tmp_path, max_age_days=32) == (CPU,)
-    assert ceilings.load(KEY, now=later, where=tmp_path, max_age_days=None) == (CPU,)
-    assert ceilings.load(KEY, now=NOW - timedelta(days=7), where=tmp_path) == ()
+    assert peaks.load(KEY, now=later, where=tmp_path) == ()
+    assert peaks.load(KEY, now=later, where=tmp_path, max_age_days=32) == (CPU,)
+    assert peaks.load(KEY, now=later, where=tmp_path, max_age_days=None) == (CPU,)
+    assert peaks.load(KEY, now=NOW - timedelta(days=7), where=tmp_path) == ()
     assert replace(CPU, measured="yesterday").age_s(NOW) is None
 
 
@@ -126,16 +126,16 @@ def test_the_newer_of_each_stays(tmp_path: Path) -> None:
     """What was measured again replaces itself; other threads, and other workers of the same name, stay."""
     one = replace(CPU, n_threads=1)
     here, there = (replace(CPU, device="RPC0", description=f"{host}:1", n_threads=None) for host in "ab")
-    ceilings.save(KEY, [CPU, one, here], where=tmp_path)
+    peaks.save(KEY, [CPU, one, here], where=tmp_path)
     again = replace(CPU, measured="2026-11-21T11:00:00Z")
-    ceilings.save(KEY, [again, there], where=tmp_path)
-    assert ceilings.load(KEY, now=NOW, where=tmp_path) == (again, one, here, there)
+    peaks.save(KEY, [again, there], where=tmp_path)
+    assert peaks.load(KEY, now=NOW, where=tmp_path) == (again, one, here, there)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema": "llmrun.ceilings/9"}', "half", "wrong", "binary"])
 def test_a_damaged_file_is_none(tmp_path: Path, damage: str) -> None:
     """It is as if nothing had been measured; and the next measurement replaces it."""
-    ceilings.save(KEY, [CPU], where=tmp_path)
+    peaks.save(KEY, [CPU], where=tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_text()
     if damage == "half":
@@ -144,23 +144,23 @@ def test_a_damaged_file_is_none(tmp_path: Path, damage: str) -> None:
         damage = whole.replace('"median": 40000000000.0', '"median": "fast"')
         assert damage != whole
     path.write_bytes(b"\xff\xfe\x00" if damage == "binary" else damage.encode())
-    assert ceilings.load(KEY, now=NOW, where=tmp_path) == ()
-    ceilings.save(KEY, [CPU], where=tmp_path)
-    assert ceilings.load(KEY, now=NOW, where=tmp_path) == (CPU,)
+    assert peaks.load(KEY, now=NOW, where=tmp_path) == ()
+    peaks.save(KEY, [CPU], where=tmp_path)
+    assert peaks.load(KEY, now=NOW, where=tmp_path) == (CPU,)
 
 
 def test_nowhere_to_keep_it(tmp_path: Path) -> None:
     """A folder that can't be made: said, by name."""
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match="writing"):
-        ceilings.save(KEY, [CPU], where=tmp_path / "file" / "ceilings")
+        peaks.save(KEY, [CPU], where=tmp_path / "file" / "ceilings")
 
 
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLMRUN_HOME", str(tmp_path))
-    assert ceilings.folder() == tmp_path / "cache" / "ceilings"
+    assert peaks.folder() == tmp_path / "cache" / "ceilings"
     monkeypatch.delenv("LLMRUN_HOME")
-    assert ceilings.folder().parts[-2:] == ("llmrun", "ceilings")
+    assert peaks.folder().parts[-2:] == ("llmrun", "ceilings")
 
 
 # -- the real thing ------------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from llmrun import __version__, accelerators, checks, hardware, store
+from llmrun import __version__, store
 from llmrun.engine.protocol import Device
 from llmrun.gguf.reader import Header
-from llmrun.hardware import text_of
+from llmrun.machine import doctor, gpus, hardware
+from llmrun.machine.hardware import text_of
 from llmrun.quants import split_parts
 from llmrun.results import Build, DeviceInfo, GpuInfo, Machine, ModelFile, ModelInfo
 
@@ -39,7 +40,7 @@ def describe_machine(
     cpu_info = text_of(proc / "cpuinfo")
     governor = text_of(sys_root / f"devices/system/cpu/cpu{min(cpus)}/cpufreq/scaling_governor").strip()
     nodes = list((sys_root / "devices/system/node").glob("node[0-9]*"))
-    driver = accelerators.nvidia_driver(proc)
+    driver = gpus.nvidia_driver(proc)
     return Machine(
         cpu=_cpu_name(devices, cpu_info),
         architecture=platform.machine() or None,
@@ -62,7 +63,7 @@ def describe_machine(
         devices=tuple(_device(device) for device in devices),
         gpus=tuple(
             GpuInfo(gpu.vendor, gpu.name, driver if gpu.vendor == "NVIDIA" else None)
-            for gpu in accelerators.find_gpus(proc=proc, pci=sys_root / "bus/pci/devices")
+            for gpu in gpus.find_gpus(proc=proc, pci=sys_root / "bus/pci/devices")
         ),
     )
 
@@ -72,7 +73,7 @@ def describe_build(system_info: str | None = None, versions: Mapping[str, str] |
     said = versions or {}
     return Build(
         llmrun=__version__,
-        llama_cpp_python=checks.installed("llama-cpp-python"),
+        llama_cpp_python=doctor.installed("llama-cpp-python"),
         ggml=said.get("ggml"),
         ggml_commit=said.get("ggml commit"),
         system_info=" | ".join(p.strip() for p in system_info.split("|") if p.strip()) if system_info else None,
@@ -184,7 +185,7 @@ def on_battery(supplies: Path = Path("/sys/class/power_supply")) -> bool | None:
     """None where the system does not tell; machines without a battery are on mains."""
     if not supplies.is_dir():
         return None
-    return any(check.status == "warn" for check in checks.power(supplies))
+    return any(check.status == "warn" for check in doctor.power(supplies))
 
 
 def _chosen(setting: str) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmrun.hardware import line_of, text_of
+from llmrun.machine.hardware import line_of, text_of
 
 Vendor = Literal["NVIDIA", "AMD", "Intel", "Apple"]
 
@@ -137,7 +137,7 @@ def nvidia_library(folders: Sequence[Path] | None = None) -> str | None:
 
 def clone_folder() -> Path | None:
     """The clone that this llmrun runs from; None where it was installed."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     return root if (root / "scripts" / "setup").exists() else None
 
 

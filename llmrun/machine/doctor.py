@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmrun import accelerators, hardware, store
-from llmrun.accelerators import Gpu
+from llmrun import store
 from llmrun.errors import DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory
 from llmrun.gguf.reader import printable
-from llmrun.hardware import line_of, text_of
+from llmrun.machine import gpus, hardware
+from llmrun.machine.gpus import Gpu
+from llmrun.machine.hardware import line_of, text_of
 from llmrun.units import duration, significant, size
 
 Status = Literal["ok", "warn", "problem"]
@@ -71,7 +72,7 @@ def llama_cpp(error: LlmrunError | None, clone: Path | None) -> Check:
     if error is None:
         version = installed("llama-cpp-python")
         return Check(name, "ok", f"starts (llama-cpp-python {version or 'of unknown version'})")
-    again = accelerators.rebuild_command(clone=clone)
+    again = gpus.rebuild_command(clone=clone)
     if "SIGILL" in error.message:
         # Built with -march=native, so that a folder that was moved or an image made elsewhere ends like this.
         return _problem(name, "it was built for another CPU: illegal instruction (SIGILL)", again, EngineCrashed)
@@ -87,10 +88,10 @@ def unused_gpu(gpu: Gpu, clone: Path | None) -> tuple[str, str | None]:
         how = "docker run --gpus all" if gpu.vendor == "NVIDIA" else "docker run --device /dev/dri"
         return f"{what}: its driver is not loaded, or this container does not show it ({how})", None
     message = f"{what}: llama.cpp was built without a backend for it; building one needs {gpu.needs}"
-    return message, accelerators.rebuild_command(gpu.flag, clone=clone)
+    return message, gpus.rebuild_command(gpu.flag, clone=clone)
 
 
-def gpus(found: Sequence[Gpu], backends: Sequence[str] | None, clone: Path | None) -> list[Check]:
+def gpu_checks(found: Sequence[Gpu], backends: Sequence[str] | None, clone: Path | None) -> list[Check]:
     """A line per GPU. `backends`: of llama.cpp, those that have devices; None: it did not start."""
     if not found:
         return [Check("GPU", "ok", "none found: the CPU computes")]
@@ -429,7 +430,7 @@ def of_this_machine(
     checks = [
         python((sys.version_info[0], sys.version_info[1], sys.version_info[2]), sys.maxsize > 1 << 32),
         packages(required),
-        *nvidia(accelerators.nvidia_driver(proc), accelerators.nvidia_library()),
+        *nvidia(gpus.nvidia_driver(proc), gpus.nvidia_library()),
         cache_folder(folder, free, writable),
     ]
     try:

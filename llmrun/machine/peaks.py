@@ -19,7 +19,7 @@ from pathlib import Path
 
 from llmrun import store
 from llmrun.errors import UsageError
-from llmrun.resources import NoGpus, Nvml, Unavailable
+from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
 from llmrun.results import read_part, to_document
 
 SCHEMA = "llmrun.ceilings/1"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_resources import Clock, FakeNvml
 
-from llmrun import energy
-from llmrun.energy import EnergyMeter, Joules, cost_per_million_tokens, measure_idle
-from llmrun.resources import NoGpus
+from llmrun.machine import energy
+from llmrun.machine.energy import EnergyMeter, Joules, cost_per_million_tokens, measure_idle
+from llmrun.machine.sampler import NoGpus
 from llmrun.results import Energy, Row, Sample, Steps, Test
 
 NO_GPUS = NoGpus("there is no NVIDIA driver")

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from llmrun.resources import NoGpus, Nvml, Unavailable
+from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
 from llmrun.results import Energy
 
 POWERCAP = Path("/sys/class/powercap")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from llmrun.engine.client import Engine
-from llmrun.resources import (
+from llmrun.machine.sampler import (
     MAX_INTERVAL_S,
     GpuReading,
     MachineReading,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmrun import hardware
+from llmrun.machine import hardware
 
 
 def topology(folder: Path, cores: dict[int, tuple[int, int]]) -> Path:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import RunLlmrun
 
-from llmrun import checks
-from llmrun.accelerators import Gpu
-from llmrun.checks import GIB, Check
 from llmrun.errors import EngineCrashed, OutOfMemory
+from llmrun.machine import doctor
+from llmrun.machine.doctor import GIB, Check
+from llmrun.machine.gpus import Gpu
 from llmrun.store import Leftover
 
 CLONE = Path("/clone")
@@ -26,8 +26,8 @@ def only(found: list[Check]) -> Check:
 def test_exit_code() -> None:
     """Warnings are no failure; of several problems the first one counts."""
     warning = Check("a", "warn", "")
-    assert checks.exit_code([warning]) == 0
-    assert checks.exit_code([warning, Check("b", "problem", "", None, 7), Check("c", "problem", "", None, 9)]) == 7
+    assert doctor.exit_code([warning]) == 0
+    assert doctor.exit_code([warning, Check("b", "problem", "", None, 7), Check("c", "problem", "", None, 9)]) == 7
 
 
 @pytest.mark.parametrize(
@@ -40,38 +40,38 @@ def test_exit_code() -> None:
 )
 def test_llama_cpp_does_not_start(said: str, told: str, code: int) -> None:
     """Why, as far as it can be known, and the command that builds it anew."""
-    check = checks.llama_cpp(EngineCrashed(said), CLONE)
+    check = doctor.llama_cpp(EngineCrashed(said), CLONE)
     assert check.status == "problem" and told in check.message and check.exit_code == code
     assert check.remedy and "scripts/setup" in check.remedy
 
 
 def test_llama_cpp() -> None:
-    assert checks.llama_cpp(None, CLONE).status == "ok"
-    assert checks.llama_cpp(OutOfMemory("no memory"), None).exit_code == 10
+    assert doctor.llama_cpp(None, CLONE).status == "ok"
+    assert doctor.llama_cpp(OutOfMemory("no memory"), None).exit_code == 10
 
 
 def test_gpus() -> None:
     """One line each; a GPU that is not used is a warning with a command, unless llama.cpp did not start at all."""
     gpu = Gpu("NVIDIA", "NVIDIA H200", "", open=True)
-    assert only(checks.gpus([], ["CPU"], None)).status == "ok"
-    assert only(checks.gpus([gpu], ["CUDA", "CPU"], None)).message == "NVIDIA H200, in use"
-    unused = only(checks.gpus([gpu], ["CPU"], CLONE))
+    assert only(doctor.gpu_checks([], ["CPU"], None)).status == "ok"
+    assert only(doctor.gpu_checks([gpu], ["CUDA", "CPU"], None)).message == "NVIDIA H200, in use"
+    unused = only(doctor.gpu_checks([gpu], ["CPU"], CLONE))
     assert unused.status == "warn" and unused.remedy and "-DGGML_CUDA=on" in unused.remedy
-    assert only(checks.gpus([gpu], None, None)).status == "ok"
+    assert only(doctor.gpu_checks([gpu], None, None)).status == "ok"
 
 
 def test_nvidia() -> None:
     """After an update without a restart, the kernel has the old version and the disk the new one."""
-    assert checks.nvidia(None, "570.86.15") == []
-    assert only(checks.nvidia("570.86.15", "570.86.15")).status == "ok"
-    assert only(checks.nvidia("570.86.15", None)).status == "ok"
-    assert only(checks.nvidia("570.86.15", "570.133.20")).status == "problem"
+    assert doctor.nvidia(None, "570.86.15") == []
+    assert only(doctor.nvidia("570.86.15", "570.86.15")).status == "ok"
+    assert only(doctor.nvidia("570.86.15", None)).status == "ok"
+    assert only(doctor.nvidia("570.86.15", "570.133.20")).status == "problem"
 
 
 def test_python() -> None:
-    assert checks.python((3, 10, 0), True).status == "ok"
-    assert checks.python((3, 9, 19), True).status == "problem"
-    assert checks.python((3, 12, 1), False).status == "problem"
+    assert doctor.python((3, 10, 0), True).status == "ok"
+    assert doctor.python((3, 9, 19), True).status == "problem"
+    assert doctor.python((3, 12, 1), False).status == "problem"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_python() -> None:
 )
 def test_packages(requirement: str, there: str | None, status: str) -> None:
     """Numbers are compared as numbers, missing parts as 0; what only some need is left out."""
-    assert checks.packages([requirement], lambda _: there).status == status
+    assert doctor.packages([requirement], lambda _: there).status == status
 
 
 @pytest.mark.parametrize(
@@ -102,82 +102,82 @@ def test_packages(requirement: str, there: str | None, status: str) -> None:
     ],
 )
 def test_cache_folder(free: int, writable: bool, status: str, code: int) -> None:
-    check = checks.cache_folder(Path("/cache"), free, writable)
+    check = doctor.cache_folder(Path("/cache"), free, writable)
     assert (check.status, check.exit_code) == (status, code) and "/cache" in check.message
 
 
 def test_disk_of_a_folder_to_be(tmp_path: Path) -> None:
     """The disk is that of the nearest folder that exists; a file in the way can't be written into."""
-    free, writable = checks.disk_of(tmp_path / "not" / "yet")
+    free, writable = doctor.disk_of(tmp_path / "not" / "yet")
     assert free and writable
     (tmp_path / "file").touch()
-    assert checks.disk_of(tmp_path / "file" / "hub")[1] is False
+    assert doctor.disk_of(tmp_path / "file" / "hub")[1] is False
 
 
 def test_leftovers() -> None:
     partial = Leftover("partial", "user/repo", Path("/x"), 3 << 20)
     damaged = Leftover("damaged", "user/repo", Path("/y"), 1 << 20)
-    assert checks.leftovers([]).status == checks.leftovers([partial]).status == "ok"
-    both = checks.leftovers([partial, damaged])
+    assert doctor.leftovers([]).status == doctor.leftovers([partial]).status == "ok"
+    both = doctor.leftovers([partial, damaged])
     assert both.status == "warn" and "2 files" in both.message and "4.00 MiB" in both.message
 
 
 def test_hub_never_shows_a_secret(tmp_path: Path) -> None:
     """Neither the token nor the password in an endpoint."""
     environ = {"HF_TOKEN": "hf_secret", "HF_ENDPOINT": "https://me:secret@mirror.example/x", "HF_HUB_OFFLINE": "1"}
-    found = checks.hub(environ, tmp_path / "token")
+    found = doctor.hub(environ, tmp_path / "token")
     assert "secret" not in repr(found) and "mirror.example" in repr(found)
     assert [check.status for check in found] == ["warn", "ok", "ok"]
     (tmp_path / "token").write_text("hf_secret")
     (tmp_path / "token").chmod(0)
-    assert "stored" in only(checks.hub({}, tmp_path / "token")).message
-    assert "none" in only(checks.hub({}, tmp_path / "nothing")).message
+    assert "stored" in only(doctor.hub({}, tmp_path / "token")).message
+    assert "none" in only(doctor.hub({}, tmp_path / "nothing")).message
 
 
 def test_network() -> None:
     """An answer of any kind is one; none is exit 5, and a password is not shown either."""
-    assert "0.25" not in checks.network("https://hub", lambda _: 0.25).message  # 250 ms
-    assert checks.network("https://hub", lambda _: 0.25).status == "ok"
+    assert "0.25" not in doctor.network("https://hub", lambda _: 0.25).message  # 250 ms
+    assert doctor.network("https://hub", lambda _: 0.25).status == "ok"
 
     def refuse(_: str) -> float:
         raise OSError("refused")
 
-    broken = checks.network("https://me:secret@hub", refuse)
+    broken = doctor.network("https://me:secret@hub", refuse)
     assert broken.exit_code == 5 and "refused" in broken.message and "secret" not in broken.message
 
 
 def test_memory() -> None:
     """16 GiB of RAM, 4 of swap of which 1 is used; less than 2 GiB available is a warning."""
     meminfo = f"MemTotal: {16 << 20} kB\nSwapTotal: {4 << 20} kB\nSwapFree: {3 << 20} kB\n"
-    check = checks.memory(meminfo, 8 * GIB)
+    check = doctor.memory(meminfo, 8 * GIB)
     assert check.status == "ok"
     assert check.message == "16.0 GiB, 8.00 GiB available; 1.00 GiB of 4.00 GiB swap in use"
-    assert checks.memory(meminfo, GIB).status == "warn"
-    assert checks.memory("", None).message == "–, – available"
+    assert doctor.memory(meminfo, GIB).status == "warn"
+    assert doctor.memory("", None).message == "–, – available"
 
 
 def test_limits() -> None:
     """A limit that is none is not worth a line."""
-    assert checks.container_memory(None, 16 * GIB) == checks.container_memory(32 * GIB, 16 * GIB) == []
-    assert only(checks.container_memory(8 * GIB, 16 * GIB)).status == "warn"
-    assert checks.address_space(None) == []
-    assert only(checks.address_space(8 * GIB)).status == "warn"
-    assert only(checks.address_space(GIB)).exit_code == 10
-    assert checks.locked_memory(None).remedy is None
-    assert checks.locked_memory(8 << 20).remedy
+    assert doctor.container_memory(None, 16 * GIB) == doctor.container_memory(32 * GIB, 16 * GIB) == []
+    assert only(doctor.container_memory(8 * GIB, 16 * GIB)).status == "warn"
+    assert doctor.address_space(None) == []
+    assert only(doctor.address_space(8 * GIB)).status == "warn"
+    assert only(doctor.address_space(GIB)).exit_code == 10
+    assert doctor.locked_memory(None).remedy is None
+    assert doctor.locked_memory(8 << 20).remedy
 
 
 def test_huge_pages() -> None:
-    assert checks.huge_pages("") == []
-    assert only(checks.huge_pages("[always] madvise never")).remedy is None
-    assert "madvise" in only(checks.huge_pages("always [madvise] never\n")).message
+    assert doctor.huge_pages("") == []
+    assert only(doctor.huge_pages("[always] madvise never")).remedy is None
+    assert "madvise" in only(doctor.huge_pages("always [madvise] never\n")).message
 
 
 def test_cpus() -> None:
     """What is less than the machine has gets a line; a quota below the cores a warning."""
-    assert [check.status for check in checks.cpus(8, 8, 4, None, 4)] == ["ok"]
-    assert [check.name for check in checks.cpus(4, 8, 2, 1.5, 2)] == ["threads", "affinity", "CPU quota"]
-    assert checks.cpus(8, 8, 4, 4.0, 4) == checks.cpus(8, 8, 4, None, 4)
+    assert [check.status for check in doctor.cpus(8, 8, 4, None, 4)] == ["ok"]
+    assert [check.name for check in doctor.cpus(4, 8, 2, 1.5, 2)] == ["threads", "affinity", "CPU quota"]
+    assert doctor.cpus(8, 8, 4, 4.0, 4) == doctor.cpus(8, 8, 4, None, 4)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_cpus() -> None:
     ],
 )
 def test_openmp(variable: str, value: str, status: str | None) -> None:
-    assert [check.status for check in checks.openmp({variable: value}, 4)] == ([status] if status else [])
+    assert [check.status for check in doctor.openmp({variable: value}, 4)] == ([status] if status else [])
 
 
 @pytest.mark.parametrize(
@@ -216,8 +216,8 @@ def test_governor(tmp_path: Path, files: dict[str, str], status: str) -> None:
     """ "powersave" is slow with some drivers, and just the name of the usual mode with others."""
     for name, text in files.items():
         (tmp_path / name).write_text(text + "\n")
-    assert only(checks.governor(tmp_path)).status == status
-    assert checks.governor(tmp_path / "nowhere") == []
+    assert only(doctor.governor(tmp_path)).status == status
+    assert doctor.governor(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize(
@@ -234,17 +234,17 @@ def test_power(tmp_path: Path, supplies: dict[str, dict[str, str]], statuses: li
         (tmp_path / name).mkdir()
         for file, text in files.items():
             (tmp_path / name / file).write_text(text + "\n")
-    assert [check.status for check in checks.power(tmp_path)] == statuses
+    assert [check.status for check in doctor.power(tmp_path)] == statuses
 
 
 def test_load() -> None:
     """Of 100 ticks CPU 0 was idle for 50 and waited for the disk for 10: 0.4 busy. CPU 1 all: 1. CPU 2 is not ours."""
     before = "cpu  1 2 3\ncpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0\n"
     after = "cpu0 40 0 0 50 10 0 0 0 40 0\ncpu1 50 0 0 0 0 0 0 50 0 0\ncpu2 100 0 0 0 0 0 0 0\n"
-    check = only(checks.load(before, after, {0, 1}))
+    check = only(doctor.load(before, after, {0, 1}))
     assert check.status == "warn" and check.message == "others use 1.4 of 2 CPUs right now"
-    assert only(checks.load(before, before, {0, 1})).status == "ok"
-    assert checks.load("", "", {0}) == []
+    assert only(doctor.load(before, before, {0, 1})).status == "ok"
+    assert doctor.load("", "", {0}) == []
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_load() -> None:
     ],
 )
 def test_terminal(environ: dict[str, str], status: str) -> None:
-    assert checks.terminal(environ).status == status
+    assert doctor.terminal(environ).status == status
 
 
 def test_the_command(llmrun: RunLlmrun, tmp_path: Path) -> None:
