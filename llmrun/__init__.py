@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmrun.engine.client import Generation as Generation
     from llmrun.errors import LlmrunError as LlmrunError
     from llmrun.meter import Timing as Timing
-    from llmrun.models import open_model as open_model
+    from llmrun.models.resolve import open_model as open_model
     from llmrun.options.config import LoadConfig as LoadConfig
     from llmrun.options.config import SamplingConfig as SamplingConfig
 
@@ -33,7 +33,7 @@ _HOMES = {
     "LoadConfig": "llmrun.options.config",
     "SamplingConfig": "llmrun.options.config",
     "Timing": "llmrun.meter",
-    "open_model": "llmrun.models",
+    "open_model": "llmrun.models.resolve",
 }
 __all__ = ["Engine", "Generation", "LlmrunError", "LoadConfig", "SamplingConfig", "Timing", "__version__", "open_model"]
 

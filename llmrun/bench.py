@@ -27,7 +27,7 @@ from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
 from llmrun.machine.environment import on_battery
 from llmrun.machine.hardware import cpu_mhz
 from llmrun.machine.sampler import NoGpus, Nvml, Sampler, Usage, open_nvml
-from llmrun.models import Model
+from llmrun.models.resolve import Model
 from llmrun.options.config import LoadConfig, SamplingConfig
 from llmrun.planner import main_type
 from llmrun.results import Caveat, Row, Sample, Steps, Test, utc

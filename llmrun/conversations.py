@@ -33,8 +33,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmrun import store
 from llmrun.errors import DiskError, LlmrunError, NotFound, UsageError
+from llmrun.models import store
 
 if TYPE_CHECKING:
     import sqlite3

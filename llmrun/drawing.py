@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmrun import store
 from llmrun.errors import UsageError
+from llmrun.models import store
 from llmrun.plot import Axis, Figure, Panel, Point, Series
 from llmrun.units import significant
 

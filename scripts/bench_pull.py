@@ -28,8 +28,8 @@ from hub_server import Hub, tiny_gguf  # noqa: E402
 DRIVER = """
 import re, time
 from pathlib import Path
-from llmrun import hub
-from llmrun.catalog import HubFile
+from llmrun.models import hub
+from llmrun.models.catalog import HubFile
 began = time.perf_counter()
 hub.pull(hub.resolve(HubFile("bench/model", None, None, None, "bench/model")))
 status = Path("/proc/self/status")

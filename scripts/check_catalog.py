@@ -23,8 +23,9 @@ from typing import Protocol
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llmrun import catalog, quants, units  # noqa: E402
+from llmrun import units  # noqa: E402
 from llmrun.errors import LlmrunError, NetworkError, NotFound  # noqa: E402
+from llmrun.models import catalog, quants  # noqa: E402
 
 WIDE = ("BF16", "F16", "Q8_0", "F32")
 """Levels that store nearly every weight at the same width, so that the file's size tells how many there are."""
@@ -43,7 +44,7 @@ class RepoFile(Protocol):
 
 
 class RepoInfo(Protocol):
-    """What is used of `llmrun.hub.RepoInfo`."""
+    """What is used of `llmrun.models.hub.RepoInfo`."""
 
     @property
     def files(self) -> Sequence[RepoFile]: ...
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None, *, model_info: Callable[[str], 
     parser.add_argument("--catalog", type=Path, default=ROOT / "models.toml", metavar="FILE")
     options = parser.parse_args(arguments)
     if model_info is None:
-        from llmrun import hub
+        from llmrun.models import hub
 
         model_info = hub.model_info
     try:

@@ -26,7 +26,7 @@ from llmrun.engine.client import Engine
 from llmrun.engine.prepare import Check, total_error
 from llmrun.footprint import CPU
 from llmrun.gguf import synth
-from llmrun.models import find_model
+from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Offload, SamplingConfig
 
 PROMPT = "Once upon a time there was a machine that could count, and it counted everything that it saw."

@@ -34,7 +34,7 @@ from llmrun import quality  # noqa: E402
 from llmrun.engine.perplexity import score  # noqa: E402
 from llmrun.engine.quantize import Quantizer, Recipe, level_of  # noqa: E402
 from llmrun.machine.hardware import default_threads  # noqa: E402
-from llmrun.models import Model, find_model, open_whole  # noqa: E402
+from llmrun.models.resolve import Model, find_model, open_whole  # noqa: E402
 from llmrun.options.config import LoadConfig, Offload  # noqa: E402
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"

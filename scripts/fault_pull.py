@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hub_server import STALLS, Client, Cut, Hub, Outcome, pull_together, tiny_gguf  # noqa: E402
 
-from llmrun import store  # noqa: E402
+from llmrun.models import store  # noqa: E402
 
 REPO, FILE = "user/model", "model-Q4_K_M.gguf"
 SMALL = tiny_gguf(3 << 20)

@@ -11,7 +11,7 @@ import pytest
 
 from llmrun.engine.client import Engine
 from llmrun.gguf import synth
-from llmrun.models import find_model
+from llmrun.models.resolve import find_model
 
 # Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of
 # hundreds of barriers per token. Tests share their machine: they sleep at barriers instead.

@@ -24,7 +24,7 @@ from llmrun.footprint import CPU, Placement, flops_per_token, step_reads
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.sampler import Usage
-from llmrun.models import find_model
+from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Offload
 from llmrun.results import Row, Sample, Steps, Test
 

@@ -13,7 +13,7 @@ from llmrun.chat import Chat, Manner, Notice, Piece
 from llmrun.conversations import Conversations
 from llmrun.engine.client import Engine
 from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
-from llmrun.models import find_model
+from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=40)

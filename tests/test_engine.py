@@ -20,7 +20,7 @@ from llmrun.engine.protocol import Buffer, Cancel, Done, Tokens, decode, encode
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.models import find_model, open_model
+from llmrun.models.resolve import find_model, open_model
 from llmrun.options.config import LoadConfig, SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=20)

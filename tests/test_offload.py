@@ -24,7 +24,7 @@ from llmrun.errors import BadModel, EngineCrashed, OutOfMemory, UsageError
 from llmrun.footprint import CPU
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.models import find_model
+from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Lora, Offload, Rope, SamplingConfig
 from llmrun.planner import DoesNotFit
 

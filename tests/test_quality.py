@@ -31,7 +31,7 @@ from llmrun.errors import BadModel, EngineCrashed, NotFound, OutOfMemory, UsageE
 from llmrun.footprint import CPU
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.models import Model, find_model, open_whole
+from llmrun.models.resolve import Model, find_model, open_whole
 from llmrun.options.config import LoadConfig, Offload
 from llmrun.quality import Quality, Tally, default_text, quantile, read_text
 
@@ -431,7 +431,7 @@ def test_too_large_is_said_before(tmp_path: Path) -> None:
     model = made(tmp_path / "wide.gguf", synth.Shape(1, 64, 128, 2, 2, 128_000, n_ctx_train=8192))
     code = (
         "import sys, resource; from llmrun.engine.perplexity import score; from llmrun.errors import OutOfMemory; "
-        "from llmrun.models import find_model; "
+        "from llmrun.models.resolve import find_model; "
         "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))\n"
         "try: score(find_model(sys.argv[1]), 'word ' * 10000, n_ctx=4096)\n"
         "except OutOfMemory as error: sys.exit(f'{error.message} | {error.hint}')"

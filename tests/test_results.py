@@ -22,6 +22,7 @@ from llmrun.errors import DiskError, NotFound, UsageError
 from llmrun.gguf.reader import open_header
 from llmrun.machine import environment
 from llmrun.machine.sampler import GpuUsage, Usage
+from llmrun.models.store import hash_file
 from llmrun.results import (
     Build,
     Caveat,
@@ -39,7 +40,6 @@ from llmrun.results import (
     read_record,
     to_document,
 )
-from llmrun.store import hash_file
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = GpuUsage(0, "a GPU", 80, 1, 2, None, 0.5, 300.0, 350.0, 12.5, 1980.0, None, 60, ("power",))

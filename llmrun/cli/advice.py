@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from llmrun import quants
-from llmrun.catalog import HubFile, parse
 from llmrun.errors import LlmrunError
+from llmrun.models import quants
+from llmrun.models.catalog import HubFile, parse
 from llmrun.planner import DoesNotFit
 
 if TYPE_CHECKING:
-    from llmrun.models import Model
+    from llmrun.models.resolve import Model
 
 
 def with_smaller_quantization(error: DoesNotFit, reference: str, found: Model) -> DoesNotFit:
@@ -39,7 +39,7 @@ def with_smaller_quantization(error: DoesNotFit, reference: str, found: Model) -
 
 def _in_repository(reference: str) -> list[tuple[str, int]]:
     """(what to type, bytes) of every level in the model's repository; empty where that can't be known."""
-    from llmrun import hub
+    from llmrun.models import hub
 
     named = parse(reference)
     if not isinstance(named, HubFile) or hub.is_offline():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmrun.bench import Case, Method
     from llmrun.engine.client import Engine
     from llmrun.exports import Format
-    from llmrun.models import Model
+    from llmrun.models.resolve import Model
     from llmrun.options.config import LoadConfig
     from llmrun.results import Record, Row, Test
 
@@ -191,7 +191,7 @@ def _pair(text: str) -> tuple[int, int]:
 
 def find(name: str, *, quiet: bool) -> Model:
     from llmrun.cli.pull import fetch_with_progress
-    from llmrun.models import find_model
+    from llmrun.models.resolve import find_model
 
     found = find_model(name, fetch=fetch_with_progress(quiet))
     if found.note and not quiet:

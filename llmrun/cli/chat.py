@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmrun.conversations import Conversations
     from llmrun.engine.child import Child
     from llmrun.engine.client import Engine
-    from llmrun.models import Model
+    from llmrun.models.resolve import Model
 
 EXPECTED_TOKENS = 2 * COMFORTABLE_CTX
 """What layers are laid out for: a conversation grows, and layers that lie on a GPU can't be moved."""
@@ -216,8 +216,8 @@ def _store(*, ephemeral: bool, must: bool) -> Iterator[Conversations | None]:
 
 
 def _lines(repl: Repl, *, keep: bool) -> Lines:
-    from llmrun import store
     from llmrun.cli import lines, slash
+    from llmrun.models import store
 
     if not screen.is_terminal(sys.stdin):
         return lines.Piped()

@@ -22,7 +22,7 @@ def _known(prefix: str) -> Iterable[str]:
 
         yield from lookup.listed_names().values()
         if prefix:
-            from llmrun import catalog
+            from llmrun.models import catalog
 
             yield from (entry.name for entry in catalog.load().entries)
     except (LlmrunError, OSError):  # a Tab is no place for errors

@@ -108,7 +108,7 @@ def unset(ctx: typer.Context, key: _Key, model: _Model = None) -> None:
 
 def _check_model(model: str | None) -> None:
     if model is not None:
-        from llmrun.catalog import parse
+        from llmrun.models.catalog import parse
 
         parse(model)
 

@@ -138,7 +138,7 @@ def export(
     """
     import json
 
-    from llmrun import store
+    from llmrun.models import store
     from llmrun.transcript import as_document, as_markdown
 
     chosen = _format(format, output)

@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmrun import quants
-from llmrun.catalog import Embedded, HubFile, LocalFile, parse
 from llmrun.errors import BadModel, LlmrunError, NotFound, NotInStore, UsageError
+from llmrun.models import quants
+from llmrun.models.catalog import Embedded, HubFile, LocalFile, parse
 
 if TYPE_CHECKING:
     from llmrun.gguf.reader import Header
-    from llmrun.hub import Resolved
-    from llmrun.store import Leftover, StoredModel
+    from llmrun.models.hub import Resolved
+    from llmrun.models.store import Leftover, StoredModel
 
 _COMMIT_DIGITS = 12
 """Of a commit in a name."""
@@ -23,7 +23,7 @@ _COMMIT_DIGITS = 12
 
 def from_hub(reference: str, quant: str | None, revision: str | None) -> HubFile | Embedded:
     """What to pull. Raises `UsageError` for a file that is here, and where options and name contradict each other."""
-    from llmrun.models import in_full
+    from llmrun.models.resolve import in_full
 
     named = parse(reference)
     if isinstance(named, LocalFile):
@@ -60,8 +60,8 @@ def stored(reference: str) -> list[StoredModel]:
 
     Without a level it can be several models of one repository; the same file at several commits is several as well.
     """
-    from llmrun import store
-    from llmrun.models import in_full
+    from llmrun.models import store
+    from llmrun.models.resolve import in_full
 
     named = parse(reference)
     if isinstance(named, Embedded):
@@ -77,8 +77,8 @@ def stored(reference: str) -> list[StoredModel]:
 @cache
 def _names_by_repo() -> dict[str, str]:
     """Repositories (in lower case) with the short names that the catalog has for them; empty if that can't be read."""
-    from llmrun import catalog
     from llmrun.cli import screen
+    from llmrun.models import catalog
 
     try:
         entries = catalog.load().entries
@@ -116,7 +116,7 @@ def typed_names(models: Sequence[StoredModel]) -> list[str]:
 
 def listed_names() -> dict[Path, str]:
     """The name of every model here as `llmrun list` has it, by path."""
-    from llmrun import store
+    from llmrun.models import store
 
     models = store.list_models(header_budget_s=0)
     return dict(zip((model.path for model in models), typed_names(models), strict=True))
@@ -153,7 +153,7 @@ def _key(reference: str) -> object:
 
 def _current(models: Sequence[StoredModel]) -> StoredModel | None:
     """The one whose commit is a branch's: what `store.choice` takes when nobody names a commit."""
-    from llmrun import store
+    from llmrun.models import store
 
     refs = store.RepoFolder.of(models[0].repo).refs()
     for commits in ({refs.get("main", "main")}, {*refs.values()}):
@@ -172,7 +172,7 @@ def _at_commit(name: str, model: StoredModel) -> str:
 def typed_name(model: StoredModel | Leftover) -> str:
     """What to type for this model: the short name if the catalog has one, with the level; `hf://` where the file's
     name tells none, since then the header's level is in no name that the hub would know."""
-    from llmrun import store
+    from llmrun.models import store
 
     if model.repo.startswith(store.LOCAL):
         return model.repo
@@ -184,8 +184,8 @@ def typed_name(model: StoredModel | Leftover) -> str:
 
 def remote_header(resolved: Resolved) -> Header:
     """The header of all parts of a model on the hub together, by range requests. Raises `BadModel`, `NetworkError`."""
-    from llmrun import hub
     from llmrun.gguf.rules import whole_header
+    from llmrun.models import hub
 
     parts = [(file.name, hub.open_remote_header(resolved, index)) for index, file in enumerate(resolved.files)]
     try:

@@ -11,12 +11,12 @@ from llmrun.options.config import LoadConfig
 if TYPE_CHECKING:
     from llmrun.engine.child import Child
     from llmrun.engine.client import Engine, Limits
-    from llmrun.models import Model
+    from llmrun.models.resolve import Model
 
 
 def found(reference: str, *, quiet: bool) -> Model:
     """The model of that name, pulled where it is missing; says which level was taken where that is a surprise."""
-    from llmrun.models import find_model
+    from llmrun.models.resolve import find_model
 
     model = find_model(reference, fetch=fetch_with_progress(quiet))
     if model.note and not quiet:

@@ -130,6 +130,6 @@ def open_template(name: str) -> str:
 
 
 def templates_folder() -> Path:
-    from llmrun import catalog
+    from llmrun.models import catalog
 
     return catalog.config_dir() / "templates"

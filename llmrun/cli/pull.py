@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmrun.catalog import Embedded, HubFile
 from llmrun.cli import lookup, options, screen, table
 from llmrun.cli.progress import Bytes, teller
 from llmrun.errors import LlmrunError
+from llmrun.models.catalog import Embedded, HubFile
 from llmrun.units import duration, size
 
 if TYPE_CHECKING:
-    from llmrun import hub
-    from llmrun.store import StoredModel
+    from llmrun.models import hub
+    from llmrun.models.store import StoredModel
 
 _N_CTX = 4096
 """Tokens of context that "fits in memory" is about."""
@@ -102,7 +102,7 @@ def _one(
 
 def _imported(named: HubFile) -> StoredModel | None:
     """A model that `llmrun import` or `llmrun quantize` made, of which no hub knows."""
-    from llmrun import store
+    from llmrun.models import store
 
     return store.find(named) if named.repo.lower().startswith(store.LOCAL) else None
 
@@ -119,7 +119,7 @@ def fetch_with_progress(quiet: bool) -> Callable[[HubFile], Path]:
 
 def _resolve(named: HubFile, *, offline: bool, quiet: bool) -> hub.Resolved:
     """Asks the hub what the name means, and says which level was chosen and why."""
-    from llmrun import hub
+    from llmrun.models import hub
 
     resolved = hub.resolve(named, offline=offline)
     why = f" ({resolved.why})" if resolved.why else ""
@@ -130,7 +130,7 @@ def _resolve(named: HubFile, *, offline: bool, quiet: bool) -> hub.Resolved:
 
 
 def _pull(resolved: hub.Resolved, *, offline: bool, quiet: bool) -> tuple[Path, list[hub.Finished]]:
-    from llmrun import hub
+    from llmrun.models import hub
 
     shown = _Shown(quiet)
     try:
@@ -152,7 +152,7 @@ class _Shown:
         self.finished: list[hub.Finished] = []
 
     def __call__(self, event: hub.Event) -> None:
-        from llmrun import hub
+        from llmrun.models import hub
 
         file = event.file.rpartition("/")[2]
         match event:
@@ -204,10 +204,10 @@ class _Shown:
 
 def _what_it_takes(resolved: hub.Resolved, *, offline: bool) -> dict[str, Any]:
     """Bytes on disk and in memory against what there is. Memory: weights and the KV cache of 4,096 tokens in f16."""
-    from llmrun import hub, store
     from llmrun.footprint import kv_bytes_per_token
     from llmrun.machine.hardware import available_memory
-    from llmrun.models import open_whole
+    from llmrun.models import hub, store
+    from llmrun.models.resolve import open_whole
 
     if hub.is_offline(offline):
         path = hub.pull(resolved, offline=True)  # only finds it

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmrun import quants
-from llmrun.catalog import LocalFile
 from llmrun.cli import options, progress, screen, table
 from llmrun.cli.table import Column
 from llmrun.errors import UsageError
 from llmrun.gguf.reader import printable
+from llmrun.models import quants
+from llmrun.models.catalog import LocalFile
 from llmrun.units import count, duration, significant, size
 
 if TYPE_CHECKING:
     from llmrun.engine.quantize import Plan, Quantizer
-    from llmrun.models import Model
+    from llmrun.models.resolve import Model
 
 _EXAMPLE_PARAMETERS = 8.03e9
 """Llama 3.1 8B, for the table in `--help`."""
@@ -106,7 +106,7 @@ def quantize(
 
 def _find(model: str, *, quiet: bool) -> Model:
     from llmrun.cli.pull import fetch_with_progress
-    from llmrun.models import find_model
+    from llmrun.models.resolve import find_model
 
     found = find_model(model, fetch=fetch_with_progress(quiet))
     if found.note:
@@ -135,7 +135,7 @@ def _document(source: Model, level: str, plan: Plan) -> dict[str, Any]:
 
 def _hub_place(source: Model) -> tuple[str, str, str] | None:
     """Repository, commit and file, of a source that lies in the hub cache."""
-    from llmrun import store
+    from llmrun.models import store
 
     try:
         place = source.path.absolute().relative_to(store.cache_dir().absolute()).parts
@@ -199,7 +199,7 @@ def _checked_target(output: Path, name: str) -> Path:
 
 def _check_free(name: str) -> None:
     """Raises `UsageError` if the new model exists, or if another process is making it."""
-    from llmrun import store
+    from llmrun.models import store
 
     if store.is_taken(name):
         raise UsageError(f"local/{name} exists already", hint=f"--name, or llmrun rm local/{name}")
@@ -218,7 +218,7 @@ def _made(
         n_bytes = _run(quantizer, target, origin, quiet=quiet)
         return {"name": LocalFile(target).name, "path": os.fspath(target.absolute()), "bytes": n_bytes}
 
-    from llmrun import store
+    from llmrun.models import store
 
     file = _file_name(name)
     with _workshop(name) as folder:
@@ -230,7 +230,7 @@ def _made(
 def _stored(quantizer: Quantizer, folder: Path, file: str, name: str, *, quiet: bool) -> Path:
     """Makes the workshop, with a finished file in it, a model of the store by one rename: it is there whole or not at
     all, and of two processes that made the same model one has it."""
-    from llmrun import store
+    from llmrun.models import store
 
     made, room = folder / file, store.local_dir() / name
     with progress.of_bytes(f"reading local/{name} back", made.stat().st_size, quiet=quiet) as bar:
@@ -278,7 +278,7 @@ class Workshop:
 
     def remove(self) -> int:
         """The bytes that this freed."""
-        from llmrun import store
+        from llmrun.models import store
 
         freed = self.size
         with store.disk_errors(f"removing {self.path.name}"):
@@ -291,7 +291,7 @@ _WORKSHOP_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]{1,10})" + re.escape(
 
 def _workshops() -> Iterator[Workshop]:
     """Those of all processes. `list` looks into no hidden folder."""
-    from llmrun import store
+    from llmrun.models import store
 
     for path in store.local_dir().glob(f".*{_WORKSHOP}"):
         if (match := _WORKSHOP_NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
@@ -301,7 +301,7 @@ def _workshops() -> Iterator[Workshop]:
 @contextmanager
 def _workshop(name: str) -> Iterator[Path]:
     """A folder of this process alone, gone afterwards unless it has become the model."""
-    from llmrun import store
+    from llmrun.models import store
 
     folder = store.local_dir() / f".{name}.{os.getpid()}{_WORKSHOP}"
     with store.disk_errors(f"writing {name}"):
@@ -338,7 +338,7 @@ def _run(quantizer: Quantizer, target: Path, origin: dict[str, str], *, quiet: b
 
 def _source_sha256(quantizer: Quantizer, *, quiet: bool) -> str:
     """Of the source's (first) file: from the hub where it came from there, else computed, which takes a while."""
-    from llmrun import store
+    from llmrun.models import store
 
     real = quantizer.source.resolve()
     known = real.name if store.SHA256.fullmatch(real.name) else store.State().verified_sha256(real)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmrun.cli.lines import Lines
     from llmrun.conversations import Conversations
     from llmrun.engine.client import Engine, Generation
-    from llmrun.models import Model
+    from llmrun.models.resolve import Model
     from llmrun.shaped import Shape
 
 Open = Callable[[str], "tuple[Model, Engine]"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmrun.engine.client import Engine, Generation
     from llmrun.engine.prepare import Check
     from llmrun.machine.sampler import Usage
-    from llmrun.models import Model
+    from llmrun.models.resolve import Model
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.engine.client import Generation
-    from llmrun.models import Model
+    from llmrun.models.resolve import Model
 
 
 @with_load

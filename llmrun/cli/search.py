@@ -18,7 +18,7 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Search the hub for GGUF models, with their levels and sizes."""
-    from llmrun import hub
+    from llmrun.models import hub
 
     hits = hub.search(words, limit)
     if as_json:

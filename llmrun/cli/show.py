@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrun.catalog import HubFile, parse
 from llmrun.cli import lookup, options, screen, table
+from llmrun.models.catalog import HubFile, parse
 from llmrun.units import count, size
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def show(models: options.ModelNames, offline: options.Offline = False, as_json: 
 
 def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
     """`facts_of` the model that the user named, and where it is."""
-    from llmrun.models import in_full, level_note, open_whole
+    from llmrun.models.resolve import in_full, level_note, open_whole
 
     named = parse(reference)
     if not isinstance(named, HubFile):
         path, header = open_whole(named.path)
         return {**facts_of(named.name, header), **_place(path, header)}
 
-    from llmrun import store
+    from llmrun.models import store
 
     chosen = store.choice(in_full(named))
     if chosen is not None:
@@ -50,7 +50,7 @@ def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
         facts = facts_of(str(named), header)
         return {**facts, "repository": found.repo, "commit": found.commit, **_place(path, header)}
 
-    from llmrun import hub
+    from llmrun.models import hub
 
     resolved = hub.resolve(named, offline=offline)
     if resolved.why:
@@ -71,7 +71,7 @@ def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
 
 
 def _place(path: Path, header: Header) -> dict[str, Any]:
-    from llmrun import quants
+    from llmrun.models import quants
 
     parts = quants.split_parts(path.name)
     n_bytes = sum(path.with_name(part).stat().st_size for part in parts)

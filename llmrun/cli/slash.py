@@ -376,7 +376,7 @@ def _files(typed: str) -> list[str]:
 
 
 def _export(repl: Repl, rest: str) -> None:
-    from llmrun.store import disk_errors, write_atomically
+    from llmrun.models.store import disk_errors, write_atomically
     from llmrun.transcript import as_document, as_markdown
 
     if not rest:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmrun import quants
 from llmrun.cli import lookup, options, progress, screen, table
 from llmrun.cli.table import Column
 from llmrun.errors import IntegrityError, NotInStore, UsageError
+from llmrun.models import quants
 from llmrun.units import UNKNOWN, count, size
 
 if TYPE_CHECKING:
     from llmrun.cli.quantize import Workshop
-    from llmrun.store import Leftover, StoredModel, Verdict, Verifying
+    from llmrun.models.store import Leftover, StoredModel, Verdict, Verifying
 
 # -- list ---
 
@@ -68,8 +68,8 @@ _STORED_COLUMNS = (
 
 
 def _stored_rows() -> list[dict[str, Any]]:
-    from llmrun import store
     from llmrun.cli.quantize import abandoned
+    from llmrun.models import store
 
     state = store.State()
     rows = [_tiny_row(state)]
@@ -81,8 +81,8 @@ def _stored_rows() -> list[dict[str, Any]]:
 
 
 def _tiny_row(state: Any) -> dict[str, Any]:
-    from llmrun.catalog import EMBEDDED
     from llmrun.gguf.reader import open_header
+    from llmrun.models.catalog import EMBEDDED
 
     ((name, path),) = EMBEDDED.items()
     header = open_header(path)
@@ -213,7 +213,7 @@ _CATALOG_COLUMNS = (
 
 
 def _catalog_rows() -> list[dict[str, Any]]:
-    from llmrun import catalog
+    from llmrun.models import catalog
 
     rows = []
     for entry in catalog.load().entries:
@@ -251,8 +251,8 @@ def rm(
 
     An imported link goes, the file it leads to stays.
     """
-    from llmrun import store
     from llmrun.cli.quantize import abandoned
+    from llmrun.models import store
 
     if not names and not partials:
         raise UsageError("name the models to remove, or --partials", hint="llmrun list")
@@ -284,7 +284,7 @@ def rm(
 
 
 def _leftover_name(item: Leftover | Workshop) -> str:
-    from llmrun import store
+    from llmrun.models import store
 
     return lookup.typed_name(item) if isinstance(item, store.Leftover) else item.name
 
@@ -296,7 +296,7 @@ def _meant(
 
     More than one only where the same row is several. Raises `NotInStore`, and `UsageError` for a name that is vague.
     """
-    from llmrun.store import Leftover
+    from llmrun.models.store import Leftover
 
     missing: NotInStore | None = None
     try:
@@ -328,7 +328,7 @@ def _meant(
 
 def _confirmed(listed: dict[Path, str], models: list[StoredModel], leftovers: list[Leftover | Workshop]) -> bool:
     """Ask on the terminal. Raises `UsageError` where nobody can answer."""
-    from llmrun import store
+    from llmrun.models import store
 
     if not (screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stderr)):
         raise UsageError("there is no terminal to ask on: say -y to remove", hint="llmrun rm -y NAME")
@@ -355,7 +355,7 @@ def verify(
 
     What is damaged is set aside, so that nothing uses it and a pull brings it anew; then the exit code is 6.
     """
-    from llmrun import store
+    from llmrun.models import store
 
     if bool(names) == everything:
         raise UsageError("name the models to verify, or --all", hint="llmrun verify --all")
@@ -430,7 +430,7 @@ def import_(
     quiet: options.Quiet = False,
 ) -> None:
     """Make a GGUF file on this machine a model with a name."""
-    from llmrun import store
+    from llmrun.models import store
 
     bars: list[progress.Bytes] = []
 

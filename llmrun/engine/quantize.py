@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmrun import __version__, quants, store
+from llmrun import __version__
 from llmrun.engine.child import Child, Gone, IdleWatch
 from llmrun.engine.protocol import out_of_memory
 from llmrun.engine.quantizer import Finished, Job, Refused, Tensor, decode, encode
@@ -22,6 +22,7 @@ from llmrun.gguf.reader import Header, printable
 from llmrun.gguf.rules import open_runnable
 from llmrun.gguf.types import FILE_TYPES
 from llmrun.machine.hardware import available_memory, default_threads
+from llmrun.models import quants, store
 from llmrun.units import duration, size
 
 FILE_TYPE_NUMBERS = {name: number for number, name in FILE_TYPES.items() if name != "NVFP4"}

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmrun import store
 from llmrun.errors import DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory
 from llmrun.gguf.reader import printable
 from llmrun.machine import gpus, hardware
 from llmrun.machine.gpus import Gpu
 from llmrun.machine.hardware import line_of, text_of
+from llmrun.models import store
 from llmrun.units import duration, significant, size
 
 Status = Literal["ok", "warn", "problem"]

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from llmrun import __version__, store
+from llmrun import __version__
 from llmrun.engine.protocol import Device
 from llmrun.gguf.reader import Header
 from llmrun.machine import doctor, gpus, hardware
 from llmrun.machine.hardware import text_of
-from llmrun.quants import split_parts
+from llmrun.models import store
+from llmrun.models.quants import split_parts
 from llmrun.results import Build, DeviceInfo, GpuInfo, Machine, ModelFile, ModelInfo
 
 # What changes how llama.cpp computes. By name, for others of that kind hold keys and addresses.

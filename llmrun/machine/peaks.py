@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from llmrun import store
 from llmrun.errors import UsageError
 from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
+from llmrun.models import store
 from llmrun.results import read_part, to_document
 
 SCHEMA = "llmrun.ceilings/1"

@@ -26,8 +26,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrun import catalog
 from llmrun.errors import DiskError, LlmrunError, UsageError
+from llmrun.models import catalog
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument

@@ -13,7 +13,7 @@ from llmrun.errors import EngineCrashed, OutOfMemory
 from llmrun.machine import doctor
 from llmrun.machine.doctor import GIB, Check
 from llmrun.machine.gpus import Gpu
-from llmrun.store import Leftover
+from llmrun.models.store import Leftover
 
 CLONE = Path("/clone")
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, RunLlmrun
 
-from llmrun import catalog
 from llmrun.errors import DiskError, UsageError
+from llmrun.models import catalog
 from llmrun.options import user_config
 from llmrun.options.user_config import Setting
 

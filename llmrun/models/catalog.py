@@ -29,10 +29,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmrun import quants
 from llmrun.errors import NotFound, UsageError
+from llmrun.models import quants
 
-EMBEDDED: Mapping[str, Path] = {"tiny": Path(__file__).parent / "data" / "tiny.gguf"}
+EMBEDDED: Mapping[str, Path] = {"tiny": Path(__file__).parents[1] / "data" / "tiny.gguf"}
 MAX_REFERENCE_CHARACTERS = 512
 MAX_CATALOG_BYTES = 1 << 20
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -243,8 +243,8 @@ def read(path: Path) -> Catalog:
 
 
 def _shipped_file() -> Path:
-    installed = Path(__file__).parent / "models.toml"  # in a wheel; in a checkout it lies beside the package
-    return installed if installed.exists() else Path(__file__).parent.parent / "models.toml"
+    installed = Path(__file__).parents[1] / "models.toml"  # in a wheel; in a checkout it lies beside the package
+    return installed if installed.exists() else Path(__file__).parents[2] / "models.toml"
 
 
 def _without_aliases(entry: Entry, taken: set[str]) -> Entry:

@@ -33,16 +33,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmrun import quants, units
+from llmrun import units
 from llmrun.errors import BadModel, DiskError, LlmrunError, NotFound, UsageError
 from llmrun.gguf.reader import open_header, printable
 from llmrun.gguf.rules import open_runnable
+from llmrun.models import quants
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from llmrun.catalog import HubFile
     from llmrun.gguf.reader import Header
+    from llmrun.models.catalog import HubFile
 
 HASH_CHUNK_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")

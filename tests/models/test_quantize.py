@@ -19,12 +19,12 @@ import psutil
 import pytest
 from terminal import Terminal
 
-from llmrun import quants
 from llmrun.engine.quantize import FILE_TYPE_NUMBERS, Quantizer, Recipe, level_of
 from llmrun.errors import BadModel, EngineCrashed, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.models import open_whole
+from llmrun.models import quants
+from llmrun.models.resolve import open_whole
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hub_server import STALLS, TOKEN, Client, Cut, Hub, Outcome, pull_together, split_gguf, tiny_gguf
 
-from llmrun.hub import is_safe_name
+from llmrun.models.hub import is_safe_name
 
 SIZE = 3 << 20
 FILE = "model-Q4_K_M.gguf"
@@ -68,8 +69,9 @@ def bench(server: Hub, shared: Client, tmp_path: Path) -> Bench:
 
 
 def test_importing_is_cheap() -> None:
-    """`import llmrun.hub` loads neither huggingface_hub nor anything that it needs."""
-    code = "import sys, llmrun.hub, llmrun.store; print({'huggingface_hub', 'httpx2', 'sqlite3'} & set(sys.modules))"
+    """`import llmrun.models.hub` loads neither huggingface_hub nor anything that it needs."""
+    code = "import sys, llmrun.models.hub, llmrun.models.store\n"
+    code += "print({'huggingface_hub', 'httpx2', 'sqlite3'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -801,7 +803,7 @@ def test_hub_can_be_used_by_hand(tmp_path: Path) -> None:
     """`python tests/hub_server.py FOLDER` serves a folder and prints the environment for it."""
     (tmp_path / "me" / "repo").mkdir(parents=True)
     (tmp_path / "me" / "repo" / FILE).write_bytes(MODEL)
-    script = Path(__file__).with_name("hub_server.py")
+    script = ROOT / "tests" / "hub_server.py"
     with subprocess.Popen([sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         said = [server.stdout.readline() for _ in range(3)]

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import ROOT
 from hub_server import Hub
 
-from llmrun import catalog, quants
-from llmrun.catalog import Catalog, Embedded, Entry, HubFile, LocalFile
 from llmrun.errors import LlmrunError, NetworkError, NotFound, UsageError
+from llmrun.models import catalog, quants
+from llmrun.models.catalog import Catalog, Embedded, Entry, HubFile, LocalFile
 
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = catalog.read(ROOT / "models.toml")
 
 
@@ -350,7 +350,7 @@ def test_the_config_folder_is_where_platformdirs_has_it(monkeypatch: pytest.Monk
 def test_import_is_light() -> None:
     """Importing the grammar brings in nothing that costs time: that comes when it is needed."""
     heavy = {"tomllib", "difflib", "platformdirs", "huggingface_hub", "llmrun.gguf.reader", "numpy"}
-    code = f"import llmrun.catalog, sys; print(sorted({heavy!r} & set(sys.modules)))"
+    code = f"import llmrun.models.catalog, sys; print(sorted({heavy!r} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
 

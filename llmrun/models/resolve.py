@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmrun.catalog import Embedded, HubFile, LocalFile, parse
 from llmrun.gguf.reader import Header, open_header
 from llmrun.gguf.rules import open_runnable, whole_header
-from llmrun.quants import split_parts
+from llmrun.models.catalog import Embedded, HubFile, LocalFile, parse
+from llmrun.models.quants import split_parts
 
 if TYPE_CHECKING:
     from llmrun.engine.client import Engine
+    from llmrun.models.store import StoredModel
     from llmrun.options.config import LoadConfig
-    from llmrun.store import StoredModel
 
 _COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,39}")
 Fetch = Callable[[HubFile], Path]
@@ -67,7 +67,7 @@ def open_whole(path: Path) -> tuple[Path, Header]:
 
 def _stored(named: HubFile) -> tuple[Path, str] | None:
     """Where the model lies already, whole, and what to say of its level; notes that it was used now."""
-    from llmrun import store
+    from llmrun.models import store
 
     found = store.choice(in_full(named))
     if found is None:
@@ -84,7 +84,7 @@ def level_note(named: HubFile, model: StoredModel, why: str) -> str:
 
 def in_full(named: HubFile) -> HubFile:
     """With the whole commit, where the revision is how the commit of a model that is here begins (as `list` has it)."""
-    from llmrun import store
+    from llmrun.models import store
 
     if named.revision is None or not _COMMIT_PREFIX.fullmatch(named.revision):
         return named
@@ -94,7 +94,7 @@ def in_full(named: HubFile) -> HubFile:
 
 
 def _fetch_quietly(named: HubFile) -> Path:
-    from llmrun import hub
+    from llmrun.models import hub
 
     return hub.pull(hub.resolve(named))
 

@@ -14,9 +14,9 @@ import pytest
 from filelock import FileLock
 from hub_server import split_gguf, tiny_gguf
 
-from llmrun import catalog, store
-from llmrun.catalog import HubFile
 from llmrun.errors import BadModel, DiskError, NotFound, UsageError
+from llmrun.models import catalog, store
+from llmrun.models.catalog import HubFile
 
 MODEL = tiny_gguf(400_000)
 OTHER = tiny_gguf(500_000, seed=1)
@@ -72,7 +72,7 @@ def names() -> list[str]:
 def test_cache_is_where_huggingface_hub_has_it(env: dict[str, str]) -> None:
     """The same folder from the same environment, without importing huggingface_hub."""
     code = (
-        "from llmrun import store; here = str(store.cache_dir())\n"
+        "from llmrun.models import store; here = str(store.cache_dir())\n"
         "from huggingface_hub import constants; assert here == constants.HF_HUB_CACHE, (here, constants.HF_HUB_CACHE)"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
@@ -160,7 +160,7 @@ def test_a_thousand_models_in_a_second(home: Path) -> None:
         times.append(time.process_time() - began)
     assert len(models) == 1000
     assert max(times) < 1.0, times
-    code = "import sys, time, llmrun.store as s; s.list_models(); print('huggingface_hub' in sys.modules)"
+    code = "import sys, time, llmrun.models.store as s; s.list_models(); print('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

@@ -39,14 +39,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin, urlsplit
 
-from llmrun import __version__, quants, store, units
+from llmrun import __version__, units
 from llmrun.errors import BadModel, DiskError, IntegrityError, LlmrunError, NetworkError, NotFound, NotInStore
 from llmrun.gguf.reader import Header, printable, read_header
 from llmrun.gguf.rules import check_runnable, whole_header
-from llmrun.store import SHA256, RepoFolder, State
+from llmrun.models import quants, store
+from llmrun.models.store import SHA256, RepoFolder, State
 
 if TYPE_CHECKING:
-    from llmrun.catalog import HubFile
+    from llmrun.models.catalog import HubFile
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
