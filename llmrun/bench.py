@@ -22,14 +22,14 @@ from llmrun.engine.prepare import by_device, settings_of
 from llmrun.engine.prober import Prober
 from llmrun.errors import EngineCrashed, OutOfMemory, UsageError
 from llmrun.exports import asked_settings
-from llmrun.footprint import CPU, flops_per_token, step_reads
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
 from llmrun.machine.environment import on_battery
 from llmrun.machine.hardware import cpu_mhz
 from llmrun.machine.sampler import NoGpus, Nvml, Sampler, Usage, open_nvml
 from llmrun.models.resolve import Model
 from llmrun.options.config import LoadConfig, SamplingConfig
-from llmrun.planner import main_type
+from llmrun.planning.footprint import CPU, flops_per_token, step_reads
+from llmrun.planning.placement import main_type
 from llmrun.results import Caveat, Row, Sample, Steps, Test, utc
 from llmrun.units import percent
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from llmrun.engine.protocol import Done, Loaded, Message, Prefilled, Started, Tokens
-from llmrun.footprint import DecodeReads
+from llmrun.planning.footprint import DecodeReads
 
 
 @dataclass(frozen=True)

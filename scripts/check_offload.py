@@ -24,10 +24,10 @@ from pathlib import Path
 
 from llmrun.engine.client import Engine
 from llmrun.engine.prepare import Check, total_error
-from llmrun.footprint import CPU
 from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Offload, SamplingConfig
+from llmrun.planning.footprint import CPU
 
 PROMPT = "Once upon a time there was a machine that could count, and it counted everything that it saw."
 N_TOKENS = 24

@@ -26,7 +26,7 @@ from llmrun.gguf import synth
 from llmrun.machine.hardware import default_threads
 from llmrun.machine.sampler import Sampler
 from llmrun.options.config import LoadConfig
-from llmrun.planner import Layout
+from llmrun.planning.placement import Layout
 
 llama = native.llama
 SHAPE = synth.Shape(8, 512, 1408, 8, 4, 8192)

@@ -37,7 +37,7 @@ from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
 from llmrun.options.config import SamplingConfig
-from llmrun.planner import should_repack
+from llmrun.planning.placement import should_repack
 
 WORD = "W"  # without a blank before it: llama-cli strips answers, and would compute them again
 QUESTION = "please tell me more of it and take your time as the others did before you came here today"

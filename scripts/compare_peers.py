@@ -35,7 +35,7 @@ from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
 from llmrun.meter import Timing
 from llmrun.options.config import LoadConfig, Offload, SamplingConfig
-from llmrun.planner import should_repack
+from llmrun.planning.placement import should_repack
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
 CONTROL = 3  # LLAMA_TOKEN_TYPE_CONTROL

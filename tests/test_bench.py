@@ -20,12 +20,12 @@ from llmrun.cli import load as load_options
 from llmrun.cli import sweep
 from llmrun.cli.bench import tests_of as made
 from llmrun.errors import UsageError
-from llmrun.footprint import CPU, Placement, flops_per_token, step_reads
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.sampler import Usage
 from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Offload
+from llmrun.planning.footprint import CPU, Placement, flops_per_token, step_reads
 from llmrun.results import Row, Sample, Steps, Test
 
 QUICK = Method(repetitions=2, ceilings=False)

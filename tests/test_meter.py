@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from llmrun.engine.protocol import Done, Loaded, Prefilled, Started, Tokens
-from llmrun.footprint import DecodeReads, KvReads, decode_reads, kv_bytes_per_token
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
 from llmrun.meter import Meter, nearest_rank
+from llmrun.planning.footprint import DecodeReads, KvReads, decode_reads, kv_bytes_per_token
 
 
 def metered(token_s: list[float], *, n_prompt: int = 10, n_cached: int = 0, reads: DecodeReads | None = None) -> Meter:

@@ -21,12 +21,12 @@ from llmrun.cli.advice import with_smaller_quantization
 from llmrun.engine.client import Engine, Generation
 from llmrun.engine.prepare import total_error
 from llmrun.errors import BadModel, EngineCrashed, OutOfMemory, UsageError
-from llmrun.footprint import CPU
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Lora, Offload, Rope, SamplingConfig
-from llmrun.planner import DoesNotFit
+from llmrun.planning.footprint import CPU
+from llmrun.planning.placement import DoesNotFit
 
 MIB = 1 << 20
 PROMPT = "Once upon a time there was a machine that could count."

@@ -28,11 +28,11 @@ from llmrun.engine.perplexity import Scorer, score
 from llmrun.engine.quantize import Quantizer, Recipe
 from llmrun.engine.scorer import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
 from llmrun.errors import BadModel, EngineCrashed, NotFound, OutOfMemory, UsageError
-from llmrun.footprint import CPU
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import Model, find_model, open_whole
 from llmrun.options.config import LoadConfig, Offload
+from llmrun.planning.footprint import CPU
 from llmrun.quality import Quality, Tally, default_text, quantile, read_text
 
 STORIES = ROOT / "tests" / "data" / "quality-stories.txt"

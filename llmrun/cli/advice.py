@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmrun.errors import LlmrunError
 from llmrun.models import quants
 from llmrun.models.catalog import HubFile, parse
-from llmrun.planner import DoesNotFit
+from llmrun.planning.placement import DoesNotFit
 
 if TYPE_CHECKING:
     from llmrun.models.resolve import Model

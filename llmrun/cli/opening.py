@@ -37,7 +37,7 @@ def loaded(
 ) -> Engine:
     """The engine; what does not fit gets a smaller quantization among its ways out."""
     from llmrun.engine.client import Engine
-    from llmrun.planner import DoesNotFit
+    from llmrun.planning.placement import DoesNotFit
 
     with screen.bar(f"loading {model.name}", shown=not quiet) as bar:
         try:

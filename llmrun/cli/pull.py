@@ -204,10 +204,10 @@ class _Shown:
 
 def _what_it_takes(resolved: hub.Resolved, *, offline: bool) -> dict[str, Any]:
     """Bytes on disk and in memory against what there is. Memory: weights and the KV cache of 4,096 tokens in f16."""
-    from llmrun.footprint import kv_bytes_per_token
     from llmrun.machine.hardware import available_memory
     from llmrun.models import hub, store
     from llmrun.models.resolve import open_whole
+    from llmrun.planning.footprint import kv_bytes_per_token
 
     if hub.is_offline(offline):
         path = hub.pull(resolved, offline=True)  # only finds it

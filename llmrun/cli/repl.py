@@ -15,7 +15,7 @@ from llmrun.chat import Chat, Event, Piece, Said
 from llmrun.cli import screen, slash, stage
 from llmrun.cli.markdown import Markdown, Plain, Stream
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
-from llmrun.footprint import CPU
+from llmrun.planning.footprint import CPU
 from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 
 if TYPE_CHECKING:

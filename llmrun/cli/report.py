@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmrun.cli import screen
-from llmrun.footprint import CPU
 from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.planning.footprint import CPU
 from llmrun.units import UNKNOWN, bandwidth, count, duration, percent, rate, size
 
 if TYPE_CHECKING:

@@ -94,7 +94,7 @@ def _shown(name: str, value: Any) -> str:
 
 def facts_of(name: str, header: Header) -> dict[str, Any]:
     """What the header says; JSON-ready, sizes in bytes, None where it does not say."""
-    from llmrun.footprint import decode_reads, kv_bytes_per_token
+    from llmrun.planning.footprint import decode_reads, kv_bytes_per_token
 
     metadata = header.metadata
     sizes: Counter[str] = Counter()

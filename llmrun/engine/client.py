@@ -48,15 +48,15 @@ from llmrun.engine.protocol import (
     encode,
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
-from llmrun.footprint import Footprint, decode_reads, kv_bytes_per_token, repackable_types
 from llmrun.gguf.reader import Header, printable
 from llmrun.gguf.rules import open_adapter, overridden
 from llmrun.gguf.stub import skeleton_file
 from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.meter import Meter, Timing
 from llmrun.options.config import COMFORTABLE_CTX, MAX_SEED, LoadConfig, SamplingConfig
-from llmrun.planner import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
-from llmrun.planner import Measure as MeasureLayout
+from llmrun.planning.footprint import Footprint, decode_reads, kv_bytes_per_token, repackable_types
+from llmrun.planning.placement import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
+from llmrun.planning.placement import Measure as MeasureLayout
 from llmrun.units import duration, size
 
 

@@ -25,11 +25,11 @@ from llmrun.engine.client import Engine, Limits
 from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
 from llmrun.engine.scorer import n_counted
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, UsageError
-from llmrun.footprint import CPU
 from llmrun.gguf.reader import Header, StringArray, printable
 from llmrun.machine.hardware import available_memory
 from llmrun.options.config import MAX_CTX, LoadConfig
-from llmrun.planner import DoesNotFit, Layout, Measure, Plan, Room
+from llmrun.planning.footprint import CPU
+from llmrun.planning.placement import DoesNotFit, Layout, Measure, Plan, Room
 from llmrun.quality import Quality, Tally
 from llmrun.units import size
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 
 from llmrun.engine.protocol import Buffer, Device, Settings
 from llmrun.errors import UsageError
-from llmrun.footprint import CPU, Footprint
 from llmrun.options.config import MAX_DEVICES, LoadConfig
-from llmrun.planner import Layout, Room
+from llmrun.planning.footprint import CPU, Footprint
+from llmrun.planning.placement import Layout, Room
 
 
 def rooms_of(config: LoadConfig, devices: Sequence[Device]) -> tuple[Room, ...]:

@@ -18,7 +18,7 @@ from llmrun.gguf import shapes, synth
 from llmrun.gguf.reader import NumberArray, open_header
 from llmrun.gguf.rules import check_runnable, open_runnable
 from llmrun.options.config import LoadConfig, SamplingConfig
-from llmrun.planner import should_repack
+from llmrun.planning.placement import should_repack
 
 MICRO = synth.SHAPES["micro"]
 MIB = 1 << 20

@@ -24,7 +24,7 @@ from types import MappingProxyType
 
 from llmrun.gguf.reader import Header, TensorInfo, layer_of
 from llmrun.gguf.types import GGML_TYPES
-from llmrun.layer_memory import LayerMemory, layer_memories
+from llmrun.planning.kv_layout import LayerMemory, layer_memories
 
 CPU = "CPU"
 """The name of main memory among devices; llama.cpp's own."""

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from llmrun.errors import UsageError
-from llmrun.footprint import CPU
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
 from llmrun.options.config import LoadConfig, Offload
-from llmrun.planner import DoesNotFit, Layout, Plan, Room, fill, make_plan, should_repack
+from llmrun.planning.footprint import CPU
+from llmrun.planning.placement import DoesNotFit, Layout, Plan, Room, fill, make_plan, should_repack
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from llmrun.footprint import CPU, Placement, footprint, memory_by_device, place_layers, repackable_types
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
 from llmrun.gguf.stub import skeleton, skeleton_file
-from llmrun.layer_memory import LayerMemory, layer_memories
+from llmrun.planning.footprint import CPU, Placement, footprint, memory_by_device, place_layers, repackable_types
+from llmrun.planning.kv_layout import LayerMemory, layer_memories
 
 MIB = 1 << 20
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmrun.errors import OutOfMemory, UsageError
-from llmrun.footprint import CPU, Footprint, Placement, footprint, is_experts, place_layers
 from llmrun.gguf.reader import Header
 from llmrun.options.config import COMFORTABLE_CTX, LoadConfig
+from llmrun.planning.footprint import CPU, Footprint, Placement, footprint, is_experts, place_layers
 from llmrun.units import size
 
 # Types whose prefill more than doubles when llama.cpp rearranges the weights at load. Measured at 1.2 B parameters on

@@ -1,0 +1,1 @@
+"""What lies where: bytes by device, layers on devices, how long the context is. Pure: no engine is asked."""
