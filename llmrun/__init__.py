@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmrun.engine.client import Engine as Engine
-    from llmrun.engine.client import Generation as Generation
+    from llmrun.engine.engine import Engine as Engine
+    from llmrun.engine.engine import Generation as Generation
+    from llmrun.engine.meter import Timing as Timing
     from llmrun.errors import LlmrunError as LlmrunError
-    from llmrun.meter import Timing as Timing
     from llmrun.models.resolve import open_model as open_model
     from llmrun.options.config import LoadConfig as LoadConfig
     from llmrun.options.config import SamplingConfig as SamplingConfig
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Engine": "llmrun.engine.client",
-    "Generation": "llmrun.engine.client",
+    "Engine": "llmrun.engine.engine",
+    "Generation": "llmrun.engine.engine",
     "LlmrunError": "llmrun.errors",
     "LoadConfig": "llmrun.options.config",
     "SamplingConfig": "llmrun.options.config",
-    "Timing": "llmrun.meter",
+    "Timing": "llmrun.engine.meter",
     "open_model": "llmrun.models.resolve",
 }
 __all__ = ["Engine", "Generation", "LlmrunError", "LoadConfig", "SamplingConfig", "Timing", "__version__", "open_model"]

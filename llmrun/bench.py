@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from types import TracebackType
 
-from llmrun.engine.client import Engine
-from llmrun.engine.prepare import by_device, settings_of
-from llmrun.engine.prober import Prober
+from llmrun.engine.engine import Engine
+from llmrun.engine.jobs.roofline import Prober
+from llmrun.engine.layout import by_device, settings_of
 from llmrun.errors import EngineCrashed, OutOfMemory, UsageError
 from llmrun.exports import asked_settings
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle

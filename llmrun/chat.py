@@ -24,8 +24,8 @@ from llmrun.results import utc
 
 if TYPE_CHECKING:
     from llmrun.conversations import Conversation, Conversations, Role, Turn
-    from llmrun.engine.client import Engine, Generation
-    from llmrun.meter import Timing
+    from llmrun.engine.engine import Engine, Generation
+    from llmrun.engine.meter import Timing
 
 Overflow = Literal["drop", "stop"]
 Think = Literal["show", "fold", "hide", "off"]

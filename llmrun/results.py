@@ -22,10 +22,10 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from llmrun.engine.meter import nearest_rank
 from llmrun.engine.protocol import DeviceKind
 from llmrun.errors import UsageError
 from llmrun.machine.sampler import Usage
-from llmrun.meter import nearest_rank
 
 SCHEMA = "llmrun.bench/1"
 """Name and major version. New fields that may be missing leave it; what old readers would misread raises it."""

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llmrun.engine.prober import Prober
+from llmrun.engine.jobs.roofline import Prober
 from llmrun.machine import hardware
 
 MIB = 1 << 20

@@ -22,8 +22,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmrun.engine.client import Engine
-from llmrun.engine.prepare import Check, total_error
+from llmrun.engine.engine import Engine
+from llmrun.engine.layout import Check, total_error
 from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Offload, SamplingConfig
@@ -162,7 +162,7 @@ def check_auto(path: Path, name: str, table: Table) -> None:
 
 def measured(path: Path, config: LoadConfig) -> float:
     """MiB that so many layers would take on the worker, by the footprint: they are not loaded."""
-    from llmrun.engine.client import Engine as Planned
+    from llmrun.engine.engine import Engine as Planned
 
     model = find_model(str(path))
     with worker() as endpoint, Planned(model.path, model.header, replace(config, rpc=(endpoint,))) as engine:

@@ -18,10 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from llmrun.engine import native, params
-from llmrun.engine.prepare import settings_of
+from llmrun.engine.child import native, params
+from llmrun.engine.child.raw_bench import Batch, Trials
+from llmrun.engine.layout import settings_of
 from llmrun.engine.protocol import Trial
-from llmrun.engine.trial import Batch, Trials
 from llmrun.gguf import synth
 from llmrun.machine.hardware import default_threads
 from llmrun.machine.sampler import Sampler

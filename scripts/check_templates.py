@@ -27,8 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llmrun.engine import reasoning  # noqa: E402
-from llmrun.engine.template import WITHOUT_THINKING, TemplateError, Templates  # noqa: E402
+from llmrun.engine.child import reasoning  # noqa: E402
+from llmrun.engine.child.chat_template import WITHOUT_THINKING, TemplateError, Templates  # noqa: E402
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36"
 BOS, EOS = "<bos-text>", "<eos-text>"
@@ -293,7 +293,7 @@ def with_template(folder: Path, template: str) -> Path:
 
 
 def explode(template: str, folder: Path) -> Blast:
-    from llmrun.engine.client import Engine, Limits
+    from llmrun.engine.engine import Engine, Limits
     from llmrun.errors import LlmrunError
     from llmrun.gguf.reader import open_header
     from llmrun.options.config import SamplingConfig

@@ -31,7 +31,7 @@ import psutil
 from compare_peers import HEAD, PEERS, check_quiet, interleaved, model_file, row
 
 from llmrun.chat import CHATML
-from llmrun.engine.client import Engine
+from llmrun.engine.engine import Engine
 from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header

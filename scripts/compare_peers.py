@@ -29,11 +29,11 @@ from typing import Any
 import psutil
 from check_offload import worker
 
-from llmrun.engine.client import Engine
+from llmrun.engine.engine import Engine
+from llmrun.engine.meter import Timing
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
-from llmrun.meter import Timing
 from llmrun.options.config import LoadConfig, Offload, SamplingConfig
 from llmrun.planning.placement import should_repack
 

@@ -31,8 +31,8 @@ sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from llmrun import quality  # noqa: E402
-from llmrun.engine.perplexity import score  # noqa: E402
-from llmrun.engine.quantize import Quantizer, Recipe, level_of  # noqa: E402
+from llmrun.engine.jobs.perplexity import score  # noqa: E402
+from llmrun.engine.jobs.quantize import Quantizer, Recipe, level_of  # noqa: E402
 from llmrun.machine.hardware import default_threads  # noqa: E402
 from llmrun.models.resolve import Model, find_model, open_whole  # noqa: E402
 from llmrun.options.config import LoadConfig, Offload  # noqa: E402

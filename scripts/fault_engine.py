@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from llmrun.engine.client import Engine
+from llmrun.engine.engine import Engine
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.options.config import LoadConfig, Offload, SamplingConfig

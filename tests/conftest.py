@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.engine.client import Engine
+from llmrun.engine.engine import Engine
 from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
 

@@ -11,7 +11,7 @@ import pytest
 
 from llmrun.chat import Chat, Manner, Notice, Piece
 from llmrun.conversations import Conversations
-from llmrun.engine.client import Engine
+from llmrun.engine.engine import Engine
 from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
 from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, SamplingConfig

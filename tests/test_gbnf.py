@@ -20,7 +20,7 @@ from llmrun.errors import UsageError
 # goes a list: null where llama.cpp makes no sampler, else for each text whether every token was allowed, and the end.
 FOLLOW = """
 import ctypes, json, sys
-from llmrun.engine.native import Log, llama
+from llmrun.engine.child.native import Log, llama
 log = Log()
 params = llama.llama_model_default_params()
 params.vocab_only = True

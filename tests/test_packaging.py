@@ -24,7 +24,7 @@ def test_wheel_is_whole(tmp_path: Path) -> None:
         assert archive.read("llmrun/models.toml") == (ROOT / "models.toml").read_bytes()
     assert 1_000_000 < sizes["llmrun/data/tiny.gguf"] <= 5_000_000
     assert wheel.stat().st_size <= 5_500_000
-    assert {"llmrun/cli/app.py", "llmrun/engine/worker.py", "llmrun/data/quality.txt"} <= sizes.keys()
+    assert {"llmrun/cli/app.py", "llmrun/engine/child/main.py", "llmrun/data/quality.txt"} <= sizes.keys()
     assert not [name for name in sizes if name.startswith(("tests", "scripts"))]
 
 

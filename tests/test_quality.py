@@ -23,10 +23,10 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from llmrun.engine.client import Engine
-from llmrun.engine.perplexity import Scorer, score
-from llmrun.engine.quantize import Quantizer, Recipe
-from llmrun.engine.scorer import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
+from llmrun.engine.child.score import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
+from llmrun.engine.engine import Engine
+from llmrun.engine.jobs.perplexity import Scorer, score
+from llmrun.engine.jobs.quantize import Quantizer, Recipe
 from llmrun.errors import BadModel, EngineCrashed, NotFound, OutOfMemory, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
@@ -430,7 +430,7 @@ def test_too_large_is_said_before(tmp_path: Path) -> None:
     """The same under a limit that is known: nothing is loaded."""
     model = made(tmp_path / "wide.gguf", synth.Shape(1, 64, 128, 2, 2, 128_000, n_ctx_train=8192))
     code = (
-        "import sys, resource; from llmrun.engine.perplexity import score; from llmrun.errors import OutOfMemory; "
+        "import sys, resource; from llmrun.engine.jobs.perplexity import score; from llmrun.errors import OutOfMemory; "
         "from llmrun.models.resolve import find_model; "
         "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))\n"
         "try: score(find_model(sys.argv[1]), 'word ' * 10000, n_ctx=4096)\n"

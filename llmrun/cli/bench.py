@@ -22,7 +22,7 @@ from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
     from llmrun.bench import Case, Method
-    from llmrun.engine.client import Engine
+    from llmrun.engine.engine import Engine
     from llmrun.exports import Format
     from llmrun.models.resolve import Model
     from llmrun.options.config import LoadConfig
@@ -213,7 +213,7 @@ def scored(
     found: Model, named: tuple[str, str], reference: str | None, config: LoadConfig, *, quiet: bool
 ) -> dict[str, Any]:
     """How well the model predicts a text, as a record has it."""
-    from llmrun.engine.perplexity import score
+    from llmrun.engine.jobs.perplexity import score
     from llmrun.quality import Quality
 
     name, text = named

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from llmrun.cli.lines import Lines
     from llmrun.cli.repl import Repl
     from llmrun.conversations import Conversations
-    from llmrun.engine.child import Child
-    from llmrun.engine.client import Engine
+    from llmrun.engine.engine import Engine
+    from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
 
 EXPECTED_TOKENS = 2 * COMFORTABLE_CTX
@@ -131,7 +131,7 @@ def converse(
     """A chat from its beginning to its end."""
     from llmrun.chat import Chat
     from llmrun.cli.repl import Repl
-    from llmrun.engine.client import started_early
+    from llmrun.engine.engine import started_early
 
     manner = manner_of(wanted, overflow)
     with _store(ephemeral=ephemeral, must=resume is not None) as store, started_early() as child:
@@ -185,7 +185,7 @@ def manner_of(wanted: Wanted, overflow: str = "drop") -> Manner:
 
 def open_for_chat(reference: str, load: LoadConfig, child: Child | None, *, quiet: bool) -> tuple[Model, Engine]:
     """Find the model, pull it if need be, load it."""
-    from llmrun.engine.client import Limits
+    from llmrun.engine.engine import Limits
 
     found = opening.found(reference, quiet=quiet)
     limits = replace(Limits(), cancel_s=CANCEL_S)

@@ -16,7 +16,7 @@ from llmrun.units import UNKNOWN, bandwidth, percent, significant, size
 
 if TYPE_CHECKING:
     from llmrun.engine.devices import Found
-    from llmrun.engine.prober import Prober
+    from llmrun.engine.jobs.roofline import Prober
     from llmrun.machine.peaks import Ceiling
 
 Workers = Annotated[
@@ -39,7 +39,7 @@ def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5,
     endpoints = parse_endpoints(rpc)
     if not 0.05 <= seconds <= 60:
         raise UsageError(f"--seconds: {seconds:g} is outside 0.05 to 60")
-    from llmrun.engine.prober import Prober, key_of
+    from llmrun.engine.jobs.roofline import Prober, key_of
     from llmrun.machine import peaks
 
     with Prober(endpoints) as prober:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmrun.chat import Chat, Event, Manner
     from llmrun.cli.markdown import Plain
     from llmrun.conversations import Conversation, Conversations
-    from llmrun.engine.client import Engine, Generation
+    from llmrun.engine.engine import Engine, Generation
 
 
 class Kept:

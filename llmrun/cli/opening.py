@@ -9,8 +9,8 @@ from llmrun.cli.pull import fetch_with_progress
 from llmrun.options.config import LoadConfig
 
 if TYPE_CHECKING:
-    from llmrun.engine.child import Child
-    from llmrun.engine.client import Engine, Limits
+    from llmrun.engine.engine import Engine, Limits
+    from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
 
 
@@ -36,7 +36,7 @@ def loaded(
     quiet: bool,
 ) -> Engine:
     """The engine; what does not fit gets a smaller quantization among its ways out."""
-    from llmrun.engine.client import Engine
+    from llmrun.engine.engine import Engine
     from llmrun.planning.placement import DoesNotFit
 
     with screen.bar(f"loading {model.name}", shown=not quiet) as bar:

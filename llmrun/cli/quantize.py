@@ -24,7 +24,7 @@ from llmrun.models.catalog import LocalFile
 from llmrun.units import count, duration, significant, size
 
 if TYPE_CHECKING:
-    from llmrun.engine.quantize import Plan, Quantizer
+    from llmrun.engine.jobs.quantize import Plan, Quantizer
     from llmrun.models.resolve import Model
 
 _EXAMPLE_PARAMETERS = 8.03e9
@@ -73,7 +73,7 @@ def quantize(
         _show_levels(model, as_json=as_json, quiet=quiet)
         return
 
-    from llmrun.engine.quantize import Quantizer, Recipe, level_of
+    from llmrun.engine.jobs.quantize import Quantizer, Recipe, level_of
 
     recipe = Recipe(level_of(level), pure, keep_output, imatrix, threads)
     source = _find(model, quiet=quiet)
@@ -272,7 +272,7 @@ class Workshop:
         return found
 
     def is_in_use(self) -> bool:
-        from llmrun.engine.quantize import is_running
+        from llmrun.engine.jobs.quantize import is_running
 
         return is_running(self.pid)
 

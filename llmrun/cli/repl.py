@@ -21,7 +21,7 @@ from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 if TYPE_CHECKING:
     from llmrun.cli.lines import Lines
     from llmrun.conversations import Conversations
-    from llmrun.engine.client import Engine, Generation
+    from llmrun.engine.engine import Engine, Generation
     from llmrun.models.resolve import Model
     from llmrun.shaped import Shape
 
@@ -297,7 +297,7 @@ class Repl:
         if reading is not None and reading.process.rss_bytes is not None:
             yield f"RAM {size(reading.process.rss_bytes)}"
         if generation is not None:
-            from llmrun.engine.prepare import by_device
+            from llmrun.engine.layout import by_device
 
             for device, kinds in by_device(generation.buffers, chat.engine.devices).items():
                 if device != CPU:
@@ -423,7 +423,7 @@ def _interrupting(chat: Chat) -> Iterator[None]:
 def _known_ceilings(engine: Engine) -> dict[str, float]:
     """Bytes per second by device, as `llmrun devices --measure` or a bench kept them."""
     from llmrun.engine.devices import Found
-    from llmrun.engine.prober import key_of
+    from llmrun.engine.jobs.roofline import key_of
     from llmrun.machine import peaks
 
     key = key_of(Found(engine.devices, engine.system_info, engine.versions))

@@ -14,8 +14,8 @@ from llmrun.planning.footprint import CPU
 from llmrun.units import UNKNOWN, bandwidth, count, duration, percent, rate, size
 
 if TYPE_CHECKING:
-    from llmrun.engine.client import Engine, Generation
-    from llmrun.engine.prepare import Check
+    from llmrun.engine.engine import Engine, Generation
+    from llmrun.engine.layout import Check
     from llmrun.machine.sampler import Usage
     from llmrun.models.resolve import Model
 
@@ -38,7 +38,7 @@ class Run:
     @property
     def device_bytes(self) -> dict[str, int]:
         """What llama.cpp took on each device but RAM."""
-        from llmrun.engine.prepare import by_device
+        from llmrun.engine.layout import by_device
 
         taken = by_device(self.generation.buffers, self.engine.devices)
         return {device: sum(kinds.values()) for device, kinds in taken.items() if device != CPU}
@@ -106,7 +106,7 @@ def layers(devices: Sequence[str]) -> str:
 
 def _memory(checks: Sequence[Check]) -> list[str]:
     """What llama.cpp took, by device, and how far off the footprint was that had been computed before."""
-    from llmrun.engine.prepare import total_error
+    from llmrun.engine.layout import total_error
 
     lines = []
     for device in dict.fromkeys(check.device for check in checks):
@@ -149,7 +149,7 @@ def as_document(run: Run) -> dict[str, Any]:
     from importlib.metadata import version
 
     from llmrun import __version__
-    from llmrun.engine.prepare import total_error
+    from llmrun.engine.layout import total_error
 
     found, engine, generation = run.found, run.engine, run.generation
     timing, done, plan = generation.timing, generation.done, engine.plan

@@ -18,7 +18,7 @@ from llmrun.errors import UsageError, WrongShape
 from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
 
 if TYPE_CHECKING:
-    from llmrun.engine.client import Generation
+    from llmrun.engine.engine import Generation
     from llmrun.models.resolve import Model
 
 
@@ -86,7 +86,7 @@ def run(
             hint='llmrun run tiny "Once upon a time"',
         )
 
-    from llmrun.engine.client import started_early
+    from llmrun.engine.engine import started_early
     from llmrun.machine.sampler import Sampler, open_nvml
 
     with ExitStack() as stack:

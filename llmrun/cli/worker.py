@@ -57,7 +57,7 @@ def worker(
     is thrown out, and the server started again. Ctrl-C ends it. For machines that trust each other on a closed network:
     see --allow-remote.
     """
-    from llmrun.engine.serve import Offer, Restarted, Server, is_loopback
+    from llmrun.engine.rpc.host import Offer, Restarted, Server, is_loopback
 
     if memory is not None and not 0 < memory < 1 << 20:  # NaN included
         raise UsageError(f"--memory {memory}: GiB, more than 0")

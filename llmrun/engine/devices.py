@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmrun.engine.child import Child, Death, Gone
+from llmrun.engine.process import Child, Death, Gone
 from llmrun.engine.protocol import Device, Devices, Failed, FindDevices, Message, Ready, decode, encode
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 
@@ -45,7 +45,7 @@ def find_devices(rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Foun
     Raises `EngineCrashed` where no worker answers, or llama.cpp itself does not start; `UsageError` where this build
     knows no RPC; `OutOfMemory`.
     """
-    child = Child("worker")
+    child = Child("child.main")
     try:
         return start(child, rpc, answer_s=answer_s)
     finally:

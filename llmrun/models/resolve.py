@@ -14,7 +14,7 @@ from llmrun.models.catalog import Embedded, HubFile, LocalFile, parse
 from llmrun.models.quants import split_parts
 
 if TYPE_CHECKING:
-    from llmrun.engine.client import Engine
+    from llmrun.engine.engine import Engine
     from llmrun.models.store import StoredModel
     from llmrun.options.config import LoadConfig
 
@@ -107,7 +107,7 @@ def open_model(
     `reference` is what the command line takes: "tiny", "qwen3:4b", "user/repo:Q4_K_M", a path to a GGUF file. What is
     missing is pulled. Raises what `find_model` and `Engine` raise, all of it `LlmrunError`.
     """
-    from llmrun.engine.client import Engine
+    from llmrun.engine.engine import Engine
 
     model = find_model(reference)
     return Engine(model.path, model.header, config, on_progress=on_progress)

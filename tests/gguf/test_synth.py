@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.engine.client import Engine
+from llmrun.engine.engine import Engine
 from llmrun.errors import UsageError
 from llmrun.gguf import shapes, synth
 from llmrun.gguf.reader import NumberArray, open_header
@@ -123,7 +123,7 @@ def test_a_shape_has_its_parameters(name: str, n_params: int) -> None:
 
 _DRY_RUN = """
 import ctypes, json, re, sys
-from llmrun.engine.native import llama
+from llmrun.engine.child.native import llama
 said = []
 callback = llama.llama_log_callback(lambda level, text, user: said.append(text.decode()))
 llama.llama_log_set(callback, None)

@@ -16,7 +16,7 @@ import pytest
 from conftest import RunLlmrun
 from test_resources import FakeNvml
 
-from llmrun.engine.prober import Prober, key_of
+from llmrun.engine.jobs.roofline import Prober, key_of
 from llmrun.errors import DiskError, EngineCrashed
 from llmrun.machine import hardware, peaks
 from llmrun.machine.hardware import last_level_cache_bytes

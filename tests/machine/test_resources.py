@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from llmrun.engine.client import Engine
+from llmrun.engine.engine import Engine
 from llmrun.machine.sampler import (
     MAX_INTERVAL_S,
     GpuReading,

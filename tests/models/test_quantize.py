@@ -19,7 +19,7 @@ import psutil
 import pytest
 from terminal import Terminal
 
-from llmrun.engine.quantize import FILE_TYPE_NUMBERS, Quantizer, Recipe, level_of
+from llmrun.engine.jobs.quantize import FILE_TYPE_NUMBERS, Quantizer, Recipe, level_of
 from llmrun.errors import BadModel, EngineCrashed, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header

@@ -21,9 +21,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
-from llmrun.engine.client import Engine, Limits
+from llmrun.engine.child.score import n_counted
+from llmrun.engine.engine import Engine, Limits
 from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
-from llmrun.engine.scorer import n_counted
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header, StringArray, printable
 from llmrun.machine.hardware import available_memory
@@ -60,7 +60,7 @@ class Read:
 class Scorer(Engine):
     """A model in a child that scores. `read` first, then chunks in any order; raises what `Engine` does."""
 
-    _module = "scorer"
+    _module = "child.score"
 
     def __enter__(self) -> Scorer:
         return self

@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmrun.engine.child import Child, Death, Gone
-from llmrun.engine.server import Client, Listening, PortTaken, Refused, Serve, decode, encode
+from llmrun.engine.process import Child, Death, Gone
+from llmrun.engine.rpc.child import Client, Listening, PortTaken, Refused, Serve, decode, encode
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import printable
 from llmrun.machine.gpus import clone_folder, rebuild_command
@@ -134,7 +134,7 @@ class Server:
     def _start(self) -> Listening | PortTaken:
         if sys.platform != "linux" and self._claim:
             self._claim.close()  # elsewhere a claim keeps out ourselves as well
-        self._child = Child("server")
+        self._child = Child("rpc.child")
         offer = self._offer
         n_threads = offer.n_threads or default_threads()
         job = Serve(self.host, self.port, list(offer.devices), n_threads, offer.limit_bytes)

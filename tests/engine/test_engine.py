@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmrun.engine.client import Engine, Limits
+from llmrun.engine.engine import Engine, Limits
 from llmrun.engine.protocol import Buffer, Cancel, Done, Tokens, decode, encode
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
 from llmrun.gguf import synth
@@ -150,7 +150,7 @@ def test_top_k_one_is_greedy(engine: Engine) -> None:
 def test_any_utf8_round_trips(engine: Engine, text: str) -> None:
     """Byte fallback: text that the vocabulary has never seen is tokens, and the same text when they are forced out."""
     code = (
-        "import sys; from llmrun.engine.native import Vocab, llama; llama.llama_backend_init();"
+        "import sys; from llmrun.engine.child.native import Vocab, llama; llama.llama_backend_init();"
         "p = llama.llama_model_default_params(); p.vocab_only = True;"
         "v = Vocab(llama.llama_model_load_from_file(sys.argv[1].encode(), p));"
         "ids = v.tokenize(sys.stdin.read(), add_special=False);"
@@ -506,7 +506,7 @@ def test_child_dies_with_its_parent(busy: Path) -> None:
     """kill -9 of the parent, in the middle of a prefill, leaves no process behind."""
     code = (
         "import sys; from pathlib import Path; from llmrun.gguf.reader import open_header; "
-        "from llmrun.engine.client import Engine; p = Path(sys.argv[1]); e = Engine(p, open_header(p)); "
+        "from llmrun.engine.engine import Engine; p = Path(sys.argv[1]); e = Engine(p, open_header(p)); "
         "print(e.pid, flush=True); list(e.generate('b c d e ' * 900))"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(busy)], stdout=subprocess.PIPE, text=True) as parent:

@@ -158,7 +158,7 @@ _kept: list[Any] = []  # what llama.cpp was given a pointer to
 
 
 def _serve(outbox: BinaryIO, job: Job) -> Message:
-    from llmrun.engine import native
+    from llmrun.engine.child import native
 
     class ReadLog(native.Log):
         """The log, read while it is written: the line of a tensor begins when the work on it does."""
@@ -178,11 +178,11 @@ def _serve(outbox: BinaryIO, job: Job) -> Message:
 
 
 def main() -> None:
-    from llmrun.engine import ggml, inside, native
+    from llmrun.engine.child import bootstrap, ggml, native
 
-    inbox, descriptor = inside.begin()
+    inbox, descriptor = bootstrap.begin()
     outbox = os.fdopen(descriptor, "wb")
-    ggml.on_abort(inside.last_words)
+    ggml.on_abort(bootstrap.last_words)
     native.llama.llama_backend_init()
     for line in inbox:
         job = decode(line)

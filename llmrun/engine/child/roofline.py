@@ -31,7 +31,7 @@ import time
 from functools import cache
 from typing import Any
 
-from llmrun.engine import ggml
+from llmrun.engine.child import ggml
 from llmrun.engine.protocol import Probe, Probed
 from llmrun.gguf.types import GGML_TYPES
 

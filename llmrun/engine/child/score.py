@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from llmrun.engine import worker
+from llmrun.engine.child import main as worker
 from llmrun.engine.protocol import Message, RequestFailed, Score, Scored, Settings, Tokenize, Tokenized
 
 if TYPE_CHECKING:

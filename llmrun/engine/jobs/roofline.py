@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from llmrun.engine import devices
-from llmrun.engine.child import Child, Gone, IdleWatch
 from llmrun.engine.devices import Found
+from llmrun.engine.process import Child, Gone, IdleWatch
 from llmrun.engine.protocol import Device, Probe, Probed, decode, encode
 from llmrun.errors import EngineCrashed
 from llmrun.machine import hardware, peaks
@@ -24,7 +24,7 @@ class Prober:
     def __init__(self, rpc: Sequence[str] = ()) -> None:
         """`rpc`: workers at "host:port", whose devices are then known as well."""
         self._rpc = rpc
-        self._child = Child("worker")
+        self._child = Child("child.main")
         self._watch = IdleWatch(self._child.pid, _WAIT_S)
         self._found: Found | None = None
 

@@ -10,8 +10,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from llmrun.engine import choosing, native
-from llmrun.engine.memory import Memory
+from llmrun.engine.child import native, sampler
+from llmrun.engine.child.kv_context import Memory
 from llmrun.engine.protocol import (
     Buffer,
     Count,
@@ -32,8 +32,8 @@ from llmrun.engine.protocol import (
 from llmrun.options.config import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
-    from llmrun.engine.reasoning import Splitter, Tags
-    from llmrun.engine.template import Templates
+    from llmrun.engine.child.chat_template import Templates
+    from llmrun.engine.child.reasoning import Splitter, Tags
 
 # Every message wakes the parent on a core that decoding may be using. At thousands of tokens per second they are sent
 # together, never later than this: no eye sees the difference.
@@ -109,7 +109,7 @@ class Thinking:
     """
 
     def __init__(self, tags: Tags, vocab: native.Vocab, *, begins_inside: bool, budget: int | None) -> None:
-        from llmrun.engine.reasoning import Splitter
+        from llmrun.engine.child.reasoning import Splitter
 
         self.tags, self.begins_inside, self.budget = tags, begins_inside, budget
         self.splitter = Splitter(tags, inside=begins_inside)
@@ -164,8 +164,8 @@ class Answering:
         self, messages: list[dict[str, str]], template: str | None, *, thinks: bool
     ) -> tuple[str, Tags | None]:
         """The prompt that the chat template makes of the messages, and how an answer marks its thinking."""
-        from llmrun.engine.reasoning import tags_of
-        from llmrun.engine.template import TemplateError, Templates
+        from llmrun.engine.child.chat_template import TemplateError, Templates
+        from llmrun.engine.child.reasoning import tags_of
 
         source = template
         if source is None:
@@ -202,7 +202,7 @@ class Answering:
         text, tags = self._rendered(request.messages, request.asking.template, thinks=request.asking.thinks)
         if tags is None:
             return self._tokens(text + request.asking.begun, request), None
-        from llmrun.engine.reasoning import opened_by
+        from llmrun.engine.child.reasoning import opened_by
 
         if not request.asking.thinks:
             if opened_by(text, tags):
@@ -226,7 +226,7 @@ class Answering:
         A sampled answer is seldom cut into the tokens that a tokenizer would cut it into. Read back as text it would
         be computed again from the first difference on.
         """
-        from llmrun.engine.memory import common_prefix
+        from llmrun.engine.child.kv_context import common_prefix
 
         held = self._memory.held + self._memory.spoken
         if common_prefix(held, tokens) >= len(held):
@@ -252,7 +252,7 @@ class Answering:
 
     def _known_beginning(self, request: Prepare) -> list[int]:
         """The tokens that the prompt will begin with, whatever the user says next."""
-        from llmrun.engine.memory import common_prefix
+        from llmrun.engine.child.kv_context import common_prefix
 
         made = []
         for word in ("a", "Z"):
@@ -278,8 +278,8 @@ class Answering:
             memory.forget()
         n_cached = memory.recall(tokens)
         try:
-            chooser = choosing.Chooser(self._vocab, sampling, n_ctx, request.asking.grammar)
-        except choosing.BadGrammar:
+            chooser = sampler.Chooser(self._vocab, sampling, n_ctx, request.asking.grammar)
+        except sampler.BadGrammar:
             host.fail_from_log("usage", "llama.cpp does not take this grammar")
         try:
             begin_s = clock()
@@ -337,7 +337,7 @@ class Answering:
             self._host.fail_from_log("engine", f"llama_decode failed with {status}")
         return "context" if status == 1 else "cancelled"  # 1: no room in the KV cache; 2: aborted by our flag
 
-    def _decode(self, request: Generate, chooser: choosing.Chooser, thinking: Thinking | None) -> StopReason:
+    def _decode(self, request: Generate, chooser: sampler.Chooser, thinking: Thinking | None) -> StopReason:
         """Sample and compute, token by token. The last token's logits are ready."""
         memory, held, vocab, send = self._memory, self._memory.held, self._vocab, self._host.send
         sampling = request.sampling
@@ -444,7 +444,7 @@ class Answering:
                             held.append(token)
                             uncomputed = []
                             n_past += 1
-        except choosing.DeadEnd:
+        except sampler.DeadEnd:
             flush()
             raise RequestFailed("usage", "no token of this model goes on as the grammar wants it") from None
         memory.spoken = uncomputed if memory.held else []

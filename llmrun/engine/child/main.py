@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from llmrun.engine import inside
-from llmrun.engine.memory import Memory
+from llmrun.engine.child import bootstrap
+from llmrun.engine.child.kv_context import Memory
 from llmrun.engine.protocol import (
     Buffer,
     Cancel,
@@ -54,10 +54,10 @@ from llmrun.engine.protocol import (
 from llmrun.options.config import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
-    from llmrun.engine import native
-    from llmrun.engine.answering import Answering
-    from llmrun.engine.ceiling import Products
-    from llmrun.engine.trial import Trials
+    from llmrun.engine.child import native
+    from llmrun.engine.child.generate import Answering
+    from llmrun.engine.child.raw_bench import Trials
+    from llmrun.engine.child.roofline import Products
 
 _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
@@ -91,14 +91,14 @@ class Outbox:
 
 class Worker:
     def __init__(self, outbox: Outbox) -> None:
-        from llmrun.engine import ggml, native
+        from llmrun.engine.child import ggml, native
 
         self.ggml = ggml
         self.native = native
         self.llama = native.llama
         self.outbox = outbox
         self.log = native.Log()
-        ggml.on_abort(inside.last_words)
+        ggml.on_abort(bootstrap.last_words)
         self.cancelled = native.CancelFlag()
         self.llama.llama_backend_init()
         self.model: Any = None
@@ -213,7 +213,7 @@ class Worker:
         raise RequestFailed(kind, f"{what}: {reason}", **numbers)
 
     def _model_params(self, settings: Settings) -> Any:
-        from llmrun.engine import params
+        from llmrun.engine.child import params
 
         try:
             return params.model_params(settings)
@@ -238,7 +238,7 @@ class Worker:
 
     def _new_context(self, model: Any, settings: Settings, n_ctx: int, n_seq: int = 1) -> Any:
         """A context, or None with the reason in the log."""
-        from llmrun.engine.params import context_params
+        from llmrun.engine.child.params import context_params
 
         params = context_params(settings, n_ctx, self._n_outputs(settings, n_ctx), n_seq)
         params.abort_callback = self.cancelled.callback
@@ -278,7 +278,7 @@ class Worker:
     # -- bare speed ---
 
     def trial(self, message: Trial) -> None:
-        from llmrun.engine.trial import TrialFailed, Trials
+        from llmrun.engine.child.raw_bench import TrialFailed, Trials
 
         if self.trials is None:
             self.memory.close()  # two contexts would be two KV caches
@@ -300,7 +300,7 @@ class Worker:
         if handle is None:
             raise RequestFailed("usage", f"there is no device {message.device}")
         if self.products is None:
-            from llmrun.engine.ceiling import Products
+            from llmrun.engine.child.roofline import Products
 
             self.products = Products()
         self.outbox.send(self.products.probe(handle, message))
@@ -319,14 +319,14 @@ class Worker:
             self.trials.close()
             self.trials = None
         if self.answering is None:
-            from llmrun.engine.answering import Answering
+            from llmrun.engine.child.generate import Answering
 
             self.answering = Answering(self)
         return self.answering
 
 
 def _import_templates() -> None:
-    from llmrun.engine.template import Templates
+    from llmrun.engine.child.chat_template import Templates
 
     Templates()
 
@@ -352,7 +352,7 @@ def resident_memory() -> tuple[int | None, int | None, int | None]:
 
 
 def main(kind: type[Worker] = Worker) -> None:
-    inbox, descriptor = inside.begin()
+    inbox, descriptor = bootstrap.begin()
     outbox = Outbox(descriptor)
     worker = kind(outbox)
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmrun import __version__
-from llmrun.engine.child import Child, Gone, IdleWatch
+from llmrun.engine.child.quantize import Finished, Job, Refused, Tensor, decode, encode
+from llmrun.engine.process import Child, Gone, IdleWatch
 from llmrun.engine.protocol import out_of_memory
-from llmrun.engine.quantizer import Finished, Job, Refused, Tensor, decode, encode
 from llmrun.errors import BadModel, DiskError, EngineCrashed, LlmrunError, NotFound, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header, printable
 from llmrun.gguf.rules import open_runnable
@@ -87,7 +87,7 @@ class Quantizer:
         self.source, self.header, self.recipe = source, header, recipe
         if recipe.imatrix is not None and not recipe.imatrix.is_file():
             raise NotFound(f"no such file: {printable(str(recipe.imatrix), 200)}")
-        self._child = Child("quantizer")
+        self._child = Child("child.quantize")
 
     def __enter__(self) -> Quantizer:
         return self

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from llmrun.engine.meter import Meter, nearest_rank
 from llmrun.engine.protocol import Done, Loaded, Prefilled, Started, Tokens
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
-from llmrun.meter import Meter, nearest_rank
 from llmrun.planning.footprint import DecodeReads, KvReads, decode_reads, kv_bytes_per_token
 
 

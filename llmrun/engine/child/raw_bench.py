@@ -14,7 +14,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from llmrun.engine.native import Vocab, llama
+from llmrun.engine.child.native import Vocab, llama
 from llmrun.engine.protocol import Trial
 
 clock = time.perf_counter

@@ -182,7 +182,7 @@ def test_connections_to_workers_are_looked_after() -> None:
     """
     code = (
         "import socket, sys\n"
-        "from llmrun.engine import ggml\n"
+        "from llmrun.engine.child import ggml\n"
         "listener, other = socket.create_server(('127.0.0.1', 0)), socket.create_server(('127.0.0.1', 0))\n"
         "a, b = (socket.create_connection(each.getsockname()) for each in (listener, other))\n"
         "assert ggml.keep_alive(listener.getsockname()[1]) == 1\n"

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llmrun.engine.native import llama
+from llmrun.engine.child.native import llama
 from llmrun.engine.protocol import Device, DeviceKind
 from llmrun.machine.hardware import available_memory
 

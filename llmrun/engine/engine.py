@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 
 from llmrun.engine import devices
-from llmrun.engine.child import Child, Gone, IdleWatch
-from llmrun.engine.prepare import Check, by_device, checks, rooms_of, settings_of
+from llmrun.engine.layout import Check, by_device, checks, rooms_of, settings_of
+from llmrun.engine.meter import Meter, Timing
+from llmrun.engine.process import Child, Gone, IdleWatch
 from llmrun.engine.protocol import (
     Asking,
     Buffer,
@@ -52,7 +53,6 @@ from llmrun.gguf.reader import Header, printable
 from llmrun.gguf.rules import open_adapter, overridden
 from llmrun.gguf.stub import skeleton_file
 from llmrun.machine.hardware import available_memory, default_threads
-from llmrun.meter import Meter, Timing
 from llmrun.options.config import COMFORTABLE_CTX, MAX_SEED, LoadConfig, SamplingConfig
 from llmrun.planning.footprint import Footprint, decode_reads, kv_bytes_per_token, repackable_types
 from llmrun.planning.placement import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
@@ -234,7 +234,7 @@ def started_early() -> Iterator[Child]:
 
     Leaving the block ends it, whether an engine took it or not.
     """
-    child = Child("worker")
+    child = Child("child.main")
     try:
         yield child
     finally:
@@ -254,7 +254,7 @@ class Engine:
         loaded: what the model is.
     """
 
-    _module = "worker"
+    _module = "child.main"
     """Of this package, which the child runs."""
 
     def __init__(

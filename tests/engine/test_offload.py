@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from llmrun.cli.advice import with_smaller_quantization
-from llmrun.engine.client import Engine, Generation
-from llmrun.engine.prepare import total_error
+from llmrun.engine.engine import Engine, Generation
+from llmrun.engine.layout import total_error
 from llmrun.errors import BadModel, EngineCrashed, OutOfMemory, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header

@@ -16,7 +16,7 @@ import ctypes
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmrun.engine import ggml
+from llmrun.engine.child import ggml
 from llmrun.machine.hardware import anonymous_memory, available_memory
 
 _PROBE_BYTES = 1 << 20

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, RunLlmrun
 
 from llmrun.engine.devices import find_devices
-from llmrun.engine.serve import Offer, is_loopback
+from llmrun.engine.rpc.host import Offer, is_loopback
 from llmrun.errors import EngineCrashed, UsageError
 from llmrun.options.endpoints import MAX_ENDPOINTS, parse_endpoints
 
@@ -29,7 +29,7 @@ StartWorker = Callable[..., str]
 # What a client that lends memory does: takes and gives back buffers in the order told, and says what it got.
 _CLIENT = """
 import json, sys
-from llmrun.engine import ggml
+from llmrun.engine.child import ggml
 assert ggml.add_server(sys.argv[1])
 device = ggml.by_name("RPC0")
 where = ggml.buffer_type(device)

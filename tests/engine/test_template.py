@@ -7,8 +7,8 @@ from datetime import datetime
 
 import pytest
 
-from llmrun.engine import template as template_module
-from llmrun.engine.template import TemplateError, Templates, without_system
+from llmrun.engine.child import chat_template as template_module
+from llmrun.engine.child.chat_template import TemplateError, Templates, without_system
 
 SYSTEM, USER = {"role": "system", "content": "S"}, {"role": "user", "content": "U"}
 ANSWER, NEXT = {"role": "assistant", "content": "A"}, {"role": "user", "content": "N"}

@@ -8,8 +8,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from llmrun.engine import native
-from llmrun.engine.native import llama
+from llmrun.engine.child import native
+from llmrun.engine.child.native import llama
 
 
 class DeadEnd(Exception):

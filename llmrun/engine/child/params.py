@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from llmrun.engine import ggml
-from llmrun.engine.native import llama
+from llmrun.engine.child import ggml
+from llmrun.engine.child.native import llama
 from llmrun.engine.protocol import Settings
 from llmrun.gguf.types import GGML_TYPES
 

@@ -102,7 +102,7 @@ class _Outbox:
 
 def _chosen(names: list[str]) -> list[Any]:
     """The handles of the devices to serve."""
-    from llmrun.engine import ggml
+    from llmrun.engine.child import ggml
 
     known = [(handle, ggml.describe(handle)) for handle in ggml.handles()]
     if names:
@@ -120,7 +120,8 @@ def _chosen(names: list[str]) -> list[Any]:
 
 def _prepared(job: Serve) -> list[Any]:
     """The devices to serve, rationed."""
-    from llmrun.engine import allowance, ggml
+    from llmrun.engine.child import ggml
+    from llmrun.engine.rpc import memory_limit
 
     try:
         ggml.library("ggml-rpc")
@@ -129,8 +130,8 @@ def _prepared(job: Serve) -> list[Any]:
     handles = _chosen(job.devices)
     for handle in handles:
         try:
-            allowance.ration(handle, job.limit_bytes)
-        except allowance.LayoutChanged as error:
+            memory_limit.ration(handle, job.limit_bytes)
+        except memory_limit.LayoutChanged as error:
             if job.limit_bytes is not None:
                 raise _Refusal(f"--memory does not hold with this build of llama.cpp ({error})") from None
     _bound_messages(handles)
@@ -143,7 +144,7 @@ def _bound_messages(handles: list[Any]) -> None:
     llama.cpp makes room for what a client announces, and writes zeros to it, before a byte of it has come. Only where
     nothing but the CPU is served: drivers of GPUs reserve address space by the terabyte.
     """
-    from llmrun.engine import ggml
+    from llmrun.engine.child import ggml
 
     if all(ggml.describe(handle).kind == "cpu" for handle in handles):
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -155,7 +156,7 @@ def _bound_messages(handles: list[Any]) -> None:
 
 def _watch(printed: BinaryIO, job: Serve, handles: list[Any], outbox: _Outbox) -> None:
     """Tell of clients. The first one is ourselves: only who is accepted knows that the server accepts."""
-    from llmrun.engine import ggml
+    from llmrun.engine.child import ggml
 
     ourselves = _knock(job)
     if ourselves is None:
@@ -181,15 +182,15 @@ def _knock(job: Serve) -> socket.socket | None:
 
 
 def main() -> None:
-    from llmrun.engine import ggml, inside, native
+    from llmrun.engine.child import bootstrap, ggml, native
 
-    inbox, descriptor = inside.begin()
+    inbox, descriptor = bootstrap.begin()
     outbox = _Outbox(descriptor)
     # Else ggml has a debugger look at every crash, which stops it for a third of a second, and more with much memory.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     job = decode(inbox.readline())
     assert isinstance(job, Serve)
-    ggml.on_abort(inside.last_words)
+    ggml.on_abort(bootstrap.last_words)
     native.Log()
     native.llama.llama_backend_init()
     try:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.engine.client import Engine
-from llmrun.engine.memory import common_prefix
+from llmrun.engine.child.kv_context import common_prefix
+from llmrun.engine.engine import Engine
 from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header

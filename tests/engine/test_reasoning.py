@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from llmrun.engine.reasoning import COHERE, COMPOSED, HARMONY, THINK, Splitter, Tags, opened_by, tags_of
-from llmrun.engine.template import Templates
+from llmrun.engine.child.chat_template import Templates
+from llmrun.engine.child.reasoning import COHERE, COMPOSED, HARMONY, THINK, Splitter, Tags, opened_by, tags_of
 
 
 def split(text: str, tags: Tags, cuts: list[int] | None = None, *, inside: bool = False) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""This machine's devices lent to others, over llama.cpp's RPC."""
