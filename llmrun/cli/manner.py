@@ -14,7 +14,7 @@ from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
     from llmrun.chat import Think
-    from llmrun.shaped import Shape
+    from llmrun.constrain.output_format import Shape
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ def _shape(json_schema: str | None, json_mode: bool, grammar: str | None, choice
         return None
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)}: an answer has one form", hint=f"{given[0]} alone")
-    from llmrun import shaped
+    from llmrun.constrain import output_format
 
     if json_schema is not None:
-        return shaped.of_schema(shaped.parse_schema_argument(json_schema))
+        return output_format.of_schema(output_format.parse_schema_argument(json_schema))
     if grammar is not None:
-        return shaped.of_grammar(read_text("--grammar", grammar))
+        return output_format.of_grammar(read_text("--grammar", grammar))
     if choice is not None:
-        return shaped.of_choices([each.strip() for each in choice.split(",")])
-    return shaped.of_json()
+        return output_format.of_choices([each.strip() for each in choice.split(",")])
+    return output_format.of_json()
 
 
 def _template(text: str) -> str:

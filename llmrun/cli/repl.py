@@ -20,10 +20,10 @@ from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 
 if TYPE_CHECKING:
     from llmrun.cli.lines import Lines
+    from llmrun.constrain.output_format import Shape
     from llmrun.conversations import Conversations
     from llmrun.engine.engine import Engine, Generation
     from llmrun.models.resolve import Model
-    from llmrun.shaped import Shape
 
 Open = Callable[[str], "tuple[Model, Engine]"]
 """Finds (and pulls) the model of a name, and loads it."""

@@ -155,7 +155,7 @@ def _set(repl: Repl, rest: str) -> None:
 def _set_format(repl: Repl, rest: str) -> None:
     if rest not in ("json", ""):
         raise UsageError(f"/set format: '{rest[:40]}' is not json", hint="/set format json, or /set noformat")
-    from llmrun.shaped import of_json
+    from llmrun.constrain.output_format import of_json
 
     repl.shape = of_json() if rest else None
     repl.chat.manner = replace(repl.chat.manner, grammar=repl.shape.grammar if repl.shape else None)

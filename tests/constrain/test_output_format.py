@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_gbnf import native, write
 
-from llmrun import gbnf, shaped
+from llmrun.constrain import gbnf, output_format
 from llmrun.errors import NotFound, UsageError
 
 TREE = {
@@ -223,14 +223,14 @@ def without_what_is_left(schema: Any) -> Any:
 @pytest.mark.parametrize(("schema", "right", "wrong"), SCHEMAS, ids=lambda value: str(value)[:50])
 def test_schema(schema: Any, right: list[str], wrong: list[str]) -> None:
     """The grammar makes these texts and not those, and every text out of it is valid."""
-    shape = shaped.of_schema(schema)
+    shape = output_format.of_schema(schema)
     grammar = gbnf.parse(shape.grammar)
     assert [text for text in right if grammar.judge(text) != "complete"] == []
     assert [text for text in wrong if grammar.judge(text) == "complete"] == []
     assert [shape.problem(text) for text in right] == [None] * len(right)
     held = shape
     if shape.left_to_validation and isinstance(shape.schema, dict):
-        held = shaped.Shape("json_schema", "", without_what_is_left(shape.schema))
+        held = output_format.Shape("json_schema", "", without_what_is_left(shape.schema))
     chance = random.Random(str(schema))
     for _ in range(15):
         text = write(grammar, chance, most=150)
@@ -240,7 +240,7 @@ def test_schema(schema: Any, right: list[str], wrong: list[str]) -> None:
 
 def test_llama_cpp_follows_them() -> None:
     """llama.cpp loads every one of these grammars, and goes along with the same texts."""
-    grammars = [shaped.of_schema(schema).grammar for schema, _, _ in SCHEMAS]
+    grammars = [output_format.of_schema(schema).grammar for schema, _, _ in SCHEMAS]
     asked = [(grammar, [*right, *wrong]) for grammar, (_, right, wrong) in zip(grammars, SCHEMAS, strict=True)]
     for (schema, right, wrong), found in zip(SCHEMAS, native(asked), strict=True):
         assert found == [True] * len(right) + [False] * len(wrong), schema
@@ -251,7 +251,7 @@ def test_refused(schema: Any, words: str) -> None:
     """What a grammar cannot hold, or no one could mean, is a `UsageError` that says what and where."""
     begin = time.monotonic()
     with pytest.raises(UsageError) as caught:
-        shaped.of_schema(schema)
+        output_format.of_schema(schema)
     assert any(part in caught.value.message for part in words.split("|"))
     assert caught.value.message.startswith("--json-schema: ")
     assert caught.value.hint
@@ -261,15 +261,15 @@ def test_refused(schema: Any, words: str) -> None:
 
 def test_depth() -> None:
     """Nesting is bounded and never a RecursionError."""
-    assert shaped.of_schema(nested(60)).problem("[" * 60 + "null" + "]" * 60) is None
+    assert output_format.of_schema(nested(60)).problem("[" * 60 + "null" + "]" * 60) is None
     for depth in (64, 900, 100_000):
         with pytest.raises(UsageError, match="nested|no JSON"):
-            shaped.of_schema(nested(depth))
+            output_format.of_schema(nested(depth))
 
 
 def test_optional_properties_are_linear() -> None:
     """A hundred optional properties make two rules each, not 2^100."""
-    shape = shaped.of_schema({"properties": {f"p{i}": {"type": "null"} for i in range(100)}})
+    shape = output_format.of_schema({"properties": {f"p{i}": {"type": "null"} for i in range(100)}})
     assert len(shape.grammar) < 12_000
     assert gbnf.parse(shape.grammar).judge('{"p3":null,"p50":null,"p99":null}') == "complete"
 
@@ -277,7 +277,7 @@ def test_optional_properties_are_linear() -> None:
 def test_chain_of_references() -> None:
     """A thousand definitions, each leading to the next, are no deeper than one."""
     chain: dict[str, Any] = {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(1000)}
-    shape = shaped.of_schema({"$defs": {**chain, "d1000": {"type": "null"}}, "$ref": "#/$defs/d0"})
+    shape = output_format.of_schema({"$defs": {**chain, "d1000": {"type": "null"}}, "$ref": "#/$defs/d0"})
     grammar = gbnf.parse(shape.grammar)
     assert grammar.judge("[" * 1000 + "null" + "]" * 1000) == "complete"
     assert grammar.judge("[" * 1001) == "wrong"
@@ -286,14 +286,14 @@ def test_chain_of_references() -> None:
 def test_impossible_alternatives_are_left_out() -> None:
     """An alternative that nothing can be leaves the others."""
     none = {"properties": {"a": {"properties": {"b": {"type": "integer", "minimum": 2, "maximum": 1}}}}}
-    grammar = gbnf.parse(shaped.of_schema({"anyOf": [none, {"type": "null"}]}).grammar)
+    grammar = gbnf.parse(output_format.of_schema({"anyOf": [none, {"type": "null"}]}).grammar)
     assert [grammar.judge(text) for text in ("null", "{")] == ["complete", "wrong"]
 
 
 def test_many_words() -> None:
     """An enum of 10,000 words begins in as many ways as there are first characters."""
     words = [f"{i:04}" for i in range(10_000)]
-    shape = shaped.of_schema({"enum": words})
+    shape = output_format.of_schema({"enum": words})
     grammar = gbnf.parse(shape.grammar)
     assert max(len(alternatives) for alternatives in grammar.rules) == 10
     assert [grammar.judge(json.dumps(word)) for word in words[::999]] == ["complete"] * 11
@@ -305,7 +305,7 @@ def test_left_to_validation() -> None:
         "type": "array", "uniqueItems": True, "contains": {"const": 1},
         "items": {"type": "number", "multipleOf": 0.5, "maximum": 2},
     }  # fmt: skip
-    shape = shaped.of_schema(left)
+    shape = output_format.of_schema(left)
     assert shape.left_to_validation == (
         "uniqueItems at #", "contains at #", "multipleOf at #/items", "maximum at #/items",
     )  # fmt: skip
@@ -314,16 +314,16 @@ def test_left_to_validation() -> None:
     assert "does not contain" in str(shape.problem("[2]"))
     assert shape.problem("[1, 0.25]") == "the answer breaks the schema: 0.25 is not a multiple of 0.5 ($[1])"
     assert "3 is greater than the maximum of 2" in str(shape.problem("[1, 3]"))
-    one = shaped.of_schema({"oneOf": [{"type": "integer"}, {"type": "number"}]})
+    one = output_format.of_schema({"oneOf": [{"type": "integer"}, {"type": "number"}]})
     assert one.left_to_validation == ("oneOf at #",)
     assert "valid under each of" in str(one.problem("1"))
-    beside = shaped.of_schema({"type": "string", "pattern": "^a*$", "maxLength": 2, "minProperties": 3})
+    beside = output_format.of_schema({"type": "string", "pattern": "^a*$", "maxLength": 2, "minProperties": 3})
     assert beside.left_to_validation == ("maxLength at #",)
 
 
 def test_problems_with_json() -> None:
     """An answer that broke off, has something behind it, or breaks the schema is told in one sentence."""
-    shape = shaped.of_schema(PERSON)
+    shape = output_format.of_schema(PERSON)
     assert shape.problem('\n {"name": "A", "age": 3}\n') is None
     assert shape.problem('{"name": "A", "ag') == (
         "the answer is no JSON: line 1, column 15: Unterminated string starting at"
@@ -333,9 +333,9 @@ def test_problems_with_json() -> None:
         "the answer breaks the schema: -3 is less than the minimum of 0 ($.age)"
     )
     assert "no JSON" in str(shape.problem(""))
-    assert shaped.of_schema(True).problem("[" * 100_000) == "the answer is no JSON: nested too deeply"
+    assert output_format.of_schema(True).problem("[" * 100_000) == "the answer is no JSON: nested too deeply"
     deep = "[" * 600 + "]" * 600
-    assert shaped.of_schema({"items": {"$ref": "#"}}).problem(deep) in (
+    assert output_format.of_schema({"items": {"$ref": "#"}}).problem(deep) in (
         None,
         "the answer cannot be validated: it is nested too deeply, or the schema refers to itself in circles",
     )
@@ -343,7 +343,7 @@ def test_problems_with_json() -> None:
 
 def test_json_mode() -> None:
     """Any object or array, nothing else."""
-    shape = shaped.of_json()
+    shape = output_format.of_json()
     grammar = gbnf.parse(shape.grammar)
     for text in ("{}", "[]", '{"a": [1, {"b": null}]}', "[\n  1,\n  2\n]"):
         assert grammar.judge(text) == "complete"
@@ -357,7 +357,7 @@ def test_json_mode() -> None:
 def test_choices() -> None:
     """One of these, to the letter, however they overlap."""
     choices = ["yes", "no", "not sure", "n", 'a "quote"', "é", "back\\slash", " x"]
-    shape = shaped.of_choices(choices)
+    shape = output_format.of_choices(choices)
     grammar = gbnf.parse(shape.grammar)
     assert [text for text in choices if grammar.judge(text) != "complete"] == []
     assert [text for text in ("", "ye", "not", "yes ", "x") if grammar.judge(text) == "complete"] == []
@@ -383,40 +383,40 @@ def test_choices() -> None:
 def test_bad_choices(choices: list[str], words: str) -> None:
     """Choices that are none are a `UsageError`."""
     with pytest.raises(UsageError, match=f"--choice: .*{words}"):
-        shaped.of_choices(choices)
+        output_format.of_choices(choices)
 
 
 def test_grammar() -> None:
     """A grammar of the user's own judges the answer, too."""
-    shape = shaped.of_grammar('root ::= "a" [0-9]+ ";"')
+    shape = output_format.of_grammar('root ::= "a" [0-9]+ ";"')
     assert shape.problem("a12;") is None
     assert shape.problem("a12") == "the answer ends before the grammar does"
     assert shape.problem("b") == "the answer breaks the grammar"
     with pytest.raises(UsageError, match="--grammar: line 1: there is no rule 'b'"):
-        shaped.of_grammar("root ::= b")
+        output_format.of_grammar("root ::= b")
 
 
 def test_schema_argument(tmp_path: Path) -> None:
     """A text where it begins with a brace, else a file; errors have line and column."""
-    assert shaped.parse_schema_argument(' {"type": "null"} ') == {"type": "null"}
-    assert shaped.parse_schema_argument("true") is True
+    assert output_format.parse_schema_argument(' {"type": "null"} ') == {"type": "null"}
+    assert output_format.parse_schema_argument("true") is True
     path = tmp_path / "schema.json"
     path.write_bytes(b'\xef\xbb\xbf{"type": "null"}')
-    assert shaped.parse_schema_argument(str(path)) == {"type": "null"}
+    assert output_format.parse_schema_argument(str(path)) == {"type": "null"}
     path.write_text('{"type":\n nul}')
     with pytest.raises(UsageError, match=r"schema.json: no JSON: line 2, column 2"):
-        shaped.parse_schema_argument(str(path))
+        output_format.parse_schema_argument(str(path))
     path.write_bytes(b'{"type": "\xff"}')
     with pytest.raises(UsageError, match="no UTF-8 at byte 10"):
-        shaped.parse_schema_argument(str(path))
+        output_format.parse_schema_argument(str(path))
     path.write_text(" " * ((1 << 20) + 1))
     with pytest.raises(UsageError, match="1048577 bytes"):
-        shaped.parse_schema_argument(str(path))
+        output_format.parse_schema_argument(str(path))
     with pytest.raises(UsageError, match="line 1, column 2"):
-        shaped.parse_schema_argument("{type: null}")
+        output_format.parse_schema_argument("{type: null}")
     for name in (str(tmp_path / "none.json"), str(tmp_path), "x" * 5000, "a\0b"):
         with pytest.raises((NotFound, UsageError), match="no file|too long|no name"):
-            shaped.parse_schema_argument(name)
+            output_format.parse_schema_argument(name)
 
 
 def test_integer_ranges_are_exact() -> None:
@@ -424,7 +424,7 @@ def test_integer_ranges_are_exact() -> None:
     chance = random.Random(3)
     for _ in range(12):
         low, high = sorted(chance.sample(range(-1100, 1100), 2))
-        grammar = gbnf.parse(shaped.of_schema({"type": "integer", "minimum": low, "maximum": high}).grammar)
+        grammar = gbnf.parse(output_format.of_schema({"type": "integer", "minimum": low, "maximum": high}).grammar)
         one = re.compile("-?(0|[1-9][0-9]*)")
         for number in range(-1100, 1101, 7):
             assert one.fullmatch(str(number))
@@ -436,7 +436,7 @@ def test_integer_ranges_are_exact() -> None:
 def test_classes_mean_the_same_to_python() -> None:
     r"""What \d, \w, \s and their opposites become is within what Python's `re` means by them, for every code point."""
     for letter in "dwsDWS":
-        grammar = gbnf.parse(shaped.of_schema({"pattern": f"^\\{letter}$"}).grammar)
+        grammar = gbnf.parse(output_format.of_schema({"pattern": f"^\\{letter}$"}).grammar)
         chars = [e for alternatives in grammar.rules for a in alternatives for e in a if isinstance(e, gbnf.Chars)]
         wanted = re.compile(f'[\\{letter}"\\\\bfnrt]')  # the rest of a JSON string: quotes and escapes
         for one in chars:

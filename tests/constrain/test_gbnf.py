@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 from conftest import TINY
 
-from llmrun import gbnf
+from llmrun.constrain import gbnf
 from llmrun.errors import UsageError
 
 # Load each grammar, then follow each of its texts token by token. A JSON list of [grammar, texts] comes on stdin; out

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote
 
-from llmrun import gbnf
+from llmrun.constrain import gbnf
 from llmrun.errors import NotFound, UsageError
 
 MAX_SCHEMA = 1 << 20
