@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llmrun.conversations import Conversations  # noqa: E402
+from llmrun.chat.store import Conversations  # noqa: E402
 
 BAR_S = 0.3
 RARE = "quokka"
@@ -116,7 +116,7 @@ def check_times(home: Path, n_conversations: int, n_turns: int, rounds: int) -> 
 WRITER = """
 import sys
 from pathlib import Path
-from llmrun.conversations import Conversations
+from llmrun.chat.store import Conversations
 with Conversations(Path(sys.argv[1])) as kept:
     while True:
         id = kept.create("tiny")

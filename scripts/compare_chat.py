@@ -30,7 +30,7 @@ from pathlib import Path
 import psutil
 from compare_peers import HEAD, PEERS, check_quiet, interleaved, model_file, row
 
-from llmrun.chat import CHATML
+from llmrun.chat.conversation import CHATML
 from llmrun.engine.engine import Engine
 from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth

@@ -12,8 +12,8 @@ import pytest
 from conftest import RunLlmrun
 from terminal import Terminal
 
-from llmrun.conversations import Conversations, file
-from llmrun.transcript import as_document, from_document
+from llmrun.chat.store import Conversations, file
+from llmrun.chat.transcript import as_document, from_document
 
 History = Callable[..., "CompletedProcess[str]"]
 

@@ -19,10 +19,10 @@ from llmrun.errors import DiskError, UsageError
 from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
 
 if TYPE_CHECKING:
-    from llmrun.chat import Chat, Manner
+    from llmrun.chat.conversation import Chat, Manner
+    from llmrun.chat.store import Conversations
     from llmrun.cli.lines import Lines
     from llmrun.cli.repl import Repl
-    from llmrun.conversations import Conversations
     from llmrun.engine.engine import Engine
     from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
@@ -58,7 +58,7 @@ class ChatCommand(ModelCommand):
 def _model_of(params: dict[str, Any]) -> str:
     if not params.get("continue_") and not params.get("resume"):
         raise UsageError("which model?", hint="llmrun chat tiny, or llmrun chat --continue; llmrun list has names")
-    from llmrun.conversations import Conversations
+    from llmrun.chat.store import Conversations
 
     with Conversations() as kept:
         return kept.read(kept.find(params.get("resume") or "last")).model
@@ -129,7 +129,7 @@ def converse(
     quiet: bool = False,
 ) -> None:
     """A chat from its beginning to its end."""
-    from llmrun.chat import Chat
+    from llmrun.chat.conversation import Chat
     from llmrun.cli.repl import Repl
     from llmrun.engine.engine import started_early
 
@@ -172,7 +172,7 @@ def _take_up(spoken: Chat, resumed: Any, system: str | None) -> None:
 
 
 def manner_of(wanted: Wanted, overflow: str = "drop") -> Manner:
-    from llmrun.chat import Manner
+    from llmrun.chat.conversation import Manner
 
     return Manner(
         think=wanted.think,
@@ -201,7 +201,7 @@ def _store(*, ephemeral: bool, must: bool) -> Iterator[Conversations | None]:
     if ephemeral:
         yield None
         return
-    from llmrun.conversations import Conversations
+    from llmrun.chat.store import Conversations
 
     try:
         kept = Conversations()

@@ -50,7 +50,7 @@ def models(incomplete: str) -> list[str]:
 
 def conversations(incomplete: str) -> list[tuple[str, str]]:
     """For Typer: ids with their titles."""
-    from llmrun.conversations import Conversations, file
+    from llmrun.chat.store import Conversations, file
 
     try:
         if not file().exists():

@@ -18,7 +18,7 @@ from llmrun.units import UNKNOWN
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llmrun.conversations import Conversation, Conversations, Hit, Summary
+    from llmrun.chat.store import Conversation, Conversations, Hit, Summary
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
@@ -67,7 +67,7 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show one conversation as Markdown."""
-    from llmrun.transcript import as_document, as_markdown
+    from llmrun.chat.transcript import as_document, as_markdown
 
     with _kept() as kept:
         found = kept.read(kept.find(id))
@@ -138,8 +138,8 @@ def export(
     """
     import json
 
+    from llmrun.chat.transcript import as_document, as_markdown
     from llmrun.models import store
-    from llmrun.transcript import as_document, as_markdown
 
     chosen = _format(format, output)
     if output is not None:
@@ -167,14 +167,14 @@ def export(
 @app.command("path", cls=Command)
 def path() -> None:
     """Print where the conversations are kept."""
-    from llmrun import conversations
+    from llmrun.chat import store
 
-    screen.out(f"{conversations.file()}\n")
+    screen.out(f"{store.file()}\n")
 
 
 @contextmanager
 def _kept() -> Iterator[Conversations]:
-    from llmrun.conversations import Conversations
+    from llmrun.chat.store import Conversations
 
     with Conversations() as kept:
         yield kept

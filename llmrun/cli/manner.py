@@ -13,7 +13,7 @@ from llmrun.cli.paths import read_text
 from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmrun.chat import Think
+    from llmrun.chat.conversation import Think
     from llmrun.constrain.output_format import Shape
 
 

@@ -13,9 +13,9 @@ from llmrun.cli.manner import Wanted
 from llmrun.options.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from llmrun.chat import Chat, Event, Manner
+    from llmrun.chat.conversation import Chat, Event, Manner
+    from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.markdown import Plain
-    from llmrun.conversations import Conversation, Conversations
     from llmrun.engine.engine import Engine, Generation
 
 
@@ -35,7 +35,7 @@ class Kept:
         return [{"role": turn.role, "content": turn.content} for turn in turns]
 
     def open(self, engine: Engine, model: str, sampling: SamplingConfig, manner: Manner) -> Chat:
-        from llmrun.chat import Chat
+        from llmrun.chat.conversation import Chat
 
         self.chat = chat = Chat(
             engine, model, sampling=sampling, manner=manner, system=self.system or "", store=self.store
@@ -131,7 +131,7 @@ class Answer:
 
 
 def _of_chat(events: Generator[Event]) -> Generator[tuple[str, str]]:
-    from llmrun.chat import Piece
+    from llmrun.chat.conversation import Piece
 
     with closing(events):
         for event in events:

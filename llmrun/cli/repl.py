@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llmrun.chat import Chat, Event, Piece, Said
+from llmrun.chat.conversation import Chat, Event, Piece, Said
 from llmrun.cli import screen, slash, stage
 from llmrun.cli.markdown import Markdown, Plain, Stream
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
@@ -19,9 +19,9 @@ from llmrun.planning.footprint import CPU
 from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 
 if TYPE_CHECKING:
+    from llmrun.chat.store import Conversations
     from llmrun.cli.lines import Lines
     from llmrun.constrain.output_format import Shape
-    from llmrun.conversations import Conversations
     from llmrun.engine.engine import Engine, Generation
     from llmrun.models.resolve import Model
 

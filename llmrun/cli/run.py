@@ -157,7 +157,7 @@ def _chat_instead(
 
 
 def _kept(stack: ExitStack, system: str | None, *, resume: bool, raw: bool) -> Kept:
-    from llmrun.conversations import Conversations
+    from llmrun.chat.store import Conversations
 
     if raw:
         raise UsageError("--raw continues a text, which is no conversation: neither --continue nor --save")

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmrun.chat import CHATML
+from llmrun.chat.conversation import CHATML
 from llmrun.cli import screen, table
 from llmrun.cli.paths import is_file, path_of, read_text
 from llmrun.cli.sampling import dials, find_dial, turned, values_shown
@@ -76,7 +76,7 @@ def words(name: str, prefix: str) -> Iterable[str]:
     if name == "/copy":
         return ["code"]
     if name == "/load":
-        from llmrun.conversations import Conversations
+        from llmrun.chat.store import Conversations
 
         try:
             with Conversations() as kept:
@@ -274,19 +274,19 @@ def _tokens(repl: Repl, rest: str) -> None:
 
 
 def _save(repl: Repl, rest: str) -> None:
-    from llmrun.conversations import Conversations
+    from llmrun.chat.store import Conversations
 
     id = repl.chat.set_title(rest, None if repl.chat.is_kept else repl.keeper(Conversations))
     repl.say(f"kept as {id}" + (f", {rest}" if rest else "") + f"; llmrun chat --resume {id}")
 
 
 def _load(repl: Repl, rest: str) -> None:
-    from llmrun.conversations import Conversations
+    from llmrun.chat.store import Conversations
 
     if not rest:
         raise UsageError("/load: which one?", hint="/list, then /load ID, or /load FILE.json")
     if is_file(rest):
-        from llmrun.transcript import from_document
+        from llmrun.chat.transcript import from_document
 
         try:
             document = json.loads(read_text("/load", rest))
@@ -302,7 +302,7 @@ def _load(repl: Repl, rest: str) -> None:
 
 def _found(kept: object, words_: str) -> str:
     """By id, or by its title."""
-    from llmrun.conversations import Conversations
+    from llmrun.chat.store import Conversations
 
     assert isinstance(kept, Conversations)
     try:
@@ -326,8 +326,8 @@ def tell_resumed(repl: Repl) -> None:
 
 
 def _list(_repl: Repl, _rest: str) -> None:
+    from llmrun.chat.store import Conversations
     from llmrun.cli.history import show_table
-    from llmrun.conversations import Conversations
 
     with Conversations() as kept:
         show_table(kept.list(LISTED))
@@ -376,8 +376,8 @@ def _files(typed: str) -> list[str]:
 
 
 def _export(repl: Repl, rest: str) -> None:
+    from llmrun.chat.transcript import as_document, as_markdown
     from llmrun.models.store import disk_errors, write_atomically
-    from llmrun.transcript import as_document, as_markdown
 
     if not rest:
         screen.out(as_markdown(repl.chat.as_conversation()))

@@ -23,7 +23,7 @@ from llmrun.options.config import SamplingConfig
 from llmrun.results import utc
 
 if TYPE_CHECKING:
-    from llmrun.conversations import Conversation, Conversations, Role, Turn
+    from llmrun.chat.store import Conversation, Conversations, Role, Turn
     from llmrun.engine.engine import Engine, Generation
     from llmrun.engine.meter import Timing
 
@@ -320,7 +320,7 @@ class Chat:
 
     def as_conversation(self) -> Conversation:
         """All of it as plain data, kept or not."""
-        from llmrun.conversations import Conversation, Turn, title_of
+        from llmrun.chat.store import Conversation, Turn, title_of
 
         if self.id is not None and self._store is not None:
             return self._store.read(self.id)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.chat import Chat, Manner, Notice, Piece
-from llmrun.conversations import Conversations
+from llmrun.chat.conversation import Chat, Manner, Notice, Piece
+from llmrun.chat.store import Conversations
 from llmrun.engine.engine import Engine
 from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
 from llmrun.models.resolve import find_model

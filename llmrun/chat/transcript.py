@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from llmrun.conversations import Conversation, Role, Turn
+from llmrun.chat.store import Conversation, Role, Turn
 from llmrun.errors import UsageError
 
 SCHEMA = "llmrun.conversation/1"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from llmrun import conversations
-from llmrun.conversations import Conversations, excerpt, title_of
+from llmrun.chat import store
+from llmrun.chat.store import Conversations, excerpt, title_of
+from llmrun.chat.transcript import as_document, as_markdown, from_document
 from llmrun.errors import DiskError, NotFound, UsageError
-from llmrun.transcript import as_document, as_markdown, from_document
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def said(kept: Conversations, *texts: str) -> str:
 
 
 def python(code: str, *arguments: str, **options: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "import sys\nfrom llmrun.conversations import *\n" + code, *arguments]
+    command = [sys.executable, "-c", "import sys\nfrom llmrun.chat.store import *\n" + code, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
 
@@ -443,9 +443,9 @@ def test_imported_late() -> None:
 def test_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LLMRUN_HOME moves it."""
     monkeypatch.setenv("LLMRUN_HOME", str(tmp_path))
-    assert conversations.file() == tmp_path / "state" / "conversations.db"
+    assert store.file() == tmp_path / "state" / "conversations.db"
     with Conversations() as kept:
-        assert kept.path == conversations.file() and kept.path.exists()
+        assert kept.path == store.file() and kept.path.exists()
 
 
 # -- out and in again --------------------------------------------------------------------------------------------------
