@@ -7,10 +7,10 @@ source itself as the reference. Both programs get the same layout, threads, cont
 reference's log-probabilities in 16 bits, none lower than 16 below the highest, ours are exact. Exit 1 where a
 perplexity is further away than its printed digits, or a mean divergence by more than 2 %.
 
---golden prints llama-perplexity's own figures instead, as tests/data/quality.json has them:
+--golden prints llama-perplexity's own figures instead, as tests/bench/data/quality.json has them:
 
-    .venv/bin/python scripts/compare_quality.py tiny:Q4_K_M,Q2_K --text tests/data/quality-stories.txt --chunks 5 \
-        --golden > tests/data/quality.json
+    .venv/bin/python scripts/compare_quality.py tiny:Q4_K_M,Q2_K \
+        --text tests/bench/data/quality-stories.txt --chunks 5 --golden > tests/bench/data/quality.json
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from llmrun import quality  # noqa: E402
+from llmrun.bench import quality  # noqa: E402
 from llmrun.engine.jobs.perplexity import score  # noqa: E402
 from llmrun.engine.jobs.quantize import Quantizer, Recipe, level_of  # noqa: E402
 from llmrun.machine.hardware import default_threads  # noqa: E402

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from llmrun.results import SCHEMA, Record, field_types
+from llmrun.bench.record import SCHEMA, Record, field_types
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "bench-record.schema.json"
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}

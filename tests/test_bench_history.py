@@ -11,7 +11,7 @@ import pytest
 import typer
 from test_results import RECORD
 
-from llmrun import journal
+from llmrun.bench import journal
 from llmrun.cli import screen
 from llmrun.cli.bench_history import WithHistory
 from llmrun.cli.help import Command, Group

@@ -17,10 +17,10 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from llmrun.bench.record import utc
 from llmrun.engine.protocol import Asking
 from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.options.config import SamplingConfig
-from llmrun.results import utc
 
 if TYPE_CHECKING:
     from llmrun.chat.store import Conversation, Conversations, Role, Turn

@@ -189,7 +189,7 @@ class Conversations:
 
     def create(self, model: str, *, system: str = "", settings: Mapping[str, Any] | None = None) -> str:
         """A conversation without turns; returns its id."""
-        from llmrun.results import new_id  # not above: what only reads would take a tenth longer to start
+        from llmrun.bench.record import new_id  # not above: what only reads would take a tenth longer to start
 
         model, system, now = _storable(model), _storable(system), _utc()
         with self._transaction() as db:

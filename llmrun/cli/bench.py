@@ -21,12 +21,12 @@ from llmrun.cli.help import Command
 from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmrun.bench import Case, Method
+    from llmrun.bench.exports import Format
+    from llmrun.bench.record import Record, Row, Test
+    from llmrun.bench.run import Case, Method
     from llmrun.engine.engine import Engine
-    from llmrun.exports import Format
     from llmrun.models.resolve import Model
     from llmrun.options.config import LoadConfig
-    from llmrun.results import Record, Row, Test
 
 _OUTPUT = "Output"
 Texts = list[str] | None
@@ -101,7 +101,7 @@ def bench(
     what is finished when you press Ctrl-C is kept. `llmrun bench history` has every bench, `llmrun compare` sets two
     side by side.
     """
-    from llmrun.bench import Case, Method
+    from llmrun.bench.run import Case, Method
 
     format = checked_format(output_format, "-o")
     file_format = checked_format(output.suffix[1:], "--output") if output else None
@@ -146,7 +146,7 @@ def one_case(text: str, command: Any) -> LoadConfig:
 
 
 def checked_format(text: str, option: str) -> Format:
-    from llmrun.exports import Format
+    from llmrun.bench.exports import Format
 
     known = {"markdown": "md", "txt": "table"}
     text = known.get(text, text)
@@ -159,7 +159,7 @@ def tests_of(
     n_prompt: Texts, n_gen: Texts, pg: Texts, depth: Texts, batch: Texts, *, end_to_end: bool = False
 ) -> list[Test]:
     """llama-bench's tests in its order: for every depth the prompts, the generations, the pairs; 0 leaves one out."""
-    from llmrun.results import Test
+    from llmrun.bench.record import Test
 
     prompts = sweep.whole("-p/--n-prompt", n_prompt or ["512"])
     gens = sweep.whole("-n/--n-gen", n_gen or ["128"])
@@ -201,7 +201,7 @@ def find(name: str, *, quiet: bool) -> Model:
 
 def read_quality(text: str) -> tuple[str, str]:
     """The name of a text, and the text."""
-    from llmrun.quality import default_text, read_text
+    from llmrun.bench.quality import default_text, read_text
 
     if text == "default":
         return "llmrun's text", default_text()
@@ -213,8 +213,8 @@ def scored(
     found: Model, named: tuple[str, str], reference: str | None, config: LoadConfig, *, quiet: bool
 ) -> dict[str, Any]:
     """How well the model predicts a text, as a record has it."""
+    from llmrun.bench.quality import Quality
     from llmrun.engine.jobs.perplexity import score
-    from llmrun.quality import Quality
 
     name, text = named
     beside = find(reference, quiet=quiet) if reference else None
@@ -239,12 +239,12 @@ def _bench_one(
     *,
     quiet: bool,
 ) -> None:
-    from llmrun import bench as benching
-    from llmrun import journal
-    from llmrun.exports import asked_settings, writer
+    from llmrun.bench import journal
+    from llmrun.bench import run as benching
+    from llmrun.bench.exports import asked_settings, writer
+    from llmrun.bench.record import Row
     from llmrun.machine.energy import Joules
     from llmrun.machine.sampler import open_nvml
-    from llmrun.results import Row
 
     planned = [Row(case.test, asked_settings(case.config)) for case in cases]
     out = writer(format)
@@ -304,8 +304,8 @@ def described(found: Model, engine: Engine, method: Method, quality: dict[str, A
     """The record without its rows."""
     from dataclasses import asdict
 
+    from llmrun.bench.record import Record, new_id, utc
     from llmrun.machine.environment import describe_build, describe_machine, describe_model
-    from llmrun.results import Record, new_id, utc
 
     return Record(
         id=new_id(),

@@ -17,8 +17,8 @@ from llmrun.cli.help import Command, Group
 from llmrun.units import UNKNOWN, rate
 
 if TYPE_CHECKING:
-    from llmrun.journal import Kept
-    from llmrun.results import Record
+    from llmrun.bench.journal import Kept
+    from llmrun.bench.record import Record
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
@@ -53,7 +53,7 @@ def history(ctx: typer.Context, as_json: options.Json = False) -> None:
 @app.command("list", cls=Command)
 def list_(as_json: options.Json = False) -> None:
     """Show the benches of this machine, the oldest first."""
-    from llmrun import journal
+    from llmrun.bench import journal
 
     found = journal.kept()
     if as_json:
@@ -69,8 +69,8 @@ def list_(as_json: options.Json = False) -> None:
 @app.command("show", cls=Command)
 def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
     """Show one bench again; with --json its whole record."""
-    from llmrun import exports, journal
-    from llmrun.results import to_document
+    from llmrun.bench import exports, journal
+    from llmrun.bench.record import to_document
 
     chosen = parse_format(format)
     record = journal.read_file(journal.find(id))
@@ -87,7 +87,7 @@ def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
 @app.command("rm", cls=Command)
 def rm(ids: Ids) -> None:
     """Remove benches."""
-    from llmrun import journal
+    from llmrun.bench import journal
 
     for path in [journal.find(each) for each in ids]:  # all of them exist, or none is removed
         journal.remove(path)
@@ -97,14 +97,14 @@ def rm(ids: Ids) -> None:
 @app.command("path", cls=Command)
 def path(id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one bench.")] = None) -> None:
     """Print where the records are, or one of them."""
-    from llmrun import journal
+    from llmrun.bench import journal
 
     screen.out(f"{journal.folder() if id is None else journal.find(id)}\n")
 
 
 def _show_samples(record: Record) -> None:
     """What the mean hides: a drift, one slow sample. For eyes only, so that a pipe does not get it."""
-    from llmrun.sketch import sparkline
+    from llmrun.bench.plot.text import sparkline
 
     columns = [table.Column(title) for title in ("TEST", "SAMPLES", "T/S")]
     several = [(row.test.name, row.samples_tps) for row in record.rows if len(row.samples_tps) > 2]
@@ -117,8 +117,8 @@ def parse_format(text: str) -> Any:
     """One of `exports.Format`. Raises `UsageError`."""
     from typing import get_args
 
+    from llmrun.bench.exports import Format
     from llmrun.errors import UsageError
-    from llmrun.exports import Format
 
     if text not in get_args(Format):
         raise UsageError(f"-o: '{text}' is none of {', '.join(get_args(Format))}", hint="-o md")

@@ -13,9 +13,9 @@ from llmrun.errors import TooSlow, UsageError
 from llmrun.units import UNKNOWN, rate, significant
 
 if TYPE_CHECKING:
-    from llmrun.compare import Comparison, Match, Result, Side
+    from llmrun.bench.compare import Comparison, Match, Result, Side
+    from llmrun.bench.record import Test
     from llmrun.options.config import LoadConfig
-    from llmrun.results import Test
 
 BenchA = Annotated[
     str,
@@ -84,7 +84,7 @@ def compare(
     """
     if fail_under is not None and not 0 < fail_under < 100:
         raise UsageError(f"--fail-under: {fail_under} is no ratio of two speeds", hint="--fail-under 0.95")
-    from llmrun import compare as comparing
+    from llmrun.bench import compare as comparing
     from llmrun.cli.bench import one_case, tests_of
 
     if live is None:
@@ -106,18 +106,18 @@ def _run_now(
     model: str, sides: tuple[LoadConfig, LoadConfig], names: tuple[str, str], tests: list[Test], n: int, *, quiet: bool
 ) -> tuple[Side, Side]:
     """Both settings in turn; kept as two benches that know of each other."""
-    from llmrun import bench, journal
-    from llmrun import compare as comparing
+    from llmrun.bench import compare as comparing
+    from llmrun.bench import journal, run
+    from llmrun.bench.record import Record, utc
     from llmrun.cli.bench import described, find, progress
-    from llmrun.results import Record, utc
 
     found = find(model, quiet=quiet)
-    method = bench.Method(repetitions=n)
-    cases = [bench.Case(sides[0], test) for test in tests]
+    method = run.Method(repetitions=n)
+    cases = [run.Case(sides[0], test) for test in tests]
     records: list[Record] = []
     with progress(cases, method, shown=not quiet) as tick:
         rows = list(
-            bench.run_interleaved(
+            run.run_interleaved(
                 found,
                 *sides,
                 tests,
@@ -174,7 +174,7 @@ def as_document(result: Result) -> dict[str, Any]:
 
 
 def _show(result: Result) -> None:
-    from llmrun import compare as comparing
+    from llmrun.bench import compare as comparing
 
     differing = result.differences.items()
     if differing:

@@ -48,25 +48,25 @@ def plot(
 
     Points are means, error bars standard deviations. A file takes matplotlib; text and --json do not.
     """
-    from llmrun import drawing, plot
-    from llmrun.results import to_document
+    from llmrun.bench.plot import figures, images
+    from llmrun.bench.record import to_document
 
-    kinds = plot.kinds_of(kind) if kind else []
+    kinds = figures.kinds_of(kind) if kind else []
     if output is not None:
-        drawing.format_of(output)
-        drawing.require()  # before anything is read, and much is said
-    figure = plot.figure(plot.open_benches(benches), kinds, x)
+        images.format_of(output)
+        images.require()  # before anything is read, and much is said
+    figure = figures.figure(figures.open_benches(benches), kinds, x)
     if not kinds:
         screen.note(f"kind: {', '.join(figure.kinds)}")
     for line in figure.left_out:
         screen.note(f"left out: {line}")
     if output is not None:
-        drawing.write(figure, output)
+        images.write(figure, output)
         screen.note(f"wrote {output}")
     if as_json:
         screen.out_json(to_document(figure))
     elif output is None:
-        from llmrun.sketch import sketch
+        from llmrun.bench.plot.text import sketch
 
         width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else PIPE_WIDTH
         screen.out(sketch(figure, width))

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from llmrun.bench.record import Energy
 from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
-from llmrun.results import Energy
 
 POWERCAP = Path("/sys/class/powercap")
 LOOK_S = 20.0

@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from llmrun import __version__
+from llmrun.bench.record import Build, DeviceInfo, GpuInfo, Machine, ModelFile, ModelInfo
 from llmrun.engine.protocol import Device
 from llmrun.gguf.reader import Header
 from llmrun.machine import doctor, gpus, hardware
 from llmrun.machine.hardware import text_of
 from llmrun.models import store
 from llmrun.models.quants import split_parts
-from llmrun.results import Build, DeviceInfo, GpuInfo, Machine, ModelFile, ModelInfo
 
 # What changes how llama.cpp computes. By name, for others of that kind hold keys and addresses.
 _VARIABLES = re.compile(

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from llmrun.bench.record import read_part, to_document
 from llmrun.errors import UsageError
 from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
 from llmrun.models import store
-from llmrun.results import read_part, to_document
 
 SCHEMA = "llmrun.ceilings/1"
 MAX_AGE_DAYS = 30.0

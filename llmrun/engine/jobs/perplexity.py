@@ -21,6 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
+from llmrun.bench.quality import Quality, Tally
 from llmrun.engine.child.score import n_counted
 from llmrun.engine.engine import Engine, Limits
 from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
@@ -30,7 +31,6 @@ from llmrun.machine.hardware import available_memory
 from llmrun.options.config import MAX_CTX, LoadConfig
 from llmrun.planning.footprint import CPU
 from llmrun.planning.placement import DoesNotFit, Layout, Measure, Plan, Room
-from llmrun.quality import Quality, Tally
 from llmrun.units import size
 
 MIN_CTX = 16

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from llmrun.bench.record import utc
 from llmrun.engine import devices
 from llmrun.engine.devices import Found
 from llmrun.engine.process import Child, Gone, IdleWatch
@@ -13,7 +14,6 @@ from llmrun.engine.protocol import Device, Probe, Probed, decode, encode
 from llmrun.errors import EngineCrashed
 from llmrun.machine import hardware, peaks
 from llmrun.machine.peaks import Ceiling, Key, Spread
-from llmrun.results import utc
 
 _WAIT_S = 120.0
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llmrun import exports
+from llmrun.bench import exports
+from llmrun.bench.exports import Format
+from llmrun.bench.record import Record, Row, read_part, read_record, to_document, utc
 from llmrun.errors import NotFound, UsageError
-from llmrun.exports import Format
 from llmrun.models import store
-from llmrun.results import Record, Row, read_part, read_record, to_document, utc
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 _SUFFIX = ".jsonl"

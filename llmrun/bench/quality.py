@@ -260,7 +260,7 @@ def default_text() -> str:
 
     For comparing levels of one model with each other. Figures of other texts can't be compared with it.
     """
-    return read_text(Path(__file__).parent / "data" / "quality.txt")
+    return read_text(Path(__file__).parents[1] / "data" / "quality.txt")
 
 
 def read_text(path: Path) -> str:

@@ -16,14 +16,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from llmrun import journal
-from llmrun.engine.protocol import Device
-from llmrun.errors import DiskError, NotFound, UsageError
-from llmrun.gguf.reader import open_header
-from llmrun.machine import environment
-from llmrun.machine.sampler import GpuUsage, Usage
-from llmrun.models.store import hash_file
-from llmrun.results import (
+from llmrun.bench import journal
+from llmrun.bench.record import (
     Build,
     Caveat,
     DeviceInfo,
@@ -40,8 +34,14 @@ from llmrun.results import (
     read_record,
     to_document,
 )
+from llmrun.engine.protocol import Device
+from llmrun.errors import DiskError, NotFound, UsageError
+from llmrun.gguf.reader import open_header
+from llmrun.machine import environment
+from llmrun.machine.sampler import GpuUsage, Usage
+from llmrun.models.store import hash_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GPU = GpuUsage(0, "a GPU", 80, 1, 2, None, 0.5, 300.0, 350.0, 12.5, 1980.0, None, 60, ("power",))
 USAGE = Usage(9, 2.0, 700, 600, 100, 0, 0, 3, 4.0, 0.1, None, (GPU,), None, 0.001, 0.25, None)
 DECODE = Row(
@@ -302,7 +302,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from dataclasses import replace
-from llmrun import journal
+from llmrun.bench import journal
 from test_results import PREFILL, RECORD
 rows = journal.Output(Path(sys.argv[2]), "json"), journal.Output(Path(sys.argv[3]), "csv")
 begun = replace(RECORD, rows=())
@@ -322,7 +322,7 @@ while True:
 def test_killed_writer(tmp_path: Path) -> None:
     """SIGKILL in the middle of writing: journal, JSON and CSV have every row that was reported finished."""
     paths = [tmp_path / name for name in ("j.jsonl", "o.json", "o.csv")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "bench")])}
     writer = subprocess.Popen(
         [sys.executable, "-c", _WRITER, *map(str, paths)], stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from llmrun.bench.record import Build, Machine, ModelInfo, Record, Row, Test, to_document
 from llmrun.machine.energy import cost_per_million_tokens
 from llmrun.options.config import LoadConfig
-from llmrun.results import Build, Machine, ModelInfo, Record, Row, Test, to_document
 from llmrun.units import UNKNOWN, duration, percent, significant
 
 Format = Literal["table", "md", "csv", "json", "jsonl", "sql"]

@@ -24,10 +24,9 @@ from typing import Any
 import pytest
 from test_results import DECODE, PREFILL, RECORD
 
-from llmrun import exports
-from llmrun.exports import export
-from llmrun.options.config import LoadConfig, Offload
-from llmrun.results import (
+from llmrun.bench import exports
+from llmrun.bench.exports import export
+from llmrun.bench.record import (
     Build,
     Caveat,
     DeviceInfo,
@@ -41,6 +40,7 @@ from llmrun.results import (
     Steps,
     Test,
 )
+from llmrun.options.config import LoadConfig, Offload
 
 DATA = Path(__file__).parent / "data"
 FLASH_ATTN = {-1: "auto", 0: "off", 1: "on"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmrun.plot import Figure, Panel, Point, Series
+from llmrun.bench.plot.figures import Figure, Panel, Point, Series
 from llmrun.units import UNKNOWN, percent, significant
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"

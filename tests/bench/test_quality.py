@@ -23,6 +23,7 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
+from llmrun.bench.quality import Quality, Tally, default_text, quantile, read_text
 from llmrun.engine.child.score import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
 from llmrun.engine.engine import Engine
 from llmrun.engine.jobs.perplexity import Scorer, score
@@ -33,10 +34,9 @@ from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import Model, find_model, open_whole
 from llmrun.options.config import LoadConfig, Offload
 from llmrun.planning.footprint import CPU
-from llmrun.quality import Quality, Tally, default_text, quantile, read_text
 
-STORIES = ROOT / "tests" / "data" / "quality-stories.txt"
-GOLDEN = ROOT / "tests" / "data" / "quality.json"
+STORIES = ROOT / "tests" / "bench" / "data" / "quality-stories.txt"
+GOLDEN = ROOT / "tests" / "bench" / "data" / "quality.json"
 PLAIN = LoadConfig(repack="off", offload=Offload(n_gpu_layers=0))
 BOS = "tokenizer.ggml.add_bos_token"
 CAUSAL = "llama.attention.causal"

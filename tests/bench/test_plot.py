@@ -17,11 +17,12 @@ from conftest import RunLlmrun
 from terminal import Terminal
 from test_results import RECORD
 
-from llmrun import drawing, journal, plot
-from llmrun.compare import side_of
+from llmrun.bench import journal
+from llmrun.bench.compare import side_of
+from llmrun.bench.plot import figures, images
+from llmrun.bench.plot.text import bar, sketch, sparkline
+from llmrun.bench.record import DeviceInfo, Machine, ModelInfo, Record, Row, Sample, Steps, Test, to_document
 from llmrun.errors import DiskError, UsageError
-from llmrun.results import DeviceInfo, Machine, ModelInfo, Record, Row, Sample, Steps, Test, to_document
-from llmrun.sketch import bar, sketch, sparkline
 
 DATA = Path(__file__).parent / "data"
 
@@ -42,8 +43,8 @@ def record(*rows: Row, name: str = "tiny", id: str = "20261121-010203-ab12") -> 
     return replace(RECORD, id=id, rows=rows, machine=machine, model=ModelInfo(name, quantization="Q8_0"))
 
 
-def bench(made: Record) -> plot.Bench:
-    return plot.Bench(side_of(made), made)
+def bench(made: Record) -> figures.Bench:
+    return figures.Bench(side_of(made), made)
 
 
 def threads(n: int) -> dict[str, int]:
@@ -63,7 +64,7 @@ BATCH = record(*(row(Test("pg", 8, 4, n_seq=n), (10.0 * n**0.5,)) for n in (1, 4
 
 def test_sweep() -> None:
     """9 and 11 t/s are 10 ± √2; 1, 2, 4 threads are powers; threads of the batch follow and are not a line's name."""
-    figure = plot.figure([bench(SWEEP)])
+    figure = figures.figure([bench(SWEEP)])
     assert figure.title == "tiny · Q8_0 · Intel Xeon Gold 6"
     (panel,) = figure.panels
     assert (panel.kind, panel.title, panel.y.label) == ("sweep", "decode, tg4", "tokens per second")
@@ -82,13 +83,13 @@ def test_lines() -> None:
     rows = [
         row(Test("tg", n_gen=4, n_depth=d), (t * 10.0,), settings=threads(t)) for t in (1, 2) for d in (512, 0, 1024)
     ]
-    (panel,) = plot.figure([bench(record(*rows))]).panels
+    (panel,) = figures.figure([bench(record(*rows))]).panels
     assert panel.x.label.startswith("depth") and panel.x.scale == "linear"  # two powers and 0
     assert [(s.label, [p.x for p in s.points]) for s in panel.series] == [
         ("1 thread", [0, 512, 1024]),
         ("2 threads", [0, 512, 1024]),
     ]
-    (panel,) = plot.figure([bench(record(*rows))], x="n_threads").panels
+    (panel,) = figures.figure([bench(record(*rows))], x="n_threads").panels
     assert [s.label for s in panel.series] == ["depth 512", "depth 0", "depth 1024"]
 
 
@@ -100,13 +101,13 @@ def test_lines() -> None:
 def test_scale(values: tuple[int, ...], scale: str) -> None:
     """Logarithmic where values are powers, with a place for 0; two values are none."""
     rows = [row(Test("tg", n_gen=4, n_depth=d), (9.0,)) for d in values]
-    (panel,) = plot.figure([bench(record(*rows))], ["sweep"]).panels
+    (panel,) = figures.figure([bench(record(*rows))], ["sweep"]).panels
     assert panel.x.scale == scale
 
 
 def test_models() -> None:
     """A line for each model; the machine, which they share, is in the title once."""
-    figure = plot.figure([bench(SWEEP), bench(replace(SWEEP, model=ModelInfo("other")))], ["sweep"])
+    figure = figures.figure([bench(SWEEP), bench(replace(SWEEP, model=ModelInfo("other")))], ["sweep"])
     assert [series.label for series in figure.panels[0].series] == ["tiny", "other"]
     assert figure.title == "tiny · Q8_0, other · Intel Xeon Gold 6"
 
@@ -118,7 +119,7 @@ def test_bars() -> None:
         for n, factor in ((0, 1.0), (7, 10.0))
         for test, base in ((Test("pp", 64), 100.0), (Test("pp", 128), 90.0), (TG, 5.0))
     ]
-    figure = plot.figure([bench(record(*rows))])
+    figure = figures.figure([bench(record(*rows))])
     assert figure.title.endswith(" + a GPU") and list(figure.kinds) == ["bars"]
     prefill, decode = figure.panels
     assert list(prefill.x.ticks) == [(0, "pp64"), (1, "pp128")]
@@ -133,7 +134,7 @@ def test_bars() -> None:
 def test_roofline() -> None:
     """2 GFLOP of 1 GB at 8 t/s: 2 operations per byte, 16 of the 20 GFLOP/s that 10 GB/s feed. A prompt of 100 reads
     the weights once: 200 operations per byte, 80 of 100 GFLOP/s."""
-    figure = plot.figure([bench(ROOFLINE)], ["roofline"])
+    figure = figures.figure([bench(ROOFLINE)], ["roofline"])
     (panel,) = figure.panels
     roof, dots = panel.series
     assert (panel.x.scale, panel.y.scale, roof.mark, dots.mark) == ("log", "log", "roof", "dot")
@@ -151,7 +152,7 @@ def test_roofline() -> None:
 
 def test_batch() -> None:
     """Four sequences at 20 t/s together are 5 t/s each."""
-    together, each = plot.figure([bench(BATCH)]).panels
+    together, each = figures.figure([bench(BATCH)]).panels
     assert together.title == "decode, all sequences together" and together.x.scale == "log"
     assert [(p.x, round(p.y, 6)) for p in together.series[0].points] == [(1, 10), (4, 20), (16, 40)]
     assert [round(p.y, 6) for p in each.series[0].points] == [10, 5, 2.5]
@@ -159,11 +160,11 @@ def test_batch() -> None:
 
 def test_llama_bench() -> None:
     """llama-bench's own JSON has rates and settings; it has no ceilings."""
-    benches = plot.open_benches([str(DATA / "llama-bench-sweep.jsonl")])
-    figure = plot.figure(benches)
+    benches = figures.open_benches([str(DATA / "llama-bench-sweep.jsonl")])
+    figure = figures.figure(benches)
     assert list(figure.kinds) == ["bars"] and figure.title.startswith("llama ?B Q8_0 · ")
     with pytest.raises(UsageError, match="bytes per step"):
-        plot.figure(benches, ["roofline"])
+        figures.figure(benches, ["roofline"])
 
 
 @pytest.mark.parametrize(
@@ -176,17 +177,17 @@ def test_llama_bench() -> None:
         (SWEEP, ["batch"], "number of sequences does not vary"),
     ],
 )
-def test_nothing_to_draw(made: Record, kinds: Sequence[plot.Kind], said: str) -> None:
+def test_nothing_to_draw(made: Record, kinds: Sequence[figures.Kind], said: str) -> None:
     """Each says what is missing, and a command that measures it."""
     with pytest.raises(UsageError, match=said) as raised:
-        plot.figure([bench(made)], kinds)
+        figures.figure([bench(made)], kinds)
     assert raised.value.hint
 
 
 def test_failed_rows_are_named() -> None:
     """What could not be measured is not in the picture, and it is said."""
     made = replace(SWEEP, rows=(*SWEEP.rows, Row(Test("tg", n_gen=9), error="out of memory")))
-    assert "not measured: tg9" in plot.figure([bench(made)]).left_out
+    assert "not measured: tg9" in figures.figure([bench(made)]).left_out
 
 
 # -- as text -----------------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def test_failed_rows_are_named() -> None:
 
 def test_sketch() -> None:
     """40 t/s of 8 characters: 10 are two, 20 are four. Nothing but text: no colour to turn off."""
-    assert sketch(plot.figure([bench(SWEEP)]), 30) == (
+    assert sketch(figures.figure([bench(SWEEP)]), 30) == (
         "tiny · Q8_0 · Intel Xeon Gold 6\n"
         "\n"
         "decode, tg4 · tokens per second, by threads\n"
@@ -208,7 +209,7 @@ def test_sketch() -> None:
 
 def test_sketch_of_a_roofline() -> None:
     """16 of 20 and 80 of 100 GFLOP/s: 80 % of the roof, both."""
-    text = sketch(plot.figure([bench(ROOFLINE)], ["roofline"]), 60)
+    text = sketch(figures.figure([bench(ROOFLINE)], ["roofline"]), 60)
     assert "share of the roof (RAM: 10.0 GB/s, 100 GFLOP/s)" in text
     assert [line.split("  ")[-1].strip() for line in text.splitlines()[3:5]] == [
         "80.0 % of 20.0 GFLOP/s",
@@ -229,9 +230,9 @@ def test_bar_and_sparkline() -> None:
 def test_svg() -> None:
     """Text is text, a name's dollars and angles are themselves, and the same picture has the same bytes."""
     made = replace(SWEEP, model=ModelInfo("a$b$<c>\x07"))
-    figure = plot.figure([bench(made), bench(BATCH), bench(ROOFLINE)], ["sweep", "roofline"])
-    svg = drawing.render(figure, "svg")
-    assert svg == drawing.render(figure, "svg") and len(svg) < 60_000
+    figure = figures.figure([bench(made), bench(BATCH), bench(ROOFLINE)], ["sweep", "roofline"])
+    svg = images.render(figure, "svg")
+    assert svg == images.render(figure, "svg") and len(svg) < 60_000
     text = svg.decode()
     for part in (
         "a$b$&lt;c&gt;?",
@@ -248,7 +249,7 @@ def test_svg() -> None:
 def test_png(tmp_path: Path) -> None:
     """8.8 inches of 150 dots for two panels."""
     path = tmp_path / "new" / "two.PNG"
-    drawing.write(plot.figure([bench(BATCH)]), path)
+    images.write(figures.figure([bench(BATCH)]), path)
     data = path.read_bytes()
     width, height = struct.unpack(">II", data[16:24])
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and width == 1320 and 400 < height < 800
@@ -259,10 +260,10 @@ def test_file_that_cannot_be(tmp_path: Path) -> None:
     """A folder in the file's place is the disk's error; another suffix is the user's."""
     (tmp_path / "x.svg").mkdir()
     with pytest.raises(DiskError):
-        drawing.write(plot.figure([bench(BATCH)]), tmp_path / "x.svg")
+        images.write(figures.figure([bench(BATCH)]), tmp_path / "x.svg")
     assert [each.name for each in tmp_path.iterdir()] == ["x.svg"]
     with pytest.raises(UsageError, match=r"'x\.pdf' is neither \.svg nor \.png"):
-        drawing.write(plot.figure([bench(BATCH)]), tmp_path / "x.pdf")
+        images.write(figures.figure([bench(BATCH)]), tmp_path / "x.pdf")
 
 
 def test_without_matplotlib(tmp_path: Path) -> None:

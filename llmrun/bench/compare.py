@@ -26,9 +26,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from llmrun import exports, journal
+from llmrun.bench import exports, journal
+from llmrun.bench.record import Record, Test, TestKind
 from llmrun.errors import UsageError
-from llmrun.results import Record, Test, TestKind
 
 LEVEL = 0.95
 NOISE = 0.01

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from types import TracebackType
 
+from llmrun.bench.exports import asked_settings
+from llmrun.bench.record import Caveat, Row, Sample, Steps, Test, utc
 from llmrun.engine.engine import Engine
 from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.layout import by_device, settings_of
 from llmrun.errors import EngineCrashed, OutOfMemory, UsageError
-from llmrun.exports import asked_settings
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
 from llmrun.machine.environment import on_battery
 from llmrun.machine.hardware import cpu_mhz
@@ -30,7 +31,6 @@ from llmrun.models.resolve import Model
 from llmrun.options.config import LoadConfig, SamplingConfig
 from llmrun.planning.footprint import CPU, flops_per_token, step_reads
 from llmrun.planning.placement import main_type
-from llmrun.results import Caveat, Row, Sample, Steps, Test, utc
 from llmrun.units import percent
 
 _PROBE_S = 0.1

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from llmrun import bench, journal
-from llmrun.bench import Case, Method
+from llmrun.bench import journal, run
+from llmrun.bench.record import Row, Sample, Steps, Test
+from llmrun.bench.run import Case, Method
 from llmrun.cli import load as load_options
 from llmrun.cli import sweep
 from llmrun.cli.bench import tests_of as made
@@ -26,7 +27,6 @@ from llmrun.machine.sampler import Usage
 from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Offload
 from llmrun.planning.footprint import CPU, Placement, flops_per_token, step_reads
-from llmrun.results import Row, Sample, Steps, Test
 
 QUICK = Method(repetitions=2, ceilings=False)
 
@@ -118,7 +118,7 @@ def test_bad_values_end_with_2(arguments: list[str], capfd: pytest.CaptureFixtur
 
 
 def rows_of(tests: list[Test], config: LoadConfig | None = None, method: Method = QUICK) -> list[Row]:
-    return list(bench.run(find_model("tiny"), [Case(config or LoadConfig(), test) for test in tests], method))
+    return list(run.run(find_model("tiny"), [Case(config or LoadConfig(), test) for test in tests], method))
 
 
 def test_every_kind_of_test() -> None:
@@ -161,7 +161,7 @@ def test_settings_that_do_not_fit_are_a_row_too() -> None:
         Case(LoadConfig(), Test("tg", 0, 1 << 24)),
         Case(LoadConfig(n_threads=2), Test("tg", 0, 2)),
     ]
-    found = list(bench.run(find_model("tiny"), cases, QUICK))
+    found = list(run.run(find_model("tiny"), cases, QUICK))
     assert [bool(row.samples) for row in found] == [True, False, True]
     assert "needs" in (found[1].error or "")
 
@@ -202,14 +202,14 @@ def test_warnings() -> None:
     row = Row(Test("tg", 0, 4), samples=samples)
     found = {
         each.code: each
-        for each in bench.warnings(
+        for each in run.warnings(
             row, usage(other_cpu_s=0.5, steal_s=0.2, major_faults=7, peak_swap_bytes=1), Method(repetitions=2)
         )
     }
     assert found.keys() == {"few-samples", "noisy", "others-busy", "steal", "read-from-disk", "swapping"}
     assert found["others-busy"].numbers == {"cores": 0.5} and "0.50 cores" in found["others-busy"].message
     quiet = Row(Test("tg", 0, 4), samples=(samples[0],) * 5)
-    assert not list(bench.warnings(quiet, usage(other_cpu_s=0.01), Method()))
+    assert not list(run.warnings(quiet, usage(other_cpu_s=0.01), Method()))
 
 
 # -- as a user sees it ---
@@ -291,7 +291,7 @@ def test_ended_in_the_middle(home: Path, number: int) -> None:
 def test_quality_stands_beside_the_speed(llmrun: Any, home: Path) -> None:
     """--quality: perplexity in the record, in every row for programs, and under the table for people."""
     text = home / "text.txt"
-    text.write_text((Path(bench.__file__).parent / "data" / "quality.txt").read_text()[:6000])
+    text.write_text((Path(run.__file__).parents[1] / "data" / "quality.txt").read_text()[:6000])
     arguments = ("bench", "tiny", "-p", "8", "-n", "0", "-r", "1", "--no-ceilings", "--quality", str(text))
     done = llmrun(*arguments, "--reference", "tiny", "-o", "json")
     assert done.returncode == 0, done.stderr

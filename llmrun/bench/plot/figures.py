@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from llmrun.compare import Entry, Setting, Side, open_bench
+from llmrun.bench.compare import Entry, Setting, Side, open_bench
+from llmrun.bench.record import Record, Row, TestKind
 from llmrun.errors import UsageError
-from llmrun.results import Record, Row, TestKind
 from llmrun.units import UNKNOWN, bandwidth, significant
 
 Kind = Literal["sweep", "batch", "bars", "roofline"]

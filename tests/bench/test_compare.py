@@ -16,10 +16,10 @@ from conftest import RunLlmrun
 from test_exports import DATA, golden, record_of
 from test_results import DECODE, RECORD
 
-from llmrun import compare, exports, journal
-from llmrun.compare import compare_samples, side_of
+from llmrun.bench import compare, exports, journal
+from llmrun.bench.compare import compare_samples, side_of
+from llmrun.bench.record import Record, Row, Sample, Steps, Test, to_document
 from llmrun.errors import NotFound, UsageError
-from llmrun.results import Record, Row, Sample, Steps, Test, to_document
 
 
 def record(rates: list[float], id: str = "20261121-010203-ab12", **settings: Any) -> Record:

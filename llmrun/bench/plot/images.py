@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.errors import UsageError
 from llmrun.models import store
-from llmrun.plot import Axis, Figure, Panel, Point, Series
 from llmrun.units import significant
 
 FORMATS = ("svg", "png")

@@ -1,0 +1,1 @@
+"""Measuring: what is run, the record of it, what is made of records."""

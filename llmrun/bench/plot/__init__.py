@@ -1,0 +1,1 @@
+"""Pictures of records: what they show, and it as an image and as text."""
