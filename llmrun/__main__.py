@@ -16,7 +16,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         if sys.argv[1:] == ["--version"]:  # needs none of the command line's machinery
-            from llmrun.cli import screen
+            from llmrun.cli.terminal import screen
 
             code = screen.guarded(lambda: screen.out(f"llmrun {__version__}\n"))
         else:

@@ -109,7 +109,7 @@ def test_imports_go_down(path: Path) -> None:
 def test_relative_and_unknown_imports_count() -> None:
     """`from . import x` and `from ..y import z` are what they say, and a room that nobody gave a floor is an error."""
     module = PACKAGE / "cli" / "some.py"
-    assert imports_of(module, "from . import screen") == {"llmrun.cli", "llmrun.cli.screen"}
+    assert imports_of(module, "from . import screen") == {"llmrun.cli", "llmrun.cli.terminal.screen"}
     assert imports_of(module, "from ..store import find") == {"llmrun.models.store", "llmrun.store.find"}
     assert imports_of(PACKAGE / "some.py", "from . import hub") == {"llmrun", "llmrun.models.hub"}
     with pytest.raises(AssertionError, match="attic has no floor"):

@@ -7,24 +7,24 @@ from typing import Annotated
 import typer
 
 from llmrun import __version__
-from llmrun.cli import screen
-from llmrun.cli.bench import BenchCommand, bench
-from llmrun.cli.chat import ChatCommand, chat
-from llmrun.cli.compare import CompareCommand, compare
-from llmrun.cli.config import app as config_app
-from llmrun.cli.devices import devices
-from llmrun.cli.doctor import doctor
-from llmrun.cli.help import Command, Group
-from llmrun.cli.history import app as history_app
-from llmrun.cli.plot import plot
-from llmrun.cli.pull import pull
-from llmrun.cli.quantize import levels_help, quantize
-from llmrun.cli.run import run as commands_run
-from llmrun.cli.search import search
-from llmrun.cli.settings import ModelCommand
-from llmrun.cli.show import show
-from llmrun.cli.store import import_, list_, rm, verify
-from llmrun.cli.worker import worker
+from llmrun.cli.commands.bench import BenchCommand, bench
+from llmrun.cli.commands.chat import ChatCommand, chat
+from llmrun.cli.commands.compare import CompareCommand, compare
+from llmrun.cli.commands.config import app as config_app
+from llmrun.cli.commands.devices import devices
+from llmrun.cli.commands.doctor import doctor
+from llmrun.cli.commands.history import app as history_app
+from llmrun.cli.commands.plot import plot
+from llmrun.cli.commands.pull import pull
+from llmrun.cli.commands.quantize import levels_help, quantize
+from llmrun.cli.commands.run import run as commands_run
+from llmrun.cli.commands.search import search
+from llmrun.cli.commands.show import show
+from llmrun.cli.commands.store import import_, list_, rm, verify
+from llmrun.cli.commands.worker import worker
+from llmrun.cli.framework.help import Command, Group
+from llmrun.cli.framework.user_settings import ModelCommand
+from llmrun.cli.terminal import screen
 
 app = typer.Typer(
     cls=Group,

@@ -17,9 +17,8 @@ import pytest
 from llmrun.bench import journal, run
 from llmrun.bench.record import Row, Sample, Steps, Test
 from llmrun.bench.run import Case, Method
-from llmrun.cli import load as load_options
-from llmrun.cli import sweep
-from llmrun.cli.bench import tests_of as made
+from llmrun.cli.commands.bench import tests_of as made
+from llmrun.cli.framework import load_options, sweeps
 from llmrun.errors import UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
@@ -48,18 +47,18 @@ QUICK = Method(repetitions=2, ceilings=False)
 )
 def test_lists_and_ranges(texts: list[str], expected: list[str]) -> None:
     """llama-bench's syntax, both ends counted."""
-    assert sweep.values("-x", texts) == expected
+    assert sweeps.values("-x", texts) == expected
 
 
 @pytest.mark.parametrize("text", ["1,,2", "", "1-9+0", "0-9*2", "1-9*1", "1-999999999"])
 def test_lists_without_end(text: str) -> None:
     with pytest.raises(UsageError, match="-x"):
-        sweep.values("-x", [text])
+        sweeps.values("-x", [text])
 
 
 def test_all_combinations() -> None:
     """Every value of one with every value of the others; what was not given has its default."""
-    swept = sweep.Swept(load_options._config, fixed=("rpc",), without=("ctx_size",))
+    swept = sweeps.Swept(load_options._config, fixed=("rpc",), without=("ctx_size",))
     given: dict[str, Any] = dict.fromkeys((p.name for p in swept.parameters()), None) | {"rpc": ""}
     configs = list(
         swept.combinations(given | {"threads": ["1,2"], "n_gpu_layers": ["0", "auto"], "no_kv_offload": ["0,1"]})

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from llmrun.cli.advice import with_smaller_quantization
+from llmrun.cli.loading.fit_hints import with_smaller_quantization
 from llmrun.engine.engine import Engine, Generation
 from llmrun.engine.layout import total_error
 from llmrun.errors import BadModel, EngineCrashed, OutOfMemory, UsageError

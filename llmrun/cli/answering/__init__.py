@@ -1,0 +1,1 @@
+"""What one-shot answers and chats share: the prompt, the form of an answer, what it cost."""

@@ -1,0 +1,135 @@
+"""The prompt of a one-shot run: what was piped in, the files, the argument, and a template to put them in."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+
+from llmrun.cli.terminal import files, screen
+from llmrun.errors import NotFound, UsageError
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a prompt is made of; empty where there is none."""
+
+    stdin: str
+    files: str
+    prompt: str
+
+    @property
+    def input(self) -> str:
+        """All of it: standard input, then the files, then the argument, a blank line between them."""
+        return "\n\n".join(part for part in (self.stdin, self.files, self.prompt) if part)
+
+
+def gather(argument: str | None, files: Sequence[Path]) -> Parts:
+    """Read what there is. Raises `UsageError`, `NotFound`.
+
+    A file called "-" is standard input too, which is read first in any case.
+    """
+    piped = _from_stdin()
+    read = [_from_file(os.fspath(path)) for path in files if str(path) != "-"]
+    return Parts(piped, "\n\n".join(part for part in read if part), argument or "")
+
+
+def _from_stdin() -> str:
+    """What was piped or redirected into us; a terminal or a device has nothing to say."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return ""
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
+        return ""
+    # An open pipe that nobody writes to keeps us for ever, as it does every filter. To go on without would drop what a
+    # slow writer sends late; so it is only said, also to those who want quiet.
+    if not select.select([0], [], [], 2.0)[0]:
+        screen.note("waiting for standard input; leave it out with: </dev/null")
+    with os.fdopen(os.dup(0), "rb") as stream:
+        return _text(stream.read())
+
+
+def _text(data: bytes) -> str:
+    """UTF-8 without the mark that some editors begin with, and without the line end that all end with."""
+    return data.decode("utf-8-sig", errors="replace").rstrip("\n")
+
+
+def _from_file(name: str, option: str = "-f") -> str:
+    return _text(files.read_bytes(option, name))
+
+
+# -- templates ---
+
+BUILT_IN = ("input", "stdin", "files", "prompt")
+
+
+def filled(template: str, parts: Parts, fields: Mapping[str, str]) -> str:
+    """The template with its {fields}: {input}, {stdin}, {files}, {prompt}, and the user's own. {{ and }} are braces.
+
+    What a template leaves out of the input is lost to nobody: without any of the four, the input stands behind it.
+    Raises `UsageError` for a field that nobody gave, and for one that the template does not have.
+    """
+    values = {name: getattr(parts, name) for name in BUILT_IN} | dict(fields)
+    made, used = [], set()
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(f"--template: {error}; a brace that is none of a field is doubled", hint="{{ and }}") from None
+    for literal, name, form, conversion in pieces:
+        made.append(literal)
+        if name is None:
+            continue
+        if form or conversion or not _NAME.fullmatch(name):
+            spelled = f"{name}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
+            raise UsageError(
+                f"--template: '{{{spelled[:40]}}}' is no field: small letters, digits and _", hint="{input}"
+            )
+        if name not in values:
+            raise UsageError(f"--template: nobody says what {{{name}}} is", hint=f"--field {name}=...")
+        used.add(name)
+        made.append(values[name])
+    if unused := [name for name in fields if name not in used]:
+        known = ", ".join(sorted(used - set(BUILT_IN))) or "none of its own"
+        raise UsageError(f"--field {unused[0]}: the template has no such field; it has {known}")
+    text = "".join(made)
+    return text if used & set(BUILT_IN) or not parts.input else f"{text.rstrip()}\n\n{parts.input}"
+
+
+def parse_fields(texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, or NAME=@FILE for what a file says."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not _NAME.fullmatch(name) or name in BUILT_IN:
+            raise UsageError(f"--field: '{text[:60]}' is not NAME=VALUE", hint="--field language=French")
+        found[name] = _from_file(value[1:], "--field") if value.startswith("@") else value
+    return found
+
+
+def open_template(name: str) -> str:
+    """A text with fields itself, a file, or the name of one in the folder of templates. Raises `NotFound`."""
+    if files.is_file(name):
+        return _from_file(name, "--template")
+    if "{" in name or " " in name or "\n" in name:
+        return name
+    folder = templates_folder()
+    for candidate in () if "/" in name else (folder / name, folder / f"{name}.txt", folder / f"{name}.md"):
+        if files.is_file(os.fspath(candidate)):
+            return _from_file(os.fspath(candidate), "--template")
+    known = sorted(each.stem for each in folder.iterdir()) if folder.is_dir() else []
+    there = f"there are {', '.join(known[:10])}" if known else "there are none yet"
+    raise NotFound(f"--template: no file '{name[:100]}', and no template of that name; {there}", hint=f"ls {folder}")
+
+
+def templates_folder() -> Path:
+    from llmrun.models import catalog
+
+    return catalog.config_dir() / "templates"

@@ -1,0 +1,220 @@
+"""What a run took: one line for everybody, more of them for `--verbose`, all of it for `--json`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llmrun.cli.terminal import screen
+from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.planning.footprint import CPU
+from llmrun.units import UNKNOWN, bandwidth, count, duration, percent, rate, size
+
+if TYPE_CHECKING:
+    from llmrun.engine.engine import Engine, Generation
+    from llmrun.engine.layout import Check
+    from llmrun.machine.sampler import Usage
+    from llmrun.models.resolve import Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """One generation and everything about it; still with its engine."""
+
+    found: Model
+    engine: Engine
+    generation: Generation
+    load: LoadConfig
+    sampling: SamplingConfig
+    usage: Usage
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        return self.engine.checks(self.generation)
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """What llama.cpp took on each device but RAM."""
+        from llmrun.engine.layout import by_device
+
+        taken = by_device(self.generation.buffers, self.engine.devices)
+        return {device: sum(kinds.values()) for device, kinds in taken.items() if device != CPU}
+
+
+def meter_line(run: Run) -> str:
+    """prompt 8 tokens 214 t/s · TTFT 83 ms · 32 tokens 41.8 t/s · 33.1 GB/s read · peak RAM 927 MiB · CUDA0 1.20 GiB"""
+    timing = run.generation.timing
+    return " · ".join(
+        [
+            f"prompt {timing.n_prompt} tokens {rate(timing.pp_tps)}",
+            f"TTFT {duration(timing.ttft_s)}",
+            f"{timing.n_generated} tokens {rate(timing.tg_tps)}",
+            f"{bandwidth(timing.read_bytes_per_s)} read",
+            f"peak RAM {size(timing.peak_rss_bytes)}",
+            *[f"{device} {size(n_bytes)}" for device, n_bytes in run.device_bytes.items()],
+        ]
+    )
+
+
+def details(run: Run) -> list[str]:
+    engine, generation, usage = run.engine, run.generation, run.usage
+    timing, loaded = generation.timing, engine.loaded
+    private = f"{size(usage.peak_anonymous_bytes)} of its own, {size(usage.peak_file_bytes)} mapped"
+    return [
+        f"model     {screen.harmless(loaded.description)}, {count(loaded.n_params)} parameters,"
+        f" {size(engine.header.weight_bytes)} of weights",
+        f"load      {duration(timing.load_s)}, weights {'repacked' if engine.repack else 'as in the file'}",
+        f"context   {generation.n_ctx} tokens of {loaded.n_ctx_train} trained, {engine.n_threads} threads",
+        f"layers    {layers(engine.plan.placement.layers)}",
+        *_memory(run.checks),
+        f"process   peak {size(timing.peak_rss_bytes)}: {private}; {count(usage.major_faults)} pages from disk",
+        *_devices(run),
+        *_gpus(usage),
+        f"machine   engine {cores(usage.cores)}, others {cores(usage.other_cores)}, steal {cores(usage.steal_cores)}",
+        f"prefill   {timing.n_prompt} tokens in {duration(timing.prefill_s)}, {rate(timing.pp_tps)}",
+        f"decode    {timing.n_generated} tokens in {duration(timing.decode_s)}, {rate(timing.tg_tps)},"
+        f" gaps median {duration(timing.gap_s(0.5))}, p95 {duration(timing.gap_s(0.95))}",
+        f"read      {size(engine.reads.weight_bytes)} of weights per token, {bandwidth(timing.read_bytes_per_s)}",
+        f"stopped   {generation.stop_reason}, seed {generation.seed}",
+    ]
+
+
+def cores(n: float | None) -> str:
+    return UNKNOWN if n is None else f"{n:.2f} cores"
+
+
+def layers(devices: Sequence[str]) -> str:
+    """0-6 in RAM, 7-15 and the output on CUDA0"""
+    last = len(devices) - 1
+    parts: list[tuple[str, list[int]]] = []
+    for i, device in enumerate(devices):
+        if parts and parts[-1][0] == device:
+            parts[-1][1].append(i)
+        else:
+            parts.append((device, [i]))
+    said = []
+    for device, numbers in parts:
+        inner = [i for i in numbers if i < last]
+        named = [f"{inner[0]}-{inner[-1]}" if len(inner) > 1 else f"{inner[0]}"] if inner else []
+        named += ["the output"] if last in numbers else []
+        said.append(f"{' and '.join(named)} {'in RAM' if device == CPU else f'on {device}'}")
+    return ", ".join(said)
+
+
+def _memory(checks: Sequence[Check]) -> list[str]:
+    """What llama.cpp took, by device, and how far off the footprint was that had been computed before."""
+    from llmrun.engine.layout import total_error
+
+    lines = []
+    for device in dict.fromkeys(check.device for check in checks):
+        parts = [
+            f"{'KV' if check.kind == 'kv' else check.kind} {size(check.taken)} ({percent(check.error, signed=True)})"
+            for check in checks
+            if check.device == device
+        ]
+        lines.append(f"memory    {'RAM' if device == CPU else device}: {', '.join(parts)}")
+    lines.append(f"computed  {percent(total_error(checks), signed=True)} off what llama.cpp took in all")
+    return lines
+
+
+def _devices(run: Run) -> list[str]:
+    """What is in use on each device by its own word, everybody's use together."""
+    after = run.generation.done.devices if run.generation.done else []
+    return [
+        f"device    {device.name}: {size(_less(device.total_bytes, device.free_bytes))} of {size(device.total_bytes)}"
+        f" in use, {size(run.device_bytes.get(device.name))} of it the engine's"
+        for device in after
+    ]
+
+
+def _less(total: int | None, free: int | None) -> int | None:
+    return None if total is None or free is None else total - free
+
+
+def _gpus(usage: Usage) -> list[str]:
+    if usage.gpus is None:
+        return []
+    return [
+        f"gpu       {gpu.name or gpu.index}: VRAM {size(gpu.peak_used_bytes)} of {size(gpu.total_bytes)}"
+        f" ({size(gpu.peak_process_bytes)} the engine's), busy {percent(gpu.mean_utilization)}"
+        for gpu in usage.gpus
+    ]
+
+
+def as_document(run: Run) -> dict[str, Any]:
+    """The `--json` document. Seconds, bytes and tokens per second; null is unknown."""
+    from importlib.metadata import version
+
+    from llmrun import __version__
+    from llmrun.engine.layout import total_error
+
+    found, engine, generation = run.found, run.engine, run.generation
+    timing, done, plan = generation.timing, generation.done, engine.plan
+    return {
+        "answer": generation.text,
+        "thinking": generation.thinking,
+        "stop_reason": generation.stop_reason,
+        "model": {
+            "name": found.name,
+            "path": os.fspath(found.path),
+            "architecture": found.header.architecture,
+            "quantization": found.header.quantization_label,
+            "n_params": engine.loaded.n_params,
+            "weight_bytes": found.header.weight_bytes,
+        },
+        "tokens": generation.token_ids,
+        "timing": {
+            "load_s": timing.load_s,
+            "n_prompt": timing.n_prompt,
+            "n_cached": timing.n_cached,
+            "prefill_s": timing.prefill_s,
+            "pp_tps": timing.pp_tps,
+            "ttft_s": timing.ttft_s,
+            "n_generated": timing.n_generated,
+            "n_thinking": generation.n_thinking,
+            "decode_s": timing.decode_s,
+            "tg_tps": timing.tg_tps,
+            "gap_median_s": timing.gap_s(0.5),
+            "gap_p95_s": timing.gap_s(0.95),
+            "read_bytes": timing.read_bytes,
+            "read_bytes_per_s": timing.read_bytes_per_s,
+        },
+        "memory": {
+            "peak_rss_bytes": timing.peak_rss_bytes,
+            "rss_bytes": done.rss_bytes if done else None,
+            "anonymous_bytes": done.anonymous_bytes if done else None,
+            "buffers": [vars(buffer) for buffer in generation.buffers],
+            "footprint": [{**asdict(check), "error": check.error} for check in run.checks],
+            "footprint_error": total_error(run.checks),
+        },
+        "plan": {
+            "layers": list(plan.placement.layers),
+            "n_gpu_layers": plan.layout.n_gpu_layers,
+            "n_cpu_moe": plan.layout.n_cpu_moe,
+            "devices": list(plan.layout.devices),
+            "shares": list(plan.layout.shares),
+            "n_ctx_most": plan.n_ctx_most,
+            "notes": engine.notes,
+        },
+        "devices": [vars(device) for device in engine.devices],
+        "devices_after": [vars(device) for device in done.devices] if done else [],
+        "usage": asdict(run.usage),
+        "settings": {
+            **run.load.as_dict(),
+            **asdict(replace(run.sampling, logit_bias={})),
+            "logit_bias": {str(token): str(bias) for token, bias in run.sampling.logit_bias.items()},
+            "n_ctx": generation.n_ctx,
+            "n_ubatch": min(run.load.n_ubatch, run.load.n_batch),
+            "n_threads": engine.n_threads,
+            "repack": engine.repack,
+            "seed": generation.seed,
+        },
+        "versions": {
+            "llmrun": __version__,
+            "llama-cpp-python": version("llama-cpp-python"),
+            "system_info": engine.system_info,
+        },
+    }

@@ -1,0 +1,1 @@
+"""The loop of a chat and its commands."""

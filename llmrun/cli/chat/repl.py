@@ -1,0 +1,435 @@
+"""The conversation on the screen: what is typed goes to the model or to a slash command, what it says is shown."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from llmrun.chat.conversation import Chat, Event, Piece, Said
+from llmrun.cli.chat import slash
+from llmrun.cli.terminal import screen, status_line
+from llmrun.cli.terminal.markdown import Markdown, Plain, Stream
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
+from llmrun.planning.footprint import CPU
+from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
+
+if TYPE_CHECKING:
+    from llmrun.chat.store import Conversations
+    from llmrun.cli.terminal.line_editor import Lines
+    from llmrun.constrain.output_format import Shape
+    from llmrun.engine.engine import Engine, Generation
+    from llmrun.models.resolve import Model
+
+Open = Callable[[str], "tuple[Model, Engine]"]
+"""Finds (and pulls) the model of a name, and loads it."""
+
+
+class Repl:
+    """One chat, from the first prompt to the last.
+
+    Attributes:
+        reference: what the user calls the model.
+        attached: text of files that goes before the next message.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        reference: str,
+        found: Model,
+        open_model: Open,
+        *,
+        shape: Shape | None = None,
+        plain: bool = False,
+        with_status: bool = True,
+        quiet: bool = False,
+    ) -> None:
+        self.chat, self.reference, self.found, self.shape = chat, reference, found, shape
+        self.attached: list[str] = []
+        self._prefill_line, self._edits = "", False
+        self.verbose = False
+        self.on_terminal = screen.is_terminal(sys.stdout)
+        self.plain = plain or not self.on_terminal
+        self.with_status = with_status and self.on_terminal
+        self.quiet = quiet
+        self._open = open_model
+        self._ceilings: dict[str, float] | None = None
+        self._prefill: tuple[int, int] | None = None
+        self._watch, self._watch_all = ExitStack(), ExitStack()
+        self._sampler: Any = None
+        self._stage: status_line.Stage | None = None
+        chat.on_prefill = self._note_prefill
+        self._watch_engine()
+
+    # -- the loop ---
+
+    def run(self, lines: Lines) -> None:
+        """Until the user leaves."""
+        by_hand = screen.is_terminal(sys.stdin)
+        while True:
+            prefill, self._prefill_line = self._prefill_line, ""
+            try:
+                self._prepare()
+                typed = lines.read(prefill)
+            except KeyboardInterrupt:
+                if not by_hand:
+                    raise
+                self._edits = False
+                self.say("Ctrl-D or /bye leaves")
+                continue
+            except EOFError:
+                return
+            if not typed and not self.attached:
+                continue
+            try:
+                if not self.handle(typed):
+                    return
+            except screen.OutputClosed:
+                raise
+            except KeyboardInterrupt:
+                if not by_hand:
+                    raise
+                self.say("stopped")
+            except LlmrunError as error:
+                if not by_hand:
+                    raise  # a script wants the exit code
+                screen.error(error)
+            except Exception:
+                if not by_hand:
+                    raise
+                traceback.print_exc()  # a bug of ours is no reason to end somebody's conversation
+                self.say("a bug in llmrun; the conversation goes on")
+
+    def handle(self, typed: str) -> bool:
+        """One message or command; False to leave."""
+        if typed.startswith("/") and not typed.startswith("//"):
+            return slash.obey(self, typed)
+        instead, self._edits = self._edits, False
+        self.ask(typed.removeprefix("/") if typed.startswith("//") else typed, instead=instead)
+        return True
+
+    def ask(self, text: str, *, instead: bool = False) -> None:
+        """Say something, or say it `instead` of the last message. Files stay attached until there is an answer."""
+        self.revive()
+        whole = "\n\n".join([*self.attached, text] if text else self.attached)
+        if self.show(self.chat.edit(whole) if instead else self.chat.ask(whole)):
+            self.attached.clear()
+
+    def edit_last(self) -> None:
+        """The last message stands in the next prompt; what is sent there takes its place."""
+        self._prefill_line, self._edits = self.chat.last_message, True
+
+    def keeper(self, make: Callable[[], Conversations]) -> Conversations:
+        """Where things are kept from now on, until the chat ends."""
+        return self._watch_all.enter_context(make())
+
+    def close(self) -> None:
+        self._watch.close()
+        self.chat.close()
+        self.chat.engine.close()
+        self._watch_all.close()
+
+    def say(self, text: str) -> None:
+        """Talk, to stderr."""
+        if not self.quiet:
+            screen.note(text)
+
+    # -- the model ---
+
+    def switch(self, reference: str) -> None:
+        """Another model, with the same conversation. The old one stays where the new one can't be had."""
+        try:
+            found, engine = self._open(reference)
+        except OutOfMemory:
+            if not self.chat.engine.alive:
+                raise
+            self.say(f"not beside {self.found.name}, which is closed first")
+            self._watch.close()
+            self.chat.engine.close()  # comes back with the next message, if this fails as well
+            found, engine = self._open(reference)
+        self._watch.close()
+        self.chat.engine.close()
+        self.reference, self.found = reference, found
+        self.chat.switch(engine, reference)
+        self._watch_engine()
+
+    def _prepare(self) -> None:
+        """What was thought is no part of what lies behind, a system prompt may be new: read it while the user types."""
+        if screen.is_terminal(sys.stdin) and self.chat.engine.alive:
+            with suppress(LlmrunError):  # what is wrong will be said when there is something to say it to
+                self.chat.prepare()
+
+    def revive(self) -> None:
+        """Load the model again where a crash took the engine: the conversation is still here."""
+        if self.chat.engine.alive:
+            return
+        self.say("loading the model again")
+        self.switch(self.reference)
+
+    def _watch_engine(self) -> None:
+        from llmrun.machine.sampler import Sampler, open_nvml
+
+        self._sampler = self._watch.enter_context(Sampler(self.chat.engine.pid, nvml=open_nvml()))
+        if not self.chat.is_templated:
+            self.say(f"{self.found.name} has no chat template: ChatML is used, which it may not know")
+
+    # -- an answer on the screen ---
+
+    def again(self) -> None:
+        self.revive()
+        self.show(self.chat.again())
+
+    def show(self, events: Generator[Event]) -> bool:
+        """Show an answer as it is made; whether there is one. Ctrl-C ends it, and what is there stays."""
+        self._prefill = None
+        before = self.chat.last_answer
+        try:
+            with closing(events), _interrupting(self.chat):
+                if self.on_terminal:
+                    self._draw(events)
+                else:
+                    for event in events:
+                        if isinstance(event, Piece):
+                            screen.out(event.text)
+                        else:
+                            self.say(event.text)
+                    screen.out("\n")
+        except (EngineCrashed, OutOfMemory):
+            self._watch.close()
+            raise
+        finally:
+            self._prefill = None
+        return self._close_answer(before)
+
+    def _close_answer(self, before: Said | None) -> bool:
+        generation, said = self.chat.generation, self.chat.last_answer
+        if generation is None:
+            return False
+        if said is None or said is before:
+            self.say("there is no answer; what was said before stays as it was")
+            self._end_script(generation)
+            return False
+        why = {
+            "cancelled": "stopped",
+            "length": f"{self.chat.sampling.max_tokens} tokens are reached: /set n-predict -1",
+            "context": "the context is full",
+        }.get(generation.stop_reason or "")
+        if why:
+            self.say(f"({why})")
+        if self.verbose:
+            for name, value in self.stats():
+                self.say(f"{name:8} {value}")
+        if self.shape is not None and (problem := self.shape.problem(said.content)):
+            self.say(f"warning: the answer is not what was asked for: {problem}")
+        self._end_script(generation)
+        return True
+
+    def _end_script(self, generation: Generation) -> None:
+        """Who reads from a pipe and is interrupted wants to end, and not only this answer."""
+        if generation.stop_reason == "cancelled" and not screen.is_terminal(sys.stdin):
+            raise KeyboardInterrupt
+
+    def _draw(self, events: Iterator[Event]) -> None:
+        with status_line.without_echo():
+            drawn = status_line.Stage(self.status if self.with_status else None)
+            self._stage = drawn
+            view = _View(self, drawn)
+            try:
+                drawn.refresh()
+                for event in events:
+                    if isinstance(event, Piece):
+                        view.add(event)
+                    else:
+                        drawn.end()
+                        self.say(event.text)
+                view.finish()
+            finally:
+                drawn.end()
+                self._stage = None
+
+    def stream(self) -> Stream:
+        """What answers are written by."""
+        if self.plain:
+            return Plain(status_line.width, color=status_line.has_color())
+        return Markdown(status_line.width, color=status_line.has_color())
+
+    def show_turn(self, said: Said) -> None:
+        """One that was said before, as it was shown then, on a terminal."""
+        if said.role == "user":
+            screen.out(f">>> {said.content}\n")
+            return
+        stream = self.stream()
+        screen.draw(stream.feed(said.content) + stream.finish())
+        screen.draw("\n" if stream.column else "")
+
+    def _note_prefill(self, done: int, of: int) -> None:
+        self._prefill = (done, of)
+        if self._stage is not None:
+            self._stage.refresh()
+
+    # -- the status line ---
+
+    def status(self) -> str:
+        """As much of it as goes into one line of the terminal, the most important first."""
+        room = status_line.width() - 1
+        line = ""
+        for part in self._parts():
+            longer = f"{line} · {part}" if line else part
+            if len(longer) > room:
+                break
+            line = longer
+        return line
+
+    def _parts(self) -> Iterator[str]:
+        chat, generation = self.chat, self.chat.generation
+        label = self.found.header.quantization_label
+        name = self.found.name
+        yield name if not label or name.lower().endswith(str(label).lower()) else f"{name} {label}"
+        yield f"context {chat.n_used} of {chat.engine.n_ctx_most}"
+        if generation is not None:
+            yield from self._speed(generation)
+        reading = self._sampler.now()
+        if reading is not None and reading.process.rss_bytes is not None:
+            yield f"RAM {size(reading.process.rss_bytes)}"
+        if generation is not None:
+            from llmrun.engine.layout import by_device
+
+            for device, kinds in by_device(generation.buffers, chat.engine.devices).items():
+                if device != CPU:
+                    yield f"{device} {size(sum(kinds.values()))}"
+
+    def _speed(self, generation: Generation) -> Iterator[str]:
+        meter = generation.meter
+        if generation.stop_reason is None and not generation.token_ids:
+            if self._prefill is not None and self._prefill[0] < self._prefill[1]:
+                yield f"reading {self._prefill[0]} of {self._prefill[1]} tokens"
+            else:
+                yield "reading"
+            return
+        if generation.stop_reason is None:
+            tps = meter.recent_tps()
+        else:
+            tps = generation.timing.tg_tps
+        if generation.n_thinking and generation.stop_reason is None and not generation.text:
+            yield f"thinking {generation.n_thinking} tokens"
+        yield rate(tps)
+        yield f"TTFT {duration(meter.ttft_s)}"
+        read = meter.read_bytes_per_s(tps)
+        ceiling = self._ceiling()
+        share = f" ({percent(read / ceiling)} of what was measured)" if ceiling and read is not None else ""
+        yield f"{bandwidth(read)}{share}"
+
+    def _ceiling(self) -> float | None:
+        """Bytes per second that can be read where all layers lie, if that is one device and was measured."""
+        engine = self.chat.engine
+        on = set(engine.plan.placement.layers)
+        if len(on) != 1:
+            return None
+        if self._ceilings is None:
+            self._ceilings = _known_ceilings(engine)
+        return self._ceilings.get(next(iter(on)))
+
+    def stats(self) -> Iterator[tuple[str, str]]:
+        """What the last answer took."""
+        generation, engine = self.chat.generation, self.chat.engine
+        if generation is None:
+            return
+        timing = generation.timing
+        yield (
+            "prompt",
+            (
+                f"{timing.n_prompt} tokens, {timing.n_cached} of them remembered; the rest in"
+                f" {duration(timing.prefill_s)}, {rate(timing.pp_tps)}"
+            ),
+        )
+        yield "TTFT", duration(timing.ttft_s)
+        thought = f", {generation.n_thinking} of them thinking" if generation.n_thinking else ""
+        yield "answer", f"{timing.n_generated} tokens{thought} in {duration(timing.decode_s)}, {rate(timing.tg_tps)}"
+        yield "gaps", f"median {duration(timing.gap_s(0.5))}, p95 {duration(timing.gap_s(0.95))}"
+        ceiling = self._ceiling()
+        share = f", {percent(timing.read_bytes_per_s / ceiling)}" if ceiling and timing.read_bytes_per_s else ""
+        known = f" of the {bandwidth(ceiling)} that this memory was measured at" if share else ""
+        yield "read", f"{bandwidth(timing.read_bytes_per_s)}{share}{known}"
+        yield "context", f"{self.chat.n_used} tokens of {engine.n_ctx_most}; {generation.n_ctx or UNKNOWN} are made"
+        reading = self._sampler.now()
+        yield "RAM", f"{size(reading.process.rss_bytes if reading else None)}, peak {size(timing.peak_rss_bytes)}"
+        yield "load", duration(timing.load_s)
+        yield "stopped", f"{generation.stop_reason}, seed {generation.seed}"
+
+
+class _View:
+    """One answer: its thinking dimmed, folded or hidden, then what it says."""
+
+    def __init__(self, repl: Repl, drawn: status_line.Stage) -> None:
+        self._repl, self._stage = repl, drawn
+        self._text = repl.stream()
+        self._thought: Plain | None = None
+        self._begin_s = time.monotonic()
+        self._says = False
+
+    def add(self, piece: Piece) -> None:
+        if piece.thought and self._repl.chat.manner.think == "show":
+            if self._thought is None:
+                self._thought = Plain(status_line.width, style="2", color=status_line.has_color())
+            self._stage.write(self._thought.feed(piece.thought), self._thought.column)
+        elif piece.thought:
+            self._stage.refresh()
+        if piece.text:
+            if not self._says:
+                self._end_thinking()
+            self._stage.write(self._text.feed(piece.text), self._text.column)
+
+    def _end_thinking(self) -> None:
+        self._says = True
+        generation = self._repl.chat.generation
+        if self._thought is not None:
+            rest = self._thought.finish()
+            self._stage.write(rest + ("\n" if self._thought.column else "") + "\n", 0)
+        elif generation is not None and generation.n_thinking and self._repl.chat.manner.think == "fold":
+            taken = duration(time.monotonic() - self._begin_s)
+            self._stage.write(status_line.dim(f"thought for {taken}, {generation.n_thinking} tokens") + "\n\n", 0)
+
+    def finish(self) -> None:
+        if self._thought is not None and not self._says:
+            self._stage.write(self._thought.finish(), self._thought.column)
+        self._stage.write(self._text.finish(), self._text.column)
+
+
+@contextmanager
+def _interrupting(chat: Chat) -> Iterator[None]:
+    """Ctrl-C ends the answer; a second one does not wait for the engine to agree."""
+    asked = False
+
+    def on_interrupt(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        running = chat.generation is not None and chat.generation.stop_reason is None
+        if asked or not running:
+            raise KeyboardInterrupt
+        asked = True
+        chat.cancel()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _known_ceilings(engine: Engine) -> dict[str, float]:
+    """Bytes per second by device, as `llmrun devices --measure` or a bench kept them."""
+    from llmrun.engine.devices import Found
+    from llmrun.engine.jobs.roofline import key_of
+    from llmrun.machine import peaks
+
+    key = key_of(Found(engine.devices, engine.system_info, engine.versions))
+    return {
+        each.device: each.read_bytes_per_s.median
+        for each in peaks.load(key)
+        if each.read_bytes_per_s is not None and each.n_threads in (None, engine.n_threads)
+    }

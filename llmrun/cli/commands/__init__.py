@@ -1,0 +1,1 @@
+"""One module a command; they don't import each other."""

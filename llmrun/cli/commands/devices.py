@@ -1,0 +1,199 @@
+"""`llmrun devices`: what llama.cpp can compute on, here and at workers, and what this machine has that it can't use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmrun import __version__
+from llmrun.cli.framework import options
+from llmrun.cli.terminal import screen, tables
+from llmrun.errors import DiskError, EngineCrashed, UsageError
+from llmrun.options.endpoints import parse_endpoints
+from llmrun.units import UNKNOWN, bandwidth, percent, significant, size
+
+if TYPE_CHECKING:
+    from llmrun.engine.devices import Found
+    from llmrun.engine.jobs.roofline import Prober
+    from llmrun.machine.peaks import Ceiling
+
+Workers = Annotated[
+    str, typer.Option("--rpc", metavar="HOST:PORT,…", help="Also the devices of these workers (llmrun worker).")
+]
+
+
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Measure how fast each device reads its memory and multiplies, and keep that.")
+]
+Seconds = Annotated[float, typer.Option("--seconds", metavar="S", help="With --measure: of each figure.")]
+
+
+def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5, as_json: options.Json = False) -> None:
+    """Show what llama.cpp can compute on, with memory, features and versions.
+
+    Of the CPU's memory, what is free is what this process could really have: within the limits of its container.
+    Speeds are shown once they were measured: --measure.
+    """
+    endpoints = parse_endpoints(rpc)
+    if not 0.05 <= seconds <= 60:
+        raise UsageError(f"--seconds: {seconds:g} is outside 0.05 to 60")
+    from llmrun.engine.jobs.roofline import Prober, key_of
+    from llmrun.machine import peaks
+
+    with Prober(endpoints) as prober:
+        found = prober.found
+        key = key_of(found)
+        if measure:
+            measured = _measured(prober, seconds)
+            try:
+                peaks.save(key, measured)
+            except DiskError as error:
+                screen.note(f"what was measured can't be kept: {error.message}")
+        else:
+            present = {(device.name, device.description) for device in found.devices}
+            kept = peaks.load(key, max_age_days=None)
+            measured = [each for each in kept if (each.device, each.description) in present]
+    facts = facts_of(found, measured)
+    if as_json:
+        screen.out_json(facts)
+        return
+    columns = [tables.Column(title) for title in ("DEVICE", "KIND", "BACKEND")]
+    columns += [tables.Column("MEMORY", right=True), tables.Column("FREE", right=True)]
+    columns.append(tables.Column("WHAT IT IS", flexible=True))
+    tables.show(
+        columns,
+        [
+            (item["name"], item["kind"], item["backend"], *_memory(item), item["description"])
+            for item in facts["devices"]
+        ],
+    )
+    screen.out("\n")
+    if measured:
+        _show_ceilings(measured)
+        screen.out("\n")
+    features = {item["backend"]: item["features"] for item in facts["devices"] if item["features"]}
+    pairs = [(f"{backend} features", _features(said)) for backend, said in features.items()]
+    threads = facts["threads"]
+    pairs.append(
+        (
+            "threads",
+            f"{threads['default']} ({threads['physical_cores']} physical cores, {threads['logical_cpus']} logical; "
+            f"quota {significant(threads['quota'])})",
+        )
+    )
+    if not features:  # else it would say the same again
+        pairs.append(("built with", facts["system_info"]))
+    pairs += [(name.replace("_", " "), version) for name, version in facts["versions"].items() if version]
+    tables.show_pairs(pairs)
+    for gpu in facts["unused_gpus"]:
+        screen.note(gpu["message"])
+        if gpu["command"]:
+            screen.note(f"  try: {gpu['command']}")
+
+
+def _measured(prober: Prober, seconds: float) -> list[Ceiling]:
+    """The ceilings of every device: of the CPU with one thread and with as many as we take by default."""
+    from llmrun.machine import hardware, peaks, sampler
+
+    nvml = sampler.open_nvml()
+    made: list[Ceiling] = []
+    for device in prober.found.devices:
+        if device.kind in ("accel", "meta"):  # they compute in another one's memory
+            continue
+        threads = sorted({1, hardware.default_threads()}) if device.kind == "cpu" else [None]
+        for n_threads in threads:
+            screen.note(f"measuring {device.name}{f', threads: {n_threads}' if n_threads else ''} …")
+            paper = peaks.datasheet_bytes_per_s(nvml, device.description)
+            try:
+                made.append(prober.ceiling(device, n_threads, seconds, datasheet_bytes_per_s=paper))
+            except EngineCrashed as error:
+                screen.note(error.message)
+                return made  # the prober is of no use any more
+    return made
+
+
+def _show_ceilings(measured: Sequence[Ceiling]) -> None:
+    kinds = list(dict.fromkeys(kind for each in measured for kind in each.flops_per_s))
+    right = ["THREADS", "READS", "LOWEST", "HIGHEST", "ON PAPER", "SHARE"]
+    columns = [tables.Column("DEVICE"), *(tables.Column(title, right=True) for title in right)]
+    columns += [tables.Column(f"{kind} GFLOP/S", right=True) for kind in kinds]
+    columns.append(tables.Column("MEASURED", right=True))
+    rows = []
+    for each in measured:
+        read, paper = each.read_bytes_per_s, each.datasheet_bytes_per_s
+        flops = [each.flops_per_s.get(kind) for kind in kinds]
+        rows.append(
+            (
+                f"{each.device} at {each.description}" if each.backend.startswith("RPC") else each.device,
+                UNKNOWN if each.n_threads is None else str(each.n_threads),
+                *(bandwidth(value) for value in ((read.median, read.lowest, read.highest) if read else (None,) * 3)),
+                bandwidth(paper),
+                percent(each.datasheet_share),
+                *(significant(found.median / 1e9) if found else UNKNOWN for found in flops),
+                _age(each.age_s()),
+            )
+        )
+    tables.show(columns, rows)
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return UNKNOWN
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return "just now"
+
+
+def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
+    """The document that `--json` prints: sizes in bytes, None where unknown."""
+    import platform
+
+    from llmrun.machine import doctor, gpus, hardware
+
+    cpus = hardware.usable_cpus()
+    backends = {device.backend for device in found.devices}
+    clone = gpus.clone_folder()
+    unused = [gpu for gpu in gpus.find_gpus() if not gpu.used_by(backends)]
+    return {
+        "devices": [asdict(device) for device in found.devices],
+        "threads": {
+            "default": hardware.default_threads(),
+            "physical_cores": hardware.physical_cores(cpus),
+            "logical_cpus": len(cpus),
+            "quota": hardware.cpu_quota(),
+        },
+        "ceilings": [
+            {**asdict(each), "datasheet_share": each.datasheet_share, "age_s": each.age_s()} for each in measured
+        ],
+        "system_info": " | ".join(part.strip() for part in found.system_info.split("|") if part.strip()),
+        "versions": {
+            "llmrun": __version__,
+            "llama-cpp-python": doctor.installed("llama-cpp-python"),
+            **found.versions,
+            "python": platform.python_version(),
+            "nvidia_driver": gpus.nvidia_driver(),
+        },
+        "unused_gpus": [
+            {
+                "vendor": gpu.vendor,
+                "name": gpu.name,
+                "address": gpu.address,
+                "message": (message := doctor.unused_gpu(gpu, clone))[0],
+                "command": message[1],
+            }
+            for gpu in unused
+        ],
+    }
+
+
+def _memory(item: dict[str, Any]) -> tuple[str, str]:
+    return size(item["total_bytes"]), size(item["free_bytes"])
+
+
+def _features(said: dict[str, str]) -> str:
+    """ "AVX2 FMA ARCHS=890": what is on by its name alone, what is off not at all."""
+    return " ".join(name if value == "1" else f"{name}={value}" for name, value in said.items() if value != "0")

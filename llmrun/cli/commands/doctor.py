@@ -1,0 +1,74 @@
+"""`llmrun doctor`: one line per thing that goes wrong on real machines, and what to type."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from llmrun.cli.framework import options
+from llmrun.cli.terminal import screen, tables
+from llmrun.errors import LlmrunError
+
+_LOOK_S = 0.25
+_NETWORK_S = 10
+
+
+def doctor(
+    network: Annotated[bool, typer.Option("--network", help="Also ask the hub whether it can be reached.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check this machine for what makes runs fail or slow, and say what to do about it.
+
+    Warnings leave the exit code 0. A problem gives that with which a run would end: 5 network, 7 disk, 9 llama.cpp,
+    10 memory; of several problems, that of the first. Nothing leaves this machine unless --network is given.
+    """
+    from llmrun.engine.devices import find_devices
+    from llmrun.machine import doctor, gpus
+
+    clone = gpus.clone_folder()
+    backends: list[str] | None = None
+    failure: LlmrunError | None = None
+    try:
+        backends = [device.backend for device in find_devices().devices]
+    except LlmrunError as error:
+        failure = error
+    found = [
+        doctor.llama_cpp(failure, clone),
+        *doctor.gpu_checks(gpus.find_gpus(), backends, clone),
+        *doctor.of_this_machine(lambda: time.sleep(_LOOK_S)),
+    ]
+    if network:
+        found.append(doctor.network(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", _seconds_to_answer))
+    code = doctor.exit_code(found)
+    if as_json:
+        screen.out_json({"checks": [asdict(check) for check in found], "exit_code": code})
+    else:
+        columns = (tables.Column("CHECK"), tables.Column("STATUS"), tables.Column("WHAT WAS FOUND", flexible=True))
+        rows: list[tuple[str, str, str]] = []
+        for check in found:
+            rows.append((check.name, check.status, check.message))
+            if check.remedy and check.status != "ok":
+                rows.append(("", "", f"try: {check.remedy}"))
+        tables.show(columns, rows)
+    if code:
+        raise typer.Exit(code)
+
+
+def _seconds_to_answer(endpoint: str) -> float:
+    """How long the hub takes to say anything at all: also "401" is an answer. Raises `OSError`."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    begin_s = time.perf_counter()
+    try:
+        urlopen(f"{endpoint.rstrip('/')}/api/models?limit=1", timeout=_NETWORK_S).close()
+    except HTTPError as error:
+        error.close()
+    except (ValueError, HTTPException) as error:  # HF_ENDPOINT is no URL, or what is there no web server
+        raise OSError(str(error)) from None
+    return time.perf_counter() - begin_s

@@ -1,0 +1,242 @@
+"""`llmrun history`: the conversations that `llmrun chat` kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmrun.cli.framework import options
+from llmrun.cli.framework.help import Command, Group
+from llmrun.cli.terminal import screen, tables
+from llmrun.errors import UsageError
+from llmrun.units import UNKNOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from llmrun.chat.store import Conversation, Conversations, Hit, Summary
+
+app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
+
+HITS = 50
+_Id = Annotated[str, typer.Argument(metavar="ID", help="An id, how one begins, or 'last'.", show_default=False)]
+_Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="ID", help="Ids, or how they begin; 'last'.", show_default=False)
+]
+_All = Annotated[bool, typer.Option("--all", help="All conversations.")]
+_Limit = Annotated[
+    int | None, typer.Option("-n", "--limit", min=1, help="Show so many, the last changed.", show_default=False)
+]
+
+
+@app.callback()
+def history(ctx: typer.Context, limit: _Limit = None, as_json: options.Json = False) -> None:
+    """Show the conversations of `llmrun chat`, search, export and remove them."""
+    if ctx.invoked_subcommand is None:
+        list_(limit, as_json)
+
+
+@app.command("list", cls=Command)
+def list_(limit: _Limit = None, as_json: options.Json = False) -> None:
+    """Show the conversations of this machine, the last changed first."""
+    with _kept() as kept:
+        found = kept.list(limit)
+    if as_json:
+        screen.out_json([_summary(each) for each in found])
+        return
+    show_table(found)
+
+
+def show_table(found: Sequence[Summary]) -> None:
+    """Conversations, one a line."""
+    columns = [tables.Column(title) for title in ("ID", "UPDATED (UTC)", "MODEL")]
+    columns += [tables.Column("TURNS", right=True), tables.Column("TITLE", flexible=True)]
+    tables.show(columns, [_line(each) for each in found])
+    if not found:
+        screen.note("no conversation is kept yet")
+
+
+@app.command("show", cls=Command)
+def show(
+    id: _Id,
+    thinking: Annotated[bool, typer.Option("--thinking", help="Also what the model thought.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show one conversation as Markdown."""
+    from llmrun.chat.transcript import as_document, as_markdown
+
+    with _kept() as kept:
+        found = kept.read(kept.find(id))
+    if as_json:
+        screen.out_json(as_document(found))
+    else:
+        screen.out(as_markdown(found, thinking=thinking))
+
+
+@app.command("search", cls=Command)
+def search(
+    words: Annotated[
+        list[str], typer.Argument(metavar="WORD...", help="Parts of words; upper or lower case.", show_default=False)
+    ],
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="Show so many turns, the latest.")] = HITS,
+    as_json: options.Json = False,
+) -> None:
+    """Find the turns in which all of the words occur."""
+    with _kept() as kept:
+        found = kept.search(" ".join(words), limit + 1)
+    more, found = len(found) > limit, found[:limit]
+    if as_json:
+        screen.out_json([_hit(each) for each in found])
+    else:
+        columns = (tables.Column("ID"), tables.Column("WHO"), tables.Column("TEXT", flexible=True))
+        tables.show(columns, [(each.summary.id, _who(each), each.excerpt) for each in found])
+    if more:
+        screen.note(f"the latest {limit} turns; more with: --limit {10 * limit}")
+    elif not found:
+        screen.note("nothing has these words")
+
+
+@app.command("rm", cls=Command)
+def rm(
+    ids: _Ids = None,
+    everything: _All = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove conversations: nothing of them is left in the file."""
+    with _kept() as kept:
+        meant = _meant(kept, ids, everything, "rm")  # all of them exist, or none is removed
+        if everything and meant and not yes and not _confirmed(len(meant)):
+            screen.note("nothing was removed")
+            return
+        kept.remove(meant)
+    for id in meant:
+        screen.note(f"removed {id}")
+    if not meant:
+        screen.note("no conversation is kept")
+
+
+@app.command("export", cls=Command)
+def export(
+    ids: _Ids = None,
+    everything: _All = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write a file: .md or .json.")
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="md or json.  [default: by the file's ending, or md]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Write conversations as Markdown or JSON.
+
+    What is written as JSON, `llmrun chat` can load.
+    """
+    import json
+
+    from llmrun.chat.transcript import as_document, as_markdown
+    from llmrun.models import store
+
+    chosen = _format(format, output)
+    if output is not None:
+        _check_output(output, force)
+    with _kept() as kept:
+        found: list[Conversation] = [kept.read(id) for id in _meant(kept, ids, everything, "export")]
+    if chosen == "md":
+        text = "\n---\n\n".join(as_markdown(each) for each in found)
+    else:
+        documents: Any = [as_document(each) for each in found]
+        if len(documents) == 1 and not everything:
+            (documents,) = documents
+        if output is None:
+            screen.out_json(documents)
+            return
+        text = json.dumps(documents, indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        screen.out(text)
+        return
+    with store.disk_errors(f"writing {output}"):
+        store.write_atomically(Path(os.path.realpath(output)), text.encode("utf-8", errors="replace"))
+    screen.note(f"{output}: {len(found)} conversation{'' if len(found) == 1 else 's'}")
+
+
+@app.command("path", cls=Command)
+def path() -> None:
+    """Print where the conversations are kept."""
+    from llmrun.chat import store
+
+    screen.out(f"{store.file()}\n")
+
+
+@contextmanager
+def _kept() -> Iterator[Conversations]:
+    from llmrun.chat.store import Conversations
+
+    with Conversations() as kept:
+        yield kept
+
+
+def _meant(kept: Conversations, ids: list[str] | None, everything: bool, command: str) -> list[str]:
+    """The ids, each once. Raises `NotFound` and `UsageError`."""
+    if bool(ids) == everything:
+        both = "ids and --all: only one of them" if ids else "name the conversations, or --all"
+        raise UsageError(both, hint="llmrun history list" if everything else f"llmrun history {command} last")
+    if everything:
+        return [each.id for each in kept.list()]
+    return list(dict.fromkeys(kept.find(each) for each in ids or ()))
+
+
+def _confirmed(n: int) -> bool:
+    """Ask on the terminal. Raises `UsageError` where nobody can answer."""
+    if not (screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stderr)):
+        raise UsageError("there is no terminal to ask on: say -y to remove", hint="llmrun history rm --all -y")
+    sys.stderr.write(f"Remove {n:,} conversation{'' if n == 1 else 's'}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+_ENDINGS = {".md": "md", ".markdown": "md", ".json": "json"}
+
+
+def _format(format: str | None, output: Path | None) -> str:
+    """ "md" or "json". Raises `UsageError`."""
+    if format is None:
+        if output is None:
+            return "md"
+        if output.suffix.lower() not in _ENDINGS:
+            raise UsageError(f"-o {output}: neither .md nor .json", hint="--format md")
+        return _ENDINGS[output.suffix.lower()]
+    if format not in _ENDINGS.values():
+        raise UsageError(f"--format: '{format}' is neither md nor json", hint="--format md")
+    return format
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """Raises `UsageError`."""
+    if os.path.lexists(output):
+        if output.exists() and not output.is_file():
+            raise UsageError(f"{output} is not a file that can be replaced", hint="-o conversations.md")
+        if not force:
+            raise UsageError(f"{output} is there already", hint="--force, or another name")
+
+
+def _line(each: Summary) -> tuple[str, ...]:
+    when = each.updated.replace("T", " ").removesuffix("Z")
+    return each.id, when, each.model or UNKNOWN, str(each.n_turns), each.title or UNKNOWN
+
+
+def _who(hit: Hit) -> str:
+    return "you" if hit.role == "user" else hit.summary.model or hit.role
+
+
+def _summary(each: Summary) -> dict[str, Any]:
+    return dict(vars(each))
+
+
+def _hit(each: Hit) -> dict[str, Any]:
+    return {**_summary(each.summary), "role": each.role, "turn_id": each.turn_id, "excerpt": each.excerpt}

@@ -1,0 +1,73 @@
+"""`llmrun plot`: a bench as a picture, in a file or in the terminal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmrun.cli.framework import options
+from llmrun.cli.terminal import screen
+
+PIPE_WIDTH = 80
+
+Benches = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="BENCH",
+        help="A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", help="Draw to this .svg or .png.  [default: text, here]"),
+]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind", metavar="KIND", help="sweep, batch, bars, roofline; several: a,b.  [default: by what varies]"
+    ),
+]
+X = Annotated[
+    str | None,
+    typer.Option("--x", metavar="NAME", help="The swept setting: n_threads, n_depth, …  [default: most values]"),
+]
+
+
+def plot(
+    benches: Benches, output: Output = None, kind: Kinds = None, x: X = None, as_json: options.Json = False
+) -> None:
+    """Draw benches: curves of a sweep, bars side by side, batch scaling, a roofline.
+
+    sweep: t/s against the setting that varies, a line for each combination of the others and each bench. batch: t/s
+    against sequences in parallel. bars: CPU against GPU, model against model. roofline: each row under the bandwidth
+    and the operations per second that were measured beside it.
+
+    Points are means, error bars standard deviations. A file takes matplotlib; text and --json do not.
+    """
+    from llmrun.bench.plot import figures, images
+    from llmrun.bench.record import to_document
+
+    kinds = figures.kinds_of(kind) if kind else []
+    if output is not None:
+        images.format_of(output)
+        images.require()  # before anything is read, and much is said
+    figure = figures.figure(figures.open_benches(benches), kinds, x)
+    if not kinds:
+        screen.note(f"kind: {', '.join(figure.kinds)}")
+    for line in figure.left_out:
+        screen.note(f"left out: {line}")
+    if output is not None:
+        images.write(figure, output)
+        screen.note(f"wrote {output}")
+    if as_json:
+        screen.out_json(to_document(figure))
+    elif output is None:
+        from llmrun.bench.plot.text import sketch
+
+        width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else PIPE_WIDTH
+        screen.out(sketch(figure, width))

@@ -1,0 +1,1 @@
+"""Options, help and completion: what commands are made of."""

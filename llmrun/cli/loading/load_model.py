@@ -1,0 +1,57 @@
+"""A model's name to a loaded model, with a bar while it loads and ways out where it does not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmrun.cli.commands.pull import fetch_with_progress
+from llmrun.cli.terminal import screen
+from llmrun.options.config import LoadConfig
+
+if TYPE_CHECKING:
+    from llmrun.engine.engine import Engine, Limits
+    from llmrun.engine.process import Child
+    from llmrun.models.resolve import Model
+
+
+def found(reference: str, *, quiet: bool) -> Model:
+    """The model of that name, pulled where it is missing; says which level was taken where that is a surprise."""
+    from llmrun.models.resolve import find_model
+
+    model = find_model(reference, fetch=fetch_with_progress(quiet))
+    if model.note and not quiet:
+        screen.note(model.note)
+    return model
+
+
+def loaded(
+    reference: str,
+    model: Model,
+    load: LoadConfig,
+    child: Child | None,
+    expected_tokens: int,
+    least_tokens: int,
+    *,
+    limits: Limits | None = None,
+    quiet: bool,
+) -> Engine:
+    """The engine; what does not fit gets a smaller quantization among its ways out."""
+    from llmrun.engine.engine import Engine
+    from llmrun.planning.placement import DoesNotFit
+
+    with screen.bar(f"loading {model.name}", shown=not quiet) as bar:
+        try:
+            return Engine(
+                model.path,
+                model.header,
+                load,
+                limits=limits,
+                on_progress=bar.update if bar else None,
+                child=child,
+                expected_tokens=expected_tokens,
+                least_tokens=least_tokens,
+            )
+        except DoesNotFit as error:
+            from llmrun.cli.loading.fit_hints import with_smaller_quantization
+
+            raise with_smaller_quantization(error, reference, model) from None

@@ -1,0 +1,96 @@
+"""Tables of plain text: aligned, and on a terminal no wider than it is."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llmrun.cli.terminal import screen
+
+_GAP = "  "
+_NARROWEST = 24
+"""With less room than this, a flexible column's text goes below the row."""
+_INDENT = 4
+
+
+@dataclass(frozen=True)
+class Column:
+    """`flexible`, for the last one only: its text goes on in the next line where the terminal ends."""
+
+    title: str
+    right: bool = False
+    flexible: bool = False
+
+
+def show(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """The table on stdout, in a pipe one line per row, nothing at all without rows."""
+    width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else None
+    screen.out("".join(line + "\n" for line in lines(columns, rows, width)))
+
+
+def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Two columns without titles: name and value."""
+    columns = (Column(""), Column("", flexible=True))
+    width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else None
+    screen.out("".join(line + "\n" for line in lines(columns, pairs, width)[1:]))
+
+
+def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> list[str]:
+    """The titles and a line per row; more lines per row only if `width` leaves a flexible column too little.
+
+    Where not even the other columns fit, each row is a block of titles and values.
+    """
+    cells = [[_one_line(cell) for cell in row] for row in rows]
+    if not cells:
+        return []
+    cells.insert(0, [column.title for column in columns])
+    widths = [max(_width(row[i]) for row in cells) for i in range(len(columns))]
+    last = len(columns) - 1
+    before = sum(widths[:last]) + len(_GAP) * last
+    needed = before - len(_GAP) if columns[last].flexible else before + widths[last]
+    if width is not None and len(columns) > 2 and needed > width:
+        return _blocks(columns, cells[1:], width)
+    made: list[str] = []
+    for row in cells:
+        fixed = _GAP.join(_padded(row[i], widths[i], columns[i].right) for i in range(last))
+        text = _padded(row[last], widths[last], columns[last].right)
+        if width is None or not columns[last].flexible or before + _width(row[last]) <= width:
+            made.append((fixed + (_GAP if last else "") + text).rstrip())
+        elif width - before >= _NARROWEST:
+            first, *more = textwrap.wrap(row[last], width - before, break_on_hyphens=False) or [""]
+            made += [fixed + _GAP + first, *(" " * before + line for line in more)]
+        else:  # too little is left beside the other columns: below them, then
+            wrapped = textwrap.wrap(row[last], max(_NARROWEST, width - _INDENT), break_on_hyphens=False)
+            made += [fixed.rstrip(), *(" " * _INDENT + line for line in wrapped)]
+    return made
+
+
+def _blocks(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
+    """A line per value, with the column's title before it; a blank line between rows, empty values left out."""
+    made: list[str] = []
+    widest = max(len(column.title) for column in columns)
+    for row in rows:
+        pairs = [(column.title.ljust(widest), cell) for column, cell in zip(columns, row, strict=True) if cell]
+        made += [*([""] if made else []), *lines((Column(""), Column("", flexible=True)), pairs, width)[1:]]
+    return made
+
+
+def _one_line(text: str) -> str:
+    return screen.harmless(text).replace("\n", " ").replace("\t", " ")
+
+
+def _width(text: str) -> int:
+    """Places that the text takes on a terminal: two for most East Asian characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    blank = " " * (width - _width(text))
+    return blank + text if right else text + blank

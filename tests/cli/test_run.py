@@ -1,0 +1,451 @@
+"""`llmrun run` as a user meets it: real commands, real pipes, a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import RunLlmrun
+from terminal import Terminal
+
+from llmrun.cli.terminal.screen import harmless
+from llmrun.gguf import synth
+
+STORY = ("run", "tiny", "Once upon a time", "--raw", "--temp", "0", "-n", "30")
+
+
+def children_of(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def wait_until_gone(pids: list[int], within_s: float = 1.0) -> None:
+    deadline = time.monotonic() + within_s
+    while alive := [pid for pid in pids if psutil.pid_exists(pid)]:
+        assert time.monotonic() < deadline, f"still there: {alive}"
+        time.sleep(0.01)
+
+
+# -- answers ---
+
+
+def test_answer_alone_on_stdout(llmrun: RunLlmrun) -> None:
+    """stdout is the answer, stderr is one meter line."""
+    done = llmrun(*STORY)
+    assert done.returncode == 0
+    assert done.stdout.startswith((" ", ","))
+    (line,) = done.stderr.splitlines()
+    for part in ("prompt ", "TTFT ", " t/s", "GB/s read", "peak RAM "):
+        assert part in line
+    assert "–" not in line  # everything is known
+
+
+def test_same_prompt_four_ways(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Argument, file, pipe and Python give the same answer."""
+    prompt = "Once upon a time"
+    (tmp_path / "p.txt").write_text(prompt + "\n")
+    rest = ("--raw", "--temp", "0", "-n", "20", "-q")
+    expected = llmrun("run", "tiny", prompt, *rest).stdout
+    assert expected
+    assert llmrun("run", "tiny", "-f", str(tmp_path / "p.txt"), *rest).stdout == expected
+    assert llmrun("run", "tiny", *rest, input=prompt + "\n").stdout == expected
+    import llmrun as package
+
+    with package.open_model("tiny") as model:
+        answer = model.generate(prompt, package.SamplingConfig(temperature=0, max_tokens=20))
+        assert "".join(answer) == expected
+
+
+def test_stdin_stands_before_the_argument(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("B")
+    rest = ("--raw", "--temp", "0", "-n", "5", "-q")
+    joined = llmrun("run", "tiny", "A\n\nB\n\nC", *rest).stdout
+    assert llmrun("run", "tiny", "C", "-f", str(tmp_path / "p.txt"), *rest, input="A\n").stdout == joined
+
+
+def test_chat_template_is_the_default(llmrun: RunLlmrun) -> None:
+    """With its template the model answers and ends by itself; a system prompt is accepted."""
+    done = llmrun("run", "tiny", "What is the KV cache?", "--temp", "0", "--system", "Be brief.", "--json")
+    document = json.loads(done.stdout)
+    assert document["stop_reason"] == "end" and len(document["answer"]) > 20
+
+
+def test_json_document(llmrun: RunLlmrun) -> None:
+    """One document, numbers that agree with each other, nothing on stderr."""
+    done = llmrun(*STORY, "--json", "--seed", "3", "--stop", "never ever")
+    assert done.stderr == ""
+    document = json.loads(done.stdout)
+    timing = document["timing"]
+    assert document["stop_reason"] == "length" and len(document["tokens"]) == 30 == timing["n_generated"]
+    assert timing["tg_tps"] == pytest.approx(29 / timing["decode_s"])
+    assert timing["read_bytes_per_s"] == pytest.approx(timing["read_bytes"] / timing["decode_s"])
+    assert document["settings"]["seed"] == 3 and document["settings"]["stop"] == ["never ever"]
+    assert document["memory"]["peak_rss_bytes"] > 1 << 20
+    assert document["versions"]["llama-cpp-python"] == "0.3.36"
+    assert document["model"]["weight_bytes"] > 0
+
+
+def test_verbose_and_quiet(llmrun: RunLlmrun) -> None:
+    verbose = llmrun(*STORY, "--verbose").stderr
+    for word in ("model", "load", "context", "memory", "prefill", "decode", "p95", "stopped", "seed"):
+        assert word in verbose
+    assert llmrun(*STORY, "--quiet").stderr == ""
+
+
+def test_stop_and_bias_options(llmrun: RunLlmrun) -> None:
+    whole = llmrun(*STORY, "-q").stdout
+    assert llmrun(*STORY, "-q", "--stop", whole[10:14]).stdout == whole[: whole.index(whole[10:14])]
+    first = json.loads(llmrun(*STORY, "--json").stdout)["tokens"][0]
+    assert json.loads(llmrun(*STORY, "--json", "-l", f"{first}-inf").stdout)["tokens"][0] != first
+
+
+# -- what goes wrong ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("run", "tiny"), 2, "there is no prompt"),
+        (("run", "tiny", "a", "-n", "-7"), 2, "--n-predict: -7 is outside -1 to"),
+        (("run", "tiny", "a", "--temp", "nan"), 2, "--temp: nan is outside"),
+        (("run", "tiny", "a", "-b", "-5"), 2, "--batch-size"),
+        (("run", "tiny", "a", "-t", "100000"), 2, "--threads: 100000 is outside 1 to 512"),
+        (("run", "tiny", "a", "--repack", "maybe"), 2, "none of auto, on, off"),
+        (("run", "tiny", "a", "--logit-bias", "x"), 2, "TOKEN+BIAS"),
+        (("run", "tiny", "a", "--raw", "--system", "s"), 2, "--system has no place"),
+        (("run", "tiny", "a", "--no-such-option"), 2, "--no-such-option"),
+        (("runn", "tiny"), 2, "run"),
+        (("run", "./nothing.gguf", "a"), 4, "nothing.gguf"),
+        (("run", "tiny", "-f", "nowhere.txt"), 4, "nowhere.txt"),
+        (("run", "tiny", "b " * 4000), 11, "tokens, the context holds"),
+        (("run", "tiny", "Once upon a time", "-c", "3"), 11, "the context holds 3"),
+    ],
+)
+def test_mistakes(llmrun: RunLlmrun, arguments: tuple[str, ...], code: int, words: str) -> None:
+    """One line on stderr that says what is wrong, nothing on stdout, the documented exit code."""
+    done = llmrun(*arguments)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_no_model(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Exit 8, naming what the thing is; a FIFO does not hang."""
+    (tmp_path / "page.gguf").write_text("<!DOCTYPE html><html><body>404</body></html>")
+    (tmp_path / "pointer.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    (tmp_path / "empty.gguf").touch()
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    for name, words in (
+        ("page", "HTML"),
+        ("pointer", "LFS"),
+        ("empty", "empty"),
+        ("pipe", "FIFO"),
+        ("folder", "folder"),
+    ):
+        done = llmrun("run", str(tmp_path / f"{name}.gguf"), "a", timeout=20)
+        assert done.returncode == 8 and words.lower() in done.stderr.lower(), done.stderr
+
+
+def test_debug_shows_the_traceback(llmrun: RunLlmrun) -> None:
+    assert "Traceback" in llmrun("run", "./nothing.gguf", "a", env={"LLMRUN_DEBUG": "1"}).stderr
+
+
+def test_broken_pipe_is_quiet() -> None:
+    """`| head -c 20` ends us with 141 and not a word."""
+    ours = f"{shlex.quote(sys.executable)} -m llmrun run tiny 'Tell me a story' -n 400 -q"
+    command = f"{ours} | head -c 20; echo ${{PIPESTATUS[0]}} >&2"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert len(done.stdout) == 20
+    assert done.stderr.split() == ["141"]
+
+
+def test_full_disk_and_closed_streams() -> None:
+    """`> /dev/full` is exit 7; closed standard streams are no traceback."""
+    base = f"{shlex.quote(sys.executable)} -m llmrun run tiny 'Hello' --temp 0 -n 8"
+    for redirect, code, words in (
+        ("> /dev/full", 7, "no space"),
+        (">&-", 7, "standard output"),
+        ("2>&- >/dev/null", 0, ""),
+        ("<&- >/dev/null", 0, ""),
+        ("0<&- 1>&- 2>&-", 7, ""),
+    ):
+        done = subprocess.run(["bash", "-c", f"{base} {redirect}"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, (redirect, done.stderr)
+        assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_waits_for_no_terminal() -> None:
+    """An open pipe that nobody writes to: it says what it is waiting for."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmrun", "run", "tiny", "a", "-n", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert "waiting for standard input" in process.stderr.readline()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+# -- Ctrl-C, terminate ---
+
+
+def interrupted(arguments: list[str], after_s: float, sent: signal.Signals) -> tuple[int, float, str, list[int]]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmrun", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        time.sleep(after_s)
+        children = children_of(process.pid)
+        begin = time.monotonic()
+        process.send_signal(sent)
+        _, stderr = process.communicate(timeout=20)
+        return process.returncode, time.monotonic() - begin, stderr, children
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("phase", ["start", "prefill", "decode"])
+def test_interrupt_in_every_phase(busy: Path, phase: str, sent: signal.Signals, code: int) -> None:
+    """Ended within a second wherever it was, with the shell's exit code and no process left."""
+    prompt = "b c d e " * 900 if phase == "prefill" else "b"
+    after_s = 0.25 if phase == "start" else 2.5
+    status, took_s, stderr, children = interrupted(["run", str(busy), prompt, "--temp", "0"], after_s, sent)
+    # Before any code of ours has run, it is Python or the kernel that ends it: for a shell the same number.
+    assert status == code or (phase == "start" and status == -sent), stderr
+    assert took_s < 1
+    assert "Traceback" not in stderr or status == -sent
+    assert children or phase == "start"
+    wait_until_gone(children)
+
+
+def test_killed_engine_seen_from_outside(busy: Path) -> None:
+    """SIGSEGV in the engine: exit 9 within a second, one line."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmrun", "run", str(busy), "b", "--temp", "0"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.read(1)  # it decodes
+        (child,) = children_of(process.pid)
+        begin = time.monotonic()
+        os.kill(child, signal.SIGSEGV)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 9 and time.monotonic() - begin < 1
+    assert "SIGSEGV" in stderr and "Traceback" not in stderr
+
+
+# -- the terminal ---
+
+
+def test_on_a_terminal() -> None:
+    """The answer, a line end, the meter line, and a cursor that is to be seen."""
+    with Terminal(*STORY, columns=160) as terminal:
+        assert terminal.wait() == 0
+        *answer, meter = terminal.text.splitlines()
+        assert "TTFT" in meter and answer
+        assert not terminal.cursor_hidden
+
+
+def test_load_bar_on_a_terminal(tmp_path: Path) -> None:
+    """A load that takes longer than a blink draws a bar, which is gone afterwards."""
+    path = tmp_path / "large.gguf"
+    synth.write(path, synth.Shape(16, 2048, 5632, 16, 4, 512, n_ctx_train=512), "Q4_0")
+    with Terminal("run", str(path), "b", "-n", "2", "--temp", "0", "--repack", "on") as terminal:
+        assert terminal.wait() == 0
+        assert b"loading" in terminal.raw
+        assert "loading" not in terminal.text and not terminal.cursor_hidden
+
+
+def test_ctrl_c_typed_on_a_terminal(busy: Path) -> None:
+    """A Ctrl-C key in the middle of an answer: 130, no child, the cursor back."""
+    with Terminal("run", str(busy), "b", "--temp", "0") as terminal:
+        time.sleep(2)
+        children = children_of(terminal.process.pid)
+        terminal.type("\x03")
+        assert terminal.wait(timeout_s=5) == 130
+        wait_until_gone(children)
+        assert not terminal.cursor_hidden and "Traceback" not in terminal.text
+
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07 \x9b31m \r over \x08 \u202e drow end"
+
+
+def test_hostile_output_is_shown_not_obeyed(tmp_path: Path) -> None:
+    """A token that is an escape sequence: pictures on a terminal, itself in a pipe."""
+    vocab = synth.vocabulary(512)
+    vocab[0][400] = HOSTILE.encode()
+    path = tmp_path / "hostile.gguf"
+    synth.write(path, synth.SHAPES["micro"], "F16", vocab=vocab)
+    arguments = ("run", str(path), "a", "--temp", "0", "-n", "1", "-l", "400+9999")
+    with Terminal(*arguments) as terminal:
+        assert terminal.wait() == 0
+        shown = terminal.raw.decode()
+        assert "␛[2J" in shown and "drow" in shown
+        assert not any(bad in shown for bad in ("\x1b[2J", "\x1b]0", "\x07", "\x9b", "\u202e", "\r over", "\x08"))
+    piped = subprocess.run([sys.executable, "-m", "llmrun", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
+    assert piped.stdout.decode() == HOSTILE
+
+
+def test_harmless_keeps_text() -> None:
+    """Newline, tab, other scripts and emoji with joiners are text."""
+    text = "a\tb\nc 漢字 עברית 👩\u200d🚀 naïve"
+    assert harmless(text) == text
+    every = "".join(chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t")
+    assert not set(every) & set(harmless(every))
+
+
+# -- the Python API in the README ---
+
+
+def test_readme_example_runs() -> None:
+    """The Python block of the README is run as it stands there."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "t/s" in done.stdout
+
+
+# -- the form of an answer ---
+
+PERSON = '{"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}, "required": ["age"]}'
+
+
+def test_answers_of_a_form(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """What was asked for is what comes out, whatever the model would rather say."""
+    rest = ("Tell me a story", "-q", "--seed", "1", "-n", "200")
+    assert llmrun("run", "tiny", *rest, "--choice", "yes,no, may be").stdout in ("yes", "no", "may be")
+    done = llmrun("run", "tiny", *rest, "--json-schema", PERSON)
+    assert done.returncode == 0 and json.loads(done.stdout)["age"] <= 99
+    (tmp_path / "schema.json").write_text(PERSON)
+    assert "age" in json.loads(llmrun("run", "tiny", *rest, "--json-schema", str(tmp_path / "schema.json")).stdout)
+    (tmp_path / "g.gbnf").write_text('root ::= [a-c]{3} "!"')
+    answer = llmrun("run", "tiny", *rest, "--grammar", str(tmp_path / "g.gbnf")).stdout
+    assert len(answer) == 4 and set(answer[:3]) <= set("abc") and answer[3] == "!"
+    document = json.loads(llmrun("run", "tiny", *rest, "--choice", "a,b", "--json").stdout)
+    assert document["answer"] in ("a", "b") and document["thinking"] == "" and document["timing"]["n_thinking"] == 0
+
+
+def test_an_answer_that_was_cut_is_none(llmrun: RunLlmrun) -> None:
+    """Half of a JSON document is exit 13, with the way out; what there is stays on stdout."""
+    done = llmrun("run", "tiny", "Tell me a story", "--json-schema", PERSON, "-n", "3", "--seed", "1")
+    assert done.returncode == 13 and done.stdout.startswith("{")
+    assert "is not what was asked for" in done.stderr and "a larger -n than 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--json-schema", '{"type": "strin"}'), 2, "no valid schema"),
+        (("--json-schema", '{"type": '), 2, "JSON"),
+        (("--json-schema", "nowhere.json"), 4, "nowhere.json"),
+        (("--json-schema", '{"not": {}}'), 2, "not"),
+        (("--json-schema", '{"type": "string", "maxLength": 2000000}'), 2, "maxLength"),
+        (("--grammar", "nowhere.gbnf"), 4, "nowhere.gbnf"),
+        (("--choice", ""), 2, "--choice"),
+        (("--json-mode", "--choice", "a,b"), 2, "an answer has one form"),
+        (("--think", "loud"), 2, "none of show, fold, hide, off"),
+        (("--chat-template", "nowhere.jinja"), 4, "nowhere.jinja"),
+        (("--template", "{language}"), 2, "nobody says what {language} is"),
+        (("--template", "{input} {0}"), 2, "is no field"),
+        (("--template", "{input"), 2, "--template"),
+        (("--template", "nowhere"), 4, "no template of that name"),
+        (("--template", "{input}", "--field", "a=b"), 2, "no such field"),
+        (("--field", "a=b"), 2, "there is no template"),
+        (("--raw", "--save"), 2, "--raw"),
+    ],
+)
+def test_bad_forms(llmrun: RunLlmrun, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    """In words, before any native code; nothing on stdout."""
+    done = llmrun("run", "tiny", "a", *arguments, env={"LLMRUN_HOME": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_left_recursion_never_reaches_llama_cpp(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    (tmp_path / "g.gbnf").write_text('root ::= root "a" | "b"')
+    done = llmrun("run", "tiny", "a", "--grammar", str(tmp_path / "g.gbnf"))
+    assert done.returncode == 2 and "root" in done.stderr
+
+
+# -- prompts with fields, and conversations of one prompt each ---
+
+
+def test_templates(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """A text, a file, a name in the folder of templates: all give the prompt that they spell."""
+    rest = ("--raw", "--temp", "0", "-n", "12", "-q")
+    expected = llmrun("run", "tiny", "Say hello to Bob\n\nnow", *rest).stdout
+    typed = ("now", "--field", "who=Bob", *rest)
+    text = "Say {what} to {who}\n\n{prompt}"
+    (tmp_path / "greet.txt").write_text(text)
+    (tmp_path / "config" / "llmrun" / "templates").mkdir(parents=True)
+    (tmp_path / "config" / "llmrun" / "templates" / "greet.txt").write_text(text)
+    (tmp_path / "what").write_text("hello\n")
+    what = ("--field", f"what=@{tmp_path / 'what'}")
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    for name in (text, str(tmp_path / "greet.txt"), "greet"):
+        assert llmrun("run", "tiny", "--template", name, *what, *typed, env=env).stdout == expected, name
+    # A template without a place for the input does not lose it.
+    assert llmrun("run", "tiny", "--template", "Say hello to {who}", *typed).stdout == expected
+
+
+def test_save_and_continue(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Two commands, one conversation: the second knows what the first was told."""
+    env = {"LLMRUN_HOME": str(tmp_path)}
+    rest = ("--temp", "0", "-q")
+    first = llmrun("run", "tiny", "What is a token?", "--save", *rest, env=env).stdout
+    second = llmrun("run", "tiny", "What is the KV cache?", "--continue", *rest, env=env).stdout
+    kept = json.loads(llmrun("history", "show", "last", "--json", env=env).stdout)["messages"]
+    assert [message["content"] for message in kept] == ["What is a token?", first, "What is the KV cache?", second]
+    assert kept[3]["timing"]["n_prompt"] > kept[1]["timing"]["n_prompt"] + 20
+    llmrun("run", "tiny", "Hello", *rest, env=env)
+    assert len(json.loads(llmrun("history", "list", "--json", env=env).stdout)) == 1  # unasked, nothing is kept
+
+
+def test_thinking_in_a_run(llmrun: RunLlmrun) -> None:
+    """Apart in JSON, out of the way in a pipe."""
+    template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}<|assistant|><think>"
+    rest = ("Tell me a story", "--temp", "0", "-n", "30", "--chat-template", template, "--think-budget", "6")
+    document = json.loads(llmrun("run", "tiny", *rest, "--json").stdout)
+    assert document["thinking"] and document["answer"] and document["timing"]["n_thinking"] >= 6
+    assert llmrun("run", "tiny", *rest, "-q").stdout == document["answer"]
+    with Terminal("run", "tiny", *rest, "-q") as terminal:
+        assert terminal.wait() == 0
+        assert document["thinking"][:20] in terminal.text and b"\x1b[2m" in terminal.raw
+
+
+# -- completion ---
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(llmrun: RunLlmrun, tmp_path: Path, shell: str) -> None:
+    """Tab knows commands, options, and models: the embedded one, the catalog's, files."""
+    (tmp_path / "mine.gguf").touch()
+
+    def completed(words: str) -> str:
+        env = {"_LLMRUN_COMPLETE": f"complete_{shell}", "LLMRUN_HOME": str(tmp_path)}
+        if shell == "bash":
+            env |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+        else:
+            env |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        return llmrun(env=env, cwd=tmp_path).stdout
+
+    assert "chat" in completed("llmrun ch")
+    assert "--json-schema" in completed("llmrun run tiny --json-s")
+    assert "tiny" in completed("llmrun run ti")
+    assert "qwen3" in completed("llmrun chat qwen")
+    assert "mine.gguf" in completed("llmrun run mi")
