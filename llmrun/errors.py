@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree: what happened, the next command to type, and the exit code.
+"""Everything that can go wrong, as one tree: what happened, what would help, and the exit code.
 
 | class            | exit | when                                                             |
 |------------------|------|------------------------------------------------------------------|
@@ -13,27 +13,96 @@
 | `EngineCrashed`  | 9    | the engine's process died or stopped making progress             |
 | `OutOfMemory`    | 10   | memory ran out, or plainly would                                 |
 | `PromptTooLong`  | 11   | the prompt has more tokens than the context                      |
-| `TooSlow`        | 12   | a comparison found less speed than `--fail-under` allows         |
+| `TooSlow`        | 12   | a comparison found less speed than was demanded                  |
 | `WrongShape`     | 13   | the answer is not of the form that was asked for                 |
 
 Two ends are no errors of ours and have no class here: Ctrl-C exits with 130, a broken pipe with 141.
+
+The core says *what* is wrong in its own words: the name of a field, the problem, the value. How a field is spelled as
+an option, and which command helps, is known to the command line alone (`cli/framework/spelling.py`); a server makes
+other words of the same error.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
+@dataclass(frozen=True)
+class Change:
+    """A remedy: the same again with these fields, by name: `Change({"n_ctx": 4096})`.
+
+    Names are those of `LoadConfig` (of its `offload` and `rope` as well), `SamplingConfig` and the other option
+    types of `options/`. None as a value means to leave the field out.
+    """
+
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Act:
+    """A remedy: an action of llmrun, by name: `Act("pull", "qwen3:4b")`; `Act("help", "run")` is to read its help.
+
+    Attributes:
+        action: what there is a command for: "show", "list", "pull", "rm", "devices", "doctor"...
+        target: what it is done to, mostly a model; empty: nothing.
+        fields: options for it, by field.
+    """
+
+    action: str
+    target: str = ""
+    fields: Mapping[str, object] | None = None
+
+
+Remedy = Change | Act | str
+"""What would help; a text is shown as it is."""
+
+
 class LlmrunError(Exception):
-    """An error to show in one line. `message` says what happened, with numbers; `hint` is the next command to type."""
+    """An error to show in one line.
+
+    Attributes:
+        message: what happened, with numbers. Fields of options that it mentions stand in backticks, `n_ctx`, so that a
+            front end can spell them its own way.
+        remedies: what would help, the best first.
+        field: name of the option's field that is wrong, `n_ctx`; None where it is not about one. The message does not
+            begin with it: "512 is outside 1 to 16".
+        value: of that field, as it was given.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: Remedy | None = None,
+        remedies: Iterable[Remedy] = (),
+        field: str | None = None,
+        value: object = None,
+    ) -> None:
+        """`hint` is one remedy, for the many errors that have one."""
+        super().__init__(f"{field}: {message}" if field else message)
         self.message = message
-        self.hint = hint
+        self.remedies: tuple[Remedy, ...] = (*(() if hint is None else (hint,)), *remedies)
+        self.field = field
+        self.value = value
+
+    @property
+    def hint(self) -> str | None:
+        """The remedies in the core's own words, for those who have no others."""
+        return "  or  ".join(map(_in_words, self.remedies)) or None
+
+
+def _in_words(remedy: Remedy) -> str:
+    if isinstance(remedy, str):
+        return remedy
+    fields = ", ".join(f"{name}={value}" for name, value in (remedy.fields or {}).items())
+    return fields if isinstance(remedy, Change) else " ".join(filter(None, (remedy.action, remedy.target, fields)))
 
 
 class UsageError(LlmrunError):
@@ -69,8 +138,10 @@ class EngineCrashed(LlmrunError):
 
     exit_code = 9
 
-    def __init__(self, message: str, *, hint: str | None = None, log: str = "") -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self, message: str, *, log: str = "", hint: Remedy | None = None, remedies: Iterable[Remedy] = ()
+    ) -> None:
+        super().__init__(message, hint=hint, remedies=remedies)
         self.log = log
 
 

@@ -35,8 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from llmrun.errors import BadModel  # noqa: E402
-from llmrun.gguf import reader, rules  # noqa: E402
+from llmrun.gguf import rules  # noqa: E402
 from llmrun.gguf.types import GGML_TYPES  # noqa: E402
+from llmrun.text import printable  # noqa: E402
 
 TARGET = 0.85
 SLOW_S = 2.0
@@ -176,7 +177,7 @@ Mutation = tuple[str, bytes]
 
 
 def shown(raw: bytes) -> str:
-    return reader.printable(raw, 50)
+    return printable(raw, 50)
 
 
 def odd_integers(rng: random.Random, value: int, bits: int) -> int:
@@ -426,8 +427,8 @@ def last_words(said: list[str]) -> str:
     """The line of an assert or uncaught exception, else the last line."""
     for line in said:
         if "GGML_ASSERT" in line or "what():" in line or ": fatal error" in line:
-            return reader.printable(re.sub(r"\S*/", "", line), 150)  # without the folder that llama.cpp was built in
-    return reader.printable(said[-1], 150) if said else ""
+            return printable(re.sub(r"\S*/", "", line), 150)  # without the folder that llama.cpp was built in
+    return printable(said[-1], 150) if said else ""
 
 
 def in_child(lib, path: str, log: int) -> None:  # type: ignore[no-untyped-def]

@@ -15,37 +15,60 @@ PACKAGE = Path(__file__).resolve().parents[1] / "llmrun"
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"bench", "chat"},
-    {"sketch", "drawing"},
-    {"plot"},
-    {"models", "compare"},
-    {"transcript"},
-    {"describe", "journal", "conversations"},
-    {"exports"},
+    {"api"},
+    {"constrain", "chat", "bench"},
     {"engine"},
-    {"checks"},
-    {"ceilings", "energy", "hub", "store", "meter", "quality", "resources", "results"},
-    {"planner"},
-    {"footprint", "catalog", "settings", "synth", "shapes", "gguf_rules"},
-    {"layer_memory", "skeleton", "shaped"},
-    {"arguments", "gbnf"},
-    {"gguf", "ggml_types", "quants", "hardware", "accelerators", "config", "endpoints"},
-    {"errors", "units"},
+    {"planning"},
+    {"models"},
+    {"machine"},
+    {"options", "gguf"},
+    {"fs", "paths", "codec"},
+    {"errors", "units", "text", "clock"},
     {"__init__"},
 ]
-# They read the engine's messages, which are plain data.
-GRANTED = {("meter", "engine.protocol"), ("results", "engine.protocol")}
+# The same inside `cli/`.
+CLI_FLOORS = [
+    {"app"},
+    {"commands"},
+    {"chat"},
+    {"answering"},
+    {"loading"},
+    {"framework", "terminal"},
+    {"__init__"},
+]
+# Arrows that pure moves left pointing up, by importing file: each goes with the work on its package.
+LEFT = {
+    ("bench.py", "llmrun.cli.commands.bench_history"),
+    ("bench.py", "llmrun.cli.commands.pull"),
+    ("single_answer.py", "llmrun.cli.commands.chat"),
+    ("slash.py", "llmrun.cli.commands.history"),
+    ("completion.py", "llmrun.cli.loading"),
+    ("load_model.py", "llmrun.cli.commands.pull"),
+    ("compare.py", "llmrun.cli.commands.bench"),
+    ("perplexity.py", "llmrun.bench"),
+    ("peaks.py", "llmrun.bench"),
+    ("environment.py", "llmrun.bench"),
+    ("environment.py", "llmrun.models"),
+    ("environment.py", "llmrun.engine"),
+    ("energy.py", "llmrun.bench"),
+    ("doctor.py", "llmrun.models"),
+    ("resolve.py", "llmrun.engine"),
+    ("user_config.py", "llmrun.models"),
+    ("quantize.py", "llmrun.cli.commands.pull"),
+    ("run.py", "llmrun.cli.commands.chat"),
+    ("store.py", "llmrun.cli.commands.quantize"),
+}
 DOORS = {
     "llama_cpp": {"engine"},
     "jinja2": {"engine"},
-    "gguf": {"engine", "synth"},
-    "huggingface_hub": {"hub"},
+    "gguf": {"engine", "gguf"},
+    "huggingface_hub": {"models"},
     "typer": {"cli"},
     "rich": {"cli"},
     "prompt_toolkit": {"cli"},
     "pygments": {"cli"},
-    "sqlite3": {"conversations", "store"},
-    "matplotlib": {"drawing"},
+    "sqlite3": {"chat", "models"},
+    "matplotlib": {"bench"},
 }
 
 # What `from llmrun import NAME` finds in the package itself: __version__ and what it names lazily.
@@ -54,14 +77,18 @@ NAMES_OF_INIT = {"__version__"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
-def floor_of(room: str) -> int:
-    floors = [i for i, floor in enumerate(FLOORS) if room in floor]
-    assert len(floors) == 1, f"llmrun.{room} has no floor"
-    return floors[0]
+def floor_of(package: str, floors: list[set[str]] = FLOORS) -> int:
+    found = [i for i, floor in enumerate(floors) if package in floor]
+    assert len(found) == 1, f"{package} has no floor"
+    return found[0]
 
 
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def is_left(path: Path, name: str) -> bool:
+    return any(path.name == who and f"{name}.".startswith(f"{what}.") for who, what in LEFT)
 
 
 def imports_of(path: Path, source: str | None = None) -> set[str]:
@@ -91,27 +118,38 @@ def imported_room(imported: str) -> str | None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path: Path) -> None:
-    """No module knows of one above it."""
+    """No package knows of one above it."""
     room = room_of(path)
     mine = floor_of(room)
     if room == "__init__":
         return  # the front door: it names what lives elsewhere, and imports it at first use
     for name in imports_of(path):
         other = imported_room(name)
-        if other is None:
+        if other is not None and not is_left(path, name):
+            assert floor_of(other) >= mine, f"{room} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) == "cli"], ids=lambda path: path.stem)
+def test_the_inner_order_of_cli(path: Path) -> None:
+    """What commands are made of knows of no command, and no command of another."""
+    inside = path.relative_to(PACKAGE / "cli").parts
+    mine = inside[0].removesuffix(".py")
+    for name in imports_of(path):
+        if not name.startswith("llmrun.cli.") or is_left(path, name):
             continue
-        rest = name.partition(".")[2]
-        if any(room == who and (rest == what or rest.startswith(f"{what}.")) for who, what in GRANTED):
-            continue
-        assert floor_of(other) >= mine, f"{room} imports {rest}, which is above it"
+        other, *rest = name.split(".")[2:]
+        floor = floor_of(other, CLI_FLOORS)
+        assert floor >= floor_of(mine, CLI_FLOORS), f"cli/{mine} imports {name}, which is above it"
+        if mine == other == "commands" and rest:
+            assert rest[0] == path.stem, f"{path.stem} imports {name}, which is another command"
 
 
 def test_relative_and_unknown_imports_count() -> None:
     """`from . import x` and `from ..y import z` are what they say, and a room that nobody gave a floor is an error."""
     module = PACKAGE / "cli" / "some.py"
-    assert imports_of(module, "from . import screen") == {"llmrun.cli", "llmrun.cli.terminal.screen"}
-    assert imports_of(module, "from ..store import find") == {"llmrun.models.store", "llmrun.store.find"}
-    assert imports_of(PACKAGE / "some.py", "from . import hub") == {"llmrun", "llmrun.models.hub"}
+    assert imports_of(module, "from . import screen") == {"llmrun.cli", "llmrun.cli.screen"}
+    assert imports_of(module, "from ..store import find") == {"llmrun.store", "llmrun.store.find"}
+    assert imports_of(PACKAGE / "some.py", "from . import hub") == {"llmrun", "llmrun.hub"}
     with pytest.raises(AssertionError, match="attic has no floor"):
         floor_of("attic")
 

@@ -21,11 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from llmrun import fs, paths
 from llmrun.bench import exports
 from llmrun.bench.exports import Format
-from llmrun.bench.record import Record, Row, read_part, read_record, to_document, utc
+from llmrun.bench.record import Record, Row, read_part, read_record, to_document
+from llmrun.clock import utc
 from llmrun.errors import NotFound, UsageError
-from llmrun.models import store
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 _SUFFIX = ".jsonl"
@@ -35,7 +36,7 @@ MAX_RECORD_BYTES = 1 << 28
 
 def folder() -> Path:
     """Where journals lie: beside the store's own memory, so that LLMRUN_HOME moves it too."""
-    return store.state_file().parent / "bench"
+    return paths.state() / "bench"
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -51,11 +52,11 @@ class Journal:
     def __init__(self, path: Path, record: Record) -> None:
         """Begins a new file; raises `DiskError` if it is there already, or can't be written."""
         self.path = path
-        with store.disk_errors(f"writing {path}"):
+        with fs.disk_errors(f"writing {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._write(_head(record))
-        store.fsync_folder(path.parent)
+        fs.fsync_folder(path.parent)
         for row in record.rows:
             self.add(row)
 
@@ -89,8 +90,8 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         text = json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        with store.disk_errors(f"writing {self.path}"):
-            store.write_all(self._fd, text.encode("utf-8", errors="replace") + b"\n")
+        with fs.disk_errors(f"writing {self.path}"):
+            fs.write_all(self._fd, text.encode("utf-8", errors="replace") + b"\n")
             os.fsync(self._fd)
 
 
@@ -130,17 +131,17 @@ class Output:
             self._add(self._writer.end(record or self._record))
 
     def _add(self, text: str) -> None:
-        with store.disk_errors(f"writing {self.path}"):
+        with fs.disk_errors(f"writing {self.path}"):
             if not self._appends:
                 self._text += text
-                store.write_atomically(self.path, self._text + self._writer.end(self._record))
+                fs.write_atomically(self.path, self._text + self._writer.end(self._record))
                 return
             if not self._begun:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if self._begun else os.O_TRUNC)
             fd = os.open(self.path, flags, 0o666)
             try:
-                store.write_all(fd, text.encode("utf-8", errors="replace"))
+                fs.write_all(fd, text.encode("utf-8", errors="replace"))
                 with suppress(OSError):  # a pipe, /dev/stdout
                     os.fsync(fd)
             finally:
@@ -241,7 +242,7 @@ def find(id_or_prefix: str) -> Path:
 
 def remove(path: Path) -> None:
     """Raises `DiskError`."""
-    with store.disk_errors(f"removing {path}"):
+    with fs.disk_errors(f"removing {path}"):
         path.unlink(missing_ok=True)
 
 

@@ -13,11 +13,9 @@ a record of another major version is refused.
 from __future__ import annotations
 
 import math
-import secrets
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from datetime import datetime, timezone
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -539,17 +537,6 @@ class Record:
     rows: tuple[Row, ...] = ()
     interleaved_with: str | None = None
     ended: str | None = None
-
-
-def new_id(now: datetime | None = None) -> str:
-    """Sorts by time; two within one second differ in their four random digits."""
-    now = now or datetime.now(timezone.utc)
-    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def utc(now: datetime | None = None) -> str:
-    """The time as records have it: "2026-11-21T01:02:03Z"."""
-    return f"{now or datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 # -- to JSON and back --------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from itertools import groupby
 from types import TracebackType
 
 from llmrun.bench.exports import asked_settings
-from llmrun.bench.record import Caveat, Row, Sample, Steps, Test, utc
+from llmrun.bench.record import Caveat, Row, Sample, Steps, Test
+from llmrun.clock import utc
 from llmrun.engine.engine import Engine
 from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.layout import by_device, settings_of

@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmrun.bench.record import utc
+from llmrun.clock import utc
 from llmrun.engine.protocol import Asking
 from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.options.config import SamplingConfig

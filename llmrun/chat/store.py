@@ -33,8 +33,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from llmrun import fs, paths
+from llmrun.clock import utc
 from llmrun.errors import DiskError, LlmrunError, NotFound, UsageError
-from llmrun.models import store
 
 if TYPE_CHECKING:
     import sqlite3
@@ -74,7 +75,7 @@ _VERSIONS: tuple[tuple[str, ...], ...] = (
 
 def file() -> Path:
     """Beside the store's own memory, so that LLMRUN_HOME moves it too."""
-    return store.state_file().parent / "conversations.db"
+    return paths.state() / "conversations.db"
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ class Conversations:
         self._sqlite3 = sqlite3
         self.path = path or file()
         self._held: set[str] = set()
-        with store.disk_errors(f"making {self.path}"):
+        with fs.disk_errors(f"making {self.path}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Only what is new is opened: to close a descriptor of a file would end this process's locks on it.
             with suppress(FileExistsError):
@@ -189,9 +190,9 @@ class Conversations:
 
     def create(self, model: str, *, system: str = "", settings: Mapping[str, Any] | None = None) -> str:
         """A conversation without turns; returns its id."""
-        from llmrun.bench.record import new_id  # not above: what only reads would take a tenth longer to start
+        from llmrun.clock import new_id  # not above: what only reads would take a tenth longer to start
 
-        model, system, now = _storable(model), _storable(system), _utc()
+        model, system, now = _storable(model), _storable(system), utc()
         with self._transaction() as db:
             while True:
                 id = new_id()
@@ -330,11 +331,11 @@ class Conversations:
     def alone(self, id: str) -> Iterator[None]:
         """Inside, no other llmrun gets this conversation. Raises `UsageError` where one has it now."""
         path = self._lock_file(id)
-        with store.disk_errors(f"locking {path}"):
+        with fs.disk_errors(f"locking {path}"):
             path.parent.mkdir(mode=0o700, exist_ok=True)
             fd = _locked(path, id)
         try:
-            with store.disk_errors(f"locking {path}"):
+            with fs.disk_errors(f"locking {path}"):
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             self._held.add(id)
@@ -458,7 +459,7 @@ class Conversations:
         key = self._key(db, id)
         db.execute(
             "update conversations set updated = ?, seq = (select max(seq) + 1 from conversations) where key = ?",
-            (_utc(), key),
+            (utc(), key),
         )
         return key
 
@@ -483,7 +484,7 @@ class Conversations:
                 key,
                 role,
                 whole,
-                _utc(),
+                utc(),
                 None if model is None else _storable(model),
                 stop_reason,
                 json.dumps({**(timing or {})}),
@@ -583,7 +584,7 @@ def _harmless(sqlite3: Any) -> tuple[type[Exception], ...]:
 def _in_words(path: Path, said: str, *, damaged: bool) -> LlmrunError:
     # By the text, which has been the same for decades: only Python 3.11 tells the code.
     if "full" in said:
-        return store.disk_error(OSError(errno.ENOSPC, said), f"writing {path}")
+        return fs.disk_error(OSError(errno.ENOSPC, said), f"writing {path}")
     if "readonly" in said or "read-only" in said:
         return DiskError(f"writing {path}: no permission, or the disk is read-only")
     if "unable to open" in said:
@@ -628,10 +629,6 @@ def _locked(path: Path, id: str) -> int:
             os.close(fd)
             raise
         os.close(fd)
-
-
-def _utc() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _limit(limit: int | None) -> int:

@@ -49,7 +49,7 @@ from llmrun.engine.protocol import (
     encode,
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
-from llmrun.gguf.reader import Header, printable
+from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import open_adapter, overridden
 from llmrun.gguf.stub import skeleton_file
 from llmrun.machine.hardware import available_memory, default_threads
@@ -57,6 +57,7 @@ from llmrun.options.config import COMFORTABLE_CTX, MAX_SEED, LoadConfig, Samplin
 from llmrun.planning.footprint import Footprint, decode_reads, kv_bytes_per_token, repackable_types
 from llmrun.planning.placement import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
 from llmrun.planning.placement import Measure as MeasureLayout
+from llmrun.text import printable
 from llmrun.units import duration, size
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmrun.engine.protocol import out_of_memory
-from llmrun.gguf.reader import printable
+from llmrun.text import printable
 
 # -c and not -m: with -m Python would put the user's folder before everything, and a file named json.py there be run.
 _BOOT = """

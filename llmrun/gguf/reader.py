@@ -34,6 +34,7 @@ from typing import Protocol, overload
 
 from llmrun.errors import BadModel, NotFound
 from llmrun.gguf.types import FILE_TYPE_GUESSED, FILE_TYPES, GGML_TYPES, REMOVED_GGML_TYPES, GgmlType
+from llmrun.text import printable
 
 MAX_HEADER_BYTES = 128 << 20
 """The largest headers seen (262 k tokens, 514 k merges) are 16 MB."""
@@ -69,14 +70,6 @@ _SCALARS: Mapping[int, tuple[str, str]] = {
 }
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-
-
-def printable(text: str | bytes, limit: int = 60) -> str:
-    """Text from a file, safe to show: no control, bidi or other invisible character, at most `limit` characters."""
-    if isinstance(text, bytes):
-        text = text[: 4 * limit].decode("utf-8", "replace")
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 class NumberArray(Sequence[int | float | bool]):
@@ -391,7 +384,7 @@ def open_header(path: str | os.PathLike[str]) -> Header:
             try:
                 return read_header(_FileSource(file.read, status.st_size))
             except BadModel as error:
-                raise BadModel(f"{name}: {error.message}", hint=error.hint) from None
+                raise BadModel(f"{name}: {error.message}", remedies=error.remedies) from None
     except FileNotFoundError:
         raise NotFound(f"no such file: {printable(os.fsdecode(os.fspath(path)), 200)}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path

@@ -34,9 +34,9 @@ from llmrun.gguf.reader import (
     Value,
     layer_of,
     open_header,
-    printable,
     shown_name,
 )
+from llmrun.text import printable
 
 MAX_EXPERTS = 1024
 """llama.cpp's LLAMA_MAX_EXPERTS."""
@@ -152,7 +152,7 @@ def open_runnable(path: str | os.PathLike[str], *, with_tensors: bool = True) ->
     try:
         check_runnable(header, with_tensors=with_tensors)
     except BadModel as error:
-        raise BadModel(f"{shown_name(path)}: {error.message}", hint=error.hint) from None
+        raise BadModel(f"{shown_name(path)}: {error.message}", remedies=error.remedies) from None
     return header
 
 

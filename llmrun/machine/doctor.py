@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llmrun import paths
 from llmrun.errors import DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory
-from llmrun.gguf.reader import printable
 from llmrun.machine import gpus, hardware
 from llmrun.machine.gpus import Gpu
 from llmrun.machine.hardware import line_of, text_of
 from llmrun.models import store
+from llmrun.text import printable
 from llmrun.units import duration, significant, size
 
 Status = Literal["ok", "warn", "problem"]
@@ -422,7 +423,7 @@ def of_this_machine(
         required = requires("llmrun") or []
     except PackageNotFoundError:
         required = []
-    folder = store.cache_dir()
+    folder = paths.hub_cache()
     free, writable = disk_of(folder)
     usable = hardware.usable_cpus()
     threads = hardware.default_threads()

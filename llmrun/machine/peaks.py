@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from llmrun import fs, paths
 from llmrun.bench.record import read_part, to_document
 from llmrun.errors import UsageError
 from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
-from llmrun.models import store
 
 SCHEMA = "llmrun.ceilings/1"
 MAX_AGE_DAYS = 30.0
@@ -150,11 +149,7 @@ class Key:
 
 def folder() -> Path:
     """Where the files lie. LLMRUN_HOME moves them, as it does the store."""
-    if home := os.environ.get("LLMRUN_HOME"):
-        return Path(os.path.expandvars(home)).expanduser() / "cache" / "ceilings"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("llmrun") / "ceilings"
+    return paths.cache() / "ceilings"
 
 
 def load(
@@ -182,8 +177,8 @@ def save(key: Key, measured: Iterable[Ceiling], *, where: Path | None = None) ->
     # The key is there for people: it says what the digest in the name stands for.
     document = {"schema": SCHEMA, "key": asdict(key), "ceilings": [to_document(each) for each in made.values()]}
     path = (where or folder()) / f"{key.digest}.json"
-    with store.disk_errors(f"writing {path}"):
-        store.write_atomically(path, json.dumps(document, indent=1) + "\n")
+    with fs.disk_errors(f"writing {path}"):
+        fs.write_atomically(path, json.dumps(document, indent=1) + "\n")
 
 
 def _identity(ceiling: Ceiling) -> tuple[str, str, int | None]:

@@ -29,6 +29,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llmrun import paths
 from llmrun.errors import NotFound, UsageError
 from llmrun.models import quants
 
@@ -193,23 +194,12 @@ class Catalog:
         return tuple(dict.fromkeys(self._by_name[each].name for each in close))[:n]
 
 
-def config_dir() -> Path:
-    """The folder of the user's own files: LLMRUN_CONFIG_DIR, else the usual one of the system."""
-    if folder := os.environ.get("LLMRUN_CONFIG_DIR"):
-        return Path(folder).expanduser()
-    if _LINUX:  # as platformdirs has it, whose import takes 7 ms
-        return Path(os.environ.get("XDG_CONFIG_HOME", "").strip() or "~/.config").expanduser() / "llmrun"
-    import platformdirs
-
-    return platformdirs.user_config_path("llmrun")
-
-
 def load() -> Catalog:
     """The catalog of this package with the user's `models.toml` over it. Raises `UsageError` for a malformed one.
 
     A command asks several times: files that have not changed since are not read again.
     """
-    files = (_shipped_file(), config_dir() / "models.toml")
+    files = (_shipped_file(), paths.config() / "models.toml")
     return _load(*files, tuple(_stamp(file) for file in files))
 
 
@@ -233,7 +223,7 @@ def _load(shipped: Path, users: Path, _stamps: object) -> Catalog:
 
 def home(entry: Entry) -> Path:
     """The file that an entry of `load()` stands in."""
-    users = config_dir() / "models.toml"
+    users = paths.config() / "models.toml"
     return users if users.exists() and entry in _read(users) else _shipped_file()
 
 
@@ -445,7 +435,7 @@ def _with_level(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _unknown(text: str, name: str, catalog: Catalog) -> NoReturn:
-    from llmrun.gguf.reader import printable
+    from llmrun.text import printable
 
     family = name.partition(":")[0].lower()
     if family in EMBEDDED:
@@ -464,7 +454,7 @@ def _unknown(text: str, name: str, catalog: Catalog) -> NoReturn:
 
 
 def _malformed(text: str, why: str) -> NoReturn:
-    from llmrun.gguf.reader import printable
+    from llmrun.text import printable
 
     raise UsageError(f"'{printable(text)}' names no model: {why}", hint=_HELP)
 
@@ -595,7 +585,7 @@ class _Checker:
 
     def _wrong(self, index: int | None, fields: Mapping[str, Any], field: str, what: str) -> NoReturn:
         """Name file, line, entry and field. The parser keeps no lines: the field is looked for in the text."""
-        from llmrun.gguf.reader import printable
+        from llmrun.text import printable
 
         lines = self._text.splitlines()
         starts = [no for no, line in enumerate(lines) if re.match(r"\s*\[\[\s*model\s*\]\]", line)]

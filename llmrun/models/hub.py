@@ -39,12 +39,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin, urlsplit
 
-from llmrun import __version__, units
+from llmrun import __version__, fs, units
 from llmrun.errors import BadModel, DiskError, IntegrityError, LlmrunError, NetworkError, NotFound, NotInStore
-from llmrun.gguf.reader import Header, printable, read_header
+from llmrun.gguf.reader import Header, read_header
 from llmrun.gguf.rules import check_runnable, whole_header
 from llmrun.models import quants, store
 from llmrun.models.store import SHA256, RepoFolder, State
+from llmrun.text import printable
 
 if TYPE_CHECKING:
     from llmrun.models.catalog import HubFile
@@ -355,7 +356,7 @@ def _check_token() -> None:
     try:
         token = get_token()
     except OSError as error:
-        raise store.disk_error(error, f"reading the hub's token {where}") from error
+        raise fs.disk_error(error, f"reading the hub's token {where}") from error
     except UnicodeError as error:
         raise NotFound(f"the token in {where} is not text", hint=hint) from error
     if token and not re.fullmatch(r"[!-~]+", token):
@@ -438,7 +439,7 @@ def _hub_errors(repo: str, revision: str | None = None, file: str | None = None)
         raise _network_error(error) from error
     except OSError as error:
         # The client's own files: certificates, the folder of the login.
-        raise store.disk_error(error, f"asking the hub about {repo}") from error
+        raise fs.disk_error(error, f"asking the hub about {repo}") from error
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         # Not JSON, or not the fields that it must have: a captive portal, or no hub at all.
         raise NetworkError(f"the hub's answer about {repo} can't be understood ({type(error).__name__})") from error
@@ -600,9 +601,9 @@ def pull(
             _note_ref(resolved, folder)
         return folder.pointer(resolved.commit, resolved.files[0].name)
     room = "llmrun rm MODEL, or set HF_HUB_CACHE to a folder on a larger disk"
-    store.check_space(folder.path, missing_bytes(resolved), what=resolved.name, hint=room)
+    fs.check_space(folder.path, missing_bytes(resolved), what=resolved.name, hint=room)
     patience = patience or Patience.from_environment()
-    with store.disk_errors(f"pulling {resolved.name}"):
+    with fs.disk_errors(f"pulling {resolved.name}"):
         # Both: a repository without `snapshots` is one that huggingface_hub warns about.
         for path in (folder.blobs, folder.snapshots):
             path.mkdir(parents=True, exist_ok=True)
@@ -689,7 +690,7 @@ def _check_whole(resolved: Resolved, folder: RepoFolder) -> None:
     try:
         whole_header(list(zip(names, headers, strict=True)))
     except BadModel as error:
-        raise BadModel(f"{resolved.name}: {error.message}", hint=error.hint) from None
+        raise BadModel(f"{resolved.name}: {error.message}", remedies=error.remedies) from None
 
 
 def _is_admitted(resolved: Resolved, folder: RepoFolder, state: State) -> bool:
@@ -707,7 +708,7 @@ def _admit(resolved: Resolved, folder: RepoFolder) -> Path:
         blob, pointer = _places(resolved, file, folder)
         pointer.parent.mkdir(parents=True, exist_ok=True)
         _link(blob, pointer)
-        store.fsync_folder(pointer.parent)
+        fs.fsync_folder(pointer.parent)
     _note_ref(resolved, folder)
     return folder.pointer(resolved.commit, resolved.files[0].name)
 
@@ -719,7 +720,7 @@ def _note_ref(resolved: Resolved, folder: RepoFolder) -> None:
     with suppress(OSError):
         if path.read_text() == resolved.commit:
             return
-    store.write_atomically(path, resolved.commit, staging_folder=folder.path)
+    fs.write_atomically(path, resolved.commit, staging_folder=folder.path)
 
 
 def _link(blob: Path, pointer: Path) -> None:
@@ -1039,7 +1040,7 @@ class _BlobPull:
             self._refuse_if_unfit(lambda: self._checked_header(self._partial))
             os.fsync(self._fd)
             self._partial.replace(self._blob)
-            store.fsync_folder(self._folder.blobs)
+            fs.fsync_folder(self._folder.blobs)
         finally:
             if os.fstat(self._fd).st_size == 0:
                 self._partial.unlink(missing_ok=True)
@@ -1146,7 +1147,7 @@ class _BlobPull:
         for chunk in response.iter_raw():
             data = chunk if len(chunk) <= end - self._at else chunk[: end - self._at]
             # At once and not in larger blocks: what has been written survives the death of this process.
-            store.write_all(self._fd, data)
+            fs.write_all(self._fd, data)
             self._at += len(data)
             self._fetched += len(data)
             if self._at - told >= store.HASH_CHUNK_BYTES:
@@ -1200,7 +1201,7 @@ class _BlobPull:
             yield
         except BadModel as error:
             name = f"{printable(self._file.name)} of {self._resolved.repo}"
-            raise BadModel(f"{name}: {error.message}", hint=error.hint) from None
+            raise BadModel(f"{name}: {error.message}", remedies=error.remedies) from None
 
 
 # --- looking without pulling ------------------------------------------------------------------------------------------
@@ -1262,7 +1263,7 @@ def open_remote_header(resolved: Resolved, index: int = 0, *, patience: Patience
     try:
         return read_header(_RemoteSource(resolved, file, patience or Patience.from_environment()))
     except BadModel as error:
-        raise BadModel(f"{printable(file.name)} of {resolved.repo}: {error.message}", hint=error.hint) from None
+        raise BadModel(f"{printable(file.name)} of {resolved.repo}: {error.message}", remedies=error.remedies) from None
 
 
 @dataclass(frozen=True)

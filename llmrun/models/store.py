@@ -28,16 +28,18 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmrun import units
-from llmrun.errors import BadModel, DiskError, LlmrunError, NotFound, UsageError
-from llmrun.gguf.reader import open_header, printable
+from llmrun import fs, paths
+from llmrun.errors import Act, BadModel, LlmrunError, NotFound, UsageError
+from llmrun.fs import check_space, disk_error, disk_errors, fsync_folder, write_all, write_atomically
+from llmrun.gguf.reader import open_header
 from llmrun.gguf.rules import open_runnable
 from llmrun.models import quants
+from llmrun.text import printable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -56,37 +58,11 @@ _STAGING = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]{1,10})")
 """An import on its way into the store: ".NAME.PID"."""
 
 
+def database() -> Path:
+    return paths.state() / "store.sqlite"
+
+
 # --- where things are -------------------------------------------------------------------------------------------------
-
-
-def cache_dir() -> Path:
-    """The hub cache, by the same environment variables and in the same order as huggingface_hub reads them."""
-    if found := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return _expanded(found)
-    if home := os.environ.get("HF_HOME"):
-        return _expanded(home) / "hub"
-    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
-
-
-def local_dir() -> Path:
-    """Where imported models lie."""
-    if home := os.environ.get("LLMRUN_HOME"):
-        return _expanded(home) / "models"
-    from platformdirs import user_data_path
-
-    return user_data_path("llmrun") / "models"
-
-
-def state_file() -> Path:
-    if home := os.environ.get("LLMRUN_HOME"):
-        return _expanded(home) / "state" / "store.sqlite"
-    from platformdirs import user_state_path
-
-    return user_state_path("llmrun") / "store.sqlite"
-
-
-def _expanded(path: str) -> Path:
-    return Path(os.path.expandvars(path)).expanduser()
 
 
 @dataclass(frozen=True)
@@ -97,7 +73,7 @@ class RepoFolder:
 
     @classmethod
     def of(cls, repo: str) -> RepoFolder:
-        return cls(cache_dir() / ("models--" + repo.replace("/", "--")))
+        return cls(paths.hub_cache() / ("models--" + repo.replace("/", "--")))
 
     @property
     def repo(self) -> str:
@@ -163,7 +139,7 @@ class State:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or state_file()
+        self._path = path or database()
 
     def _run(self, *statements: tuple[str, tuple[object, ...]]) -> list[tuple[Any, ...]]:
         import sqlite3
@@ -363,7 +339,7 @@ def list_leftovers(*, state: State | None = None) -> list[Leftover]:
 
 
 def _local_leftovers() -> Iterator[Leftover]:
-    for entry in _entries(local_dir()):
+    for entry in _entries(paths.imported_models()):
         if not entry.is_dir(follow_symlinks=False):
             continue
         root = Path(entry.path)
@@ -387,13 +363,7 @@ def _abandoned_import(staging: Path) -> str | None:
     match = _STAGING.fullmatch(staging.name)
     if match is None:
         return None
-    try:
-        os.kill(int(match["pid"]), 0)
-    except (ProcessLookupError, OverflowError):
-        return match["name"]
-    except OSError:
-        pass  # somebody else's
-    return None
+    return None if fs.is_running(int(match["pid"])) else match["name"]
 
 
 def _lsize(path: Path) -> int:
@@ -535,7 +505,7 @@ class _FactReader:
 def _all_found() -> Iterator[_Found]:
     for folder in _repo_folders():
         yield from _found_in_repo(folder)
-    for entry in _entries(local_dir()):
+    for entry in _entries(paths.imported_models()):
         if entry.is_dir() and not entry.name.startswith("."):
             yield from _found_in_folder(LOCAL + entry.name, None, Path(entry.path))
 
@@ -543,8 +513,8 @@ def _all_found() -> Iterator[_Found]:
 def _found_in(repo: str) -> list[_Found]:
     """What is here of one repository, its name in any case."""
     if repo.lower().startswith(LOCAL):
-        names = (e.name for e in _entries(local_dir()) if e.name.lower() == repo[len(LOCAL) :].lower())
-        return [f for name in names for f in _found_in_folder(LOCAL + name, None, local_dir() / name)]
+        names = (e.name for e in _entries(paths.imported_models()) if e.name.lower() == repo[len(LOCAL) :].lower())
+        return [f for name in names for f in _found_in_folder(LOCAL + name, None, paths.imported_models() / name)]
     return [found for folder in _folders_of(repo) for found in _found_in_repo(folder)]
 
 
@@ -560,7 +530,7 @@ def _refs_of(repo: str) -> dict[str, str]:
 
 
 def _repo_folders() -> Iterator[RepoFolder]:
-    for entry in _entries(cache_dir()):
+    for entry in _entries(paths.hub_cache()):
         if entry.name.startswith("models--") and entry.is_dir():
             yield RepoFolder(Path(entry.path))
 
@@ -759,7 +729,7 @@ def _set_aside(model: StoredModel, path: Path, state: State) -> Path | None:
     if model.commit is None:
         if path.is_symlink():  # somebody else's file: only our name for it goes
             path.unlink()
-            _tidy_local(local_dir() / model.repo.removeprefix(LOCAL))
+            _tidy_local(paths.imported_models() / model.repo.removeprefix(LOCAL))
             return None
         aside = path.with_name(path.name + _DAMAGED)
         path.replace(aside)
@@ -800,7 +770,7 @@ def remove(models: Iterable[StoredModel], *, state: State | None = None) -> int:
     state = state or State()
     freed = 0
     for model in models:
-        with _disk_errors(f"removing {model.name}"):
+        with disk_errors(f"removing {model.name}"):
             if model.commit is None:
                 freed += _remove_local(model)
             else:
@@ -815,13 +785,13 @@ def remove_leftovers(leftovers: Iterable[Leftover], *, state: State | None = Non
     state = state or State()
     freed = 0
     for item in leftovers:
-        if local_dir() in item.path.parents:
-            with _disk_errors(f"removing {item.path.name}"):
+        if paths.imported_models() in item.path.parents:
+            with disk_errors(f"removing {item.path.name}"):
                 freed += _remove_local_leftover(item)
             continue
         folder = RepoFolder(item.path.parent.parent)
         sha256 = item.path.name.partition(".")[0]
-        with suppress(UsageError), _disk_errors(f"removing {item.path.name}"), blob_lock(folder, sha256):
+        with suppress(UsageError), disk_errors(f"removing {item.path.name}"), blob_lock(folder, sha256):
             freed += _unlink(item.path)
             state.pull_ended(folder.blob(sha256))
             tidy(folder)
@@ -829,7 +799,7 @@ def remove_leftovers(leftovers: Iterable[Leftover], *, state: State | None = Non
 
 
 def _remove_local(model: StoredModel) -> int:
-    root = local_dir() / model.repo.removeprefix(LOCAL)
+    root = paths.imported_models() / model.repo.removeprefix(LOCAL)
     files = [path for path in _files_below(root) if path in model.parts or _is_damaged_rest(path)]
     freed = sum(map(_unlink, files))
     _tidy_local(root)
@@ -837,13 +807,13 @@ def _remove_local(model: StoredModel) -> int:
 
 
 def _remove_local_leftover(item: Leftover) -> int:
-    if item.path.parent == local_dir():
+    if item.path.parent == paths.imported_models():
         if _abandoned_import(item.path) is None:
             return 0
         shutil.rmtree(item.path)
         return item.size
     freed = _unlink(item.path)
-    _tidy_local(local_dir() / item.path.relative_to(local_dir()).parts[0])
+    _tidy_local(paths.imported_models() / item.path.relative_to(paths.imported_models()).parts[0])
     return freed
 
 
@@ -853,7 +823,7 @@ def _tidy_local(root: Path) -> None:
     if all(map(_is_note, files)):
         for path in files:
             _unlink(path)
-        _remove_empty(root, stop=local_dir())
+        _remove_empty(root, stop=paths.imported_models())
 
 
 def _is_note(path: Path) -> bool:
@@ -863,7 +833,7 @@ def _is_note(path: Path) -> bool:
 def _remove_from_cache(model: StoredModel, state: State) -> int:
     assert model.commit is not None
     folder = _folder_of_pointer(model.path, model.commit)
-    cache = cache_dir()
+    cache = paths.hub_cache()
     if folder.path.parent != cache:
         raise UsageError(f"{printable(str(folder.path))} is not in the cache {cache}")
     blobs = dict.fromkeys(blob for pointer in model.links if (blob := _blob_name(pointer)) not in (None, ".", ".."))
@@ -895,7 +865,7 @@ def _shared_payload(blob: Path) -> Path | None:
         target = Path(os.path.normpath(blob.parent / blob.readlink()))
     except OSError:
         return None
-    shared = Path(os.path.normpath(cache_dir())) / "blobs"
+    shared = Path(os.path.normpath(paths.hub_cache())) / "blobs"
     inside = target.parent.parent == shared and SHA256.fullmatch(target.name) and target.parent.name == target.name[:2]
     return target if inside and target.is_file() and not target.is_symlink() else None
 
@@ -906,7 +876,7 @@ def _remove_shared(payload: Path) -> int:
 
     try:
         with FileLock(str(payload) + ".lock", timeout=2):
-            for entry in _entries(cache_dir()):
+            for entry in _entries(paths.hub_cache()):
                 if "--" in entry.name and entry.is_dir():
                     for blob in _entries(Path(entry.path) / "blobs"):
                         if blob.is_symlink() and os.path.realpath(blob.path) == os.path.realpath(payload):
@@ -955,19 +925,11 @@ def _remove_empty(folder: Path, *, stop: Path) -> None:
 @contextmanager
 def blob_lock(folder: RepoFolder, name: str) -> Iterator[None]:
     """The lock of one blob, not waited for. Raises `UsageError` while a pull holds it."""
-    from filelock import FileLock, Timeout
-
-    path = folder.lock(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(path))
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"{folder.repo} is being pulled by another process", hint="llmrun list") from None
-    try:
-        yield
-    finally:
-        lock.release()
+        with fs.lock(folder.lock(name)):
+            yield
+    except fs.Locked:
+        raise UsageError(f"{folder.repo} is being pulled by another process", hint=Act("list")) from None
 
 
 # --- import -----------------------------------------------------------------------------------------------------------
@@ -1013,17 +975,17 @@ def import_file(
     name = name.lower().removeprefix(LOCAL) if name else _name_from(path)
     if not _NAME.fullmatch(name):
         raise UsageError(f"'{printable(name)}' is no name for a model: letters, digits, '.', '_' and '-'")
-    root = local_dir() / name
+    root = paths.imported_models() / name
     if is_taken(name):
         raise UsageError(f"local/{name} exists already", hint=f"llmrun rm local/{name}")
-    with _disk_errors(f"importing {printable(path.name)}"):
+    with disk_errors(f"importing {printable(path.name)}"):
         total = sum(source.stat().st_size for source in sources)
-        local_dir().mkdir(parents=True, exist_ok=True)
+        paths.imported_models().mkdir(parents=True, exist_ok=True)
         if copy:
             hint = "without --copy a link leads to the file; or set LLMRUN_HOME to a folder on a larger disk"
-            check_space(local_dir(), total, what=path.name, hint=hint)
+            check_space(paths.imported_models(), total, what=path.name, hint=hint)
         # All of it under a name that nothing lists, then one rename.
-        staging = local_dir() / f".{name}.{os.getpid()}"
+        staging = paths.imported_models() / f".{name}.{os.getpid()}"
         shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir()
@@ -1033,7 +995,7 @@ def import_file(
             staging.rename(root)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        fsync_folder(local_dir())
+        fsync_folder(paths.imported_models())
     state.remember(root / sources[0].name, facts=Facts.of(header))
     (found,) = _found_in_folder(LOCAL + name, None, root)
     return _FactReader(state, state.files(), time.monotonic() + _HEADER_BUDGET_S).completed(found, {})
@@ -1045,7 +1007,7 @@ def is_taken(name: str) -> bool:
     What `verify` has set aside, links to files that are gone and a split model that lacks a part are no model: an
     import takes their place.
     """
-    root = local_dir() / name.lower().removeprefix(LOCAL)
+    root = paths.imported_models() / name.lower().removeprefix(LOCAL)
     if root.is_symlink() or not root.is_dir():
         return os.path.lexists(root)
     if any(len(found.parts) == found.n_parts for found in _found_in_folder(LOCAL + name, None, root)):
@@ -1095,79 +1057,3 @@ def _note_sha256(path: Path, sha256: str) -> None:
         note["sha256"][path.name] = sha256
         with suppress(OSError):
             write_atomically(path.parent / _IMPORT_NOTE, json.dumps(note))
-
-
-# --- disk -------------------------------------------------------------------------------------------------------------
-
-
-def check_space(folder: Path, needed: int, *, what: str, hint: str = "llmrun rm MODEL") -> None:
-    """Raises `DiskError` with this hint unless `needed` bytes are free where `folder` is or will be."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise DiskError(
-            f"{printable(what)} needs {units.size(needed)}, {units.size(free)} are free on the disk of {existing}",
-            hint=hint,
-        )
-
-
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    """os.write until all is written; on a full disk the last part that fits has been."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def write_atomically(path: Path, data: str | bytes, *, staging_folder: Path | None = None) -> None:
-    """Replaces a small file as a whole. `staging_folder` on the same disk, where a left-over does no harm."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = (staging_folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        if isinstance(data, str):
-            staging.write_text(data)
-        else:
-            staging.write_bytes(data)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes a rename in this folder survive a power cut, where the file system can."""
-    with suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-@contextmanager
-def _disk_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # no disk does that: whoever was shown the progress has gone
-    except OSError as error:
-        raise disk_error(error, doing) from error
-
-
-def disk_errors(doing: str) -> AbstractContextManager[None]:
-    """Inside, an `OSError` of the disk becomes a `DiskError` that says what was being done."""
-    return _disk_errors(doing)
-
-
-def disk_error(error: OSError, doing: str) -> DiskError:
-    reasons = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EFBIG: "the file is larger than the limit for files (ulimit -f) or than this disk can hold",
-        errno.EROFS: "the disk is read-only",
-        errno.EACCES: "no permission",
-    }
-    hints = {errno.ENOSPC: "llmrun rm MODEL", errno.EDQUOT: "llmrun rm MODEL", errno.EFBIG: "ulimit -f unlimited"}
-    reason = reasons.get(error.errno or 0, error.strerror or str(error))
-    where = f" ({printable(str(error.filename), 200)})" if error.filename else ""
-    return DiskError(f"{doing}: {reason}{where}", hint=hints.get(error.errno or 0))

@@ -26,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmrun import paths
 from llmrun.errors import DiskError, LlmrunError, UsageError
 from llmrun.models import catalog
 
@@ -57,7 +58,7 @@ class Setting:
         return f"{self.file}: {self.table} {self.key}" if self.file else self.table
 
     def wrong(self, what: str, hint: str | None = None) -> UsageError:
-        from llmrun.gguf.reader import printable
+        from llmrun.text import printable
 
         return UsageError(f"{self.file}: {self.table} {printable(self.key, 40)}: {what}", hint=hint)
 
@@ -155,7 +156,7 @@ def recommendation(entry: catalog.Entry, file: Path) -> tuple[Setting, ...]:
 
 
 def path() -> Path:
-    return catalog.config_dir() / "config.toml"
+    return paths.config() / "config.toml"
 
 
 def load(file: Path | None = None) -> Settings:
@@ -189,7 +190,7 @@ def table_of(model: str | None) -> str:
 
 
 def _shown(name: str) -> str:
-    from llmrun.gguf.reader import printable
+    from llmrun.text import printable
 
     return printable(name, 60)
 

@@ -30,10 +30,10 @@ from llmrun.bench.record import (
     Sample,
     Steps,
     Test,
-    new_id,
     read_record,
     to_document,
 )
+from llmrun.clock import new_id
 from llmrun.engine.protocol import Device
 from llmrun.errors import DiskError, NotFound, UsageError
 from llmrun.gguf.reader import open_header

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from llmrun import text
 from llmrun.errors import BadModel, NotFound
 from llmrun.gguf import reader
 from llmrun.gguf.reader import Header, NumberArray, StringArray, open_header, read_header
@@ -932,10 +933,10 @@ def test_messages_are_safe_to_print(edit: Edit) -> None:
 
 def test_printable() -> None:
     """Escapes are visible, length is bounded, bytes need not be text."""
-    assert reader.printable("a\x1bb\u202e") == "a\\x1bb\\x202e"
-    assert reader.printable("é 日本") == "é 日本"
-    assert reader.printable(b"\xff\x00") == "\ufffd\\x00"
-    assert len(reader.printable("x" * 10**6)) == 60
+    assert text.printable("a\x1bb\u202e") == "a\\x1bb\\x202e"
+    assert text.printable("é 日本") == "é 日本"
+    assert text.printable(b"\xff\x00") == "\ufffd\\x00"
+    assert len(text.printable("x" * 10**6)) == 60
 
 
 # -- chance --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 from hub_server import Hub
 
+from llmrun import paths
 from llmrun.errors import LlmrunError, NetworkError, NotFound, UsageError
 from llmrun.models import catalog, quants
 from llmrun.models.catalog import Catalog, Embedded, Entry, HubFile, LocalFile
@@ -344,7 +345,7 @@ def test_the_config_folder_is_where_platformdirs_has_it(monkeypatch: pytest.Monk
             monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
         else:
             monkeypatch.setenv("XDG_CONFIG_HOME", folder)
-        assert catalog.config_dir() == platformdirs.user_config_path("llmrun")
+        assert paths.config() == platformdirs.user_config_path("llmrun")
 
 
 def test_import_is_light() -> None:

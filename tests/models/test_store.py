@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 from hub_server import split_gguf, tiny_gguf
 
+from llmrun import paths
 from llmrun.errors import BadModel, DiskError, NotFound, UsageError
 from llmrun.models import catalog, store
 from llmrun.models.catalog import HubFile
@@ -72,7 +73,7 @@ def names() -> list[str]:
 def test_cache_is_where_huggingface_hub_has_it(env: dict[str, str]) -> None:
     """The same folder from the same environment, without importing huggingface_hub."""
     code = (
-        "from llmrun.models import store; here = str(store.cache_dir())\n"
+        "from llmrun import paths; from llmrun.models import store; here = str(paths.hub_cache())\n"
         "from huggingface_hub import constants; assert here == constants.HF_HUB_CACHE, (here, constants.HF_HUB_CACHE)"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_"))}
@@ -168,11 +169,11 @@ def test_state_is_only_a_memory(home: Path) -> None:
     """A damaged state file, or one that can't be written, costs nothing but what was remembered."""
     put("user/one", "one-Q8_0.gguf", MODEL)
     assert store.list_models()[0].n_params
-    store.state_file().write_bytes(b"this is no database, but it is long enough to be taken for one" * 50)
+    store.database().write_bytes(b"this is no database, but it is long enough to be taken for one" * 50)
     assert names() == ["user/one:Q8_0"]
     assert store.list_models()[0].n_params
-    store.state_file().unlink(missing_ok=True)
-    store.state_file().mkdir()
+    store.database().unlink(missing_ok=True)
+    store.database().mkdir()
     assert names() == ["user/one:Q8_0"]
     store.touch(store.list_models()[0])
 
@@ -314,7 +315,7 @@ def test_remove_while_it_is_pulled() -> None:
 
 def test_blobs_shared_among_repositories(home: Path) -> None:
     """Where another tool shares a blob among repositories, its bytes go with the last of them."""
-    payload = store.cache_dir() / "blobs" / "ab" / ("ab" * 32)
+    payload = paths.hub_cache() / "blobs" / "ab" / ("ab" * 32)
     payload.parent.mkdir(parents=True)
     payload.write_bytes(MODEL)
     for repo in ("user/one", "user/two"):
@@ -354,7 +355,7 @@ def test_verify_finds_every_flipped_byte() -> None:
 
 def test_verify_sets_aside_a_shared_payload() -> None:
     """A damaged blob that repositories share goes aside itself: no other tool can link to it again."""
-    payload = store.cache_dir() / "blobs" / "ab" / ("ab" * 32)
+    payload = paths.hub_cache() / "blobs" / "ab" / ("ab" * 32)
     payload.parent.mkdir(parents=True)
     blob = put("user/one", "m-Q8_0.gguf", MODEL).resolve()
     blob.unlink()
@@ -384,7 +385,7 @@ def test_import(home: Path, copy: bool) -> None:
         store.import_file(source, copy=copy)
     assert store.remove([model]) == (len(MODEL) if copy else 0)
     assert source.read_bytes() == MODEL
-    assert store.list_models() == [] and not list(store.local_dir().iterdir())
+    assert store.list_models() == [] and not list(paths.imported_models().iterdir())
 
 
 def test_import_split(home: Path) -> None:
@@ -453,8 +454,8 @@ def test_rest_of_an_import(home: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for pid, file in ((gone.pid, "a"), (os.getpid(), "b")):
-        (store.local_dir() / f".killed.{pid}").mkdir()
-        (store.local_dir() / f".killed.{pid}" / file).write_bytes(b"12345")
+        (paths.imported_models() / f".killed.{pid}").mkdir()
+        (paths.imported_models() / f".killed.{pid}" / file).write_bytes(b"12345")
     found = {item.repo: (item.kind, item.size) for item in store.list_leftovers()}
     assert found == {"local/killed": ("orphan", 5), "local/linked": ("damaged", 0), "local/split": ("damaged", 1)}
     (cut,) = store.named(ref("local/split"))
@@ -466,9 +467,9 @@ def test_rest_of_an_import(home: Path) -> None:
     split.parts[0].write_bytes(b"x")
     store.verify(store.list_models())
     assert store.remove(store.named(ref("local/split"))) == len(parts[split.parts[1].name]) + 1
-    assert [path.name for path in store.local_dir().iterdir()] == [f".killed.{os.getpid()}"]
-    (store.local_dir() / "mine").mkdir()
-    (store.local_dir() / "mine" / "thesis.txt").write_text("my thesis")
+    assert [path.name for path in paths.imported_models().iterdir()] == [f".killed.{os.getpid()}"]
+    (paths.imported_models() / "mine").mkdir()
+    (paths.imported_models() / "mine" / "thesis.txt").write_text("my thesis")
     source.write_bytes(MODEL)
     with pytest.raises(UsageError, match="exists already"):
         store.import_file(source, copy=True, name="mine")

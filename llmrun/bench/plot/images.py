@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmrun import fs
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.errors import UsageError
-from llmrun.models import store
 from llmrun.units import significant
 
 FORMATS = ("svg", "png")
@@ -68,8 +68,8 @@ def format_of(path: Path) -> str:
 def write(figure: Figure, path: Path) -> None:
     """The picture as a file, whole or not at all; a link stays one. Raises `UsageError` and `DiskError`."""
     data = render(figure, format_of(path))
-    with store.disk_errors(f"writing {path}"):
-        store.write_atomically(Path(os.path.realpath(path)), data)
+    with fs.disk_errors(f"writing {path}"):
+        fs.write_atomically(Path(os.path.realpath(path)), data)
 
 
 def render(figure: Figure, format: str) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 
+from llmrun import paths
 from llmrun.cli.terminal import files, screen
 from llmrun.errors import NotFound, UsageError
 
@@ -130,6 +131,5 @@ def open_template(name: str) -> str:
 
 
 def templates_folder() -> Path:
-    from llmrun.models import catalog
 
-    return catalog.config_dir() / "templates"
+    return paths.config() / "templates"

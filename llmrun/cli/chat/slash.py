@@ -377,7 +377,7 @@ def _files(typed: str) -> list[str]:
 
 def _export(repl: Repl, rest: str) -> None:
     from llmrun.chat.transcript import as_document, as_markdown
-    from llmrun.models.store import disk_errors, write_atomically
+    from llmrun.fs import disk_errors, write_atomically
 
     if not rest:
         screen.out(as_markdown(repl.chat.as_conversation()))

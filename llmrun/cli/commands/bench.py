@@ -304,7 +304,8 @@ def described(found: Model, engine: Engine, method: Method, quality: dict[str, A
     """The record without its rows."""
     from dataclasses import asdict
 
-    from llmrun.bench.record import Record, new_id, utc
+    from llmrun.bench.record import Record
+    from llmrun.clock import new_id, utc
     from llmrun.machine.environment import describe_build, describe_machine, describe_model
 
     return Record(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmrun import paths
 from llmrun.cli.answering.answer_options import Wanted, with_manner
 from llmrun.cli.framework import completion, options
 from llmrun.cli.framework.load_options import with_load
@@ -220,11 +221,10 @@ def _store(*, ephemeral: bool, must: bool) -> Iterator[Conversations | None]:
 def _lines(repl: Repl, *, keep: bool) -> Lines:
     from llmrun.cli.chat import slash
     from llmrun.cli.terminal import line_editor
-    from llmrun.models import store
 
     if not screen.is_terminal(sys.stdin):
         return line_editor.Piped()
-    typed = store.state_file().parent / "chat" / "typed" if keep else None
+    typed = paths.state() / "chat" / "typed" if keep else None
     return line_editor.Edited(
         typed, repl.status if repl.with_status else None, slash.names(), slash.words, lambda: bool(repl.attached)
     )

@@ -109,8 +109,9 @@ def _run_now(
     """Both settings in turn; kept as two benches that know of each other."""
     from llmrun.bench import compare as comparing
     from llmrun.bench import journal, run
-    from llmrun.bench.record import Record, utc
+    from llmrun.bench.record import Record
     from llmrun.cli.commands.bench import described, find, progress
+    from llmrun.clock import utc
 
     found = find(model, quiet=quiet)
     method = run.Method(repetitions=n)

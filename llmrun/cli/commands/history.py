@@ -139,8 +139,8 @@ def export(
     """
     import json
 
+    from llmrun import fs
     from llmrun.chat.transcript import as_document, as_markdown
-    from llmrun.models import store
 
     chosen = _format(format, output)
     if output is not None:
@@ -160,8 +160,8 @@ def export(
     if output is None:
         screen.out(text)
         return
-    with store.disk_errors(f"writing {output}"):
-        store.write_atomically(Path(os.path.realpath(output)), text.encode("utf-8", errors="replace"))
+    with fs.disk_errors(f"writing {output}"):
+        fs.write_atomically(Path(os.path.realpath(output)), text.encode("utf-8", errors="replace"))
     screen.note(f"{output}: {len(found)} conversation{'' if len(found) == 1 else 's'}")
 
 

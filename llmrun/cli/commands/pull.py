@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmrun import paths
 from llmrun.cli.framework import options
 from llmrun.cli.loading import lookup
 from llmrun.cli.terminal import screen, tables
@@ -207,7 +208,7 @@ class _Shown:
 def _what_it_takes(resolved: hub.Resolved, *, offline: bool) -> dict[str, Any]:
     """Bytes on disk and in memory against what there is. Memory: weights and the KV cache of 4,096 tokens in f16."""
     from llmrun.machine.hardware import available_memory
-    from llmrun.models import hub, store
+    from llmrun.models import hub
     from llmrun.models.resolve import open_whole
     from llmrun.planning.footprint import kv_bytes_per_token
 
@@ -216,7 +217,7 @@ def _what_it_takes(resolved: hub.Resolved, *, offline: bool) -> dict[str, Any]:
         missing, header = 0, open_whole(path)[1]
     else:
         path, missing, header = None, hub.missing_bytes(resolved), lookup.remote_header(resolved)
-    folder = store.cache_dir()
+    folder = paths.hub_cache()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmrun import paths
 from llmrun.cli.framework import options
 from llmrun.cli.terminal import progress, screen, tables
 from llmrun.cli.terminal.tables import Column
 from llmrun.errors import UsageError
-from llmrun.gguf.reader import printable
 from llmrun.models import quants
 from llmrun.models.catalog import LocalFile
+from llmrun.text import printable
 from llmrun.units import count, duration, significant, size
 
 if TYPE_CHECKING:
@@ -141,12 +142,12 @@ def _hub_place(source: Model) -> tuple[str, str, str] | None:
     from llmrun.models import store
 
     try:
-        place = source.path.absolute().relative_to(store.cache_dir().absolute()).parts
+        place = source.path.absolute().relative_to(paths.hub_cache().absolute()).parts
     except ValueError:
         return None
     if len(place) < 4 or place[1] != "snapshots":
         return None
-    return store.RepoFolder(store.cache_dir() / place[0]).repo, place[2], "/".join(place[3:])
+    return store.RepoFolder(paths.hub_cache() / place[0]).repo, place[2], "/".join(place[3:])
 
 
 def _reference(source: Model) -> str:
@@ -233,15 +234,16 @@ def _made(
 def _stored(quantizer: Quantizer, folder: Path, file: str, name: str, *, quiet: bool) -> Path:
     """Makes the workshop, with a finished file in it, a model of the store by one rename: it is there whole or not at
     all, and of two processes that made the same model one has it."""
+    from llmrun import fs
     from llmrun.models import store
 
-    made, room = folder / file, store.local_dir() / name
+    made, room = folder / file, paths.imported_models() / name
     with progress.of_bytes(f"reading local/{name} back", made.stat().st_size, quiet=quiet) as bar:
         sha256 = store.hash_file(made, bar.update)
     note = {"from": [os.fspath(quantizer.source.absolute())], "sha256": {file: sha256}}  # for `llmrun verify`
-    with store.disk_errors(f"storing local/{name}"):
-        store.write_atomically(folder / store._IMPORT_NOTE, json.dumps(note))
-        store.fsync_folder(folder)
+    with fs.disk_errors(f"storing local/{name}"):
+        fs.write_atomically(folder / store._IMPORT_NOTE, json.dumps(note))
+        fs.fsync_folder(folder)
         if room.exists() and not store.is_taken(name):
             shutil.rmtree(room)
         try:
@@ -252,7 +254,7 @@ def _stored(quantizer: Quantizer, folder: Path, file: str, name: str, *, quiet: 
                     f"another process has made local/{name} meanwhile", hint=f"llmrun show local/{name}"
                 ) from None
             raise
-        store.fsync_folder(room.parent)
+        fs.fsync_folder(room.parent)
     store.State().remember(room / file, sha256=sha256)
     return room / file
 
@@ -275,16 +277,16 @@ class Workshop:
         return found
 
     def is_in_use(self) -> bool:
-        from llmrun.engine.jobs.quantize import is_running
+        from llmrun import fs
 
-        return is_running(self.pid)
+        return fs.is_running(self.pid)
 
     def remove(self) -> int:
         """The bytes that this freed."""
-        from llmrun.models import store
+        from llmrun import fs
 
         freed = self.size
-        with store.disk_errors(f"removing {self.path.name}"):
+        with fs.disk_errors(f"removing {self.path.name}"):
             shutil.rmtree(self.path)
         return freed
 
@@ -296,7 +298,7 @@ def _workshops() -> Iterator[Workshop]:
     """Those of all processes. `list` looks into no hidden folder."""
     from llmrun.models import store
 
-    for path in store.local_dir().glob(f".*{_WORKSHOP}"):
+    for path in paths.imported_models().glob(f".*{_WORKSHOP}"):
         if (match := _WORKSHOP_NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
             yield Workshop(path, store.LOCAL + match["name"], int(match["pid"]))
 
@@ -304,10 +306,10 @@ def _workshops() -> Iterator[Workshop]:
 @contextmanager
 def _workshop(name: str) -> Iterator[Path]:
     """A folder of this process alone, gone afterwards unless it has become the model."""
-    from llmrun.models import store
+    from llmrun import fs
 
-    folder = store.local_dir() / f".{name}.{os.getpid()}{_WORKSHOP}"
-    with store.disk_errors(f"writing {name}"):
+    folder = paths.imported_models() / f".{name}.{os.getpid()}{_WORKSHOP}"
+    with fs.disk_errors(f"writing {name}"):
         if folder.exists():  # of a process that had our number and was killed
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
@@ -341,6 +343,7 @@ def _run(quantizer: Quantizer, target: Path, origin: dict[str, str], *, quiet: b
 
 def _source_sha256(quantizer: Quantizer, *, quiet: bool) -> str:
     """Of the source's (first) file: from the hub where it came from there, else computed, which takes a while."""
+    from llmrun import fs
     from llmrun.models import store
 
     real = quantizer.source.resolve()
@@ -349,7 +352,7 @@ def _source_sha256(quantizer: Quantizer, *, quiet: bool) -> str:
         return known
     with (
         progress.of_bytes(f"reading {quantizer.source.name}", real.stat().st_size, quiet=quiet) as bar,
-        store.disk_errors(f"reading {quantizer.source.name}"),
+        fs.disk_errors(f"reading {quantizer.source.name}"),
     ):
         found = store.hash_file(real, bar.update)
     store.State().remember(real, sha256=found)

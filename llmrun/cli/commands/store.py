@@ -15,6 +15,7 @@ from llmrun.cli.framework import options
 from llmrun.cli.loading import lookup
 from llmrun.cli.terminal import progress, screen, tables
 from llmrun.cli.terminal.tables import Column
+from llmrun.clock import utc_of
 from llmrun.errors import IntegrityError, NotInStore, UsageError
 from llmrun.models import quants
 from llmrun.units import UNKNOWN, count, size
@@ -176,7 +177,7 @@ def _json_row(row: dict[str, Any]) -> dict[str, Any]:
     if "last_used_s" not in row:
         return row
     at_s = row["last_used_s"]
-    used = None if at_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
+    used = None if at_s is None else utc_of(at_s)
     return {**{key: value for key, value in row.items() if key != "last_used_s"}, "last_used": used}
 
 

@@ -40,7 +40,7 @@ class ModelCommand(Command):
             setting = _blamed(self, ctx, error.message)
             if setting is None:
                 raise
-            raise type(error)(f"{setting.where}: {error.message}", hint=error.hint) from error
+            raise type(error)(f"{setting.where}: {error.message}", remedies=error.remedies) from error
 
 
 def fill_in(command: Any, ctx: Any, model: str) -> None:

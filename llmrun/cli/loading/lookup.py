@@ -191,4 +191,4 @@ def remote_header(resolved: Resolved) -> Header:
     try:
         return whole_header(parts)
     except BadModel as error:
-        raise BadModel(f"{resolved.name}: {error.message}", hint=error.hint) from None
+        raise BadModel(f"{resolved.name}: {error.message}", remedies=error.remedies) from None

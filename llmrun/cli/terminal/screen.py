@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from llmrun.cli.framework import spelling
 from llmrun.errors import EXIT_BROKEN_PIPE, DiskError, LlmrunError
 
 if TYPE_CHECKING:
@@ -108,9 +109,9 @@ def note(text: str) -> None:
 def error(problem: LlmrunError) -> int:
     """Show what went wrong and what to type next; returns the exit code."""
     if not isinstance(problem, OutputClosed):
-        note(f"error: {problem.message}")
-        if problem.hint:
-            note(f"  try: {problem.hint}")
+        note(f"error: {spelling.message(problem)}")
+        if hint := spelling.hint(problem):
+            note(f"  try: {hint}")
     return problem.exit_code
 
 

@@ -26,11 +26,12 @@ from llmrun.engine.child.score import n_counted
 from llmrun.engine.engine import Engine, Limits
 from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, UsageError
-from llmrun.gguf.reader import Header, StringArray, printable
+from llmrun.gguf.reader import Header, StringArray
 from llmrun.machine.hardware import available_memory
 from llmrun.options.config import MAX_CTX, LoadConfig
 from llmrun.planning.footprint import CPU
 from llmrun.planning.placement import DoesNotFit, Layout, Measure, Plan, Room
+from llmrun.text import printable
 from llmrun.units import size
 
 MIN_CTX = 16
@@ -99,14 +100,14 @@ class Scorer(Engine):
     def translate(self, failed: Failed) -> LlmrunError:
         error = super().translate(failed)
         if isinstance(error, UsageError) and "n_needed" in failed.numbers:
-            error.hint = "a longer text, or a smaller n_ctx"
+            error.remedies = ("a longer text, or a smaller n_ctx",)
         return error
 
     def _out_of_memory(self, n_ctx: int | None) -> OutOfMemory:
         """The logits are what a smaller batch saves."""
         error = super()._out_of_memory(n_ctx)
         _say(error, f"{error.message}; logits of {self._n_outputs} tokens {size(self._logits_bytes)}")
-        error.hint = self._smaller_batch
+        error.remedies = (self._smaller_batch,)
         return error
 
     @property
@@ -117,7 +118,7 @@ class Scorer(Engine):
         try:
             return super()._planned(rooms, measure)
         except DoesNotFit as error:
-            error.hint = f"{error.hint}  or  {self._smaller_batch}" if error.hint else self._smaller_batch
+            error.remedies = (*error.remedies, self._smaller_batch)
             raise
 
     @property

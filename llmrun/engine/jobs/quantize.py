@@ -13,16 +13,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmrun import __version__
+from llmrun import __version__, fs
 from llmrun.engine.child.quantize import Finished, Job, Refused, Tensor, decode, encode
 from llmrun.engine.process import Child, Gone, IdleWatch
 from llmrun.engine.protocol import out_of_memory
 from llmrun.errors import BadModel, DiskError, EngineCrashed, LlmrunError, NotFound, OutOfMemory, UsageError
-from llmrun.gguf.reader import Header, printable
+from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import open_runnable
 from llmrun.gguf.types import FILE_TYPES
 from llmrun.machine.hardware import available_memory, default_threads
-from llmrun.models import quants, store
+from llmrun.models import quants
+from llmrun.text import printable
 from llmrun.units import duration, size
 
 FILE_TYPE_NUMBERS = {name: number for number, name in FILE_TYPES.items() if name != "NVFP4"}
@@ -120,16 +121,16 @@ class Quantizer:
         `metadata` is added to that of the model. `on_progress` gets the bytes of the source that are done, and all.
         """
         _check_free(target)
-        store.check_space(target.parent, self.plan().n_bytes, what=target.name)
+        fs.check_space(target.parent, self.plan().n_bytes, what=target.name)
         metadata = {"general.quantized_by": f"llmrun {__version__}", **(metadata or {})}
         with _beside(target) as staged:
             self._do(staged, metadata, on_progress=on_progress)
             made = self._checked(staged)
-            with store.disk_errors(f"writing {target.name}"):
+            with fs.disk_errors(f"writing {target.name}"):
                 with staged.open("rb+") as file:
                     os.fsync(file.fileno())
                 _place(staged, target)
-                store.fsync_folder(target.parent)
+                fs.fsync_folder(target.parent)
         return made
 
     def _checked(self, path: Path) -> Header:
@@ -147,7 +148,7 @@ class Quantizer:
         """For a result that is none: nearly always the disk, about whose errors the quantizer keeps quiet."""
         try:
             # What it would have met, had it looked: one more byte at the end of what is there.
-            with store.disk_errors("quantizing"), path.open("ab", buffering=0) as file:
+            with fs.disk_errors("quantizing"), path.open("ab", buffering=0) as file:
                 os.posix_fallocate(file.fileno(), file.tell(), 1 << 20)
         except (DiskError, AttributeError) as error:  # macOS has no posix_fallocate
             if isinstance(error, DiskError):
@@ -249,7 +250,7 @@ def _place(staged: Path, target: Path) -> None:
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A hidden name in the target's folder, gone afterwards; also those that a killed process has left there."""
-    with store.disk_errors(f"writing {target.name}"):
+    with fs.disk_errors(f"writing {target.name}"):
         for left in target.parent.iterdir():
             if left.name.startswith(f".{target.name}.") and is_abandoned(left):
                 left.unlink(missing_ok=True)
@@ -264,15 +265,4 @@ def _beside(target: Path) -> Iterator[Path]:
 def is_abandoned(path: Path) -> bool:
     """Whether this is the unfinished file of a quantizer whose process is no more: ".NAME.PID.partial"."""
     pid = path.name.removesuffix(_PARTIAL).rpartition(".")[2]
-    return path.name.endswith(_PARTIAL) and pid.isdecimal() and not is_running(int(pid))
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is a process of this number, ours or somebody else's."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        pass  # somebody else's
-    return True
+    return path.name.endswith(_PARTIAL) and pid.isdecimal() and not fs.is_running(int(pid))

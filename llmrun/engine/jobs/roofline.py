@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from llmrun.bench.record import utc
+from llmrun.clock import utc
 from llmrun.engine import devices
 from llmrun.engine.devices import Found
 from llmrun.engine.process import Child, Gone, IdleWatch

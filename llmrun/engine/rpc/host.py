@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from llmrun.engine.process import Child, Death, Gone
 from llmrun.engine.rpc.child import Client, Listening, PortTaken, Refused, Serve, decode, encode
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
-from llmrun.gguf.reader import printable
 from llmrun.machine.gpus import clone_folder, rebuild_command
 from llmrun.machine.hardware import default_threads
 from llmrun.options.config import MAX_THREADS
 from llmrun.options.endpoints import DEFAULT_PORT
+from llmrun.text import printable
 
 _START_S = 120
 _CRASHES, _WITHIN_S = 5, 60

@@ -1,0 +1,22 @@
+"""What time it is, and names made of it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from datetime import datetime, timezone
+
+
+def utc(now: datetime | None = None) -> str:
+    """`now`, or the time it is, in UTC and ISO 8601 to the second: "2026-11-20T09:30:00Z"."""
+    return f"{now or datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def utc_of(at_s: float) -> str:
+    """The same of a file's time."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
+
+
+def new_id(now: datetime | None = None) -> str:
+    """A name that sorts by time and is taken by nobody else: "20261120-093000-3fa2"."""
+    return f"{now or datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
