@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from llmrun.cli.framework import spelling
 from llmrun.cli.framework.help import Command
 from llmrun.errors import NotFound, UsageError
 from llmrun.options.user_config import Setting, load
@@ -37,10 +38,11 @@ class ModelCommand(Command):
         try:
             return super().invoke(ctx)
         except (UsageError, NotFound) as error:
-            setting = _blamed(self, ctx, error.message)
+            said = spelling.message(error)
+            setting = _blamed(self, ctx, said)
             if setting is None:
                 raise
-            raise type(error)(f"{setting.where}: {error.message}", remedies=error.remedies) from error
+            raise type(error)(f"{setting.where}: {said}", remedies=error.remedies) from error
 
 
 def fill_in(command: Any, ctx: Any, model: str) -> None:
