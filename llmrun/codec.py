@@ -6,6 +6,8 @@ are ignored, so that older readers can read what newer writers wrote.
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,8 +15,43 @@ import msgspec
 _T = TypeVar("_T")
 
 
+_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
+_EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_NAMES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "object": "an object",
+    "array": "a list",
+}
+
+
 class Malformed(ValueError):
-    """It is not what was declared. The text says what, and where: "Expected `int`, got `str` - at `$.n_ctx`"."""
+    """It is not what was declared. The text says what, and where: "Expected `int`, got `str` - at `$.n_ctx`".
+
+    Attributes:
+        place: of what is wrong: "rows[0].test.kind"; a key of a mapping is "[...]"; empty: the whole.
+        problem: the same as the text in words that follow the place: "must be a whole number, not a text".
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        found = _PLACE.fullmatch(text)
+        self.problem, self.place = found.group("problem", "place") if found else (text, "")
+        self.place = self.place or ""
+        if missing := _MISSING.fullmatch(self.problem):
+            self.place = f"{self.place}.{missing[1]}".lstrip(".")
+            self.problem = "is missing"
+        elif wrong := _EXPECTED.fullmatch(self.problem):
+            self.problem = f"must be {_in_words(wrong[1])}, not {_in_words(wrong[2])}"
+        elif self.problem.startswith("Invalid enum value "):
+            self.problem = f"has an unknown value, {self.problem.removeprefix('Invalid enum value ')}"
+
+
+def _in_words(kinds: str) -> str:
+    return " or ".join(_NAMES.get(kind, kind) for kind in kinds.split(" | "))
 
 
 def encode(value: object) -> bytes:
@@ -24,7 +61,7 @@ def encode(value: object) -> bytes:
 
 def plain(value: object) -> Any:
     """The same as dicts, lists, numbers and texts, for those who add to it or indent it."""
-    return msgspec.to_builtins(value)
+    return _finite(msgspec.to_builtins(value, str_keys=True))
 
 
 def decode(data: bytes | str, kind: type[_T]) -> _T:
@@ -41,3 +78,12 @@ def convert(value: object, kind: type[_T]) -> _T:
         return msgspec.convert(value, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise Malformed(str(error)) from error
+
+
+def _finite(value: Any) -> Any:
+    """Lists for tuples and null for NaN and infinity, as `encode` has them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

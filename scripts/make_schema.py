@@ -1,7 +1,7 @@
 """Writes docs/bench-record.schema.json, the JSON Schema (draft 2020-12) of what `llmrun bench --json` prints.
 
-Made from the dataclasses of llmrun/results.py and what their docstrings say of each field. A test fails when the file
-is not what this makes.
+Made from the dataclasses that llmrun/bench/record.py is composed of, and what their docstrings say of each field. A
+test fails when the file is not what this makes.
 
     .venv/bin/python scripts/make_schema.py
 """
@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from llmrun.bench.record import SCHEMA, Record, field_types
+from llmrun.bench.record import SCHEMA, Record
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "bench-record.schema.json"
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -48,7 +48,7 @@ def _reference(kind: type, defined: dict[str, Any]) -> dict[str, Any]:
 def _object(kind: type, defined: dict[str, Any]) -> dict[str, Any]:
     """Fields may be missing where a reader knows what that means; unknown ones are allowed, for newer writers."""
     summary, described = documentation(kind)
-    types = field_types(kind)
+    types = get_type_hints(kind)
     properties = {name: {**_value(declared, defined), **described.get(name, {})} for name, declared in types.items()}
     required = [
         each.name

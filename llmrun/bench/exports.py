@@ -19,8 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from llmrun.bench.record import Build, Machine, ModelInfo, Record, Row, Test, to_document
+from llmrun.bench.record import Record, Row, Test, to_document
 from llmrun.machine.energy import cost_per_million_tokens
+from llmrun.machine.environment import BuildInfo, MachineInfo
+from llmrun.models.model_info import ModelInfo
 from llmrun.options.config import LoadConfig
 from llmrun.units import UNKNOWN, duration, percent, significant
 
@@ -115,7 +117,7 @@ def asked_settings(config: LoadConfig) -> dict[str, Any]:
     return {**known, **offload}
 
 
-def bench_settings(settings: Mapping[str, Any], machine: Machine) -> dict[str, Value]:
+def bench_settings(settings: Mapping[str, Any], machine: MachineInfo) -> dict[str, Value]:
     """Settings of a row by llama-bench's names and in its values; what the row does not tell is None."""
     known = {name: settings.get(name) for name in DEFAULTS if name not in _FIXED}
     known["n_threads"] = settings.get("n_threads")
@@ -131,7 +133,7 @@ def bench_settings(settings: Mapping[str, Any], machine: Machine) -> dict[str, V
     return {**_FIXED, **known}
 
 
-def _devices(chosen: Sequence[str] | None, machine: Machine) -> str:
+def _devices(chosen: Sequence[str] | None, machine: MachineInfo) -> str:
     """ "auto" is all GPUs, those that share the CPU's memory only where there are no others."""
     by_kind = {kind: [device.name for device in machine.devices if device.kind == kind] for kind in ("gpu", "igpu")}
     if chosen is None or set(chosen) == set(by_kind["gpu"] or by_kind["igpu"]):
@@ -234,7 +236,7 @@ def samples_ns(row: Row) -> list[int]:
     return [round(seconds * 1e9) for sample in row.samples if (seconds := row.seconds(sample)) is not None]
 
 
-def _described(machine: Machine, *kinds: str) -> str:
+def _described(machine: MachineInfo, *kinds: str) -> str:
     return ", ".join(device.description for device in machine.devices if device.kind in kinds)
 
 
@@ -291,7 +293,7 @@ _OPTIONAL = (
 )
 
 
-def _is_shown(field: str, values: set[Value], machine: Machine) -> bool:
+def _is_shown(field: str, values: set[Value], machine: MachineInfo) -> bool:
     """llama-bench's rule: what varies or is not the default; the threads where the CPU computes, else the layers."""
     on_cpu = any(name in machine.backends for name in ("CPU", "BLAS", "ZenDNN"))
     if field == "n_gpu_layers":
@@ -620,5 +622,5 @@ def _field_names() -> list[str]:
     return list(bench_fields(_EMPTY, _EMPTY.rows[0]))
 
 
-_EMPTY = Record("", "", Machine(), Build(), ModelInfo(""), rows=(Row(Test("pp", 1)),))
+_EMPTY = Record("", "", MachineInfo(), BuildInfo(), ModelInfo(""), rows=(Row(Test("pp", 1)),))
 """Has every field's name."""

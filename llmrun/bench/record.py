@@ -15,15 +15,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
+from llmrun import codec
 from llmrun.engine.meter import nearest_rank
-from llmrun.engine.protocol import DeviceKind
 from llmrun.errors import UsageError
+from llmrun.machine.energy import Energy
+from llmrun.machine.environment import BuildInfo, MachineInfo
 from llmrun.machine.sampler import Usage
+from llmrun.models.model_info import ModelInfo
 
 SCHEMA = "llmrun.bench/1"
 """Name and major version. New fields that may be missing leave it; what old readers would misread raises it."""
@@ -124,30 +125,6 @@ class Sample:
     total_s: float | None = None
     at_s: float | None = None
     cpu_mhz: float | None = None
-
-
-@dataclass(frozen=True)
-class Energy:
-    """Joules that one counter saw while the samples of a row ran; warm-ups and pauses are not in it.
-
-    Attributes:
-        boundary: what is in it, in words: "GPU 0", "CPU package", "CPU cores", "RAM", "whole machine".
-        joules: of all samples of the row together, what the machine takes at rest included.
-        method: where it was read: "NVML" (a counter), "NVML power" (added up over time), "RAPL".
-        idle_w: watts of the same counter before the samples, with the model loaded and nothing to do.
-        seconds: that the joules were counted over.
-    """
-
-    boundary: str
-    joules: float
-    method: str
-    idle_w: float | None = None
-    seconds: float | None = None
-
-    @property
-    def above_idle_j(self) -> float | None:
-        """Joules that the samples took more than the machine at rest; below 0 where less than the rest wavers."""
-        return None if self.idle_w is None or self.seconds is None else self.joules - self.idle_w * self.seconds
 
 
 @dataclass(frozen=True)
@@ -353,157 +330,7 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-# -- on what -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """Something that llama.cpp can compute on.
-
-    Attributes:
-        name: as `--device` takes it: "CPU", "CUDA0", "RPC0".
-        kind: as ggml has it.
-        description: the product's name.
-        backend: "CPU", "CUDA", "RPC" (whose address is left out).
-        total_bytes, free_bytes: of its memory, when the bench began.
-    """
-
-    name: str
-    kind: DeviceKind
-    description: str
-    backend: str
-    total_bytes: int | None = None
-    free_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class GpuInfo:
-    """A GPU that the system shows, whether or not llama.cpp can use it.
-
-    Attributes:
-        vendor: "NVIDIA", "AMD", "Intel", "Apple".
-        name: of the product.
-        driver: its version.
-    """
-
-    vendor: str
-    name: str | None = None
-    driver: str | None = None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where it was measured. Nothing in it names the machine or its owner.
-
-    Attributes:
-        cpu: the product's name.
-        architecture: of the CPU: "x86_64", "arm64".
-        physical_cores, logical_cores: of the machine.
-        usable_cpus: logical CPUs that the process was allowed to run on.
-        cpu_quota: CPUs' worth of time that the container grants; null: no limit.
-        default_threads: what llmrun takes without `-t`.
-        numa_nodes: of memory.
-        ram_bytes: that the machine has.
-        available_bytes: of it, what could be taken without swapping when the bench began.
-        container_limit_bytes: memory that the container may use; null: no limit.
-        virtual: whether this is a virtual machine.
-        os: "Debian GNU/Linux 12 (bookworm)", "macOS 15.1".
-        kernel: its release.
-        governor: how the kernel chooses the CPU's frequency.
-        on_battery: most machines compute slower then.
-        huge_pages: the kernel's choice for transparent huge pages: "always", "madvise", "never".
-        environment: variables that change how llama.cpp computes (OMP_…, GGML_…, CUDA_VISIBLE_DEVICES).
-        devices: in ggml's order.
-        gpus: that the system shows.
-    """
-
-    cpu: str | None = None
-    architecture: str | None = None
-    physical_cores: int | None = None
-    logical_cores: int | None = None
-    usable_cpus: int | None = None
-    cpu_quota: float | None = None
-    default_threads: int | None = None
-    numa_nodes: int | None = None
-    ram_bytes: int | None = None
-    available_bytes: int | None = None
-    container_limit_bytes: int | None = None
-    virtual: bool | None = None
-    os: str | None = None
-    kernel: str | None = None
-    governor: str | None = None
-    on_battery: bool | None = None
-    huge_pages: str | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
-    devices: tuple[DeviceInfo, ...] = ()
-    gpus: tuple[GpuInfo, ...] = ()
-
-    @property
-    def backends(self) -> str:
-        """As llama-bench's column has it: all but the CPU's, RPC last; "CPU" where there are no others."""
-        names = [device.backend for device in self.devices if device.backend != "CPU"]
-        names = list(dict.fromkeys(name for name in names if name != "RPC")) + ["RPC"] * ("RPC" in names)
-        return ",".join(names) or "CPU"
-
-
-@dataclass(frozen=True)
-class Build:
-    """With what it was measured.
-
-    Attributes:
-        llmrun, llama_cpp_python, ggml, python: versions.
-        ggml_commit: what ggml says it was built from.
-        system_info: the CPU features and options that llama.cpp was built with, in its own words.
-    """
-
-    llmrun: str | None = None
-    llama_cpp_python: str | None = None
-    ggml: str | None = None
-    ggml_commit: str | None = None
-    system_info: str | None = None
-    python: str | None = None
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """One file of the model.
-
-    Attributes:
-        name: without its folder.
-        size_bytes: of the whole file.
-        sha256: 64 hex digits.
-    """
-
-    name: str
-    size_bytes: int | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What was run.
-
-    Attributes:
-        name: as llmrun calls it: "qwen3:4b", "user/repo:Q4_K_M", a file's name.
-        files: one, or the parts of a split model in their order.
-        description: in llama.cpp's words: "llama 1B Q4_K - Medium".
-        architecture: "llama", "qwen3".
-        quantization: "Q4_K_M".
-        n_params: parameters.
-        weight_bytes: bytes of all tensors.
-        n_layer: layers.
-        tensor_types: bytes of weights by type: {"Q4_K": …, "F32": …}.
-    """
-
-    name: str
-    files: tuple[ModelFile, ...] = ()
-    description: str | None = None
-    architecture: str | None = None
-    quantization: str | None = None
-    n_params: int | None = None
-    weight_bytes: int | None = None
-    n_layer: int | None = None
-    tensor_types: Mapping[str, int] = field(default_factory=dict)
+# -- all of it together ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -528,8 +355,8 @@ class Record:
     schema: str = field(default=SCHEMA, kw_only=True)
     id: str
     created: str
-    machine: Machine
-    build: Build
+    machine: MachineInfo
+    build: BuildInfo
     model: ModelInfo
     command: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -543,15 +370,8 @@ class Record:
 
 
 def to_document(value: Any) -> Any:
-    """A record, or any part of one, as plain data: what `from_document` reads, and JSON holds without loss."""
-    if is_dataclass(value):
-        return {each.name: to_document(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_document(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_document(item) for item in value]
-    # JSON has no infinity and no NaN; neither of them was ever measured.
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """A record, or any part of one, as dicts, lists, numbers and texts, for JSON; NaN and infinity are null."""
+    return codec.plain(value)
 
 
 def read_record(document: Any, where: str) -> Record:
@@ -559,7 +379,7 @@ def read_record(document: Any, where: str) -> Record:
     schema = document.get("schema") if isinstance(document, Mapping) else None
     if not isinstance(schema, str) or not schema.startswith("llmrun.bench/"):
         raise UsageError(f"{where}: not a record of llmrun bench")
-    if schema.partition(".")[0] != "llmrun" or schema.partition("/")[2].partition(".")[0] != SCHEMA.partition("/")[2]:
+    if schema.partition("/")[2].partition(".")[0] != SCHEMA.partition("/")[2]:
         raise UsageError(
             f"{where} is written as {schema!r}, this llmrun reads {SCHEMA!r}",
             hint="read it with the version of llmrun that wrote it, or a newer one",
@@ -567,74 +387,10 @@ def read_record(document: Any, where: str) -> Record:
     return read_part(Record, document, where)
 
 
-def read_part(kind: type[_T], document: Any, where: str, field_path: str = "") -> _T:
-    """One of the record's dataclasses from plain data: unknown fields ignored, types checked. Raises `UsageError`."""
-    made: _T = _read(document, kind, where, field_path)
-    return made
-
-
-def _read(value: Any, declared: Any, where: str, at: str) -> Any:
-    origin, arguments = get_origin(declared), get_args(declared)
-    if declared is Any:
-        return value
-    if is_dataclass(declared) and isinstance(declared, type):
-        if not isinstance(value, Mapping):
-            raise _wrong(where, at, "an object", value)
-        return declared(**_fields(value, declared, where, at))
-    if origin in (Union, UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        inner = [kind for kind in arguments if kind is not type(None)]
-        return _read(value, inner[0], where, at)  # no field has two kinds of values
-    if origin is Literal:
-        if value not in arguments:
-            raise _wrong(where, at, f"one of {', '.join(map(repr, arguments))}", value)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _wrong(where, at, "an array", value)
-        return tuple(_read(item, arguments[0], where, f"{at}[{i}]") for i, item in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise _wrong(where, at, "an object", value)
-        return {key: _read(item, arguments[1], where, f"{at}.{key}") for key, item in value.items()}
-    return _read_plain(value, declared, where, at)
-
-
-def _read_plain(value: Any, declared: type, where: str, at: str) -> Any:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    fits = isinstance(value, int | float) if declared is float else isinstance(value, declared)
-    if not fits or (isinstance(value, bool) and declared is not bool):
-        raise _wrong(where, at, names[declared], value)
-    if declared is float and not math.isfinite(value):
-        raise _wrong(where, at, "a finite number", value)
-    return float(value) if declared is float else value
-
-
-def _fields(value: Mapping[str, Any], kind: type, where: str, at: str) -> dict[str, Any]:
-    made = {}
-    for name, declared in field_types(kind).items():
-        path = f"{at}.{name}" if at else name
-        if name in value:
-            made[name] = _read(value[name], declared, where, path)
-        elif type(None) in get_args(declared):
-            made[name] = None  # a writer that did not know it
-        elif not _has_default(kind, name):
-            raise UsageError(f"{where}: {path} is missing")
-    return made
-
-
-def _has_default(kind: Any, name: str) -> bool:
-    declared = next(each for each in fields(kind) if each.name == name)
-    return declared.default is not MISSING or declared.default_factory is not MISSING
-
-
-@cache
-def field_types(kind: type) -> dict[str, Any]:
-    """The fields of a dataclass and their types, those of its properties and constants left out."""
-    types = get_type_hints(kind)
-    return {each.name: types[each.name] for each in fields(kind)}
-
-
-def _wrong(where: str, at: str, wanted: str, found: Any) -> UsageError:
-    return UsageError(f"{where}: {at or 'the whole of it'} must be {wanted}, not {repr(found)[:60]}")
+def read_part(kind: type[_T], document: Any, where: str, at: str = "") -> _T:
+    """One of the record's dataclasses, which lies at `at` in the record, from plain data. Raises `UsageError`."""
+    try:
+        return codec.convert(document, kind)
+    except codec.Malformed as error:
+        place = ".".join(filter(None, (at, error.place))) or "the whole of it"
+        raise UsageError(f"{where}: {place} {error.problem}") from None

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmrun.engine.process import Child, Death, Gone
-from llmrun.engine.protocol import Device, Devices, Failed, FindDevices, Message, Ready, decode, encode
+from llmrun.engine.protocol import Devices, Failed, FindDevices, Message, Ready, decode, encode
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
+from llmrun.machine.device import Device
 
 START_S = 120
 """From the child's start to its first words, and for drivers to start: from a cold disk, on a busy machine."""

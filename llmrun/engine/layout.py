@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from llmrun.engine.protocol import Buffer, Device, Settings
+from llmrun.engine.protocol import Buffer, Settings
 from llmrun.errors import UsageError
+from llmrun.machine.device import Device
 from llmrun.options.config import MAX_DEVICES, LoadConfig
 from llmrun.planning.footprint import CPU, Footprint
 from llmrun.planning.placement import Layout, Room

@@ -12,6 +12,8 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from llmrun.machine.device import Device
+
 
 @dataclass
 class Settings:
@@ -250,31 +252,6 @@ class Measured:
     """Child → parent: the answer to `Measure`: the sizes of compute and output buffers."""
 
     buffers: list[Buffer]
-
-
-DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
-
-
-@dataclass
-class Device:
-    """Something that llama.cpp can compute on.
-
-    Attributes:
-        name: as `--device` takes it: "CPU", "CUDA0", "RPC0".
-        description: the product's name; of an RPC device its "host:port".
-        kind: as ggml has it; an RPC device counts as "gpu" whatever lies behind it.
-        backend: "CPU", "CUDA", "Metal", "Vulkan", "RPC[host:port]".
-        total_bytes, free_bytes: of its memory; None where it doesn't tell.
-        features: what its backend can do, {"AVX512": "1"}; empty where it doesn't tell.
-    """
-
-    name: str
-    description: str
-    kind: DeviceKind
-    backend: str
-    total_bytes: int | None
-    free_bytes: int | None
-    features: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

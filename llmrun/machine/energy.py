@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from llmrun.bench.record import Energy
 from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
 
 POWERCAP = Path("/sys/class/powercap")
@@ -39,6 +38,30 @@ _BOUNDARIES = {
     "core": "CPU cores",
     "uncore": "CPU's graphics",
 }
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules that one counter saw while the samples of a row ran; warm-ups and pauses are not in it.
+
+    Attributes:
+        boundary: what is in it, in words: "GPU 0", "CPU package", "CPU cores", "RAM", "whole machine".
+        joules: of all samples of the row together, what the machine takes at rest included.
+        method: where it was read: "NVML" (a counter), "NVML power" (added up over time), "RAPL".
+        idle_w: watts of the same counter before the samples, with the model loaded and nothing to do.
+        seconds: that the joules were counted over.
+    """
+
+    boundary: str
+    joules: float
+    method: str
+    idle_w: float | None = None
+    seconds: float | None = None
+
+    @property
+    def above_idle_j(self) -> float | None:
+        """Joules that the samples took more than the machine at rest; below 0 where less than the rest wavers."""
+        return None if self.idle_w is None or self.seconds is None else self.joules - self.idle_w * self.seconds
 
 
 class Counter(Protocol):

@@ -1,4 +1,4 @@
-"""What a record says of the machine, the build and the model. Nothing that names the machine or who it belongs to.
+"""What a record says of the machine and the build. Nothing in it names the machine or its owner.
 
 Asked once, when a bench begins. What the system does not tell is None; roots of /proc and /sys are arguments, for
 tests.
@@ -9,19 +9,15 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrun import __version__
-from llmrun.bench.record import Build, DeviceInfo, GpuInfo, Machine, ModelFile, ModelInfo
-from llmrun.engine.protocol import Device
-from llmrun.gguf.reader import Header
 from llmrun.machine import doctor, gpus, hardware
+from llmrun.machine.device import Device, DeviceKind
 from llmrun.machine.hardware import text_of
-from llmrun.models import store
-from llmrun.models.quants import split_parts
 
 # What changes how llama.cpp computes. By name, for others of that kind hold keys and addresses.
 _VARIABLES = re.compile(
@@ -29,12 +25,120 @@ _VARIABLES = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class DeviceInfo:
+    """Something that llama.cpp can compute on.
+
+    Attributes:
+        name: as `--device` takes it: "CPU", "CUDA0", "RPC0".
+        kind: as ggml has it.
+        description: the product's name.
+        backend: "CPU", "CUDA", "RPC" (whose address is left out).
+        total_bytes, free_bytes: of its memory, when the bench began.
+    """
+
+    name: str
+    kind: DeviceKind
+    description: str
+    backend: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """A GPU that the system shows, whether or not llama.cpp can use it.
+
+    Attributes:
+        vendor: "NVIDIA", "AMD", "Intel", "Apple".
+        name: of the product.
+        driver: its version.
+    """
+
+    vendor: str
+    name: str | None = None
+    driver: str | None = None
+
+
+@dataclass(frozen=True)
+class MachineInfo:
+    """Where it was measured. Nothing in it names the machine or its owner.
+
+    Attributes:
+        cpu: the product's name.
+        architecture: of the CPU: "x86_64", "arm64".
+        physical_cores, logical_cores: of the machine.
+        usable_cpus: logical CPUs that the process was allowed to run on.
+        cpu_quota: CPUs' worth of time that the container grants; null: no limit.
+        default_threads: what llmrun takes without `-t`.
+        numa_nodes: of memory.
+        ram_bytes: that the machine has.
+        available_bytes: of it, what could be taken without swapping when the bench began.
+        container_limit_bytes: memory that the container may use; null: no limit.
+        virtual: whether this is a virtual machine.
+        os: "Debian GNU/Linux 12 (bookworm)", "macOS 15.1".
+        kernel: its release.
+        governor: how the kernel chooses the CPU's frequency.
+        on_battery: most machines compute slower then.
+        huge_pages: the kernel's choice for transparent huge pages: "always", "madvise", "never".
+        environment: variables that change how llama.cpp computes (OMP_…, GGML_…, CUDA_VISIBLE_DEVICES).
+        devices: in ggml's order.
+        gpus: that the system shows.
+    """
+
+    cpu: str | None = None
+    architecture: str | None = None
+    physical_cores: int | None = None
+    logical_cores: int | None = None
+    usable_cpus: int | None = None
+    cpu_quota: float | None = None
+    default_threads: int | None = None
+    numa_nodes: int | None = None
+    ram_bytes: int | None = None
+    available_bytes: int | None = None
+    container_limit_bytes: int | None = None
+    virtual: bool | None = None
+    os: str | None = None
+    kernel: str | None = None
+    governor: str | None = None
+    on_battery: bool | None = None
+    huge_pages: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[DeviceInfo, ...] = ()
+    gpus: tuple[GpuInfo, ...] = ()
+
+    @property
+    def backends(self) -> str:
+        """As llama-bench's column has it: all but the CPU's, RPC last; "CPU" where there are no others."""
+        names = [device.backend for device in self.devices if device.backend != "CPU"]
+        names = list(dict.fromkeys(name for name in names if name != "RPC")) + ["RPC"] * ("RPC" in names)
+        return ",".join(names) or "CPU"
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """With what it was measured.
+
+    Attributes:
+        llmrun, llama_cpp_python, ggml, python: versions.
+        ggml_commit: what ggml says it was built from.
+        system_info: the CPU features and options that llama.cpp was built with, in its own words.
+    """
+
+    llmrun: str | None = None
+    llama_cpp_python: str | None = None
+    ggml: str | None = None
+    ggml_commit: str | None = None
+    system_info: str | None = None
+    python: str | None = None
+
+
 def describe_machine(
     devices: Sequence[Device],
     environ: Mapping[str, str] = os.environ,
     proc: Path = Path("/proc"),
     sys_root: Path = Path("/sys"),
-) -> Machine:
+) -> MachineInfo:
     """This machine, with the devices that llama.cpp sees on it (and on its workers)."""
     cpus = hardware.usable_cpus()
     logical = os.cpu_count()
@@ -42,7 +146,7 @@ def describe_machine(
     governor = text_of(sys_root / f"devices/system/cpu/cpu{min(cpus)}/cpufreq/scaling_governor").strip()
     nodes = list((sys_root / "devices/system/node").glob("node[0-9]*"))
     driver = gpus.nvidia_driver(proc)
-    return Machine(
+    return MachineInfo(
         cpu=_cpu_name(devices, cpu_info),
         architecture=platform.machine() or None,
         physical_cores=hardware.physical_cores(set(range(logical))) if logical else None,
@@ -69,10 +173,10 @@ def describe_machine(
     )
 
 
-def describe_build(system_info: str | None = None, versions: Mapping[str, str] | None = None) -> Build:
+def describe_build(system_info: str | None = None, versions: Mapping[str, str] | None = None) -> BuildInfo:
     """The versions at work; `system_info` and `versions` are what the engine's process says (`devices.Found`)."""
     said = versions or {}
-    return Build(
+    return BuildInfo(
         llmrun=__version__,
         llama_cpp_python=doctor.installed("llama-cpp-python"),
         ggml=said.get("ggml"),
@@ -80,78 +184,6 @@ def describe_build(system_info: str | None = None, versions: Mapping[str, str] |
         system_info=" | ".join(p.strip() for p in system_info.split("|") if p.strip()) if system_info else None,
         python=platform.python_version(),
     )
-
-
-def describe_model(
-    name: str,
-    path: Path,
-    header: Header,
-    *,
-    description: str | None = None,
-    on_bytes: Callable[[int, int], None] | None = None,
-) -> ModelInfo:
-    """The model in the file `path` (the first of a split one) with its whole `header`; hashes what was not yet.
-
-    `description` is llama.cpp's (`Loaded.description`). `on_bytes` gets the bytes hashed so far, and all of them.
-    """
-    n_bytes: Counter[str] = Counter()
-    for tensor in header.tensors:
-        n_bytes[tensor.type.name] += tensor.n_bytes
-    paths = [path.with_name(part) for part in split_parts(path.name)]
-    sizes = [_size(part) for part in paths]
-    total, before, files = sum(size or 0 for size in sizes), 0, []
-    for part, size in zip(paths, sizes, strict=True):
-
-        def told(done: int, before: int = before) -> None:
-            if on_bytes is not None:
-                on_bytes(before + done, total)
-
-        files.append(ModelFile(part.name, size, sha256_of(part, told)))
-        before += size or 0
-    return ModelInfo(
-        name=name,
-        files=tuple(files),
-        description=description,
-        architecture=header.architecture,
-        quantization=header.quantization_label,
-        n_params=header.n_params,
-        weight_bytes=header.weight_bytes,
-        n_layer=header.n_layer,
-        tensor_types=dict(n_bytes.most_common()),
-    )
-
-
-def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str | None:
-    """The sha256 of a file; computed once, and remembered for as long as its size, mtime and inode are the same.
-
-    Files of the hub are named by it in the cache: what was pulled was checked against that. None: it can't be read.
-    """
-    with suppress(OSError):
-        target = Path(os.path.realpath(path))
-        if target.parent.name == "blobs" and store.SHA256.fullmatch(target.name):
-            return target.name
-        state = store.State()
-        known = state.verified_sha256(target)
-        if known is None:
-            before = _stamp(target)
-            known = store.hash_file(target, on_bytes)
-            if _stamp(target) != before:  # written to meanwhile: that is the hash of no file
-                return None
-            state.remember(target, sha256=known)
-        return known
-    return None
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def _cpu_name(devices: Sequence[Device], cpu_info: str) -> str | None:

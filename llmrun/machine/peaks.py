@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from llmrun import fs, paths
-from llmrun.bench.record import read_part, to_document
-from llmrun.errors import UsageError
+from llmrun import codec, fs, paths
 from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
 
 SCHEMA = "llmrun.ceilings/1"
@@ -160,8 +158,8 @@ def load(
         document = json.loads(((where or folder()) / f"{key.digest}.json").read_text())
         if document["schema"] != SCHEMA:
             return ()
-        kept = [read_part(Ceiling, each, "kept ceilings") for each in document["ceilings"]]
-    except (OSError, ValueError, KeyError, TypeError, UsageError):
+        kept = codec.convert(document["ceilings"], list[Ceiling])
+    except (OSError, ValueError, KeyError, TypeError):
         return ()
     ages = [each.age_s(now) for each in kept]
     return tuple(
@@ -175,7 +173,7 @@ def save(key: Key, measured: Iterable[Ceiling], *, where: Path | None = None) ->
     """Keep these, and of the others what is kept already. Raises `DiskError`."""
     made = {_identity(each): each for each in (*load(key, max_age_days=None, where=where), *measured)}
     # The key is there for people: it says what the digest in the name stands for.
-    document = {"schema": SCHEMA, "key": asdict(key), "ceilings": [to_document(each) for each in made.values()]}
+    document = {"schema": SCHEMA, "key": asdict(key), "ceilings": codec.plain(list(made.values()))}
     path = (where or folder()) / f"{key.digest}.json"
     with fs.disk_errors(f"writing {path}"):
         fs.write_atomically(path, json.dumps(document, indent=1) + "\n")

@@ -132,19 +132,19 @@ class GpuUsage:
     """
 
     index: int
-    name: str | None
-    total_bytes: int | None
-    first_used_bytes: int | None
-    peak_used_bytes: int | None
-    peak_process_bytes: int | None
-    mean_utilization: float | None
-    mean_power_w: float | None
-    peak_power_w: float | None
-    energy_j: float | None
-    mean_sm_mhz: float | None
-    mean_memory_mhz: float | None
-    peak_temperature_c: int | None
-    throttled: tuple[str, ...] | None
+    name: str | None = None
+    total_bytes: int | None = None
+    first_used_bytes: int | None = None
+    peak_used_bytes: int | None = None
+    peak_process_bytes: int | None = None
+    mean_utilization: float | None = None
+    mean_power_w: float | None = None
+    peak_power_w: float | None = None
+    energy_j: float | None = None
+    mean_sm_mhz: float | None = None
+    mean_memory_mhz: float | None = None
+    peak_temperature_c: int | None = None
+    throttled: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,20 +169,20 @@ class Usage:
 
     n_samples: int
     watched_s: float
-    peak_rss_bytes: int | None
-    peak_anonymous_bytes: int | None
-    peak_file_bytes: int | None
-    peak_shmem_bytes: int | None
-    peak_swap_bytes: int | None
-    major_faults: int | None
-    cpu_s: float | None
-    other_cpu_s: float | None
-    steal_s: float | None
-    gpus: tuple[GpuUsage, ...] | None
-    gpus_unknown: str | None
-    cost_s: float
-    interval_s: float
-    broke_off: str | None
+    peak_rss_bytes: int | None = None
+    peak_anonymous_bytes: int | None = None
+    peak_file_bytes: int | None = None
+    peak_shmem_bytes: int | None = None
+    peak_swap_bytes: int | None = None
+    major_faults: int | None = None
+    cpu_s: float | None = None
+    other_cpu_s: float | None = None
+    steal_s: float | None = None
+    gpus: tuple[GpuUsage, ...] | None = None
+    gpus_unknown: str | None = None
+    cost_s: float = field(kw_only=True)
+    interval_s: float = field(kw_only=True)
+    broke_off: str | None = None
 
     @property
     def cores(self) -> float | None:

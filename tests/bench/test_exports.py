@@ -24,22 +24,12 @@ from typing import Any
 import pytest
 from test_results import DECODE, PREFILL, RECORD
 
-from llmrun.bench import exports
+from llmrun.bench import exports, journal
 from llmrun.bench.exports import export
-from llmrun.bench.record import (
-    Build,
-    Caveat,
-    DeviceInfo,
-    Energy,
-    Machine,
-    ModelFile,
-    ModelInfo,
-    Record,
-    Row,
-    Sample,
-    Steps,
-    Test,
-)
+from llmrun.bench.record import Caveat, Record, Row, Sample, Steps, Test
+from llmrun.machine.energy import Energy
+from llmrun.machine.environment import BuildInfo, DeviceInfo, MachineInfo
+from llmrun.models.model_info import ModelFile, ModelInfo
 from llmrun.options.config import LoadConfig, Offload
 
 DATA = Path(__file__).parent / "data"
@@ -52,12 +42,12 @@ def record_of(rows: list[dict[str, Any]]) -> Record:
     return Record(
         id="20261121-010203-ab12",
         created="2026-11-21T01:02:03Z",
-        machine=Machine(
+        machine=MachineInfo(
             first["cpu_info"],
             default_threads=2,
             devices=(DeviceInfo("CPU", "cpu", first["cpu_info"], first["backends"]),),
         ),
-        build=Build(),
+        build=BuildInfo(),
         model=ModelInfo(
             "micro",
             (ModelFile(first["model_filename"]),),
@@ -172,7 +162,7 @@ def test_sizes_and_counts(n: int | None, size: str, params: str) -> None:
     assert (exports.bench_size(n), exports.bench_params(n)) == (size, params)
 
 
-def columns_of(machine: Machine, *settings: dict[str, Any]) -> list[str]:
+def columns_of(machine: MachineInfo, *settings: dict[str, Any]) -> list[str]:
     record = replace(RECORD, machine=machine, rows=tuple(Row(Test("pp", 1), each) for each in settings))
     return [title.strip() for title in export(record, "md").splitlines()[0].strip("|").split("|")]
 
@@ -180,7 +170,7 @@ def columns_of(machine: Machine, *settings: dict[str, Any]) -> list[str]:
 def test_columns_appear_where_they_say_something() -> None:
     """What varies or is not the default; the threads where the CPU computes, the layers where a GPU does."""
     gpus = (DeviceInfo("CUDA0", "gpu", "G", "CUDA"), DeviceInfo("CUDA1", "gpu", "G", "CUDA"))
-    cpu, gpu = Machine(default_threads=8), Machine(default_threads=8, devices=gpus)
+    cpu, gpu = MachineInfo(default_threads=8), MachineInfo(default_threads=8, devices=gpus)
     base: dict[str, Any] = {
         "n_threads": 8,
         "repack": True,
@@ -205,19 +195,19 @@ def test_columns_appear_where_they_say_something() -> None:
 
 def test_settings_in_the_words_of_llama_bench() -> None:
     """Devices by slashes, all of them "auto"; shares with two decimals; overrides by semicolons."""
-    machine = Machine(devices=(DeviceInfo("A0", "gpu", "", "A"), DeviceInfo("I0", "igpu", "", "A")))
+    machine = MachineInfo(devices=(DeviceInfo("A0", "gpu", "", "A"), DeviceInfo("I0", "igpu", "", "A")))
     said = exports.bench_settings(
         {"devices": ["A0"], "tensor_split": [0.75, 0.25], "override_tensor": [["a", "CPU"], ["b", "A0"]]}, machine
     )
     assert (said["devices"], said["tensor_split"]) == ("auto", "0.75/0.25")
     assert said["tensor_buft_overrides"] == "a=CPU;b=A0"
     asked = exports.asked_settings(LoadConfig(offload=Offload(devices=("A0",), override_tensor=(("a", "CPU"),))))
-    said = exports.bench_settings(asked, Machine())
+    said = exports.bench_settings(asked, MachineInfo())
     assert (said["devices"], said["tensor_buft_overrides"], said["no_kv_offload"]) == ("A0", "a=CPU", False)
     assert exports.bench_settings({"devices": ["A0", "I0"]}, machine)["devices"] == "A0/I0"
     assert exports.bench_settings({"devices": []}, machine)["devices"] == "none"
-    assert exports.bench_settings({"devices": []}, Machine())["devices"] == "auto"
-    unknown = exports.bench_settings({}, Machine())
+    assert exports.bench_settings({"devices": []}, MachineInfo())["devices"] == "auto"
+    unknown = exports.bench_settings({}, MachineInfo())
     assert unknown["flash_attn"] is None and unknown["no_kv_offload"] is None
 
 
@@ -264,6 +254,13 @@ def test_streamed_rows_are_the_whole_export() -> None:
         for row in RECORD.rows:
             text += writer.row(row)
         assert text + writer.end(RECORD) == export(RECORD, format)
+
+
+@pytest.mark.parametrize("format", ["table", "md", "csv", "json", "jsonl", "sql"])
+def test_exports_of_version_0_1(format: exports.Format) -> None:
+    """The same record gives the same text as it did then, to the last blank."""
+    record = journal.read_file(DATA / "record-0.1.json")
+    assert export(record, format) == (DATA / f"record-0.1.export.{format}").read_text()
 
 
 def test_sql_is_read_by_sqlite() -> None:

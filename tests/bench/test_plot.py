@@ -21,8 +21,10 @@ from llmrun.bench import journal
 from llmrun.bench.compare import side_of
 from llmrun.bench.plot import figures, images
 from llmrun.bench.plot.text import bar, sketch, sparkline
-from llmrun.bench.record import DeviceInfo, Machine, ModelInfo, Record, Row, Sample, Steps, Test, to_document
+from llmrun.bench.record import Record, Row, Sample, Steps, Test, to_document
 from llmrun.errors import DiskError, UsageError
+from llmrun.machine.environment import DeviceInfo, MachineInfo
+from llmrun.models.model_info import ModelInfo
 
 DATA = Path(__file__).parent / "data"
 
@@ -39,7 +41,9 @@ def row(test: Test, tps: Sequence[float], **more: Any) -> Row:
 
 
 def record(*rows: Row, name: str = "tiny", id: str = "20261121-010203-ab12") -> Record:
-    machine = Machine("Intel(R) Xeon(R) Gold 6 CPU @ 2.00GHz", devices=(DeviceInfo("CUDA0", "gpu", "a GPU", "CUDA"),))
+    machine = MachineInfo(
+        "Intel(R) Xeon(R) Gold 6 CPU @ 2.00GHz", devices=(DeviceInfo("CUDA0", "gpu", "a GPU", "CUDA"),)
+    )
     return replace(RECORD, id=id, rows=rows, machine=machine, model=ModelInfo(name, quantization="Q8_0"))
 
 

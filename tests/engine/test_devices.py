@@ -12,8 +12,9 @@ import pytest
 from conftest import RunLlmrun
 
 from llmrun.engine.devices import find_devices
-from llmrun.engine.protocol import Device, Devices, decode, encode
+from llmrun.engine.protocol import Devices, decode, encode
 from llmrun.machine import gpus, hardware
+from llmrun.machine.device import Device
 from llmrun.machine.doctor import unused_gpu
 from llmrun.machine.gpus import Gpu, find_gpus, nvidia_driver, nvidia_library, rebuild_command
 

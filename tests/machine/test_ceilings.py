@@ -111,6 +111,16 @@ def test_kept_and_found_again(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]  # nothing of the writing is left
 
 
+def test_files_of_version_0_1(tmp_path: Path) -> None:
+    """What that version kept for this machine is read, and written again as it was."""
+    kept = Path(__file__).parent / "data" / "ceilings-0.1.json"
+    (tmp_path / f"{KEY.digest}.json").write_text(kept.read_text())
+    found = peaks.load(KEY, now=NOW, where=tmp_path)
+    assert found[0] == CPU and found[1].device == "CUDA0" and found[1].datasheet_bytes_per_s == 4.9e12
+    peaks.save(KEY, found, where=tmp_path)
+    assert (tmp_path / f"{KEY.digest}.json").read_text() == kept.read_text()
+
+
 def test_too_old(tmp_path: Path) -> None:
     """After 30 days it is measured anew; for showing, any age will do. A clock that was wrong is no age."""
     peaks.save(KEY, [CPU], where=tmp_path)

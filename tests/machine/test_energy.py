@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_resources import Clock, FakeNvml
 
-from llmrun.bench.record import Energy, Row, Sample, Steps, Test
+from llmrun.bench.record import Row, Sample, Steps, Test
 from llmrun.machine import energy
-from llmrun.machine.energy import EnergyMeter, Joules, cost_per_million_tokens, measure_idle
+from llmrun.machine.energy import Energy, EnergyMeter, Joules, cost_per_million_tokens, measure_idle
 from llmrun.machine.sampler import NoGpus
 
 NO_GPUS = NoGpus("there is no NVIDIA driver")

@@ -306,7 +306,8 @@ def described(found: Model, engine: Engine, method: Method, quality: dict[str, A
 
     from llmrun.bench.record import Record
     from llmrun.clock import new_id, utc
-    from llmrun.machine.environment import describe_build, describe_machine, describe_model
+    from llmrun.machine.environment import describe_build, describe_machine
+    from llmrun.models.model_info import describe_model
 
     return Record(
         id=new_id(),

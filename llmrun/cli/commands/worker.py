@@ -17,7 +17,7 @@ from llmrun.options.endpoints import DEFAULT_PORT
 from llmrun.units import size
 
 if TYPE_CHECKING:
-    from llmrun.engine.protocol import Device
+    from llmrun.machine.device import Device
 
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="The IPv4 address to listen at.")]
 Port = Annotated[int, typer.Option("--port", "-p", metavar="PORT", help="The port; 0: any that is free.")]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrun.engine.child.native import llama
-from llmrun.engine.protocol import Device, DeviceKind
+from llmrun.machine.device import Device, DeviceKind
 from llmrun.machine.hardware import available_memory
 
 # enum ggml_backend_dev_type

@@ -10,9 +10,10 @@ from llmrun.clock import utc
 from llmrun.engine import devices
 from llmrun.engine.devices import Found
 from llmrun.engine.process import Child, Gone, IdleWatch
-from llmrun.engine.protocol import Device, Probe, Probed, decode, encode
+from llmrun.engine.protocol import Probe, Probed, decode, encode
 from llmrun.errors import EngineCrashed
 from llmrun.machine import hardware, peaks
+from llmrun.machine.device import Device
 from llmrun.machine.peaks import Ceiling, Key, Spread
 
 _WAIT_S = 120.0

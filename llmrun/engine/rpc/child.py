@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
-from llmrun.engine.protocol import Device
+from llmrun.machine.device import Device
 from llmrun.machine.hardware import memory_limit, physical_memory
 
 _CAME = b"Accepted client connection"

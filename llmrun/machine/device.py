@@ -1,0 +1,30 @@
+"""A device, as ggml describes it: what everything that plans, computes or shows devices speaks of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
+
+
+@dataclass
+class Device:
+    """Something that llama.cpp can compute on.
+
+    Attributes:
+        name: as `--device` takes it: "CPU", "CUDA0", "RPC0".
+        description: the product's name; of an RPC device its "host:port".
+        kind: as ggml has it; an RPC device counts as "gpu" whatever lies behind it.
+        backend: "CPU", "CUDA", "Metal", "Vulkan", "RPC[host:port]".
+        total_bytes, free_bytes: of its memory; None where it doesn't tell.
+        features: what its backend can do, {"AVX512": "1"}; empty where it doesn't tell.
+    """
+
+    name: str
+    description: str
+    kind: DeviceKind
+    backend: str
+    total_bytes: int | None
+    free_bytes: int | None
+    features: dict[str, str] = field(default_factory=dict)

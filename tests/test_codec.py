@@ -1,0 +1,63 @@
+"""Typed data to JSON and back: what is written is valid JSON, and what is refused is named by its place."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from llmrun import codec
+
+
+@dataclass(frozen=True)
+class Inner:
+    kind: Literal["a", "b"]
+    sizes: Mapping[str, tuple[float, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: tuple[Inner, ...] = ()
+    n: int | None = None
+
+
+def test_there_and_back() -> None:
+    """Tuples, mappings and numbers keep their types; fields of a newer writer are ignored."""
+    value = Outer("x", (Inner("a", {"RAM": (1.0, 2.5)}),), 3)
+    assert codec.decode(codec.encode(value), Outer) == codec.convert(codec.plain(value), Outer) == value
+    assert codec.convert({"name": "x", "later": [1]}, Outer) == Outer("x")
+
+
+def test_what_json_can_not_hold_is_null() -> None:
+    """JSON has no NaN and no infinity; keys are texts."""
+    value = {"a": (1.0, math.inf), 2: math.nan}
+    assert codec.plain(value) == json.loads(codec.encode(value)) == {"a": [1.0, None], "2": None}
+
+
+@pytest.mark.parametrize(
+    ("document", "place", "problem"),
+    [
+        ({"name": 3}, "name", "must be a text, not a whole number"),
+        ({"name": "x", "n": "3"}, "n", "must be a whole number or null, not a text"),
+        ({"name": "x", "inner": {}}, "inner", "must be a list, not an object"),
+        ({"name": "x", "inner": [{"kind": "c"}]}, "inner[0].kind", "has an unknown value, 'c'"),
+        ({"name": "x", "inner": [{}]}, "inner[0].kind", "is missing"),
+        (
+            {"name": "x", "inner": [{"kind": "a", "sizes": {"RAM": [None]}}]},
+            "inner[0].sizes[...][0]",
+            "must be a number",
+        ),
+        ({}, "name", "is missing"),
+        ([], "", "must be an object, not a list"),
+    ],
+)
+def test_the_place_of_what_is_wrong(document: Any, place: str, problem: str) -> None:
+    """An error has the place and a sentence that goes on from there."""
+    with pytest.raises(codec.Malformed) as error:
+        codec.convert(document, Outer)
+    assert error.value.place == place and error.value.problem.startswith(problem)
