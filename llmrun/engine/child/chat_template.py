@@ -1,22 +1,24 @@
-"""Chat templates: messages to the text that the model was trained on. Child process only, under limits.
+"""Chat templates: messages to the text that the model was trained on. In a process of its own: see `template_process`.
 
 A template comes with the model file and is not to be trusted. Jinja's immutable sandbox keeps it from code, but not
-from loops without end or strings of gigabytes: memory is bounded around the call, and so are the operations that make
-much of little; the parent bounds time. What a template expects of its messages is found out by asking it: a marked
+from loops without end or strings of gigabytes: the operations that make much of little are bounded here, memory and
+time of the process are bounded around it. What a template expects of its messages is found out by asking it: a marked
 conversation is rendered, and what became of the marks decides.
 """
 
 from __future__ import annotations
 
-import json
-import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmrun.engine.child.reasoning import Tags, tags_of
+from llmrun.text import printable
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 MEMORY_LIMIT = 512 << 20
+"""Bytes by which the process may grow."""
 SOURCE_LIMIT = 128 << 10
 """Characters of a template. The longest of those that llama.cpp ships has 17 thousand."""
 PRODUCT_LIMIT = 16 << 20
@@ -60,6 +62,16 @@ class Templates:
     def __init__(self) -> None:
         self._environment = _environment()
         self._compiled: tuple[str, Any] = ("", None)
+        self._tags: dict[str, Tags | None] = {}
+
+    def tags_of(self, template: str, *, bos_token: str, eos_token: str) -> Tags | None:
+        """How an answer marks its thinking, found out once for each template."""
+        if template not in self._tags:
+            self._tags[template] = tags_of(
+                template,
+                lambda messages: self.render(template, messages, bos_token=bos_token, eos_token=eos_token),
+            )
+        return self._tags[template]
 
     def render(
         self,
@@ -80,7 +92,10 @@ class Templates:
         """
         if len(template) > SOURCE_LIMIT:
             raise TemplateError(f"it has {len(template)} characters, more than {SOURCE_LIMIT}")
-        now = now or datetime.now()
+        if now is None:
+            from datetime import datetime
+
+            now = datetime.now()
         variables: dict[str, Any] = {
             "bos_token": bos_token,
             "eos_token": eos_token,
@@ -91,27 +106,24 @@ class Templates:
             **({"enable_thinking": True} if enable_thinking else WITHOUT_THINKING),
         }
         try:
-            with _limited_memory():
-                return self._render(template, messages, variables)
-        except MemoryError as error:
-            raise TemplateError(f"it wants more than {MEMORY_LIMIT >> 20} MiB") from error
-
-    def _render(self, source: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> str:
-        """What stands here runs under the limit of memory, the making of the error's text too."""
-        try:
-            if self._compiled[0] != source:
-                self._compiled = (source, self._environment.from_string(source))
-            parsed = _Template(self._compiled[1], variables)
-            fitted = _fitted(parsed, source, [dict(message) for message in messages])
-            text = parsed.render(fitted)
-        except (MemoryError, TemplateError):
-            raise
-        except Exception as error:  # noqa: BLE001 - a program that came with a file can fail in any way
-            raise TemplateError(printable(f"{type(error).__name__}: {error}")) from None
+            try:
+                text = self._render(template, messages, variables)
+            except (MemoryError, TemplateError):
+                raise
+            except Exception as error:  # noqa: BLE001 - a program that came with a file can fail in any way
+                raise TemplateError(_in_short(f"{type(error).__name__}: {error}")) from None
+        except MemoryError as error:  # in making that text, too
+            raise TemplateError(f"it takes more than {MEMORY_LIMIT >> 20} MiB") from error
         longest = GROWTH_LIMIT * sum(len(message.get("content") or "") for message in messages) + ADDED_LIMIT
         if len(text) > longest:
             raise TemplateError(f"it makes a prompt of {len(text)} characters, more than {longest}")
         return text
+
+    def _render(self, source: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> str:
+        if self._compiled[0] != source:
+            self._compiled = (source, self._environment.from_string(source))
+        template = _Template(self._compiled[1], variables)
+        return template.render(_fitted(template, source, [dict(message) for message in messages]))
 
 
 class _Template:
@@ -205,10 +217,9 @@ def without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**rest[0], "content": f"{first['content']}\n{rest[0]['content']}"}, *rest[1:]]
 
 
-def printable(text: str) -> str:
-    """A template's own words, short enough to be shown and without control characters."""
-    shown = "".join(char if char.isprintable() else " " for char in text[:REASON_LIMIT])
-    return shown + ("…" if len(text) > REASON_LIMIT else "")
+def _in_short(text: str) -> str:
+    """A template's own words, on one line and safe to show."""
+    return printable(" ".join(text[: 2 * REASON_LIMIT].split()), REASON_LIMIT)
 
 
 def _environment() -> Any:
@@ -242,7 +253,7 @@ def _environment() -> Any:
             return super().call_binop(context, operator, left, right)
 
     class Missing(Undefined):
-        """What nobody gave. Put next to a text it is nothing: some templates expect tools in every conversation."""
+        """A variable without a value. Next to a text it is nothing: some templates take tools for granted."""
 
         def _next_to(self, other: Any) -> Any:
             return other if isinstance(other, str) else self._fail_with_undefined_error()
@@ -259,7 +270,7 @@ def _environment() -> Any:
 
 
 def _raise_exception(text: object) -> None:
-    raise TemplateError(printable(str(text)))
+    raise TemplateError(_in_short(str(text)))
 
 
 def _tojson(
@@ -269,27 +280,11 @@ def _tojson(
     separators: Sequence[str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+    import json
+
     from jinja2 import Undefined
 
-    if isinstance(value, Undefined):  # a list of tools that nobody gave, printed without asking
+    if isinstance(value, Undefined):  # tools that there are none of, printed without a test
         value = None
     given = (separators[0], separators[1]) if separators else None
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=given, sort_keys=sort_keys)
-
-
-@contextmanager
-def _limited_memory() -> Iterator[None]:
-    """Let the process grow by no more than `MEMORY_LIMIT` of address space meanwhile."""
-    try:
-        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except OSError:  # macOS has no statm, and does not enforce RLIMIT_AS either
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = in_use + MEMORY_LIMIT
-    bounded = limit if soft == resource.RLIM_INFINITY else min(soft, limit)
-    resource.setrlimit(resource.RLIMIT_AS, (bounded, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,4 +1,4 @@
-"""The context of a loaded model and the tokens that it remembers. Child process only."""
+"""The context of a loaded model and the tokens whose keys and values it holds. Child process only."""
 
 from __future__ import annotations
 
@@ -24,84 +24,85 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return low
 
 
-class Memory:
-    """One context at a time, made when the first prompt is known: it is memory, and what nobody asked for is not taken.
+class KVContext:
+    """One context at a time, made when the first prompt's length is known: a KV cache takes memory, and clearing it
+    takes time.
 
     Attributes:
         context: llama.cpp's; None before the first prompt.
         n_ctx: the tokens of it that may be used: llama.cpp rounds what it makes up to 256 cells.
-        held: the tokens whose keys and values (or states) are in it, all of one sequence, from position 0.
-        spoken: what the model said behind them that was not computed: the last token of an answer that was cut short.
+        tokens: those whose keys and values (or states) are in the context, all of one sequence, from position 0.
+        pending: tokens of the answer behind them that were not computed: the last one of an answer that was cut short.
     """
 
     def __init__(self, llama: Any, model: Any, settings: Settings, make: Callable[[int], Any]) -> None:
         """`make` makes a context of so many tokens, or returns None."""
         self._llama, self._model, self._settings, self._make = llama, model, settings, make
-        self._n_train: int = llama.llama_model_n_ctx_train(model)
+        self._n_ctx_train: int = llama.llama_model_n_ctx_train(model)
         self._n_swa: int = llama.llama_model_n_swa(model)
-        self._most: int | None = settings.n_ctx_most
+        self._n_ctx_most: int | None = settings.n_ctx_most
         self.context: Any = None
         self.n_ctx = 0
-        self.held: list[int] = []
-        self.spoken: list[int] = []
+        self.tokens: list[int] = []
+        self.pending: list[int] = []
 
     def close(self) -> None:
         if self.context is not None:
             self._llama.llama_free(self.context)
-        self.context, self.n_ctx, self.held, self.spoken = None, 0, [], []
+        self.context, self.n_ctx, self.tokens, self.pending = None, 0, [], []
 
     # -- its length ---
 
-    def granted(self, n_needed: int) -> int:
-        """As many tokens as are needed and the configuration grants."""
-        return self._settings.n_ctx or min(self._n_train, n_needed, self._most or n_needed)
+    def clamp_n_ctx(self, n_needed: int) -> int:
+        """The length of a context for `n_needed` tokens: as many, within what configuration and model allow."""
+        return self._settings.n_ctx or min(self._n_ctx_train, n_needed, self._n_ctx_most or n_needed)
 
-    def ensure(self, n_needed: int) -> int | None:
-        """A context for `n_needed` tokens of which nothing is remembered that the next prompt could need.
+    def reserve(self, n_needed: int) -> int | None:
+        """Make a context for `n_needed` tokens if there is none; its content may be lost.
 
-        Returns the tokens that may be used; None where llama.cpp can't make it.
+        Returns the tokens that may be used; None if llama.cpp can't make it.
         """
-        wanted = self.granted(n_needed)
-        if not self._is_enough(wanted):
+        n_ctx = self.clamp_n_ctx(n_needed)
+        if not self._is_enough(n_ctx):
             self.close()
-            self.context = self._make(wanted)
+            self.context = self._make(n_ctx)
             if self.context is None:
                 return None
-        self.n_ctx = wanted
-        return wanted
+        self.n_ctx = n_ctx
+        return n_ctx
 
-    def extend(self, n_needed: int) -> int | None:
-        """The same, and what is remembered stays: it is copied, so one that has to grow grows twofold at least."""
-        wanted = self.granted(n_needed)
+    def grow(self, n_needed: int) -> int | None:
+        """As `reserve`, and the content stays: it is copied, so a context that has to grow grows twofold at least."""
+        n_ctx = self.clamp_n_ctx(n_needed)
         if self.context is None:
-            return self.ensure(n_needed)
-        if wanted <= self.n_ctx:
+            return self.reserve(n_needed)
+        if n_ctx <= self.n_ctx:
             return self.n_ctx
-        wanted = max(wanted, self.granted(2 * self.n_ctx))
-        if self._is_enough(wanted):
-            self.n_ctx = wanted
-            return wanted
-        before, held, state = self.n_ctx, self.held, self._state()
+        n_ctx = max(n_ctx, self.clamp_n_ctx(2 * self.n_ctx))
+        if self._is_enough(n_ctx):
+            self.n_ctx = n_ctx
+            return n_ctx
+        before, tokens, state = self.n_ctx, self.tokens, self._state()
         self.close()
-        for n_ctx in (wanted, before):
-            self.context = self._make(n_ctx)
+        for length in (n_ctx, before):
+            self.context = self._make(length)
             if self.context is not None:
-                self.n_ctx = n_ctx
-                self.held = held if self._restored(state) else []
-                return n_ctx
-            self._most = before  # as long as it ever gets: don't try again at every token
+                self.n_ctx = length
+                self.tokens = tokens if self._restored(state) else []
+                return length
+            self._n_ctx_most = before  # it can't be made longer: don't try again at every token
         return None
 
-    def _is_enough(self, wanted: int) -> bool:
-        # llama.cpp rounds the cells up to 256, but not the batch that it cuts to the context it was asked for.
+    def _is_enough(self, n_ctx: int) -> bool:
+        # llama.cpp rounds the cells up to 256, but not the batch, which it cuts to the length that was asked for.
         return (
             self.context is not None
-            and self._llama.llama_n_ctx(self.context) >= wanted
-            and self._llama.llama_n_batch(self.context) >= min(self._settings.n_batch, wanted)
+            and self._llama.llama_n_ctx(self.context) >= n_ctx
+            and self._llama.llama_n_batch(self.context) >= min(self._settings.n_batch, n_ctx)
         )
 
     def _state(self) -> Any:
-        if not self.held:
+        if not self.tokens:
             return None
         n_bytes = self._llama.llama_state_seq_get_size(self.context, 0)
         state = (ctypes.c_uint8 * n_bytes)()
@@ -110,47 +111,46 @@ class Memory:
     def _restored(self, state: Any) -> bool:
         if state is not None and self._llama.llama_state_seq_set_data(self.context, state, len(state), 0):
             return True
-        self.forget()
+        self.clear()
         return False
 
     # -- its content ---
 
-    def forget(self) -> None:
-        """Everything."""
+    def clear(self) -> None:
+        """Remove all tokens; the context stays."""
         if self.context is not None:
             self._llama.llama_memory_clear(self._llama.llama_get_memory(self.context), False)
-        self.held, self.spoken = [], []
+        self.tokens, self.pending = [], []
 
-    def recall(self, tokens: Sequence[int]) -> int:
-        """Keep as much as is also the beginning of `tokens`, forget the rest; returns how many tokens that are.
+    def reuse_prefix(self, prompt: Sequence[int]) -> int:
+        """Keep the tokens that `prompt` begins with too, remove the rest; returns how many are kept.
 
-        At least the last of `tokens` is left to be computed: its logits are wanted. Memory that can't be rolled back
-        (recurrent states), or whose window has moved on, is given up whole.
+        At least the last token of `prompt` is left to be computed: its logits are needed. A content that can't be
+        rolled back (recurrent states), or whose window has moved on, is removed whole.
         """
-        self.spoken = []
-        n = min(common_prefix(self.held, tokens), len(tokens) - 1)
-        self.roll_back(n)
-        return len(self.held)
+        self.pending = []
+        self.roll_back(min(common_prefix(self.tokens, prompt), len(prompt) - 1))
+        return len(self.tokens)
 
     def roll_back(self, n: int) -> None:
-        """To the first `n` tokens, to none where that is not possible."""
-        if n == len(self.held):
+        """Keep the first `n` tokens, or none where that is not possible."""
+        if n == len(self.tokens):
             return
         memory = self._llama.llama_get_memory(self.context)
         if n > 0 and self._reaches_back_to(memory, n) and self._llama.llama_memory_seq_rm(memory, 0, n, -1):
-            del self.held[n:]
+            del self.tokens[n:]
         else:
-            self.forget()
+            self.clear()
 
     def _reaches_back_to(self, memory: Any, n: int) -> bool:
-        """Whether all keys that token `n` attends to are still there: a window keeps no more than it needs."""
+        """Whether all keys that token `n` attends to are still there: a sliding window keeps no more than it needs."""
         if not self._n_swa:
             return True
         first = int(self._llama.llama_memory_seq_pos_min(memory, 0))
         return first == 0 or 0 < first < n - self._n_swa
 
     def repair(self) -> None:
-        """After a computation that was broken off: parts of it may be remembered, nobody knows which."""
+        """Remove what a computation that was broken off has left behind the tokens."""
         memory = self._llama.llama_get_memory(self.context)
-        if not self._llama.llama_memory_seq_rm(memory, 0, len(self.held), -1):
-            self.forget()
+        if not self._llama.llama_memory_seq_rm(memory, 0, len(self.tokens), -1):
+            self.clear()

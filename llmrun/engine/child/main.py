@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmrun.engine.child import bootstrap
-from llmrun.engine.child.kv_context import Memory
+from llmrun.engine.child.kv_context import KVContext
+from llmrun.engine.child.template_process import TemplateProcess
 from llmrun.engine.protocol import (
     Buffer,
     Cancel,
@@ -55,7 +56,7 @@ from llmrun.options.config import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
     from llmrun.engine.child import native
-    from llmrun.engine.child.generate import Answering
+    from llmrun.engine.child.generate import Generator
     from llmrun.engine.child.raw_bench import Trials
     from llmrun.engine.child.roofline import Products
 
@@ -90,24 +91,25 @@ class Outbox:
 
 
 class Worker:
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, templates: TemplateProcess) -> None:
         from llmrun.engine.child import ggml, native
 
         self.ggml = ggml
         self.native = native
         self.llama = native.llama
         self.outbox = outbox
+        self.templates = templates
         self.log = native.Log()
         ggml.on_abort(bootstrap.last_words)
         self.cancelled = native.CancelFlag()
         self.llama.llama_backend_init()
         self.model: Any = None
-        self.memory: Memory
+        self.kv: KVContext
         self.settings: Settings
         self.adapters: list[tuple[Any, float]] = []
         self.trials: Trials | None = None
         self.products: Products | None = None
-        self.answering: Answering | None = None
+        self.generator: Generator | None = None
         self.vocab: native.Vocab
         outbox.send(Ready(self.llama.llama_print_system_info().decode(errors="replace")))
 
@@ -128,9 +130,9 @@ class Worker:
         elif isinstance(message, Generate):
             self.generate(message)
         elif isinstance(message, Count):
-            self._answering().count(message)
+            self._generator().count(message)
         elif isinstance(message, Prepare):
-            self._answering().prepare(message)
+            self._generator().prepare(message)
         elif isinstance(message, Measure):
             self.measure(message)
         elif isinstance(message, FindDevices):
@@ -156,9 +158,6 @@ class Worker:
     def load(self, message: Load) -> None:
         begin_s = clock()
         self.settings = message.settings
-        if message.has_template:
-            # 40 ms that the first answer need not wait for: loading is native and leaves Python free.
-            threading.Thread(target=_import_templates, daemon=True).start()
         settings = message.settings
         if settings.numa is not None:
             self.llama.llama_numa_init(_NUMA[settings.numa])
@@ -188,7 +187,7 @@ class Worker:
             if not adapter:
                 self.fail_from_log("model", f"the adapter {Path(adapter_path).name} does not go with it")
             self.adapters.append((adapter, scale))
-        self.memory = Memory(self.llama, self.model, settings, self._make_context)
+        self.kv = KVContext(self.llama, self.model, settings, self._make_context)
         description = ctypes.create_string_buffer(256)
         self.llama.llama_model_desc(self.model, description, len(description))
         self.outbox.send(
@@ -281,7 +280,7 @@ class Worker:
         from llmrun.engine.child.raw_bench import TrialFailed, Trials
 
         if self.trials is None:
-            self.memory.close()  # two contexts would be two KV caches
+            self.kv.close()  # two contexts would be two KV caches
             self.trials = Trials(self.vocab, self.settings.n_batch, self._trial_context)
         try:
             prefill_s, step_s = self.trials.run(message)
@@ -308,27 +307,21 @@ class Worker:
     # -- generate -----------------------------------------------------------------------------------------------------
 
     def generate(self, request: Generate) -> None:
-        reason = self._answering().generate(request)
+        reason = self._generator().generate(request)
         used = [self.ggml.by_name(name) for name in self.settings.devices]
         self.send(
             Done(reason, *resident_memory(), [self.ggml.describe(handle) for handle in used if handle is not None])
         )
 
-    def _answering(self) -> Answering:
+    def _generator(self) -> Generator:
         if self.trials is not None:  # two contexts would be two KV caches
             self.trials.close()
             self.trials = None
-        if self.answering is None:
-            from llmrun.engine.child.generate import Answering
+        if self.generator is None:
+            from llmrun.engine.child.generate import Generator
 
-            self.answering = Answering(self)
-        return self.answering
-
-
-def _import_templates() -> None:
-    from llmrun.engine.child.chat_template import Templates
-
-    Templates()
+            self.generator = Generator(self)
+        return self.generator
 
 
 def resident_memory() -> tuple[int | None, int | None, int | None]:
@@ -352,9 +345,10 @@ def resident_memory() -> tuple[int | None, int | None, int | None]:
 
 
 def main(kind: type[Worker] = Worker) -> None:
+    templates = TemplateProcess()  # forks: first of all
     inbox, descriptor = bootstrap.begin()
     outbox = Outbox(descriptor)
-    worker = kind(outbox)
+    worker = kind(outbox, templates)
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def listen() -> None:

@@ -142,7 +142,7 @@ class Vocab:
                 return buffer.raw[:n]
             room = -n
 
-    def ends(self, token: int) -> bool:
+    def is_end(self, token: int) -> bool:
         """Whether the token ends an answer (EOS, EOT and their kin)."""
         known = self._ends.get(token)
         if known is None:

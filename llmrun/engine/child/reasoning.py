@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from llmrun.engine.child.answer_text import overlap
 
 Render = Callable[[list[dict[str, str]]], str]
 """A conversation through the template, ready for the next answer. It may raise."""
 
 
-@dataclass(frozen=True)
-class Tags:
+class Tags(NamedTuple):
     """Texts as they stand in the token stream: control tokens written out, without the whitespace around them.
 
     Attributes:
@@ -236,7 +236,7 @@ class Splitter:
             shown = text.rstrip()
         else:
             # Whitespace is held as well: a closing tag behind it would make it nobody's.
-            shown = text[: len(text) - _overlap(text, self._tags.close)].rstrip()
+            shown = text[: len(text) - overlap(text, self._tags.close)].rstrip()
             self._held = text[len(shown) :]
         self._fresh = self._fresh and not shown
         return shown
@@ -250,12 +250,6 @@ class Splitter:
         if closed:
             self._at = "end"
             return text
-        shown = text[: len(text) - _overlap(text, end)]
+        shown = text[: len(text) - overlap(text, end)]
         self._held = text[len(shown) :]
         return shown
-
-
-def _overlap(text: str, tag: str) -> int:
-    """The longest end of `text` that is a beginning of `tag`, in characters."""
-    longest = min(len(tag) - 1, len(text))
-    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

@@ -130,7 +130,7 @@ class Scorer(worker.Worker):
                 n_tokens=n_tokens,
                 n_needed=n_needed,
             )
-        if self.memory.ensure(self.n_ctx) is None:
+        if self.kv.reserve(self.n_ctx) is None:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {self.n_ctx} tokens", n_ctx=self.n_ctx)
         digest = hashlib.sha256(array("i", self.tokens).tobytes()).hexdigest()
         self.outbox.send(Tokenized(n_tokens, digest))
@@ -175,7 +175,7 @@ class Scorer(worker.Worker):
         import numpy as np
 
         llama, first = self.llama, first_counted(self.n_ctx)
-        llama.llama_memory_clear(llama.llama_get_memory(self.memory.context), True)
+        llama.llama_memory_clear(llama.llama_get_memory(self.kv.context), True)
         size = self.settings.n_batch
         batch = llama.llama_batch_init(min(size, len(chunk)), 0, 1)
         try:
@@ -188,12 +188,12 @@ class Scorer(worker.Worker):
                     batch.n_seq_id[i] = 1
                     batch.seq_id[i][0] = 0
                     batch.logits[i] = begin + i >= first
-                status = llama.llama_decode(self.memory.context, batch)
+                status = llama.llama_decode(self.kv.context, batch)
                 if status:
                     self.fail_from_log("engine", f"llama_decode failed with {status}")
                 n = begin + len(tokens) - max(begin, first)
                 if n > 0:
-                    address = ctypes.cast(llama.llama_get_logits(self.memory.context), ctypes.POINTER(ctypes.c_float))
+                    address = ctypes.cast(llama.llama_get_logits(self.kv.context), ctypes.POINTER(ctypes.c_float))
                     if not address:
                         raise RequestFailed("model", "llama.cpp computes no logits of it")
                     yield np.ctypeslib.as_array(address, shape=(n, self.vocab.n_tokens))

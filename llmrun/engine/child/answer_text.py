@@ -1,0 +1,90 @@
+"""From the bytes of tokens to text that can be shown: whole characters, thinking apart, nothing of a stop string.
+
+Child process only. No part of this knows a model, and how an answer is cut into tokens changes nothing in its text.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmrun.engine.child.reasoning import Splitter
+
+
+def overlap(text: str, beginning: str) -> int:
+    """How many characters at the end of `text` are the first ones of `beginning`: the most that are."""
+    longest = min(len(beginning), len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(beginning[:n])), 0)
+
+
+class StopSearch:
+    """Looks for stop strings in a text that comes in pieces, and holds back what may turn out to be one.
+
+    Attributes:
+        found: a stop string has come; it and what follows are not shown.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = [string for string in strings if string]
+        self._held = ""
+        self.found = False
+
+    def add(self, text: str) -> str:
+        """What can be shown now."""
+        if not self._strings:
+            return text
+        self._held += text
+        at = min((at for string in self._strings if (at := self._held.find(string)) >= 0), default=None)
+        if at is not None:
+            self.found = True
+            shown, self._held = self._held[:at], ""
+            return shown
+        cut = len(self._held) - max(overlap(self._held, string) for string in self._strings)
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def finish(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+class AnswerText:
+    """The text of one answer: bytes in, what can be shown of answer and thinking out.
+
+    A token may end in the middle of a character, which then waits for the next; bytes that are not UTF-8 become U+FFFD.
+    Stop strings are looked for in the answer alone.
+    """
+
+    def __init__(self, stop: Sequence[str], splitter: Splitter | None = None) -> None:
+        """`splitter` tells thinking from the answer; None: all is answer."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._splitter = splitter
+        self._stop = StopSearch(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self._stop.found
+
+    def add(self, piece: bytes) -> tuple[str, str]:
+        """What can be shown after these bytes, of the answer and of the thinking."""
+        text = self._decoder.decode(piece)
+        if self._splitter is None:
+            return self._stop.add(text), ""
+        answer, thinking = self._splitter.add(text)
+        return self._stop.add(answer), thinking
+
+    def finish(self) -> tuple[str, str]:
+        """What was held back, now that nothing follows: nothing behind a stop string."""
+        if self.stopped:
+            return "", ""
+        answer, thinking = self._decoder.decode(b"", True), ""
+        if self._splitter is not None:
+            answer, thinking = self._splitter.add(answer)
+            rest, rest_of_thinking = self._splitter.finish()
+            answer, thinking = answer + rest, thinking + rest_of_thinking
+        shown = self._stop.add(answer)
+        return shown if self.stopped else shown + self._stop.finish(), thinking

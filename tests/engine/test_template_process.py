@@ -1,0 +1,80 @@
+"""The process that renders templates: its limits are its own, and it tells what it died of."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from llmrun.engine.child.chat_template import TemplateError
+from llmrun.engine.child.reasoning import THINK, Tags
+from llmrun.engine.child.template_process import TemplateProcess, TemplateProcessDied
+
+USER = [{"role": "user", "content": "U"}]
+EACH = "{% for m in messages %}{{ bos_token }}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+def render(process: TemplateProcess, template: str, **more: bool) -> tuple[str, Tags | None]:
+    return process.render(template, USER, bos_token="<s>", eos_token="</s>", **more)
+
+
+@pytest.fixture
+def process() -> Iterator[TemplateProcess]:
+    made = TemplateProcess(cpu_s=0.5)
+    yield made
+    made.close()
+
+
+def test_text_and_tags(process: TemplateProcess) -> None:
+    """One answer for each question, as often as asked."""
+    for _ in range(2):
+        assert render(process, EACH) == ("<s>[user]U</s>", None)
+    assert render(process, EACH + "<think>", enable_thinking=False) == ("<s>[user]U</s><think>", THINK)
+
+
+def test_a_template_that_fills_memory(process: TemplateProcess) -> None:
+    """It is stopped there, in words; the process goes on, and this one never had a limit."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(TemplateError, match="512 MiB"):
+        render(process, "{{ '%999999999d'|format(1) }}")
+    with pytest.raises(TemplateError, match="512 MiB"):
+        render(
+            process,
+            "{% set x = namespace(t='A' * 9999999) %}{% for i in range(99) %}{% set x.t = x.t ~ x.t %}{% endfor %}",
+        )
+    assert render(process, EACH)[0] and resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_a_template_without_end(process: TemplateProcess) -> None:
+    """It has so much time of a processor, then the process is ended, and says so each time it is asked."""
+    with pytest.raises(TemplateProcessDied, match=r"^took more than 0.5 s and was ended$"):
+        render(process, "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    with pytest.raises(TemplateProcessDied, match="has been ended"):
+        render(process, EACH)
+
+
+def test_a_process_that_was_killed(process: TemplateProcess) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(TemplateProcessDied, match="signal 9"):
+        render(process, EACH)
+
+
+def test_it_ends_with_the_one_that_started_it() -> None:
+    """The end of the pipe is its end, however it came."""
+    code = (
+        "import os, signal; from llmrun.engine.child.template_process import TemplateProcess;"
+        "print(TemplateProcess().pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout)
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        while process.status() != psutil.STATUS_ZOMBIE:  # of nobody who waits for it
+            time.sleep(0.01)
