@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "llmrun" / "data" / "tiny.gguf"
 
 EXACT = LoadConfig(type_k="f32", type_v="f32", flash_attn="off", repack="off")
-"""Of weights in F32, no rounding but that of sums: two ways of computing differ by 1e-6 where the best two logits of the
-models here are 1e-4 apart. In Q8_0 they differ by 0.05, in what is as near as 0.001: there the likeliest token is chance."""
+"""For models in F32: nothing is rounded but sums. Two ways of computing then differ by less than 1e-6 (with GELU, which
+llama.cpp looks up in a table, by 3e-4) where the best two logits are 1e-4 apart and more (4e-3). In Q8_0 they differ by
+0.05, and the best two are as near as 0.001: there the likeliest token is a matter of the CPU."""
 
 PATIENT = Limits(cancel_s=HANGS_S)
 """For tests that go on with an engine after leaving an answer: on a busy machine half a second may pass in silence."""
@@ -75,7 +76,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic model that can be interrupted: `ENDLESS_PROMPT` is minutes of prefill, `ENDLESS` an answer for ever."""
+    """A synthetic model that can be interrupted: `ENDLESS_PROMPT` and `ENDLESS` take minutes of it."""
     shape = synth.Shape(4, 512, 1408, 8, 1, 512, n_ctx_train=1 << 17)
     return written_once(tmp_path_factory, "busy", shape, "Q8_0")
 

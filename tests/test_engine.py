@@ -513,7 +513,8 @@ def test_child_dies_with_its_parent(busy: Path) -> None:
         "from llmrun.engine.client import Engine; p = Path(sys.argv[1]); e = Engine(p, open_header(p)); "
         "print(e.pid, flush=True); list(e.generate(sys.argv[2]))"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(busy), ENDLESS_PROMPT], stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, "-c", code, str(busy), ENDLESS_PROMPT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         pid = int(parent.stdout.readline())
         until_worked(pid, 4)  # of which libraries and weights take a fraction

@@ -150,7 +150,8 @@ def test_broken_pipe_is_quiet() -> None:
     """`| head -c 20` ends us with 141 and not a word."""
     ours = f"{shlex.quote(sys.executable)} -m llmrun run tiny 'Tell me a story' -n 400 -q"
     command = f"{ours} | head -c 20; echo ${{PIPESTATUS[0]}} >&2"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=HANGS_S, stdin=subprocess.DEVNULL)
+    bash = ["bash", "-c", command]
+    done = subprocess.run(bash, capture_output=True, text=True, timeout=HANGS_S, stdin=subprocess.DEVNULL)
     assert len(done.stdout) == 20
     assert done.stderr.split() == ["141"]
 

@@ -1,7 +1,7 @@
 """How a test waits: for an event, never for a time.
 
-A machine may be busy, slow, or faster than ours. What a test waits for can be seen from outside (a line that was said, a
-file, a process that is gone, work that was done), and the limit is there only to end a test that would hang.
+A machine may be busy, slow, or faster than ours. What a test waits for can be seen from outside (a line that was said,
+a file, a process that is gone, work that was done), and the limit is there only to end a test that would hang.
 """
 
 from __future__ import annotations
