@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import pyte
@@ -87,13 +87,17 @@ class Terminal:
         """The screen's lines without trailing blanks, empty ones at the end left out."""
         return self.text.split("\n")
 
+    def line(self, number: int) -> str:
+        """One line of the screen, from 0."""
+        return str(self._screen.display[number])
+
     @property
     def cursor(self) -> tuple[int, int]:
         """Column and line, from 0."""
         return self._screen.cursor.x, self._screen.cursor.y
 
     def settle(self, quiet_s: float = 0.3) -> str:
-        """Read until nothing has come for a while."""
+        """Read until nothing has come for a while. For pace only: `wait_for` and `wait_until` tell what is there."""
         deadline = time.monotonic() + HANGS_S
         last_s, n = time.monotonic(), len(self.raw)
         while time.monotonic() - last_s < quiet_s:
@@ -127,6 +131,14 @@ class Terminal:
             if not self._read(0.05) and text not in self.text:
                 raise AssertionError(f"the command ended without {text!r}; the screen has:\n{self.text}")
         return self.text
+
+    def wait_until(self, happened: Callable[[], bool], what: str) -> None:
+        """Read until it has happened, as far as the screen tells."""
+        deadline = time.monotonic() + HANGS_S
+        while not happened():
+            assert time.monotonic() < deadline, f"{what} did not happen; the screen has:\n{self.text}"
+            if not self._read(0.05) and not happened():
+                raise AssertionError(f"the command ended before {what}; the screen has:\n{self.text}")
 
     def wait_for_bytes(self, data: bytes, times: int) -> None:
         """Read until `data` has come so often."""

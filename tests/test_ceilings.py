@@ -256,8 +256,8 @@ def test_a_worker_can_be_measured(rpc_worker: Callable[..., str]) -> None:
         here = prober.probe("CPU", "F16", 1, 0.05, n_bytes=64 * MIB)
         there = prober.probe("RPC0", "F16", 1, 0.05, n_bytes=64 * MIB)
         # The same core: waiting for nothing would be thousands of times as fast.
-        assert 0 < max(there.read_bytes_per_s) < 20 * max(here.read_bytes_per_s)
-        assert 0 < max(there.flops_per_s) < 20 * max(here.flops_per_s)
+        assert 0 < max(there.read_bytes_per_s) < 100 * max(here.read_bytes_per_s)
+        assert 0 < max(there.flops_per_s) < 100 * max(here.flops_per_s)
     with Prober([rpc_worker(memory=0.0625)]) as prober:
         assert prober.read_size("RPC0") is None
         probed = prober.probe("RPC0", "F16", 1, 0.05, n_bytes=GIB)

@@ -17,7 +17,7 @@ from llmrun.hub import is_safe_name
 
 SIZE = 3 << 20
 FILE = "model-Q4_K_M.gguf"
-MODEL = tiny_gguf(SIZE)
+MODEL, OTHER = tiny_gguf(SIZE), tiny_gguf(300_000, seed=1)
 REPO = "user/model"
 
 
@@ -159,7 +159,7 @@ def test_commit_is_pinned(bench: Bench) -> None:
         client.send("pull", repo=REPO)
         for event in client.events():
             if event["event"] == "Retrying":
-                bench.hub.add(REPO, {FILE: tiny_gguf(SIZE, seed=1)})
+                bench.hub.add(REPO, {FILE: OTHER})
                 bench.hub.faults.throttle_bps = 0
             if event["event"] == "Outcome":
                 assert f"/snapshots/{repo.commit}/" in event["result"]

@@ -16,6 +16,9 @@ import psutil
 HANGS_S = 300.0
 """Nothing that a test waits for takes so long, however busy the machine: whoever reaches this hangs."""
 
+SOON_CPU_S = 30.0
+"""CPU time for what takes a tenth of a second or two, and would take hours if its time grew with the square."""
+
 Found = TypeVar("Found")
 
 
