@@ -221,8 +221,9 @@ def test_prefill_in_batches_gives_the_same(exact: Path) -> None:
 
 
 def test_settings_do_not_change_the_answer() -> None:
-    """Repacking, flash attention and threads are about speed."""
-    texts = set()
+    """Repacking, flash attention and threads are about speed. Asked what it has learned by heart: its best two logits
+    are 5 apart all the way, where the ones of a story are 0.002."""
+    question, texts = [{"role": "user", "content": "What is a token?"}], set()
     for config in (
         LoadConfig(repack="on"),
         LoadConfig(repack="off"),
@@ -230,7 +231,7 @@ def test_settings_do_not_change_the_answer() -> None:
         LoadConfig(n_threads=1, n_threads_batch=2),
     ):
         with open_model("tiny", config) as engine:
-            texts.add(ask(engine, "Once upon a time, there was a", SamplingConfig(temperature=0, max_tokens=12)))
+            texts.add("".join(engine.generate(question, SamplingConfig(temperature=0, max_tokens=30))))
     assert len(texts) == 1
 
 
