@@ -1,7 +1,7 @@
 """How long `llmrun --help` and `--version` take, and what scripts/llmrun adds; prints Markdown.
 
-The medians of interleaved starts, beside a bare `python -c pass`. Then what is read and judged before a model loads: the
-catalog, and the worst that is known of grammars, schemas and chat templates (those of the tests). Exit 1 where the
+The medians of interleaved starts, beside a bare `python -c pass`. Then what is read and judged before a model loads:
+the catalog, and the worst that is known of grammars, schemas and chat templates (those of the tests). Exit 1 where the
 catalog takes more than 20 ms at best, or the worst of the others more than two seconds.
 """
 
