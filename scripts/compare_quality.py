@@ -91,6 +91,12 @@ class Peer:
                 return done.stdout + done.stderr
         raise RuntimeError(f"llama-perplexity never prints '{last}': is the text long enough?")
 
+    def arithmetic(self, path: Path) -> str:
+        """The instructions that it was built with, as llama.cpp names them."""
+        found = re.search(r"system_info: .*?\| (CPU : .*)", self.run(path, last="Final estimate"))
+        assert found
+        return found[1].strip()
+
     def perplexity(self, path: Path, *more: str | Path) -> dict[str, float]:
         """PPL and its error."""
         found = _FINAL.search(self.run(path, *more, last="Final estimate"))

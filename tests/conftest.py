@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from waiting import HANGS_S
 
-from llmrun.engine.engine import Engine
+from llmrun.engine.engine import Engine, Limits
 from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
+from llmrun.options.config import LoadConfig, SamplingConfig
 
 # Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of
 # hundreds of barriers per token. Tests share their machine: they sleep at barriers instead.
@@ -19,6 +23,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "llmrun" / "data" / "tiny.gguf"
+
+EXACT = LoadConfig(type_k="f32", type_v="f32", flash_attn="off", repack="off")
+"""For models in F32: nothing is rounded but sums. Two ways of computing then differ by less than 1e-6 (with GELU, which
+llama.cpp looks up in a table, by 3e-4) where the best two logits are 1e-4 apart and more (4e-3). In Q8_0 they differ by
+0.05, and the best two are as near as 0.001: there the likeliest token is a matter of the CPU."""
+
+PATIENT = Limits(cancel_s=HANGS_S)
+"""For tests that go on with an engine after leaving an answer: on a busy machine half a second may pass in silence."""
 
 RunLlmrun = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -32,33 +44,52 @@ def llmrun() -> RunLlmrun:
         environment = {**os.environ, **options.pop("env", {})}  # type: ignore[dict-item]
         return subprocess.run(  # type: ignore[call-overload, no-any-return]
             [sys.executable, "-m", "llmrun", *arguments],
-            **{"capture_output": True, "text": True, "timeout": 120, "env": environment, **options},
+            **{"capture_output": True, "text": True, "timeout": HANGS_S, "env": environment, **options},
         )
 
     return run
 
 
+def written_once(folders: pytest.TempPathFactory, name: str, shape: synth.Shape, level: str) -> Path:
+    """A synthetic model, written by the first of the processes that tests run in and read by all of them."""
+    mine = folders.getbasetemp()
+    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "synthetic"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.gguf"
+    with FileLock(folder / f"{name}.lock"):
+        if not path.exists():
+            synth.write(path, shape, level)
+    return path
+
+
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic model of two layers: real llama.cpp, noise for answers, never ends by itself for long."""
-    path = tmp_path_factory.mktemp("models") / "micro.gguf"
-    synth.write(path, synth.SHAPES["micro"], "Q8_0")
-    return path
+    return written_once(tmp_path_factory, "micro", synth.SHAPES["micro"], "Q8_0")
+
+
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in F32, for any length: with `EXACT`, an answer that does not depend on how it is computed."""
+    return written_once(tmp_path_factory, "exact", replace(synth.SHAPES["micro"], n_ctx_train=1 << 17), "F32")
 
 
 @pytest.fixture(scope="session")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic model that is slow enough to be interrupted: 100 ms a token and more."""
-    shape = synth.Shape(8, 2048, 5632, 16, 4, 512, n_ctx_train=8192)
-    path = tmp_path_factory.mktemp("models") / "busy.gguf"
-    synth.write(path, shape, "Q8_0")
-    return path
+    """A synthetic model that can be interrupted: `ENDLESS_PROMPT` and `ENDLESS` take minutes of it."""
+    shape = synth.Shape(4, 512, 1408, 8, 1, 512, n_ctx_train=1 << 17)
+    return written_once(tmp_path_factory, "busy", shape, "Q8_0")
+
+
+ENDLESS = SamplingConfig(temperature=0, max_tokens=100_000, ignore_eos=True)
+ENDLESS_OPTIONS = ("--temp", "0", "-n", "100000", "--ignore-eos")
+ENDLESS_PROMPT = "b c d e " * 8000
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     model = find_model("tiny")
-    with Engine(model.path, model.header) as opened:
+    with Engine(model.path, model.header, limits=PATIENT) as opened:
         yield opened
 
 
@@ -79,7 +110,7 @@ def rpc_worker() -> Iterator[Callable[..., str]]:
         workers.append(worker)
         assert worker.stdout
         line = worker.stdout.readline()
-        assert line, f"the worker ended with {worker.wait(10)}"
+        assert line, f"the worker ended with {worker.wait(HANGS_S)}"
         ready = json.loads(line)
         return f"{ready['host']}:{ready['port']}"
 
@@ -87,6 +118,6 @@ def rpc_worker() -> Iterator[Callable[..., str]]:
     for worker in workers:
         worker.terminate()
     for worker in workers:
-        worker.wait(10)
+        worker.wait(HANGS_S)
         if worker.stdout:
             worker.stdout.close()

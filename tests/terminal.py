@@ -11,10 +11,11 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import pyte
+from waiting import HANGS_S
 
 
 def _without(*names: str) -> dict[str, str]:
@@ -86,14 +87,18 @@ class Terminal:
         """The screen's lines without trailing blanks, empty ones at the end left out."""
         return self.text.split("\n")
 
+    def line(self, number: int) -> str:
+        """One line of the screen, from 0."""
+        return str(self._screen.display[number])
+
     @property
     def cursor(self) -> tuple[int, int]:
         """Column and line, from 0."""
         return self._screen.cursor.x, self._screen.cursor.y
 
-    def settle(self, quiet_s: float = 0.3, timeout_s: float = 60) -> str:
-        """Read until nothing has come for a while."""
-        deadline = time.monotonic() + timeout_s
+    def settle(self, quiet_s: float = 0.3) -> str:
+        """Read until nothing has come for a while. For pace only: `wait_for` and `wait_until` tell what is there."""
+        deadline = time.monotonic() + HANGS_S
         last_s, n = time.monotonic(), len(self.raw)
         while time.monotonic() - last_s < quiet_s:
             assert time.monotonic() < deadline, f"it goes on and on; the screen has:\n{self.text}"
@@ -118,26 +123,34 @@ class Terminal:
         """What stands on the screen, without trailing blanks."""
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
-    def wait_for(self, text: str, timeout_s: float = 30) -> str:
+    def wait_for(self, text: str) -> str:
         """Read until `text` stands on the screen."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + HANGS_S
         while text not in self.text:
             assert time.monotonic() < deadline, f"{text!r} did not come; the screen has:\n{self.text}"
             if not self._read(0.05) and text not in self.text:
                 raise AssertionError(f"the command ended without {text!r}; the screen has:\n{self.text}")
         return self.text
 
-    def wait_for_bytes(self, data: bytes, times: int, timeout_s: float = 30) -> None:
+    def wait_until(self, happened: Callable[[], bool], what: str) -> None:
+        """Read until it has happened, as far as the screen tells."""
+        deadline = time.monotonic() + HANGS_S
+        while not happened():
+            assert time.monotonic() < deadline, f"{what} did not happen; the screen has:\n{self.text}"
+            if not self._read(0.05) and not happened():
+                raise AssertionError(f"the command ended before {what}; the screen has:\n{self.text}")
+
+    def wait_for_bytes(self, data: bytes, times: int) -> None:
         """Read until `data` has come so often."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + HANGS_S
         while self.raw.count(data) < times:
             assert time.monotonic() < deadline, f"{data!r} did not come {times} times; the screen has:\n{self.text}"
             if not self._read(0.05):
                 raise AssertionError(f"the command ended before {data!r}; the screen has:\n{self.text}")
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self) -> int:
         """Read until the command ends; returns its exit status."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + HANGS_S
         while self._read(0.05):
             assert time.monotonic() < deadline, f"still running; the screen has:\n{self.text}"
             if self.process.poll() is not None and not select.select([self._pty], [], [], 0)[0]:

@@ -43,7 +43,7 @@ def tools(folder: Path, *, python: str | None = None) -> Path:
 def run(checkout: Path, path: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": str(path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     return subprocess.run(
-        [checkout / "scripts" / "llmrun", "--version"], env=environment, capture_output=True, text=True, timeout=120
+        [checkout / "scripts" / "llmrun", "--version"], env=environment, capture_output=True, text=True, timeout=600
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import HANGS_S
 
 PACKAGE = Path(__file__).resolve().parents[1] / "llmrun"
 
@@ -167,7 +168,7 @@ def test_nothing_heavy_to_say_hello(arguments: list[str]) -> None:
         "try: main()\n"
         "finally: print(' '.join(sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=HANGS_S)
     assert done.returncode == 0
     loaded = set(done.stderr.split())
     assert not loaded & {

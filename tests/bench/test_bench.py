@@ -8,11 +8,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import HANGS_S
 
 from llmrun.bench import journal, run
 from llmrun.bench.record import Row, Sample, Steps, Test
@@ -278,9 +278,8 @@ def test_ended_in_the_middle(home: Path, number: int) -> None:
     assert process.stdout
     while "tg4" not in process.stdout.readline():
         assert process.poll() is None
-    time.sleep(0.2)
-    process.send_signal(number)
-    process.communicate(timeout=20)
+    process.send_signal(number)  # eighty rows were to come
+    process.communicate(timeout=HANGS_S)
     assert process.returncode == (130 if number == signal.SIGINT else -9)
     (kept,) = journal.kept()
     assert kept.record and len(kept.record.rows) >= 2 and kept.record.ended is None

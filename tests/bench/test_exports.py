@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from test_results import DECODE, PREFILL, RECORD
+from waiting import HANGS_S
 
 from llmrun.bench import exports, journal
 from llmrun.bench.exports import export
@@ -136,7 +137,7 @@ def test_with_llama_bench_itself(micro: Path, tmp_path: Path) -> None:
     """The real program, now: the table that it prints is the beginning of ours."""
     environment = {**os.environ, "LD_LIBRARY_PATH": str(_BENCH.parent), "OMP_WAIT_POLICY": "PASSIVE"}
     command = [str(_BENCH), "-m", "micro.gguf", "-t", "1", "-p", "8", "-n", "4,6", "-r", "2", "-o", "json", "-oe", "md"]
-    done = subprocess.run(command, cwd=micro.parent, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=micro.parent, env=environment, capture_output=True, text=True, timeout=HANGS_S)
     assert done.returncode == 0, done.stderr
     theirs = done.stderr.split("\n\n")[0].splitlines()
     ours = export(record_of(json.loads(done.stdout)), "md").split("\n\n")[0].splitlines()

@@ -16,6 +16,7 @@ import pytest
 from conftest import RunLlmrun
 from terminal import Terminal
 from test_results import RECORD
+from waiting import HANGS_S
 
 from llmrun.bench import journal
 from llmrun.bench.compare import side_of
@@ -287,7 +288,7 @@ def test_without_matplotlib(tmp_path: Path) -> None:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, "plot", str(path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
 
     done = run("-o", str(tmp_path / "x.svg"))
     assert done.returncode == 2 and "matplotlib, which is not installed" in done.stderr

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, TINY
+from conftest import ENDLESS_PROMPT, ROOT, TINY
+from waiting import HANGS_S, until_worked
 
 from llmrun.bench.quality import Quality, Tally, default_text, quantile, read_text
 from llmrun.engine.child.score import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
+from llmrun.engine.devices import find_devices
 from llmrun.engine.engine import Engine
 from llmrun.engine.jobs.perplexity import Scorer, score
 from llmrun.engine.jobs.quantize import Quantizer, Recipe
@@ -202,24 +204,33 @@ def test_quantiles() -> None:
 # -- beside llama-perplexity ---
 
 
+@pytest.fixture(scope="module")
+def printed() -> float:
+    """By how many times its printed digits llama-perplexity's perplexity may be off: by none, on the same libraries.
+    Those of a build for another CPU's instructions round otherwise."""
+    theirs = compared.Peer(PEER, STORIES, 101, 2).arithmetic(TINY)
+    return 1.0 if theirs == find_devices().system_info.strip() else 20.0
+
+
 @needs_peer
 @pytest.mark.parametrize("n_ctx", [512, 101])
-def test_equals_llama_perplexity(tiny: Model, n_ctx: int) -> None:
+def test_equals_llama_perplexity(tiny: Model, printed: float, n_ctx: int) -> None:
     """To the last printed digit, error included, on the same libraries and at any length of a chunk."""
     theirs = compared.Peer(PEER, STORIES, n_ctx, 5).perplexity(TINY)
     mine = score(tiny, read_text(STORIES), config=PLAIN, n_ctx=n_ctx, max_chunks=5)
     assert (mine.n_chunks, mine.n_tokens) == (5, 5 * n_counted(n_ctx))
-    assert mine.ppl == pytest.approx(theirs["ppl"], abs=0.000051)
-    assert mine.ppl_error == pytest.approx(theirs["ppl_error"], abs=0.0000051)
+    assert mine.ppl == pytest.approx(theirs["ppl"], abs=0.000051 * printed)
+    assert mine.ppl_error == pytest.approx(theirs["ppl_error"], abs=0.0000051 * printed * printed)
 
 
 @needs_peer
-def test_equals_llama_perplexity_on_noise(micro: Path) -> None:
+def test_equals_llama_perplexity_on_noise(micro: Path, printed: float) -> None:
     """A synthetic model: perplexity beyond its vocabulary of 512, and chunks of several batches, the last shorter."""
     theirs = compared.Peer(PEER, STORIES, 128, 6).perplexity(micro, "-b", "48")
     model = Model("micro", micro, open_header(micro))
     found = score(model, read_text(STORIES), config=LoadConfig(repack="off", n_batch=48), n_ctx=128, max_chunks=6)
-    assert found.ppl == pytest.approx(theirs["ppl"], abs=0.000051 + 2e-8 * theirs["ppl"])
+    share = 2e-8 if printed == 1 else 1e-3
+    assert found.ppl == pytest.approx(theirs["ppl"], abs=0.000051 + share * theirs["ppl"])
 
 
 def test_golden_figures(beside: Quality) -> None:
@@ -227,9 +238,16 @@ def test_golden_figures(beside: Quality) -> None:
     golden = json.loads(GOLDEN.read_text())
     theirs, mine = golden["models"]["tiny-Q2_K"], compared.ours(beside)
     assert (beside.n_ctx, beside.n_chunks) == (golden["n_ctx"], golden["n_chunks"])
-    for name in ("ppl", "ppl_error", "kld", "kld_error", "dp_rms", "dp_rms_error", "same_top", "kld_max", "kld_99"):
-        assert mine[name] == pytest.approx(theirs[name], rel=0.02), name
-    assert mine["ppl"] == pytest.approx(theirs["ppl"], rel=0.002)
+    # A mean over all tokens moves little; how much single tokens scatter, more; and a tail is a dozen tokens, or one.
+    # What the next level has is far from all of it: Q4_K_M a twelfth of the divergence, a tenth at the tail.
+    for names, share in (
+        (("ppl",), 0.002),
+        (("ppl_error", "dp_rms", "same_top"), 0.02),
+        (("kld", "kld_error", "dp_rms_error"), 0.05),
+        (("kld_99", "kld_max"), 0.15),
+    ):
+        for name in names:
+            assert mine[name] == pytest.approx(theirs[name], rel=share), name
     assert mine["correlation"] == pytest.approx(theirs["correlation"], abs=0.005)
     # Theirs lacks what the reference finds less likely than e^-16 of its favourite, and is lower for it.
     assert 1 < mine["ppl_reference"] / theirs["ppl_reference"] < 1.02
@@ -436,7 +454,8 @@ def test_too_large_is_said_before(tmp_path: Path) -> None:
         "try: score(find_model(sys.argv[1]), 'word ' * 10000, n_ctx=4096)\n"
         "except OutOfMemory as error: sys.exit(f'{error.message} | {error.hint}')"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(model.path)], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code, str(model.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
     assert "900 MiB free" in done.stderr and "-b 512" in done.stderr, done.stderr
 
 
@@ -448,19 +467,20 @@ def test_ctrl_c_leaves_no_process(busy: Path) -> None:
     """In the middle of a chunk, with two children: KeyboardInterrupt, and both are gone."""
     model = Model("busy", busy, open_header(busy))
     partial: list[Quality] = []
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+
+    def interrupt(child: int, cpu_s: float) -> None:
+        until_worked(child, cpu_s)
+        os.kill(os.getpid(), signal.SIGINT)
 
     def progress(quality: Quality, _n: int) -> None:
         partial.append(quality)
         if len(partial) == 1:
-            timer.start()
+            child = psutil.Process().children()[0]
+            threading.Thread(target=interrupt, args=(child.pid, child.cpu_times().user + 0.1)).start()
 
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            score(model, "b c d e " * 3000, n_ctx=32, reference=model, on_progress=progress)
-    finally:
-        timer.cancel()
-    assert partial[-1].ppl and partial[-1].kld
+    with pytest.raises(KeyboardInterrupt):
+        score(model, ENDLESS_PROMPT, n_ctx=2048, reference=model, on_progress=progress)
+    assert partial[-1].ppl and partial[-1].kld and partial[-1].n_chunks < 14
 
 
 @pytest.mark.usefixtures("alone")

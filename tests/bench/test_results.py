@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from waiting import HANGS_S
 
 from llmrun.bench import journal
 from llmrun.bench.record import Caveat, Record, Row, Sample, Steps, Test, read_record, to_document
@@ -339,7 +340,7 @@ def test_killed_writer(tmp_path: Path) -> None:
     for _ in range(5):
         assert writer.stdout.readline()
     writer.send_signal(signal.SIGKILL)
-    said, _ = writer.communicate(timeout=30)
+    said, _ = writer.communicate(timeout=HANGS_S)
     finished = int(["5", *said.split()][-1])
     assert writer.returncode == -signal.SIGKILL
     record = journal.read_file(paths[0])

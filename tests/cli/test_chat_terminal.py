@@ -15,12 +15,13 @@ import psutil
 import pytest
 from conftest import RunLlmrun
 from terminal import Terminal
+from waiting import HANGS_S, children_of, until_gone, until_it_sleeps
 
 from llmrun.cli.chat import slash
 
 PROMPT = ">>>"
-READY = b"\x1b[?2004h"
-"""What the line editor begins every prompt with: pastes are to be marked."""
+READY, GONE = b"\x1b[?2004h", b"\x1b[?2004l"
+"""What the line editor begins and ends every prompt with: pastes are to be marked, and no longer."""
 TOKEN = "A token is a piece of text"
 Open = Callable[..., Terminal]
 
@@ -37,8 +38,7 @@ def chat(tmp_path: Path) -> Iterator[Open]:
         command = arguments if arguments[:1] == ("run",) else ("chat", "tiny", "--temp", "0", *arguments)
         terminal = Terminal(*command, columns=columns, lines=lines, env=env)
         opened.append(terminal)
-        terminal.wait_for(PROMPT)
-        terminal.settle(0.1)
+        wait_for_prompt(terminal, 0)
         return terminal
 
     yield open_chat
@@ -48,11 +48,27 @@ def chat(tmp_path: Path) -> Iterator[Open]:
 
 def say(terminal: Terminal, text: str, expect: str = "") -> str:
     """Type a message and wait for the prompt behind its answer; returns the screen."""
-    n = terminal.raw.count(READY)
+    n = prompts(terminal)
     terminal.type(text + "\r")
-    terminal.wait_for_bytes(READY, n + 1)
-    terminal.settle(0.1)
+    wait_for_prompt(terminal, n)
     return terminal.wait_for(expect)
+
+
+def prompts(terminal: Terminal) -> int:
+    """How many there have been."""
+    return terminal.raw.count(READY)
+
+
+def wait_for_prompt(terminal: Terminal, n_before: int) -> None:
+    """Until one more than before is drawn, with the cursor behind it and what stands below it."""
+    terminal.wait_for_bytes(READY, n_before + 1)
+
+    def drawn() -> bool:
+        column, line = terminal.cursor
+        return terminal.line(line).startswith(PROMPT) and column > len(PROMPT)
+
+    terminal.wait_until(drawn, "a prompt")
+    terminal.settle(0.1)
 
 
 def test_a_question_and_its_answer(chat: Open) -> None:
@@ -88,7 +104,7 @@ def json_of_last(home: Path) -> dict[str, list[dict[str, str]]]:
         [sys.executable, "-m", "llmrun", "history", "show", "last", "--json"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
         env={**os.environ, "LLMRUN_HOME": os.fspath(home)},
     )
     assert done.returncode == 0, done.stderr
@@ -100,9 +116,10 @@ def test_ctrl_c_stops_the_answer_and_goes_on(chat: Open, tmp_path: Path) -> None
     terminal = chat("--ignore-eos", "-c", "900")
     terminal.type("Tell me a story about a fox.\r")
     terminal.wait_for("Once")
+    n = prompts(terminal)
     terminal.type("\x03")
     terminal.wait_for("(stopped)")
-    terminal.settle(0.1)
+    wait_for_prompt(terminal, n)
     assert terminal.process.poll() is None
     said = json_of_last(tmp_path)["messages"]
     assert len(said) == 2 and said[1]["stop_reason"] == "cancelled" and said[1]["content"].startswith("Once")
@@ -121,13 +138,13 @@ def test_ctrl_c_stops_the_answer_and_goes_on(chat: Open, tmp_path: Path) -> None
 def test_ctrl_d_leaves_and_the_terminal_is_as_before(chat: Open) -> None:
     terminal = chat()
     say(terminal, "What is a token?", TOKEN)
-    children = psutil.Process(terminal.process.pid).children(recursive=True)
+    children = children_of(terminal.process.pid)
+    assert children
     terminal.type("\x04")
     assert terminal.wait() == 0
     assert not terminal.cursor_hidden
     assert terminal.raw.rstrip().endswith(b"\x1b[?2004l") or b"\x1b[?2004l" in terminal.raw[-200:]
-    psutil.wait_procs(children, timeout=5)
-    assert not any(child.is_running() for child in children)
+    until_gone(*children)
 
 
 def test_several_lines(chat: Open) -> None:
@@ -156,22 +173,23 @@ def test_a_paste_of_10000_characters(chat: Open, tmp_path: Path) -> None:
     assert len(text) > 10_000
     terminal.paste(text)
     terminal.wait_for("0239 /bye")
-    terminal.settle()
+    n = prompts(terminal)
     terminal.type("\r")
-    terminal.wait_for("tokens are reached", 120)
-    terminal.settle()
+    terminal.wait_for("tokens are reached")
+    wait_for_prompt(terminal, n)
     assert json_of_last(tmp_path)["messages"][0]["content"] == text
 
 
 def test_resize_while_it_answers(chat: Open) -> None:
     """Lines that come after the change are wrapped to the new width, and it goes on."""
     terminal = chat("--ignore-eos", "-n", "500", columns=100, lines=30)
+    n = prompts(terminal)
     terminal.type("Tell me a story about a fox.\r")
     terminal.wait_for("Once")
     terminal.resize(40, 20)
     os.kill(terminal.process.pid, signal.SIGWINCH)
     terminal.wait_for("500 tokens are reached")
-    terminal.settle()
+    wait_for_prompt(terminal, n)
     told = [row for row in terminal.rows if row and "·" not in row and "reached" not in row]
     assert told and all(len(row) < 40 for row in told[-8:-1])
     say(terminal, "/set n-predict -1", "n-predict is -1")
@@ -188,8 +206,9 @@ def test_history_across_sessions(chat: Open) -> None:
     second = chat()
     second.type("\x1b[A")
     second.wait_for(">>> What is a token?")
+    n = prompts(second)
     second.type("\x03")
-    second.settle(0.1)
+    wait_for_prompt(second, n)
     second.type("\x12KV")
     second.settle(0.2)
     second.type("\x07\x12tok")
@@ -311,9 +330,8 @@ def test_a_terminal_that_knows_nothing(chat: Open) -> None:
     """TERM=dumb: no status, no colours, and the prompt behind the answer all the same."""
     terminal = chat(env={"TERM": "dumb"})
     terminal.type("What is a token?\r")
-    terminal.wait_for("not letters.")
-    terminal.settle(0.3)
-    assert terminal.rows[-1].startswith(PROMPT) and b"\x1b[2m" not in terminal.raw
+    terminal.wait_until(lambda: "not letters." in terminal.text and terminal.rows[-1].startswith(PROMPT), "a prompt")
+    assert b"\x1b[2m" not in terminal.raw
 
 
 def test_run_without_a_prompt_is_a_chat(chat: Open) -> None:
@@ -365,8 +383,9 @@ def test_a_third_ctrl_c(chat: Open) -> None:
     (child,) = psutil.Process(terminal.process.pid).children()
     child.suspend()
     terminal.type("Tell me a story\r")
-    terminal.settle(0.5)
+    terminal.wait_for_bytes(GONE, 1)  # the line editor is
     for _ in range(3):
+        until_it_sleeps(terminal.process.pid)  # for want of an engine
         terminal.type("\x03")
         terminal.settle(0.3)
     terminal.wait_for("stopped")
@@ -398,12 +417,13 @@ def test_edit_in_the_line(chat: Open, tmp_path: Path) -> None:
     terminal = chat()
     say(terminal, "What is a token?", TOKEN)
     terminal.type("/edit\r")
+    terminal.wait_for_bytes(READY, 3)
     terminal.wait_for(">>> What is a token?")
     terminal.type("\x03")
-    terminal.settle(0.2)
+    wait_for_prompt(terminal, 3)
     assert json_of_last(tmp_path)["messages"][0]["content"] == "What is a token?"
     terminal.type("/edit\r")
-    terminal.settle(0.3)
+    wait_for_prompt(terminal, 4)
     say(terminal, "\x15What is the KV cache?", "The KV cache ")
     assert json_of_last(tmp_path)["messages"][0]["content"] == "What is the KV cache?"
     assert len(json_of_last(tmp_path)["messages"]) == 2

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, Hub, tiny_gguf
 from terminal import Terminal
+from waiting import HANGS_S, until
 
 from llmrun.cli.commands.store import ago
 from llmrun.cli.terminal import screen
@@ -209,25 +209,23 @@ def test_gated_needs_a_token(run: Run, hub: Hub) -> None:
 
 def test_log_has_lines_and_resume_is_mentioned(run: Run, env: dict[str, str], hub: Hub) -> None:
     """Without a terminal: a line at the start, lines on the way, a line at the end; Ctrl-C leaves what goes on."""
-    hub.faults.throttle_bps = 1_500_000
+    hub.faults.throttle_bps = 200_000  # twenty seconds in all: more than it takes to notice a line
     command = [sys.executable, "-m", "llmrun", "pull", "pet:Q8_0"]
     with subprocess.Popen(
         command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as pulling:
-        time.sleep(0.1)
         assert pulling.stderr
         while "%" not in pulling.stderr.readline():
             assert pulling.poll() is None
-        begin = time.monotonic()
         pulling.send_signal(signal.SIGINT)
-        assert pulling.wait(10) == 130
-        assert time.monotonic() - begin < 1
+        assert pulling.wait(HANGS_S) == 130
         assert "Traceback" not in pulling.stderr.read()
     row = listed(run)["pet:small:Q8_0"]
     assert run("rm", "pet:small:Q4_K_M", "-y").returncode == 3
     assert row["state"] == "partial" and row["size"] > 0 and row["total"] == len(LARGE)
     shown = run("list").stdout
     assert "unfinished" in shown and "% of" in shown
+    hub.faults.throttle_bps = 2_000_000  # a line every half second, of which there are two at least
     done = run("pull", "pet:Q8_0", "--json")
     assert "going on from there" in done.stderr and " %, " in done.stderr
     (document,) = json.loads(done.stdout)
@@ -237,12 +235,11 @@ def test_log_has_lines_and_resume_is_mentioned(run: Run, env: dict[str, str], hu
 @pytest.mark.parametrize("name", ["pet:small:Q8_0", "pet", "user/pet-GGUF:q8_0", "hf://user/pet-GGUF/pet-Q8_0.gguf"])
 def test_rm_of_an_unfinished_pull(run: Run, env: dict[str, str], hub: Hub, tmp_path: Path, name: str) -> None:
     """It goes by its name, as a model does."""
-    hub.faults.throttle_bps = 1_500_000
+    hub.faults.throttle_bps = 200_000
     command = [sys.executable, "-m", "llmrun", "pull", "pet:Q8_0", "-q"]
     with subprocess.Popen(command, env={**os.environ, **env}) as pulling:
-        while not any(path.stat().st_size for path in (tmp_path / "hf").rglob("*.partial")):
-            assert pulling.poll() is None
-            time.sleep(0.01)
+        until(lambda: any(path.stat().st_size for path in (tmp_path / "hf").rglob("*.partial")), "a byte")
+        assert pulling.poll() is None
         pulling.kill()
     done = run("rm", "-y", name)
     assert done.returncode == 0 and done.stdout == "pet:small:Q8_0\n", done.stderr
@@ -251,10 +248,11 @@ def test_rm_of_an_unfinished_pull(run: Run, env: dict[str, str], hub: Hub, tmp_p
 
 def test_the_bar(env: dict[str, str], hub: Hub) -> None:
     """On a terminal: file, bar, bytes, rate and time left, gone at the end, and the cursor is back."""
-    hub.faults.throttle_bps = 2_000_000
+    hub.faults.throttle_bps = 200_000
     with Terminal("pull", "pet:Q8_0", env=env, columns=120) as terminal:
         text = terminal.wait_for(" left")
         assert "pulling pet" in text and "━" in text and f" of {size(len(LARGE))} · " in text and "/s · " in text
+        hub.faults.throttle_bps = 0
         assert terminal.wait() == 0
         assert "━" not in terminal.text and not terminal.cursor_hidden
         assert "is here and verified" in terminal.text
@@ -262,15 +260,20 @@ def test_the_bar(env: dict[str, str], hub: Hub) -> None:
 
 def test_waiting_for_another_process(run: Run, env: dict[str, str], hub: Hub) -> None:
     """The second of two pulls says that it waits, and fetches nothing."""
-    hub.faults.throttle_bps = 2_500_000
-    command = [sys.executable, "-m", "llmrun", "pull", "pet:Q8_0", "-q"]
-    with subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL) as first:
-        while hub.seen["cdn"].bytes < 100_000:
-            time.sleep(0.02)
-        second = run("pull", "pet:Q8_0", "--json")
-        assert first.wait(20) == 0
-    assert "another process is pulling pet-Q8_0.gguf" in second.stderr
-    assert json.loads(second.stdout)[0]["fetched_bytes"] == 0
+    hub.faults.throttle_bps = 200_000
+    command = [sys.executable, "-m", "llmrun", "pull", "pet:Q8_0"]
+    environment = {**os.environ, **env}
+    with subprocess.Popen([*command, "-q"], env=environment, stdout=subprocess.DEVNULL) as first:
+        until(lambda: hub.seen["cdn"].bytes >= 100_000, "a part of the file")
+        with subprocess.Popen(
+            [*command, "--json"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as second:
+            assert second.stderr and second.stdout
+            while "another process is pulling pet-Q8_0.gguf" not in second.stderr.readline():
+                assert second.poll() is None
+            hub.faults.throttle_bps = 0
+            assert first.wait(HANGS_S) == 0
+            assert json.loads(second.stdout.read())[0]["fetched_bytes"] == 0
 
 
 def test_broken_pipe(env: dict[str, str]) -> None:
@@ -278,7 +281,7 @@ def test_broken_pipe(env: dict[str, str]) -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "llmrun", "list", "--catalog"]
-    done = subprocess.run(command, env={**os.environ, **env}, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run(command, env={**os.environ, **env}, stdout=write, stderr=subprocess.PIPE, timeout=HANGS_S)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -7,11 +7,11 @@ import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
 from conftest import TINY
+from waiting import HANGS_S
 
 from llmrun.constrain import gbnf
 from llmrun.errors import UsageError
@@ -64,7 +64,7 @@ def native(grammars: list[tuple[str, list[str]]]) -> list[list[bool] | None]:
         input=json.dumps(grammars),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
@@ -258,14 +258,12 @@ def test_llama_cpp_takes_what_we_take() -> None:
 
 @pytest.mark.parametrize(("grammar", "words", "llama_cpp"), BAD, ids=lambda value: str(value)[:40])
 def test_bad(grammar: str, words: str, llama_cpp: str) -> None:
-    """A bad grammar is a `UsageError` with the reason, the option and a way on, and soon."""
-    begin = time.monotonic()
+    """A bad grammar is a `UsageError` with the reason, the option and a way on."""
     with pytest.raises(UsageError, match=re.escape(words)) as caught:
         gbnf.check(grammar)
     assert caught.value.message.startswith("--grammar: ")
     assert caught.value.hint
     assert len(caught.value.message) < 300
-    assert time.monotonic() - begin < 8
 
 
 def test_llama_cpp_refuses_them_too() -> None:
@@ -325,9 +323,6 @@ def test_judge_says_incomplete() -> None:
 
 
 def test_judge_is_bounded() -> None:
-    """A grammar with 2^n ways to read a text is not judged, in bounded time; a long plain text is."""
-    ways = gbnf.parse('root ::= a\na ::= "x" a "y" | "x" a "z" | ""')
-    begin = time.monotonic()
-    assert ways.judge("x" * 60) is None
+    """A grammar with 2^n ways to read a text is not judged: it ends after so many steps. A long plain text is."""
+    assert gbnf.parse('root ::= a\na ::= "x" a "y" | "x" a "z" | ""').judge("x" * 60) is None
     assert gbnf.parse('root ::= "[" ([a-z]+ ","?)* "]"').judge("[" + "abc," * 20_000 + "]") == "complete"
-    assert time.monotonic() - begin < 12

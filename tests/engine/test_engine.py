@@ -8,14 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import ENDLESS, ENDLESS_PROMPT, EXACT, PATIENT
+from waiting import HANGS_S, until_gone, until_it_sleeps, until_worked
 
 from llmrun.engine.engine import Engine, Limits
+from llmrun.engine.process import Child
 from llmrun.engine.protocol import Buffer, Cancel, Done, Tokens, decode, encode
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
 from llmrun.gguf import synth
@@ -31,14 +33,7 @@ def ask(engine: Engine, prompt: str, sampling: SamplingConfig = GREEDY) -> str:
 
 
 def open_file(path: Path, config: LoadConfig | None = None, limits: Limits | None = None) -> Engine:
-    return Engine(path, open_header(path), config, limits=limits)
-
-
-def wait_until_gone(pid: int, within_s: float = 1.0) -> None:
-    deadline = time.monotonic() + within_s
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, f"process {pid} is still there"
-        time.sleep(0.01)
+    return Engine(path, open_header(path), config, limits=limits or PATIENT)
 
 
 # -- answers ---
@@ -51,13 +46,13 @@ def test_greedy_is_repeatable(engine: Engine) -> None:
     assert first == other_seed and len(first) > 20
 
 
-def test_a_longer_prompt_in_the_same_cells(micro: Path) -> None:
+def test_a_longer_prompt_in_the_same_cells(exact: Path) -> None:
     """A context for 12 tokens has 256 cells, and a batch of 12: the next prompt of 200 is no reason to die."""
-    with open_file(micro) as engine:
+    with open_file(exact, EXACT) as engine:
         short = SamplingConfig(temperature=0, max_tokens=2)
         ask(engine, "hello", short)
         again = ask(engine, "x " * 100, short)
-    with open_file(micro) as engine:
+    with open_file(exact, EXACT) as engine:
         assert ask(engine, "x " * 100, short) == again
 
 
@@ -214,11 +209,11 @@ def test_context_grows_with_the_prompt(tmp_path: Path) -> None:
             ask(engine, "b" * 9000)
 
 
-def test_prefill_in_batches_gives_the_same(micro: Path) -> None:
+def test_prefill_in_batches_gives_the_same(exact: Path) -> None:
     """n_batch and n_ubatch change how the prompt is computed, not what comes of it."""
     seen, texts = [], set()
     for n_batch, n_ubatch in ((2048, 512), (7, 3), (64, 64)):
-        with open_file(micro, LoadConfig(n_batch=n_batch, n_ubatch=n_ubatch)) as engine:
+        with open_file(exact, replace(EXACT, n_batch=n_batch, n_ubatch=n_ubatch)) as engine:
             generation = engine.generate("b c d " * 30, GREEDY, on_prefill=lambda done, of: seen.append((done, of)))
             texts.add("".join(generation))
             assert seen[-1][0] == seen[-1][1] == generation.timing.n_prompt
@@ -226,8 +221,9 @@ def test_prefill_in_batches_gives_the_same(micro: Path) -> None:
 
 
 def test_settings_do_not_change_the_answer() -> None:
-    """Repacking, flash attention and threads are about speed."""
-    texts = set()
+    """Repacking, flash attention and threads are about speed. Asked what it has learned by heart: its best two logits
+    are 5 apart all the way, where the ones of a story are 0.002."""
+    question, texts = [{"role": "user", "content": "What is a token?"}], set()
     for config in (
         LoadConfig(repack="on"),
         LoadConfig(repack="off"),
@@ -235,7 +231,7 @@ def test_settings_do_not_change_the_answer() -> None:
         LoadConfig(n_threads=1, n_threads_batch=2),
     ):
         with open_model("tiny", config) as engine:
-            texts.add(ask(engine, "Once upon a time, there was a", SamplingConfig(temperature=0, max_tokens=12)))
+            texts.add("".join(engine.generate(question, SamplingConfig(temperature=0, max_tokens=30))))
     assert len(texts) == 1
 
 
@@ -252,7 +248,7 @@ def test_buffers_are_those_of_the_log(micro: Path) -> None:
 
 
 def test_timing_of_a_real_run(engine: Engine) -> None:
-    """Every part is there, in order, and the parts don't exceed the whole."""
+    """Every part is there, in order, and the parts don't exceed the whole: both clocks are one."""
     begin = time.perf_counter()
     generation = engine.generate("Once upon a time", GREEDY)
     list(generation)
@@ -270,33 +266,44 @@ def test_timing_of_a_real_run(engine: Engine) -> None:
 
 
 def test_cancel_keeps_the_engine(busy: Path) -> None:
-    """Leaving the loop early ends the generation within a second; the next one is not disturbed."""
+    """Leaving the loop early ends an answer without end; the same engine gives the next one, undisturbed."""
     with open_file(busy) as engine:
+        pid = engine.pid
         expected = ask(engine, "a b c", SamplingConfig(temperature=0, max_tokens=3))
         for _ in range(3):
-            generation = engine.generate("a b c", SamplingConfig(temperature=0))
+            generation = engine.generate("a b c", ENDLESS)
             next(iter(generation))
-            begin = time.monotonic()
             generation.close()
-            assert time.monotonic() - begin < 1
-            assert generation.stop_reason == "cancelled"
+            assert generation.stop_reason == "cancelled" and len(generation.token_ids) < ENDLESS.max_tokens
+            assert engine.alive and engine.pid == pid
         assert ask(engine, "a b c", SamplingConfig(temperature=0, max_tokens=3)) == expected
 
 
-def test_closing_in_prefill_is_quick(busy: Path) -> None:
-    """A prompt of thousands of tokens takes many seconds; closing the engine in the middle takes none."""
-    engine = open_file(busy)
+def test_an_engine_that_does_not_stop_is_ended(micro: Path) -> None:
+    """Whoever wants no more does not wait for a child that does not hear: after `cancel_s` it is killed."""
+    with open_file(micro, limits=Limits(cancel_s=0.1)) as engine:
+        generation = engine.generate("a", ENDLESS)
+        next(iter(generation))
+        os.kill(engine.pid, signal.SIGSTOP)
+        generation.close()
+        assert generation.stop_reason == "cancelled" and not engine.alive
+
+
+def test_ctrl_c_in_prefill(busy: Path) -> None:
+    """A prompt of tens of thousands of tokens takes minutes; Ctrl-C in the middle of it leaves nothing."""
+    engine = open_file(busy, limits=Limits())
     pid = engine.pid
-    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    begin = time.monotonic()
-    try:
-        with pytest.raises(KeyboardInterrupt), engine:
-            ask(engine, "b c d e " * 900, SamplingConfig(max_tokens=1))
-    finally:
-        timer.cancel()
-    assert 0.6 < time.monotonic() - begin < 1.7
-    wait_until_gone(pid)
+    seen: list[int] = []
+
+    def interrupt(n_done: int, n_prompt: int) -> None:
+        if not seen:
+            os.kill(os.getpid(), signal.SIGINT)
+        seen.append(n_prompt - n_done)
+
+    with pytest.raises(KeyboardInterrupt), engine:
+        list(engine.generate(ENDLESS_PROMPT, ENDLESS, on_prefill=interrupt))
+    assert len(seen) <= 1 and not engine.alive
+    until_gone(pid)
 
 
 def test_leaving_early_does_not_leak_into_the_next(engine: Engine) -> None:
@@ -317,10 +324,10 @@ def test_one_generation_at_a_time(engine: Engine) -> None:
 
     def on_prefill(_done: int, _of: int) -> None:  # called while the generation runs
         inside.set()
-        assert tried.wait(20)
+        assert tried.wait(HANGS_S)
 
     def intrude() -> None:
-        inside.wait(20)
+        inside.wait(HANGS_S)
         try:
             ask(engine, "The dog")
         except LlmrunError as error:
@@ -338,11 +345,12 @@ def test_one_generation_at_a_time(engine: Engine) -> None:
 
 
 def test_engine_outlives_the_thread_that_opened_it(micro: Path) -> None:
+    """The child lives as long as its parent does, which for Linux can be the thread that made it (PDEATHSIG)."""
     box: list[Engine] = []
     thread = threading.Thread(target=lambda: box.append(open_file(micro)))
     thread.start()
     thread.join()
-    time.sleep(0.5)
+    until_it_sleeps(box[0].pid)  # it has had the time to look who its parent is
     with box[0] as engine:
         assert ask(engine, "a")
 
@@ -361,15 +369,18 @@ def test_cancel_right_behind_the_request(micro: Path) -> None:
         assert ask(engine, "a")
 
 
-def test_slow_reader_does_not_slow_the_meter(micro: Path) -> None:
-    """What the reader does with the text is not in the gaps between tokens."""
-    with open_file(micro) as engine:
-        generation = engine.generate("a", SamplingConfig(temperature=0, max_tokens=400, logit_bias={2: -1e5}))
-        for i, _ in enumerate(generation):
-            if i == 0:
-                time.sleep(1.5)
-        assert generation.timing.n_generated == 400
-        assert max(generation.timing.step_s) < 1
+def test_slow_reader_does_not_slow_the_meter(exact: Path) -> None:
+    """Who reads nothing holds nothing up: more than a pipe takes is computed meanwhile, and by the child's clock."""
+    with open_file(exact, LoadConfig(n_threads=1)) as engine:
+        begin = time.perf_counter()
+        generation = engine.generate("a", SamplingConfig(temperature=0, max_tokens=4000, ignore_eos=True))
+        next(iter(generation))
+        until_it_sleeps(engine.pid)  # all is said, and nobody has listened yet
+        listened = time.perf_counter()
+        list(generation)
+        timing = generation.timing
+        assert timing.n_generated == 4000 and timing.ttft_s and timing.decode_s
+        assert timing.ttft_s + timing.decode_s < listened - begin
 
 
 def test_penalties_see_the_prompt(micro: Path) -> None:
@@ -388,15 +399,13 @@ def test_penalties_see_the_prompt(micro: Path) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_killed_engine_is_an_error(busy: Path, sent: signal.Signals) -> None:
-    """A child that dies in the middle of an answer is `EngineCrashed` within a second, naming the signal."""
+    """A child that dies in the middle of an answer is `EngineCrashed`, naming the signal."""
     with open_file(busy) as engine:
-        generation = engine.generate("a", SamplingConfig(temperature=0))
+        generation = engine.generate("a", ENDLESS)
         next(iter(generation))
-        begin = time.monotonic()
         os.kill(engine.pid, sent)
         with pytest.raises(EngineCrashed, match=sent.name) as caught:
             list(generation)
-        assert time.monotonic() - begin < 1
         assert caught.value.exit_code == 9
         assert not engine.alive
 
@@ -419,36 +428,33 @@ def test_refused_model_gives_llama_cpps_reason(tmp_path: Path, micro: Path) -> N
         open_file(path)
 
 
-def test_hung_load_is_ended(micro: Path) -> None:
-    """A child that stops in the header phase is ended at the limit."""
-    stopped = threading.Event()
-
-    def stop_children() -> None:
-        while not stopped.is_set():
-            for child in psutil.Process().children():
-                # Not before its exec: until then the parent waits in vfork, and can't be woken.
-                with suppress(psutil.Error):
-                    if child.cmdline()[1:2] == ["-c"]:
-                        child.suspend()
-                        stopped.set()
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=stop_children)
-    thread.start()
+def test_hung_start_is_ended(micro: Path) -> None:
+    """A child that is stopped before it is ready is ended at the limit."""
+    child = Child("child.main")
+    os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(EngineCrashed, match="was still starting after"):
-        open_file(micro, limits=Limits(start_s=0.5, header_s=0.5))
-    thread.join()
-    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+        Engine(micro, open_header(micro), limits=Limits(start_s=0.1), child=child)
+    until_gone(child.pid)
+
+
+def test_hung_load_is_ended(micro: Path, tmp_path: Path) -> None:
+    """So is one that stops in the header phase: here at a pipe that nobody writes to, under the model's name."""
+    os.mkfifo(tmp_path / "pipe.gguf")
+    child = Child("child.main")
+    with pytest.raises(EngineCrashed, match="was still reading the header after"):
+        Engine(tmp_path / "pipe.gguf", open_header(micro), limits=Limits(header_s=0.1), child=child)
+    until_gone(child.pid)
 
 
 def test_hung_decode_is_ended(micro: Path) -> None:
     """A child that does nothing at all for the idle limit is ended; a busy one never is."""
-    with open_file(micro, limits=Limits(idle_s=1.5)) as engine:
+    with open_file(micro) as engine:
         ask(engine, "a")
+        engine.limits = Limits(idle_s=0.5)  # from here on: on a busy machine any child may get nothing for so long
         os.kill(engine.pid, signal.SIGSTOP)
         with pytest.raises(EngineCrashed, match="did nothing for"):
             ask(engine, "a")
-        wait_until_gone(engine.pid)
+        until_gone(engine.pid)
 
 
 @pytest.mark.parametrize(
@@ -471,11 +477,11 @@ def test_bad_template_is_said(tmp_path: Path, template: str, words: str) -> None
 
 
 def test_looping_template_is_ended(tmp_path: Path) -> None:
-    """A template without end is ended, and the engine with it."""
+    """A template without end is ended after its limit of CPU time. How soon: scripts/fault_engine.py."""
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     path = with_template(tmp_path, loop)
     with open_file(path) as engine:
-        with pytest.raises(EngineCrashed, match="the chat template took more than 1.5 s and was ended"):
+        with pytest.raises(EngineCrashed, match="the chat template took more than"):
             list(engine.generate([{"role": "user", "content": "hello"}]))
         assert not engine.alive
 
@@ -506,18 +512,18 @@ def test_child_dies_with_its_parent(busy: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from llmrun.gguf.reader import open_header; "
         "from llmrun.engine.engine import Engine; p = Path(sys.argv[1]); e = Engine(p, open_header(p)); "
-        "print(e.pid, flush=True); list(e.generate('b c d e ' * 900))"
+        "print(e.pid, flush=True); list(e.generate(sys.argv[2]))"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(busy)], stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, "-c", code, str(busy), ENDLESS_PROMPT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         pid = int(parent.stdout.readline())
-        time.sleep(0.5)
-        assert psutil.pid_exists(pid)
+        until_worked(pid, 4)  # of which libraries and weights take a fraction
         parent.kill()
-    wait_until_gone(pid, within_s=2)
+    until_gone(pid)
 
 
-def test_out_of_memory_names_a_smaller_context(micro: Path) -> None:
+def test_out_of_memory_names_a_smaller_context(tmp_path: Path) -> None:
     """With 900 MB of address space and a context of 200,000 tokens: exit 10, and what -c to take instead."""
     code = (
         "import sys, resource; from pathlib import Path; "
@@ -525,7 +531,7 @@ def test_out_of_memory_names_a_smaller_context(micro: Path) -> None:
         "from llmrun.__main__ import main; sys.argv = ['llmrun', 'run', sys.argv[1], 'a', '-c', '200000', '-t', '1']; "
         "main()"
     )
-    shape_path = micro.parent / "deep.gguf"
+    shape_path = tmp_path / "deep.gguf"
     synth.write(shape_path, synth.Shape(8, 1024, 512, 8, 8, 512, n_ctx_train=1 << 20), "Q8_0")
     done = subprocess.run(
         [sys.executable, "-c", code, str(shape_path)], stdin=subprocess.DEVNULL, capture_output=True, text=True

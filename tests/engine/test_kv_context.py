@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ENDLESS, EXACT
+from waiting import until_it_sleeps
 
 from llmrun.engine.child.kv_context import common_prefix
-from llmrun.engine.engine import Engine
+from llmrun.engine.engine import Engine, Generation
 from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
@@ -28,7 +28,7 @@ def open_file(path: Path, config: LoadConfig | None = None) -> Engine:
 
 def small(tmp_path: Path, name: str) -> Path:
     path = tmp_path / f"{name}.gguf"
-    synth.write(path, synth.small(synth.SHAPES[name]), "Q8_0")
+    synth.write(path, synth.small(synth.SHAPES[name]), "F32")
     return path
 
 
@@ -92,9 +92,9 @@ def test_remembered_is_as_good_as_computed(tmp_path: Path, name: str) -> None:
         text(40, 3),  # something else
         text(40, 3),  # the same again
     ]
-    with open_file(path) as fresh:
+    with open_file(path, EXACT) as fresh:
         expected = ["".join(fresh.generate(prompt, GREEDY)) for prompt in prompts]
-    with open_file(path) as engine:
+    with open_file(path, EXACT) as engine:
         cached = []
         for prompt, answer in zip(prompts, expected, strict=True):
             generation = engine.generate(prompt, GREEDY, asking=GOES_ON)
@@ -110,57 +110,67 @@ def test_remembered_is_as_good_as_computed(tmp_path: Path, name: str) -> None:
 def test_the_context_grows_and_forgets_nothing(tmp_path: Path) -> None:
     """A conversation longer than the first context: what was computed is carried over, not computed again."""
     path = tmp_path / "long.gguf"
-    synth.write(path, replace(synth.SHAPES["micro"], n_ctx_train=32768), "Q8_0")
-    first, second = text(1500), text(1500, 1)
+    synth.write(path, replace(synth.SHAPES["micro"], n_ctx_train=32768), "F32")
+    first, second = text(300), text(1000, 1)
     sampling = SamplingConfig(temperature=0, max_tokens=8)
-    with open_file(path) as engine:
+    with open_file(path, EXACT) as engine:
         begun = engine.generate(first, sampling, asking=GOES_ON)
         list(begun)
         longer = engine.generate(first + second, sampling, asking=GOES_ON)
         answer = "".join(longer)
         assert begun.n_ctx is not None and longer.n_ctx is not None and longer.n_ctx > begun.n_ctx
         assert longer.timing.n_cached >= begun.timing.n_prompt - 1
-    with open_file(path, LoadConfig(n_ctx=32768)) as roomy:  # the same batches, and nothing ever copied
+    with open_file(path, replace(EXACT, n_ctx=32768)) as roomy:  # nothing ever copied
         list(roomy.generate(first, sampling, asking=GOES_ON))
         assert "".join(roomy.generate(first + second, sampling, asking=GOES_ON)) == answer
 
 
-def test_the_context_grows_in_the_middle_of_an_answer(micro: Path) -> None:
+def test_the_context_grows_in_the_middle_of_an_answer(tmp_path: Path) -> None:
     """An answer that nobody bounds goes on behind the first 4096 tokens, where there is a context for it."""
     never_ends = SamplingConfig(temperature=0, max_tokens=4300, ignore_eos=True)
-    with open_file(micro) as engine:
+    path = tmp_path / "long.gguf"
+    synth.write(path, replace(synth.SHAPES["micro"], n_ctx_train=4600), "F32")
+    with open_file(path, replace(EXACT, n_threads=1)) as engine:
         most = engine.n_ctx_most
+        assert most == 4600
         generation = engine.generate("a b", SamplingConfig(temperature=0, ignore_eos=True), asking=GOES_ON)
         n = sum(1 for _ in generation)
         assert n and generation.stop_reason == "context"
         assert generation.timing.n_prompt + generation.timing.n_generated == most + 1
         plain = engine.generate("a b", never_ends)
         list(plain)
+        assert len(plain.token_ids) == 4300
         shared = min(len(plain.token_ids), len(generation.token_ids))
         assert plain.token_ids[:shared] == generation.token_ids[:shared]
 
 
-def test_cancelled_and_gone_on(busy: Path) -> None:
-    """After a cancel, in the prefill or in the answer, what the context holds is right."""
-    sampling = SamplingConfig(temperature=0, max_tokens=6)
-    prompt = text(60)
-    with open_file(busy) as undisturbed:
-        list(undisturbed.generate(prompt, sampling, asking=GOES_ON))
-        # The second time, as below: a token that is computed alone is rounded otherwise than one in a batch.
-        expected = "".join(undisturbed.generate(prompt, sampling, asking=GOES_ON))
-    with open_file(busy) as engine:
-        in_prefill = engine.generate(prompt, sampling, asking=GOES_ON)
-        timer = threading.Timer(0.3, in_prefill.cancel)
-        timer.start()
-        list(in_prefill)
-        timer.join()
-        assert in_prefill.stop_reason in ("cancelled", "length")
-        in_answer = engine.generate(prompt, SamplingConfig(temperature=0), asking=GOES_ON)
+def cancelled_in_prefill(engine: Engine, prompt: str) -> Generation:
+    """Ask, cancel while the prompt is read, and ask again: that answer, not begun yet."""
+    for _ in range(100):  # the child does not wait for us: a cancel may come too late
+        list(engine.generate("z", GREEDY, asking=GOES_ON))  # nothing of the prompt is remembered
+        begun: list[Generation] = []
+        begun.append(engine.generate(prompt, ENDLESS, asking=GOES_ON, on_prefill=lambda *_: begun[0].cancel()))  # noqa: B023
+        list(begun[0])
+        assert begun[0].stop_reason == "cancelled"
+        if not begun[0].token_ids:
+            return engine.generate(prompt, GREEDY, asking=GOES_ON)
+    raise AssertionError("no cancel came in time")
+
+
+def test_cancelled_and_gone_on(exact: Path) -> None:
+    """After a cancel, in the prefill or in the answer, what is remembered is right."""
+    prompt, config = text(800), replace(EXACT, n_batch=64, n_ubatch=64)
+    with open_file(exact, config) as fresh:
+        expected = "".join(fresh.generate(prompt, GREEDY))
+    with open_file(exact, config) as engine:
+        again = cancelled_in_prefill(engine, prompt)
+        assert "".join(again) == expected and 64 <= again.timing.n_cached < again.timing.n_prompt - 1
+        in_answer = engine.generate(prompt, ENDLESS, asking=GOES_ON)
         for i, _ in enumerate(in_answer):
             if i == 2:
                 in_answer.cancel()
         assert in_answer.stop_reason == "cancelled"
-        again = engine.generate(prompt, sampling, asking=GOES_ON)
+        again = engine.generate(prompt, GREEDY, asking=GOES_ON)
         assert "".join(again) == expected and again.timing.n_cached > 0
 
 
@@ -215,7 +225,7 @@ def test_prepared_tokens_are_remembered(engine: Engine) -> None:
     """Left alone long enough, all but the new message is computed already."""
     system = [{"role": "system", "content": "Be brief. " * 20}]
     engine.prepare(system)
-    time.sleep(1.0)
+    until_it_sleeps(engine.pid)
     generation = engine.generate([*system, {"role": "user", "content": "Hi"}], GREEDY, asking=GOES_ON)
     list(generation)
     assert generation.timing.n_prompt - generation.timing.n_cached < 10

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ENDLESS
+from waiting import HANGS_S
 
 from llmrun.cli.loading.fit_hints import with_smaller_quantization
 from llmrun.engine.engine import Engine, Generation
@@ -165,13 +166,13 @@ def test_auto_leaves_a_gibibyte(rpc_worker: Worker, micro: Path) -> None:
         assert "none fits on RPC0 (1.00 GiB free)" in engine.notes[0]
 
 
-def test_too_many_layers_by_number(rpc_worker: Worker, busy: Path) -> None:
+def test_too_many_layers_by_number(rpc_worker: Worker, eight: Path) -> None:
     """What does not fit on the worker is exit 10, with the number of layers to try; the worker lives on."""
     endpoint = rpc_worker(memory=0.02)
-    with pytest.raises(OutOfMemory, match="9 layers on RPC0") as caught, opened(busy, rpc=(endpoint,)):
+    with pytest.raises(OutOfMemory, match="9 layers on RPC0") as caught, opened(eight, rpc=(endpoint,)):
         pass
     assert caught.value.hint and "-ngl 6" in caught.value.hint
-    with opened(busy, rpc=(endpoint,), offload={"n_gpu_layers": "auto"}) as engine:
+    with opened(eight, rpc=(endpoint,), offload={"n_gpu_layers": "auto"}) as engine:
         assert engine.plan.layout.n_gpu_layers < 9
 
 
@@ -254,7 +255,7 @@ def test_no_worker(micro: Path) -> None:
 
 
 def test_a_worker_that_dies(busy: Path) -> None:
-    """Killed while it computes: exit 9 with its address, within seconds."""
+    """Killed while it computes: exit 9 with its address. How soon: scripts/fault_engine.py."""
     worker = subprocess.Popen(
         [sys.executable, "-m", "llmrun", "worker", "--json", "--port", "0", "-t", "1"],
         stdout=subprocess.PIPE,
@@ -265,19 +266,17 @@ def test_a_worker_that_dies(busy: Path) -> None:
     ready = json.loads(worker.stdout.readline())
     endpoint = f"127.0.0.1:{ready['port']}"
     try:
-        with opened(busy, rpc=(endpoint,)) as engine:
-            generation = engine.generate(PROMPT, SamplingConfig(temperature=0, max_tokens=200))
+        with opened(busy, n_ctx=None, rpc=(endpoint,)) as engine:
+            generation = engine.generate(PROMPT, ENDLESS)
             next(iter(generation))
             os.kill(ready["pid"], signal.SIGKILL)
-            begin = time.monotonic()
             with pytest.raises(EngineCrashed, match=f"worker at {re.escape(endpoint)}") as caught:
                 for _ in generation:
                     pass
-            assert time.monotonic() - begin < 10
             assert caught.value.exit_code == 9
     finally:
         worker.terminate()
-        worker.wait(10)
+        worker.wait(HANGS_S)
         worker.stdout.close()
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from waiting import SOON_CPU_S
 
 from llmrun import text
 from llmrun.errors import BadModel, NotFound
@@ -383,7 +384,7 @@ def test_missing_data_is_told() -> None:
 
 
 def test_a_vocabulary_of_256_k_tokens_is_quick_and_small() -> None:
-    """262,144 tokens and as many merges take about a second and less than 100 MB at most."""
+    """262,144 tokens and as many merges take a moment and less than 100 MB at most."""
     file = File()
     file.set("tokenizer.ggml.tokens", "raw", many_strings(262_144, b"token%d"))
     file.set("tokenizer.ggml.merges", "raw", many_strings(262_144, b"left%d right"))
@@ -391,7 +392,7 @@ def test_a_vocabulary_of_256_k_tokens_is_quick_and_small() -> None:
     raw = file.bytes()
     start = time.process_time()
     read(raw)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < SOON_CPU_S
     tracemalloc.start()
     header = read(raw)
     _, peak = tracemalloc.get_traced_memory()
@@ -980,5 +981,5 @@ def test_no_mutation_surprises_the_reader() -> None:
             refused += 1
             assert error.message.isprintable()
             assert len(error.message) < 300
-        assert time.process_time() - start < 0.5
+        assert time.process_time() - start < SOON_CPU_S
     assert 350 < refused < 500

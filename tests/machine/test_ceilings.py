@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import RunLlmrun
 from test_resources import FakeNvml
+from waiting import HANGS_S
 
 from llmrun.engine.jobs.roofline import Prober, key_of
 from llmrun.errors import DiskError, EngineCrashed
@@ -240,7 +241,7 @@ print(resident() - before, product.n_bytes)
 def test_every_page_is_there() -> None:
     """A page that was never written is one page of zeros for all of them, and read from the cache. 256 MiB are square,
     which once had only a quarter of them written: 127 GB/s instead of 28."""
-    done = subprocess.run([sys.executable, "-c", _TOUCHED], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", _TOUCHED], capture_output=True, text=True, timeout=HANGS_S, check=True)
     resident, n_bytes = map(int, done.stdout.split())
     assert n_bytes == 256 * MIB <= resident
 
@@ -251,7 +252,7 @@ def test_products_give_their_memory_back() -> None:
     # Without the threshold that glibc moves up, each of them is mapped, and unmapped when it is freed.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     done = subprocess.run(
-        [sys.executable, "-c", _TWENTY], capture_output=True, text=True, timeout=120, env=environment, check=True
+        [sys.executable, "-c", _TWENTY], capture_output=True, text=True, timeout=HANGS_S, env=environment, check=True
     )
     assert int(done.stdout) < 8 * MIB
 
@@ -265,8 +266,8 @@ def test_a_worker_can_be_measured(rpc_worker: Callable[..., str]) -> None:
         here = prober.probe("CPU", "F16", 1, 0.05, n_bytes=64 * MIB)
         there = prober.probe("RPC0", "F16", 1, 0.05, n_bytes=64 * MIB)
         # The same core: waiting for nothing would be thousands of times as fast.
-        assert 0 < max(there.read_bytes_per_s) < 20 * max(here.read_bytes_per_s)
-        assert 0 < max(there.flops_per_s) < 20 * max(here.flops_per_s)
+        assert 0 < max(there.read_bytes_per_s) < 100 * max(here.read_bytes_per_s)
+        assert 0 < max(there.flops_per_s) < 100 * max(here.flops_per_s)
     with Prober([rpc_worker(memory=0.0625)]) as prober:
         assert prober.read_size("RPC0") is None
         probed = prober.probe("RPC0", "F16", 1, 0.05, n_bytes=GIB)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_resources import Clock, FakeNvml
+from waiting import until
 
 from llmrun.bench.record import Row, Sample, Steps, Test
 from llmrun.machine import energy
@@ -202,9 +202,7 @@ def test_the_thread_looks_meanwhile(tmp_path: Path) -> None:
     meter = EnergyMeter(joules)
     with meter:
         nvml.power = [1000.0, 0.0]
-        end = time.monotonic() + 20
-        while time.monotonic() < end and not joules.counters["GPU 0"][0]._total_j:  # type: ignore[attr-defined]
-            time.sleep(0.01)
+        until(lambda: joules.counters["GPU 0"][0]._total_j, "a look")  # type: ignore[attr-defined]
         nvml.power = [0.0, 0.0]
     assert meter.joules["GPU 0"] > 0 and meter.joules["GPU 1"] == 0
 

@@ -6,7 +6,6 @@ import mmap
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import until
 
 from llmrun.engine.engine import Engine
 from llmrun.machine.sampler import (
@@ -229,10 +229,7 @@ def test_a_process_that_ends_keeps_its_last_sample() -> None:
             before = watched.now()
             process.kill()
             process.wait()
-            deadline = time.monotonic() + 10
-            while not watched.ended and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert watched.ended
+            until(lambda: watched.ended, "its end")
         assert before is not None and watched.now() is not None
         usage = watched.summary()
         assert usage.n_samples >= 1 and usage.peak_rss_bytes and usage.broke_off is None

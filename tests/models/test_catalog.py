@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 from hub_server import Hub
+from waiting import HANGS_S
 
 from llmrun import paths
 from llmrun.errors import LlmrunError, NetworkError, NotFound, UsageError
@@ -296,16 +296,6 @@ def test_shipped_names() -> None:
     assert len(names) == len(set(names))
     assert all(SHIPPED.find(family) for family in SHIPPED.families())
     assert not {name for name in names if quants.normalize(name)}
-
-
-def test_catalog_is_read_quickly() -> None:
-    """Reading the file takes less than 20 ms."""
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        catalog.read(ROOT / "models.toml")
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.020
 
 
 def test_unchanged_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -726,7 +716,7 @@ def test_check_against_a_hub(tmp_path: Path) -> None:
             env={**os.environ, **served.env(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGS_S,
         )
     lines = {line.split()[1]: line for line in done.stdout.splitlines()[:-1]}
     assert done.returncode == 1, done.stderr

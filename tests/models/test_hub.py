@@ -6,19 +6,19 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from hub_server import STALLS, TOKEN, Client, Cut, Hub, Outcome, pull_together, split_gguf, tiny_gguf
+from hub_server import FOR_EVER, STALLS, TOKEN, Client, Cut, Hub, Outcome, pull_together, split_gguf, tiny_gguf
+from waiting import HANGS_S, until
 
 from llmrun.models.hub import is_safe_name
 
 SIZE = 3 << 20
 FILE = "model-Q4_K_M.gguf"
-MODEL = tiny_gguf(SIZE)
+MODEL, OTHER = tiny_gguf(SIZE), tiny_gguf(300_000, seed=1)
 REPO = "user/model"
 
 
@@ -156,12 +156,13 @@ def test_commit_is_pinned(bench: Bench) -> None:
     """A push to the branch in the middle of a pull changes nothing about it."""
     repo = bench.hub.repos[REPO]
     bench.hub.faults.cuts = [Cut("close", 1_000_000)]
-    bench.hub.faults.throttle_bps = 4_000_000
+    bench.hub.faults.throttle_bps = 100_000
     with bench.new_client() as client:
         client.send("pull", repo=REPO)
         for event in client.events():
             if event["event"] == "Retrying":
-                bench.hub.add(REPO, {FILE: tiny_gguf(SIZE, seed=1)})
+                bench.hub.add(REPO, {FILE: OTHER})
+                bench.hub.faults.throttle_bps = 0
             if event["event"] == "Outcome":
                 assert f"/snapshots/{repo.commit}/" in event["result"]
 
@@ -277,7 +278,7 @@ def test_kill_9_and_resume(bench: Bench) -> None:
     bench.hub.add(REPO, {FILE: tiny_gguf(8 << 20)})
     size = len(tiny_gguf(8 << 20))
     chance = random.Random(7)
-    bench.hub.faults.throttle_bps = 8 << 20
+    bench.hub.faults.throttle_bps = 1 << 20
     for _ in range(5):
         before = sum(path.stat().st_size for path in bench.partials())
         with bench.new_client() as client:
@@ -285,7 +286,9 @@ def test_kill_9_and_resume(bench: Bench) -> None:
             started = next(event for event in client.events() if event["event"] in ("Started", "Outcome"))
             assert started.get("resumed_at", size) >= before - (10 << 20)
             assert started.get("resumed_at", size) == before
-            time.sleep(chance.uniform(0.01, 0.15))
+            more = (event for event in client.events() if event["event"] == "Progress")
+            for _ in range(chance.randrange(3)):
+                next(more)
             client.process.kill()
             client.process.wait()
         assert len(bench.partials()) <= 1
@@ -302,17 +305,17 @@ def test_kill_9_and_resume(bench: Bench) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stalled", [False, True])
 def test_signals(bench: Bench, signum: signal.Signals, stalled: bool) -> None:
-    """Ctrl-C and SIGTERM end it within a second, also while the network is silent; the next pull goes on."""
-    bench.hub.faults.throttle_bps = 1 << 20
+    """Ctrl-C and SIGTERM end it, also while the network is silent; the next pull goes on. scripts/fault_pull.py has how
+    soon."""
+    bench.hub.faults.throttle_bps = 300_000
     bench.hub.faults.cuts = [Cut("stall", 400_000)] if stalled else []
     with bench.new_client() as client:
-        client.send("pull", repo=REPO, patience={"read_s": 30.0})
+        client.send("pull", repo=REPO, patience=FOR_EVER)
         next(event for event in client.events() if event["event"] == "Progress")
-        time.sleep(0.6 if stalled else 0.2)
+        if stalled:
+            until(lambda: not bench.hub.faults.cuts[0].times, "silence")
         client.process.send_signal(signum)
-        began = time.monotonic()
-        assert client.process.wait(timeout=5) == 128 + signum
-        assert time.monotonic() - began < 1.0
+        assert client.process.wait(timeout=HANGS_S) == 128 + signum
     bench.hub.forget()
     assert bench.partials()[0].stat().st_size > 0
     done = bench.pull()
@@ -408,20 +411,17 @@ def test_servers_that_fail_for_good(bench: Bench, faults: dict[str, object]) -> 
 
 
 def test_dead_hub_says_so_quickly(bench: Bench) -> None:
-    """Nobody listens: exit 5 in a moment, with the default patience. A silent one: after the answer time, twice."""
+    """Nobody listens: exit 5. A silent one: after the answer time, twice. How soon: scripts/fault_pull.py."""
     with bench.new_client(HF_ENDPOINT="http://127.0.0.1:9") as client:
-        began = time.monotonic()
         done = client.ask("pull", repo=REPO)
         assert done.exit == 5
-        assert time.monotonic() - began < 4
     with bench.new_client(HF_ENDPOINT="nonsense") as client:
         done = client.ask("pull", repo=REPO)
         assert done.exit == 5 and "HF_ENDPOINT is 'nonsense'" in done.message
     bench.hub.faults.hang_s = 3
     with bench.new_client(HF_HUB_ETAG_TIMEOUT="1") as client:
-        began = time.monotonic()
         assert client.ask("pull", repo=REPO).exit == 5
-        assert time.monotonic() - began < 6
+    assert 1 <= bench.hub.seen["hub"].requests.total() <= 2
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
@@ -595,14 +595,13 @@ def test_eight_at_once(bench: Bench) -> None:
 
 def test_waiter_takes_over(bench: Bench) -> None:
     """The process that pulls is killed: the one that waits goes on from where it was."""
-    bench.hub.faults.throttle_bps = 300 << 10  # ten seconds in all: time enough for the second to say that it waits
+    bench.hub.faults.cuts = [Cut("stall", 600_000)]
     with bench.new_client() as first, bench.new_client() as second:
-        first.send("pull", repo=REPO)
-        next(event for event in first.events() if event["event"] == "Progress" and event["done"] > 500_000)
+        first.send("pull", repo=REPO, patience=FOR_EVER)
+        until(lambda: any(path.stat().st_size > 500_000 for path in bench.partials()), "half a megabyte")
         second.send("pull", repo=REPO)
         next(event for event in second.events() if event["event"] == "Waiting")
         first.process.kill()
-        bench.hub.faults.throttle_bps = 0
         done = second.outcome()
     assert done.exit == 0
     assert done.of("Started")[0]["resumed_at"] > 400_000
@@ -642,12 +641,13 @@ def test_full_disk(bench: Bench) -> None:
         pytest.skip("mounting is not allowed here")
     try:
         # The check before the pull must not see it: the disk fills while the pull runs.
-        bench.hub.faults.throttle_bps = 2 << 20
+        bench.hub.faults.throttle_bps = 200_000
         subprocess.run(["mount", "-o", "remount,size=8m", str(mount)], check=True)
         with bench.new_client() as client:
             client.send("pull", home=mount, repo=REPO)
             next(event for event in client.events() if event["event"] == "Progress" and event["done"] > 100_000)
             subprocess.run(["mount", "-o", "remount,size=1500k", str(mount)], check=True)
+            bench.hub.faults.throttle_bps = 0
             done = client.outcome()
             assert done.exit == 7, done
             assert "full" in done.message
@@ -712,11 +712,12 @@ def test_split_model_appears_whole(bench: Bench) -> None:
 def test_finished_parts_of_a_pull_are_not_freed(bench: Bench) -> None:
     """`rm --partials` while a split model is pulled: the parts that are done and have no name yet stay."""
     bench.hub.add("user/big", split_gguf(400_000, 3))
-    bench.hub.faults.throttle_bps = 400_000
+    bench.hub.faults.throttle_bps = 100_000
     with bench.new_client() as client:
         client.send("pull", repo="user/big")
         started = (event for event in client.events() if event["event"] == "Started")
         next(started), next(started)
+        bench.hub.faults.throttle_bps = 10_000
         assert {item["kind"] for item in bench.ask("leftovers").result} == {"partial", "orphan"}
         assert bench.ask("free").result == 0
         bench.hub.faults.throttle_bps = 0
@@ -808,6 +809,6 @@ def test_hub_can_be_used_by_hand(tmp_path: Path) -> None:
         assert server.stdout is not None
         said = [server.stdout.readline() for _ in range(3)]
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=5)
+        server.wait(timeout=HANGS_S)
     assert "me/repo" in said[0]
     assert any(line.startswith("export HF_ENDPOINT=http://127.0.0.1:") for line in said)

@@ -142,11 +142,12 @@ def test_leftovers_are_named() -> None:
     assert names() == ["user/one:Q8_0"] and pointer.exists()
 
 
-def test_a_thousand_models_in_a_second(home: Path) -> None:
-    """`list` takes less than a second with 1,000 models, also the first time; then their parameters are known."""
+def test_headers_are_read_a_part_at_a_time(home: Path) -> None:
+    """With no time at all some headers are read, others at the next call, until all are known. scripts/bench_list.py
+    has how long a thousand take."""
     blob = home / "blob"
     blob.write_bytes(tiny_gguf(0))
-    for i in range(1000):
+    for i in range(40):
         folder = store.RepoFolder.of(f"user/model-{i:04}")
         name = f"{i:064x}"
         pointer = folder.pointer(COMMIT, "model-Q4_K_M.gguf")
@@ -154,14 +155,9 @@ def test_a_thousand_models_in_a_second(home: Path) -> None:
             path.mkdir(parents=True)
         os.link(blob, folder.blob(name))
         pointer.symlink_to(f"../../blobs/{name}")
-    times = []
-    for _ in range(3):
-        began = time.process_time()  # not what other programs take at the same time
-        models = store.list_models()
-        times.append(time.process_time() - began)
-    assert len(models) == 1000
-    assert max(times) < 1.0, times
-    code = "import sys, time, llmrun.models.store as s; s.list_models(); print('huggingface_hub' in sys.modules)"
+    known = [sum(model.n_params is not None for model in store.list_models(header_budget_s=0)) for _ in range(4)]
+    assert known == [16, 32, 40, 40]
+    code = "import sys, llmrun.models.store as s; s.list_models(); print('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, RunLlmrun
+from waiting import HANGS_S
 
 from llmrun.errors import DiskError, UsageError
 from llmrun.models import catalog
@@ -317,7 +317,7 @@ def test_several_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     writers = [writer(path, me, 10) for me in range(4)]
     for each in writers:
-        each.communicate(timeout=60)
+        each.communicate(timeout=HANGS_S)
         assert each.returncode == 0
     assert {name: table[0].value for name, table in user_config.load(path).models.items()} == {
         f"model-{me}": 9 for me in range(4)
@@ -332,9 +332,10 @@ def test_a_killed_write_leaves_the_old_or_the_new(tmp_path: Path) -> None:
         process = writer(path, 0, 100_000)
         assert process.stdout
         process.stdout.readline()
-        time.sleep(0.0007 * moment)
+        for _ in range(moment):
+            process.stdout.readline()
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANGS_S)
         (table,) = user_config.load(path).models.values()
         assert table[0].key == "temp" and isinstance(table[0].value, int)
     user_config.put("temp", 5, None, path)
@@ -434,7 +435,7 @@ def test_without_a_file_no_parser_is_imported(home: Path) -> None:
         "import sys\nfrom llmrun.cli.app import run\n"
         "run(['run', 'tiny', '--temp', '900', 'hello'])\nprint(' '.join(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS_S, cwd=ROOT)
     assert not {"tomllib", "tomli", "tomlkit", "platformdirs"} & set(done.stdout.split())
 
 

@@ -76,7 +76,7 @@ _LINE = 4096  # characters of a line of code until it is written without colours
 _LEXED_LINE = 500  # the same for lines that are complete: a lexer's regexes are not trusted with more
 _LEXED_LINES = 400  # context for a line's colours
 _LEXED = 16 << 10
-_LEXED_S = 0.2  # what one line's colours may take before the block goes on without
+_LEXED_S = 0.2  # of CPU time: what one line's colours may take before the block goes on without
 _BLANKS = 64  # empty lines of code that are held back
 
 
@@ -889,9 +889,9 @@ class _Highlighter:
         if len(line) > _LEXED_LINE or len(self._context) >= _LEXED_LINES or self._chars > _LEXED:
             self.stop()
             return [(line, "")]
-        begin_s = time.monotonic()
+        begin_s = time.thread_time()
         tokens = self._lex("".join(self._context), line)
-        if tokens is None or time.monotonic() - begin_s > _LEXED_S:
+        if tokens is None or time.thread_time() - begin_s > _LEXED_S:
             self.stop()
             return [(line, "")]
         if len(self._context) > 3 and line.lstrip()[:1].isalpha() and self._lex("", line) == tokens:
