@@ -75,3 +75,8 @@ def percent(share: float | None, *, signed: bool = False) -> str:
         return UNKNOWN
     shown = f"{share * 100:+.2f}" if signed else significant(share * 100)
     return f"{shown} %"
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """So many decimals, as other programs print the same figure: "243.10"."""
+    return UNKNOWN if value is None else f"{value:.{decimals}f}"

@@ -39,13 +39,10 @@ CLI_FLOORS = [
 ]
 # Arrows that pure moves left pointing up, by importing file: each goes with the work on its package.
 LEFT = {
-    ("bench.py", "llmrun.cli.commands.bench_history"),
-    ("bench.py", "llmrun.cli.commands.pull"),
     ("single_answer.py", "llmrun.cli.commands.chat"),
     ("slash.py", "llmrun.cli.commands.history"),
     ("completion.py", "llmrun.cli.loading"),
     ("load_model.py", "llmrun.cli.commands.pull"),
-    ("compare.py", "llmrun.cli.commands.bench"),
     ("perplexity.py", "llmrun.bench"),
     ("doctor.py", "llmrun.models"),
     ("resolve.py", "llmrun.engine"),

@@ -17,17 +17,15 @@ none. To see less than that, take the samples in turn.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from llmrun.bench import exports, journal
-from llmrun.bench.record import Record, Test, TestKind
+from llmrun.bench.sides import Entry, Setting, Side
+from llmrun.bench.spec import Test
 from llmrun.errors import UsageError
 
 LEVEL = 0.95
@@ -151,37 +149,7 @@ def _u_counts(n: int, m: int) -> list[int]:
     return counts
 
 
-# -- what is compared --------------------------------------------------------------------------------------------------
-
-Setting = str | int | float | bool | None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One test of one side: its rates in tokens per second, its settings by llama-bench's names where it has them."""
-
-    test: Test
-    settings: Mapping[str, Setting]
-    tps: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two, whatever wrote it.
-
-    Attributes:
-        name: what the user called it.
-        facts: what else may be why: {"model": …, "sha256": …, "cpu": …, "llama.cpp": …}; what is not known is left out.
-        id, interleaved_with: of the record; None for llama-bench's.
-        caveats: codes of what made rows doubtful while they were measured.
-    """
-
-    name: str
-    entries: tuple[Entry, ...]
-    facts: Mapping[str, str]
-    id: str | None = None
-    interleaved_with: str | None = None
-    caveats: tuple[str, ...] = ()
+# -- rows find each other ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -209,105 +177,6 @@ class Result:
     differences: Mapping[str, tuple[Setting, Setting]]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
-
-
-def open_side(name: str) -> Side:
-    """A file (a record, a journal, llama-bench's JSON or JSON lines), or the id of a bench, or how one begins.
-
-    Raises `NotFound` and `UsageError`.
-    """
-    return open_bench(name)[0]
-
-
-def open_bench(name: str) -> tuple[Side, Record | None]:
-    """The same, and the record that it was made of; None where llama-bench wrote it."""
-    path = Path(name)
-    if not path.is_file() and not (path.suffix or "/" in name):
-        path = journal.find(name)
-    text = journal.read_text(path)
-    rows = _bench_rows(text)
-    if rows is not None:
-        return _of_bench(rows, name), None
-    record = journal.parse(text, str(path))
-    return side_of(record, name), record
-
-
-def side_of(record: Record, name: str | None = None) -> Side:
-    entries = tuple(
-        Entry(row.test, _with_ours(exports.bench_settings(row.settings, record.machine), row.settings), row.samples_tps)
-        for row in record.rows
-        if row.samples_tps
-    )
-    build, file = record.build, record.model.files[0] if record.model.files else None
-    known = {
-        "model": record.model.description,
-        "size": str(record.model.weight_bytes) if record.model.weight_bytes else None,
-        "sha256": file.sha256 if file else None,
-        "cpu": record.machine.cpu,
-        "llmrun": build.llmrun,
-        "llama-cpp-python": build.llama_cpp_python,
-        "ggml": build.ggml,
-    }
-    facts = {key: value for key, value in known.items() if value}
-    caveats = tuple(dict.fromkeys(caveat.code for row in record.rows for caveat in row.warnings))
-    return Side(name or record.id, entries, facts, record.id, record.interleaved_with, caveats)
-
-
-_OURS = ("n_threads_batch", "numa", "rope", "override_kv", "lora")
-"""Settings that llama-bench has no name for. Not n_ctx: it follows from the test."""
-
-
-def _with_ours(known: Mapping[str, Setting], settings: Mapping[str, Any]) -> dict[str, Setting]:
-    ours = {key: settings[key] for key in _OURS if settings.get(key)}
-    return {**known, **{key: v if isinstance(v, str | int | float) else json.dumps(v) for key, v in ours.items()}}
-
-
-def _bench_rows(text: str) -> list[dict[str, Any]] | None:
-    """The rows of llama-bench's JSON or JSON lines; None for anything else."""
-    try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-    except ValueError:
-        return None
-    is_bench = rows and all(isinstance(row, dict) and "samples_ns" in row and "n_prompt" in row for row in rows)
-    return rows if is_bench else None
-
-
-def _of_bench(rows: Sequence[dict[str, Any]], name: str) -> Side:
-    entries = []
-    for number, row in enumerate(rows):
-        where = f"{name}: row {number + 1}"
-        n_prompt, n_gen, n_depth, n_seq = (_whole(row, key, where) for key in ("n_prompt", "n_gen", "n_depth", "n_seq"))
-        kind: TestKind = "pg" if n_prompt and n_gen else "tg" if n_gen else "pp"
-        if row.get("kind") in get_args(TestKind):
-            kind = row["kind"]
-        # llama-bench rounds samples_ts to six digits; its nanoseconds are exact. Ours are exact in both.
-        if "record" in row:
-            tps = _numbers(row, "samples_ts", where)
-        else:
-            tps = tuple(1e9 * (n_prompt + n_gen) / ns for ns in _numbers(row, "samples_ns", where))
-        settings = {key: row[key] for key in (*exports.DEFAULTS, "n_threads", "n_threads_batch") if key in row}
-        if tps:
-            entries.append(Entry(Test(kind, n_prompt, n_gen, n_depth, n_seq or 1), settings, tps))
-    first = rows[0]
-    known = {"model": "model_type", "size": "model_size", "sha256": "model_sha256", "cpu": "cpu_info"}
-    return Side(name, tuple(entries), {key: str(first[field]) for key, field in known.items() if first.get(field)})
-
-
-def _whole(row: Mapping[str, Any], key: str, where: str) -> int:
-    value = row.get(key, 0)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UsageError(f"{where}: {key} must be a whole number, not {repr(value)[:60]}")
-    return value
-
-
-def _numbers(row: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
-    values = row.get(key)
-    good = isinstance(values, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf for value in values
-    )
-    if not good:
-        raise UsageError(f"{where}: {key} must be an array of numbers above 0, not {repr(values)[:60]}")
-    return tuple(map(float, values))  # type: ignore[arg-type]
 
 
 # -- which belongs to which --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where records are kept: a journal each, written while the bench runs, and the files that a user asked for.
+"""Where records are kept: a journal each, written while the bench runs.
 
     <state>/bench/20261121-010203-ab12.jsonl
         {"schema": …, "id": …, "machine": …}      the record without its rows
@@ -14,19 +14,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from llmrun import fs, paths
-from llmrun.bench import exports
-from llmrun.bench.exports import Format
 from llmrun.bench.record import Record, Row, read_part, read_record, to_document
 from llmrun.clock import utc
-from llmrun.errors import NotFound, UsageError
+from llmrun.errors import Act, NotFound, UsageError
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 _SUFFIX = ".jsonl"
@@ -101,54 +97,6 @@ def _head(record: Record) -> dict[str, Any]:
     return document
 
 
-class Output:
-    """The file of `--output`, in any format but the terminal's, whole after every row.
-
-    What can be read without its end is appended to, line by line, and flushed to the disk. JSON and SQL are replaced as
-    a whole: whatever happens, even a SIGKILL, there is a document with all finished rows, or none.
-    """
-
-    def __init__(self, path: Path, format: Format) -> None:
-        self.path = Path(os.path.realpath(path))  # a link stays one
-        self._writer = exports.writer(format)
-        # A pipe or a terminal takes text as it comes, and must not be replaced by a file.
-        self._appends = format in exports.STREAMED or (self.path.exists() and not self.path.is_file())
-        self._text = ""
-        self._begun = False
-
-    def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> None:
-        """Replaces what was in the file. Raises `DiskError`, as the others do."""
-        self._record = record
-        self._add(self._writer.begin(record, planned, energy=energy))
-
-    def row(self, row: Row) -> None:
-        self._record = replace(self._record, rows=(*self._record.rows, row))
-        self._add(self._writer.row(row))
-
-    def end(self, record: Record | None = None) -> None:
-        """`record`: with whatever became known at the end; else as begun, with its rows."""
-        if self._appends:
-            self._add(self._writer.end(record or self._record))
-
-    def _add(self, text: str) -> None:
-        with fs.disk_errors(f"writing {self.path}"):
-            if not self._appends:
-                self._text += text
-                fs.write_atomically(self.path, self._text + self._writer.end(self._record))
-                return
-            if not self._begun:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if self._begun else os.O_TRUNC)
-            fd = os.open(self.path, flags, 0o666)
-            try:
-                fs.write_all(fd, text.encode("utf-8", errors="replace"))
-                with suppress(OSError):  # a pipe, /dev/stdout
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
-            self._begun = True
-
-
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -160,11 +108,11 @@ def read_file(path: Path) -> Record:
 def read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_RECORD_BYTES:
-            raise UsageError(f"{path} is no record of a bench: it has {path.stat().st_size} bytes")
+            raise UsageError(f"{path} is not a record of a bench: it has {path.stat().st_size} bytes")
         # A writer that was killed may have left half a character.
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        raise NotFound(f"there is no file {path}", hint="llmrun bench history list") from None
+        raise NotFound(f"there is no file {path}", hint=Act("bench history")) from None
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror or error}") from None
 
@@ -173,14 +121,14 @@ def parse(text: str, where: str) -> Record:
     """The same from the text; `where` names it in messages."""
     first, _, rest = text.partition("\n")
     try:
-        head = json.loads(first)
+        head = _loads(first)
     except ValueError:
         head = None
     if not isinstance(head, dict) or "schema" not in head:  # not a journal: one document over many lines
         try:
-            document = json.loads(text)
+            document = _loads(text)
         except ValueError as error:
-            raise UsageError(f"{where}: no JSON of a bench: {error}") from None
+            raise UsageError(f"{where}: not JSON of a bench: {error}") from None
         return read_record(document, where)
     if "rows" in head:
         return read_record(head, where)
@@ -191,7 +139,7 @@ def parse(text: str, where: str) -> Record:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = _loads(line)
         except ValueError:
             if number == len(lines) + 1:
                 break  # no newline behind it: the writer was killed in the middle of it
@@ -205,8 +153,17 @@ def parse(text: str, where: str) -> Record:
     return replace(record, rows=tuple(rows))
 
 
+def _loads(text: str) -> Any:
+    """json.loads without the NaN and Infinity that JSON has not. Raises `ValueError`."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
 @dataclass(frozen=True)
-class Kept:
+class StoredBench:
     """A journal in the folder. `record` is None where it can't be read, and `problem` says why."""
 
     id: str
@@ -215,14 +172,14 @@ class Kept:
     problem: str | None = None
 
 
-def kept() -> list[Kept]:
+def stored() -> list[StoredBench]:
     """Every journal there is, the oldest first."""
     found = []
     for path in _paths():
         try:
-            found.append(Kept(path.stem, path, read_file(path)))
+            found.append(StoredBench(path.stem, path, read_file(path)))
         except (UsageError, NotFound) as error:
-            found.append(Kept(path.stem, path, None, error.message))
+            found.append(StoredBench(path.stem, path, None, error.message))
     return found
 
 
@@ -233,7 +190,7 @@ def find(id_or_prefix: str) -> Path:
         return paths[-1]
     meant = [path for path in paths if id_or_prefix and path.stem.startswith(id_or_prefix)]
     if not meant:
-        raise NotFound(f"no bench of this machine has the id {id_or_prefix!r}", hint="llmrun bench history list")
+        raise NotFound(f"no bench of this machine has the id {id_or_prefix!r}", hint=Act("bench history"))
     if len(meant) > 1 and (folder() / (id_or_prefix + _SUFFIX)) not in meant:
         some = ", ".join(path.stem for path in meant[:3])
         raise UsageError(f"{len(meant)} benches have ids that begin with {id_or_prefix!r}: {some}", hint="write more")

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from llmrun import codec
+from llmrun.bench.spec import Test
+from llmrun.bench.warnings import RowWarning
 from llmrun.engine.meter import nearest_rank
 from llmrun.errors import UsageError
-from llmrun.machine.energy import Energy
+from llmrun.machine.energy import Energy, cost_per_million_tokens
 from llmrun.machine.environment import BuildInfo, MachineInfo
 from llmrun.machine.sampler import Usage
 from llmrun.models.model_info import ModelInfo
@@ -36,46 +38,11 @@ BOUND_SHARE = 0.6
 BEYOND_SHARE = 1.1
 """Of a ceiling, from which on it is not that of what was read or computed: a small model lies in the CPU's cache."""
 
-TestKind = Literal["pp", "tg", "pg", "e2e"]
 Bound = Literal["memory", "compute", "neither"]
 _T = TypeVar("_T")
 
 
 # -- what was measured -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Test:
-    """What was computed. Counts are tokens of one sequence.
-
-    Attributes:
-        kind: "pp" prefill alone, "tg" decoding alone, "pg" one after the other, "e2e" a request from its text to its
-            last token: template, tokenization, prefill, sampling, decoding.
-        n_prompt: tokens of prompt that were computed; 0 for "tg".
-        n_gen: tokens that were asked for; 0 for "pp".
-        n_depth: tokens that lay in the KV cache before.
-        n_seq: sequences in parallel.
-    """
-
-    __test__ = False  # to pytest: no class of tests
-
-    kind: TestKind
-    n_prompt: int = 0
-    n_gen: int = 0
-    n_depth: int = 0
-    n_seq: int = 1
-
-    @property
-    def name(self) -> str:
-        """As llama-bench writes it: "pp512", "tg128 @ d4096", "pp512+tg128". Ours: "e2e512+128", "tg128 x4"."""
-        names = {
-            "pp": f"pp{self.n_prompt}",
-            "tg": f"tg{self.n_gen}",
-            "pg": f"pp{self.n_prompt}+tg{self.n_gen}",
-            "e2e": f"e2e{self.n_prompt}+{self.n_gen}",
-        }
-        parallel = f" x{self.n_seq}" if self.n_seq > 1 else ""
-        return names[self.kind] + parallel + (f" @ d{self.n_depth}" if self.n_depth else "")
 
 
 @dataclass(frozen=True)
@@ -128,23 +95,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Caveat:
-    """Something that makes a row doubtful.
-
-    Attributes:
-        code: stays the same, for scripts: "noisy", "throttled", "others-busy", "swapping".
-        message: what was seen, with numbers.
-        numbers: the same numbers.
-        advice: what to do about it.
-    """
-
-    code: str
-    message: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    advice: str | None = None
-
-
-@dataclass(frozen=True)
 class Row:
     """One test with one set of settings.
 
@@ -182,7 +132,7 @@ class Row:
     energy_unknown: str | None = None
     usage: Usage | None = None
     buffers: Mapping[str, Mapping[str, int]] | None = None
-    warnings: tuple[Caveat, ...] = ()
+    warnings: tuple[RowWarning, ...] = ()
     error: str | None = None
 
     # -- rates, all of them derived --
@@ -222,16 +172,16 @@ class Row:
     @property
     def mean_tps(self) -> float | None:
         """The mean of the samples' rates (`avg_ts` of llama-bench), not tokens over the sum of the times."""
-        return statistics.fmean(self.samples_tps) if self.samples_tps else None
+        return mean(self.samples_tps)
 
     @property
     def stddev_tps(self) -> float | None:
         """Of the samples' rates, over n-1 (`stdev_ts` of llama-bench, which says 0 where there is one sample)."""
-        return statistics.stdev(self.samples_tps) if len(self.samples_tps) > 1 else None
+        return deviation(self.samples_tps)
 
     @property
     def median_tps(self) -> float | None:
-        return statistics.median(self.samples_tps) if self.samples_tps else None
+        return _median(self.samples_tps)
 
     @property
     def prefill_tps(self) -> float | None:
@@ -242,9 +192,13 @@ class Row:
     @property
     def decode_tps(self) -> float | None:
         """Tokens made per second over the steps, the median of the samples; also of "pg" and "e2e"."""
-        return _median(
-            [s.steps.n * self.test.n_seq / s.steps.total_s for s in self.samples if s.steps and s.steps.total_s]
-        )
+        return _median(self.samples_decode_tps)
+
+    @property
+    def samples_decode_tps(self) -> tuple[float, ...]:
+        """The same of each sample."""
+        n_seq = self.test.n_seq
+        return tuple(s.steps.n * n_seq / s.steps.total_s for s in self.samples if s.steps and s.steps.total_s)
 
     @property
     def ttft_s(self) -> float | None:
@@ -325,6 +279,29 @@ class Row:
         found = {each.boundary: above for each in self.energy or () if (above := each.above_idle_j) is not None}
         return {boundary: joules / n for boundary, joules in found.items()} if found and n else None
 
+    @property
+    def headline_joules(self) -> tuple[str, float] | None:
+        """The boundary whose joules per token are shown, and these: above idle where that is known.
+
+        The widest one that was measured; of layers on GPUs that of all GPUs, where nothing wider than the CPU is known.
+        """
+        joules = self.joules_above_idle_per_token or self.joules_per_token
+        if not joules:
+            return None
+        gpus = {name: n for name, n in joules.items() if name.startswith("GPU ")}
+        if gpus and "whole machine" not in joules and any(on != "CPU" for on in self.settings.get("layers") or ()):
+            return " + ".join(gpus), sum(gpus.values())
+        return next(iter(joules.items()))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation over n-1; None of fewer than two."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
@@ -364,6 +341,18 @@ class Record:
     rows: tuple[Row, ...] = ()
     interleaved_with: str | None = None
     ended: str | None = None
+
+    @property
+    def prices(self) -> tuple[float | None, float | None]:
+        """Of a kWh and of an hour, as they were given to the bench."""
+        found = [self.settings.get(name) for name in ("price_kwh", "price_hour")]
+        kwh, hour = (float(price) if isinstance(price, int | float) else None for price in found)
+        return kwh, hour
+
+    def cost_per_million(self, row: Row) -> float | None:
+        """Money for a million tokens of this row's kind; None where no price was given, or joules are not known."""
+        joules = row.headline_joules
+        return cost_per_million_tokens(joules[1] if joules else None, row.median_tps, *self.prices)
 
 
 # -- to JSON and back --------------------------------------------------------------------------------------------------

@@ -2,189 +2,217 @@
 
     cases ── same settings? one engine ──► warm-up ─► sample, ceiling, sample, ceiling, … ─► Row
 
-Bare tests (pp, tg, pg) are llama-bench's: random tokens, nothing sampled (`engine/trial.py`). "e2e" is what a user
-waits for: a text through template and tokenizer, tokens sampled and turned into text again. The ceilings are measured
-between the samples, not before them: on a machine that others use as well they drift by tens of percent within minutes.
+Bare tests (pp, tg, pg) are llama-bench's: random tokens, nothing sampled (`engine/child/raw_bench.py`). "e2e" is what a
+user waits for: a text through template and tokenizer, tokens sampled and turned into text again. The ceilings are
+measured between the samples, not before them: on a machine that others use as well they drift by tens of percent
+within minutes.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from types import TracebackType
+from typing import Protocol
 
-from llmrun.bench.exports import asked_settings
-from llmrun.bench.record import Caveat, Row, Sample, Steps, Test
+from llmrun.bench.record import Row, Sample, Steps
+from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
+from llmrun.bench.warnings import RowWarning, warnings_of
 from llmrun.clock import utc
 from llmrun.engine.engine import Engine
 from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.layout import by_device, settings_of
-from llmrun.errors import EngineCrashed, OutOfMemory, UsageError
+from llmrun.engine.protocol import Probed
+from llmrun.errors import EngineCrashed, OutOfMemory
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
 from llmrun.machine.environment import on_battery
 from llmrun.machine.hardware import cpu_mhz
-from llmrun.machine.sampler import NoGpus, Nvml, Sampler, Usage, open_nvml
+from llmrun.machine.sampler import Sampler, Usage, open_nvml
 from llmrun.models.resolve import Model
 from llmrun.options.config import LoadConfig, SamplingConfig
 from llmrun.planning.footprint import CPU, flops_per_token, step_reads
 from llmrun.planning.placement import main_type
-from llmrun.units import percent
 
 _PROBE_S = 0.1
 """Of each ceiling, between two samples."""
-_BUSY_CORES = 0.1
-"""Of others, from which on it is said."""
-_SPREAD = 0.05
-"""Standard deviation of the samples over their mean, from which on it is said."""
 
-
-@dataclass(frozen=True)
-class Case:
-    """One row to be."""
-
-    config: LoadConfig
-    test: Test
-
-
-@dataclass(frozen=True)
-class Method:
-    """How every case is measured.
-
-    Attributes:
-        repetitions: samples of each.
-        warm_up: whether one run of each kind comes before, uncounted: it faults the weights in.
-        delay_s: of rest before each case.
-        ceilings: whether to measure what the memories can do, beside the samples.
-        price_kwh, price_hour: money for a kWh and for an hour of this machine, in whatever currency.
-    """
-
-    repetitions: int = 5
-    warm_up: bool = True
-    delay_s: float = 0.0
-    ceilings: bool = True
-    price_kwh: float | None = None
-    price_hour: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.repetitions <= 10_000:
-            raise UsageError(f"-r/--repetitions: {self.repetitions} is outside 1 to 10000")
-        if not 0 <= self.delay_s <= 86_400:
-            raise UsageError(f"--delay: {self.delay_s} is outside 0 to 86400 seconds")
-        for option, price in (("--price-kwh", self.price_kwh), ("--price-hour", self.price_hour)):
-            if price is not None and not 0 <= price <= 1e9:
-                raise UsageError(f"{option}: {price} is no price")
-
-
-Tick = Callable[[Case, int, int], None]
+OpenEngine = Callable[[Model, LoadConfig], Engine]
+OnEngine = Callable[[Engine], None]
+OnSample = Callable[[Case, int, int], None]
 """Called with the case, the samples that it has and those it will have, whenever there is one more."""
 
 
-def run(
+def open_engine(model: Model, config: LoadConfig) -> Engine:
+    """The model in a child process. Raises what `Engine` raises."""
+    return Engine(model.path, model.header, config)
+
+
+# -- what measures beside the engine -----------------------------------------------------------------------------------
+
+
+class Watch(Protocol):
+    """Watches what a process takes while the block runs."""
+
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+    def summary(self) -> Usage | None: ...
+
+
+class CeilingProber(Protocol):
+    """Measures what a device can do; `engine.jobs.roofline.Prober` is one."""
+
+    @property
+    def cpu_s(self) -> float: ...
+    def probe(self, device: str, kind: str, n_threads: int, seconds: float, *, repack: bool = False) -> Probed: ...
+
+
+@dataclass
+class Instruments:
+    """What measures beside the engine, for all cases of a bench together.
+
+    Attributes:
+        joules: the machine's counters.
+        watch: makes what watches a process id; its second argument tells the CPU time that measuring took, which must
+            not count as somebody else's.
+        prober: measures the ceilings; None: they are not measured.
+        cpu_mhz: how fast the CPUs run just now.
+        on_battery: None where the system does not tell.
+        clock_s: a monotonic clock.
+        sleep: rests so many seconds.
+        idle_w: watts by boundary with a model loaded and nothing to do; filled by `measure_idle`.
+    """
+
+    joules: Joules
+    watch: Callable[[int, Callable[[], float]], Watch]
+    prober: CeilingProber | None = None
+    cpu_mhz: Callable[[], float | None] = cpu_mhz
+    on_battery: Callable[[], bool | None] = on_battery
+    clock_s: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    idle_w: dict[str, float] = field(default_factory=dict)
+
+    def measure_idle(self) -> None:
+        """With a model loaded and no request: what is used beyond this is the computation's."""
+        self.idle_w = measure_idle(self.joules)
+
+    def own_cpu_s(self) -> float:
+        """CPU time of what measures: ours, not another's, and never taken while a sample is."""
+        return time.process_time() + (self.prober.cpu_s if self.prober else 0.0)
+
+
+@contextmanager
+def open_instruments(*, ceilings: bool = True) -> Iterator[Instruments]:
+    """Those of this machine; `ceilings`: with a prober, in a process of its own that ends with the block."""
+    nvml = open_nvml()
+
+    def watch(pid: int, own_cpu_s: Callable[[], float]) -> Watch:
+        return Sampler(pid, nvml=nvml, own_cpu=own_cpu_s)
+
+    with ExitStack() as stack:
+        prober = stack.enter_context(Prober()) if ceilings else None
+        yield Instruments(Joules.open(nvml=nvml), watch, prober)
+
+
+# -- the order ---------------------------------------------------------------------------------------------------------
+
+
+def measure(
     model: Model,
     cases: Sequence[Case],
-    method: Method,
+    options: MeasurementOptions,
+    instruments: Instruments,
     *,
-    on_engine: Callable[[Engine], None] | None = None,
-    on_tick: Tick | None = None,
-) -> Iterator[Row]:
+    open_engine: OpenEngine = open_engine,
+    on_engine: OnEngine | None = None,
+    on_sample: OnSample | None = None,
+) -> Generator[Row]:
     """A row for every case, in order; one that can't be measured has its `error` and no samples.
 
-    `on_engine` is called with every engine that is opened: once per change of settings.
+    `on_engine` is called with every engine that is opened: once per change of settings. Raises what `Engine` raises
+    where not even the first could be opened.
     """
-    started = time.monotonic()
-    tools = _Tools(open_nvml())
-    with ExitStack() as stack:
-        tools.prober = stack.enter_context(Prober()) if method.ceilings else None
-        for config, group in groupby(cases, key=lambda case: case.config):
-            same = list(group)
-            n_ctx = max(n_ctx_of(case.test) for case in same)
-            try:
-                engine = Engine(model.path, model.header, replace(config, n_ctx=n_ctx))
-            except (OutOfMemory, EngineCrashed) as error:
-                yield from (Row(case.test, asked_settings(config), error=error.message, started=utc()) for case in same)
-                continue
-            with engine:
-                if on_engine:
-                    on_engine(engine)
-                tools.measure_idle()
-                for i, case in enumerate(same):
-                    time.sleep(method.delay_s)
-                    measured = _Measured(engine, case, method, tools, started, n_ctx)
-                    yield measured.row(on_tick, load_s=_load_s(engine) if i == 0 else None)
-                    if not engine.alive:
-                        rest = same[i + 1 :]
-                        yield from (Row(each.test, asked_settings(config), error="the engine is gone") for each in rest)
-                        break
+    started_s, is_first = instruments.clock_s(), True
+    for config, group in groupby(cases, key=lambda case: case.config):
+        same = list(group)
+        n_ctx = max(case.test.n_ctx for case in same)
+        try:
+            engine = open_engine(model, replace(config, n_ctx=n_ctx))
+        except (OutOfMemory, EngineCrashed) as error:
+            if is_first:
+                raise
+            yield from (_failed(case, error.message) for case in same)
+            continue
+        is_first = False
+        with engine:
+            if on_engine:
+                on_engine(engine)
+            instruments.measure_idle()
+            for i, case in enumerate(same):
+                instruments.sleep(options.delay_s)
+                measured = _Measured(engine, case, options, instruments, started_s, n_ctx)
+                yield measured.row(on_sample, load_s=_load_s(engine) if i == 0 else None)
+                if not engine.alive:
+                    yield from (_failed(each, "the engine is gone") for each in same[i + 1 :])
+                    break
 
 
-def run_interleaved(
+def measure_interleaved(
     model: Model,
     a: LoadConfig,
     b: LoadConfig,
     tests: Sequence[Test],
-    method: Method,
+    options: MeasurementOptions,
+    instruments: Instruments,
     *,
-    on_engine: Callable[[Engine], None] | None = None,
-    on_tick: Tick | None = None,
+    open_engine: OpenEngine = open_engine,
+    on_engine: OnEngine | None = None,
+    on_sample: OnSample | None = None,
 ) -> Iterator[tuple[Row, Row]]:
     """Both settings in turn, with both engines loaded: a pair of rows for every test, the i-th samples taken together.
 
     Who is first changes from pair to pair, so that a machine that drifts favours neither. Raises what `Engine` raises:
     half a comparison is none.
     """
-    started = time.monotonic()
-    tools = _Tools(open_nvml())
-    n_ctx = max(n_ctx_of(test) for test in tests)
+    started_s = instruments.clock_s()
+    n_ctx = max(test.n_ctx for test in tests)
     with ExitStack() as stack:
-        tools.prober = stack.enter_context(Prober()) if method.ceilings else None
-        engines = [
-            stack.enter_context(Engine(model.path, model.header, replace(config, n_ctx=n_ctx))) for config in (a, b)
-        ]
+        engines = [stack.enter_context(open_engine(model, replace(config, n_ctx=n_ctx))) for config in (a, b)]
         for engine in engines if on_engine else ():
             on_engine(engine)  # type: ignore[misc]
-        tools.measure_idle()
+        instruments.measure_idle()
         for test in tests:
-            time.sleep(method.delay_s)
+            instruments.sleep(options.delay_s)
             sides = [
-                _Measured(engine, Case(config, test), method, tools, started, n_ctx)
+                _Measured(engine, Case(config, test), options, instruments, started_s, n_ctx)
                 for engine, config in zip(engines, (a, b), strict=True)
             ]
             with sides[0], sides[1]:
-                for i in range(method.repetitions):
+                for i in range(options.repetitions):
                     for side in sides if i % 2 == 0 else reversed(sides):
                         if not side.sample():
                             raise EngineCrashed(side.error or "a sample could not be taken")
                         side.probe()
-                    if on_tick:
-                        on_tick(sides[0].case, i + 1, method.repetitions)
+                    if on_sample:
+                        on_sample(sides[0].case, i + 1, options.repetitions)
             yield sides[0].made(None), sides[1].made(None)
 
 
-def n_ctx_of(test: Test) -> int:
-    """Tokens of context that a test takes, of all its sequences; the template of "e2e" has room as well."""
-    return test.n_seq * (test.n_depth + test.n_prompt + test.n_gen) + (256 if test.kind == "e2e" else 0)
+def _failed(case: Case, error: str) -> Row:
+    return Row(case.test, asked_settings(case.config), error=error, started=utc())
 
 
 def _load_s(engine: Engine) -> float:
     return engine.loaded.end_s - engine.loaded.begin_s
 
 
-class _Tools:
-    """What measures beside the engine, for all cases together."""
-
-    def __init__(self, nvml: Nvml | NoGpus) -> None:
-        self.nvml = nvml
-        self.joules = Joules.open(nvml=nvml)
-        self.idle_w: dict[str, float] = {}
-        self.prober: Prober | None = None
-
-    def measure_idle(self) -> None:
-        """With a model loaded and nobody asking: what is used beyond this is the computation's."""
-        self.idle_w = measure_idle(self.joules)
+# -- one case ----------------------------------------------------------------------------------------------------------
 
 
 class _Measured:
@@ -194,28 +222,29 @@ class _Measured:
         self,
         engine: Engine,
         case: Case,
-        method: Method,
-        tools: _Tools,
-        started: float,
+        options: MeasurementOptions,
+        instruments: Instruments,
+        started_s: float,
         n_ctx: int,
     ) -> None:
-        self.engine, self.case, self.method, self.tools = engine, case, method, tools
-        self.started, self.n_ctx = started, n_ctx
-        self.meter = EnergyMeter(tools.joules, tools.idle_w)
+        self.engine, self.case, self.options, self.instruments = engine, case, options, instruments
+        self.started_s, self.n_ctx = started_s, n_ctx
+        self.meter = EnergyMeter(instruments.joules, instruments.idle_w)
         self.samples: list[Sample] = []
         self.reads: dict[str, list[float]] = {}
         self.flops: list[float] = []
         self.buffers: dict[str, dict[str, int]] = {}
         self.error: str | None = None
+        self.lost_ceilings: str | None = None
 
-    def row(self, on_tick: Tick | None, *, load_s: float | None) -> Row:
+    def row(self, on_sample: OnSample | None, *, load_s: float | None) -> Row:
         """All samples, one after the other."""
         with self:
-            for i in range(self.method.repetitions):
+            for i in range(self.options.repetitions):
                 if not self.sample():
                     break
-                if on_tick:
-                    on_tick(self.case, i + 1, self.method.repetitions)
+                if on_sample:
+                    on_sample(self.case, i + 1, self.options.repetitions)
                 self.probe()
         return self.made(load_s)
 
@@ -226,29 +255,28 @@ class _Measured:
             self._take = self._prepared()
         except (OutOfMemory, EngineCrashed) as problem:
             self.error = problem.message
-        self._sampler = Sampler(self.engine.pid, nvml=self.tools.nvml, own_cpu=self._own_cpu_s)
-        self._sampler.__enter__()
+        self._watch = self.instruments.watch(self.engine.pid, self.instruments.own_cpu_s)
+        self._watch.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._sampler.__exit__(kind, error, tb)
+        self._watch.__exit__(kind, error, tb)
 
     def sample(self) -> bool:
-        """One more; False when there can be none, for a reason that the row tells."""
+        """Takes one more. Returns False when there can be none, for a reason that the row tells."""
         if self.error is not None:
             return False
-        at_s = time.monotonic() - self.started
+        at_s = self.instruments.clock_s() - self.started_s
         try:
             with self.meter:
                 taken = self._take()
-            self.samples.append(replace(taken, at_s=at_s, cpu_mhz=cpu_mhz()))
+            self.samples.append(replace(taken, at_s=at_s, cpu_mhz=self.instruments.cpu_mhz()))
         except (OutOfMemory, EngineCrashed) as problem:
             self.error = problem.message
         return self.error is None
 
     def made(self, load_s: float | None) -> Row:
         test, engine = self.case.test, self.engine
-        usage = self._sampler.summary() if self.samples else None
         n_past = test.n_depth + test.n_prompt + max(0, test.n_gen - 1) / 2
         config, plan = self.case.config, engine.plan
         reads = step_reads(engine.header, plan.placement, n_past, config.type_k, config.type_v) if test.n_gen else None
@@ -266,18 +294,14 @@ class _Measured:
             ceiling_flops_per_s=tuple(self.flops) or None,
             energy=None if isinstance(energy, str) else energy,
             energy_unknown=energy if isinstance(energy, str) else None,
-            usage=usage,
+            usage=self._watch.summary() if self.samples else None,
             buffers=self.buffers or None,
             error=self.error,
         )
-        doubts = [*warnings(made, usage, self.method)]
-        if on_battery():
-            doubts.append(Caveat("battery", "the machine runs on battery", {}, "plug it in"))
+        doubts = [*warnings_of(made, self.options.repetitions, on_battery=bool(self.instruments.on_battery()))]
+        if self.lost_ceilings:
+            doubts.append(RowWarning("ceilings-lost", f"ceilings are not known: {self.lost_ceilings}"))
         return replace(made, warnings=tuple(doubts))
-
-    def _own_cpu_s(self) -> float:
-        """CPU time of what measures: nobody's disturbance but ours, and never while a sample is taken."""
-        return time.process_time() + (self.tools.prober.cpu_s if self.tools.prober else 0.0)
 
     def _settings(self) -> dict[str, object]:
         engine, plan = self.engine, self.engine.plan
@@ -296,10 +320,10 @@ class _Measured:
         test = self.case.test
         if test.kind == "e2e":
             prompt = text_of(self.engine, test.n_prompt)
-            if self.method.warm_up:
+            if self.options.warm_up:
                 self._end_to_end(prompt, 2)
-            return lambda: self._end_to_end(prompt, test.n_gen)
-        if self.method.warm_up:
+            return partial(self._end_to_end, prompt, test.n_gen)
+        if self.options.warm_up:
             # As llama-bench does: the whole prompt once, one token of the answer.
             self.engine.trial(test.n_prompt, min(1, test.n_gen), n_seq=test.n_seq, n_ctx=self.n_ctx)
         return self._bare
@@ -329,7 +353,7 @@ class _Measured:
 
     def probe(self) -> None:
         """What the memories can do just now; the products of a prompt on the device that does most of them."""
-        if self.tools.prober is None:
+        if self.instruments.prober is None:
             return
         engine = self.engine
         layers = engine.plan.placement.layers
@@ -338,9 +362,14 @@ class _Measured:
             if device in remote:
                 continue  # a worker serves one client, and that is the engine
             busiest = device == max(set(layers), key=layers.count)
-            probed = self.tools.prober.probe(
-                device, main_type(engine.header), engine.n_threads, _PROBE_S, repack=engine.plan.repack
-            )
+            try:
+                probed = self.instruments.prober.probe(
+                    device, main_type(engine.header), engine.n_threads, _PROBE_S, repack=engine.plan.repack
+                )
+            except EngineCrashed as problem:  # the bench goes on without
+                self.instruments.prober = None
+                self.lost_ceilings = problem.message
+                return
             if probed.read_bytes_per_s:
                 self.reads.setdefault(_memory(device), []).append(statistics.median(probed.read_bytes_per_s))
             if busiest and probed.flops_per_s:
@@ -352,9 +381,9 @@ def _memory(device: str) -> str:
 
 
 def text_of(engine: Engine, n_tokens: int) -> str | list[dict[str, str]]:
-    """A message, or a text where the model has no template, of exactly `n_tokens` tokens with everything around it.
+    """A message, or a text where the model has no template, of `n_tokens` tokens with everything around it.
 
-    As near as it gets, that is: a template alone may have more.
+    As near as it gets: a template alone may have more.
     """
 
     def made(n_words: int) -> str | list[dict[str, str]]:
@@ -370,48 +399,3 @@ def text_of(engine: Engine, n_tokens: int) -> str | list[dict[str, str]]:
             break
         n_words = max(1, n_words - (off if abs(off) < n_words else off // 2))
     return made(n_words)
-
-
-def warnings(row: Row, usage: Usage | None, method: Method) -> Iterator[Caveat]:
-    """What makes a row doubtful."""
-    if method.repetitions < 3:
-        yield Caveat(
-            "few-samples",
-            f"{method.repetitions} samples say nothing of their spread",
-            {"samples": method.repetitions},
-            "-r 5",
-        )
-    mean, deviation = row.mean_tps, row.stddev_tps
-    if mean and deviation and deviation / mean > _SPREAD:
-        share = deviation / mean
-        yield Caveat(
-            "noisy",
-            f"the samples spread by {percent(share)} of their mean",
-            {"share": share},
-            "a quiet machine, or -r 20",
-        )
-    if usage is None:
-        return
-    if usage.other_cores is not None and usage.other_cores > _BUSY_CORES:
-        yield Caveat(
-            "others-busy",
-            f"other processes used {usage.other_cores:.2f} cores",
-            {"cores": usage.other_cores},
-            "end them, measure later, or set GOMP_SPINCOUNT=1000",
-        )
-    if usage.steal_cores is not None and usage.steal_cores > _BUSY_CORES:
-        yield Caveat(
-            "steal", f"the host took {usage.steal_cores:.2f} cores away", {"cores": usage.steal_cores}, "measure later"
-        )
-    if usage.major_faults:
-        yield Caveat(
-            "read-from-disk",
-            f"{usage.major_faults} pages were read from the disk while it ran",
-            {"pages": usage.major_faults},
-            "more free RAM, or a smaller model",
-        )
-    if usage.peak_swap_bytes:
-        yield Caveat("swapping", "a part of the engine lay in swap", {"bytes": usage.peak_swap_bytes})
-    for gpu in usage.gpus or ():
-        if gpu.throttled:
-            yield Caveat("throttled", f"GPU {gpu.index} was slowed down: {', '.join(gpu.throttled)}")

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from llmrun import __version__
-from llmrun.cli.commands.bench import BenchCommand, bench
+from llmrun.cli.commands.bench import bench
+from llmrun.cli.commands.bench_history import app as bench_history_app
 from llmrun.cli.commands.chat import ChatCommand, chat
 from llmrun.cli.commands.compare import CompareCommand, compare
 from llmrun.cli.commands.config import app as config_app
@@ -23,6 +24,7 @@ from llmrun.cli.commands.show import show
 from llmrun.cli.commands.store import import_, list_, rm, verify
 from llmrun.cli.commands.worker import worker
 from llmrun.cli.framework.help import Command, Group
+from llmrun.cli.framework.subgroup import with_subgroup
 from llmrun.cli.framework.user_settings import ModelCommand
 from llmrun.cli.terminal import screen
 
@@ -40,7 +42,7 @@ app = typer.Typer(
 app.command("run", cls=ModelCommand)(commands_run)
 app.command("chat", cls=ChatCommand)(chat)
 app.add_typer(history_app, name="history")
-app.command("bench", cls=BenchCommand)(bench)
+app.command("bench", cls=with_subgroup("history", bench_history_app))(bench)
 app.command("pull", cls=Command)(pull)
 app.command("list", cls=Command)(list_)
 app.command("ls", cls=Command, hidden=True)(list_)

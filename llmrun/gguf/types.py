@@ -7,12 +7,11 @@ compare them with the `gguf` package.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class GgmlType:
+class GgmlType(NamedTuple):
     """How a tensor's numbers are stored: `block_size` elements of one row share a block of `type_size` bytes."""
 
     id: int

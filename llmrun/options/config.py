@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from llmrun.errors import UsageError
+from llmrun.options.defaults import COMFORTABLE_CTX as COMFORTABLE_CTX
 
 OnOff = Literal["on", "off"]
 AutoOnOff = Literal["auto", "on", "off"]
@@ -23,9 +24,6 @@ AutoOnOff = Literal["auto", "on", "off"]
 # GGML_MAX_N_THREADS: one more than this and ggml aborts.
 MAX_THREADS = 512
 MAX_CTX = 1 << 24
-# The context of a request that bounds neither context nor answer, as the neighbours have it; and the least that `-c 0`
-# is cut to before layers are.
-COMFORTABLE_CTX = 4096
 MAX_BATCH = 1 << 16
 MAX_SEED = (1 << 32) - 2  # 2^32 - 1 is llama.cpp's word for "pick one"
 

@@ -15,10 +15,11 @@ import pytest
 from waiting import HANGS_S
 
 from llmrun.bench import journal, run
-from llmrun.bench.record import Row, Sample, Steps, Test
-from llmrun.bench.run import Case, Method
-from llmrun.cli.commands.bench import tests_of as made
+from llmrun.bench.record import Row, Sample, Steps
+from llmrun.bench.spec import Case, MeasurementOptions, Test
+from llmrun.bench.warnings import warnings_of
 from llmrun.cli.framework import load_options, sweeps
+from llmrun.cli.framework.bench_options import tests_of as made
 from llmrun.errors import UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
@@ -27,7 +28,7 @@ from llmrun.models.resolve import find_model
 from llmrun.options.config import LoadConfig, Offload
 from llmrun.planning.footprint import CPU, Placement, flops_per_token, step_reads
 
-QUICK = Method(repetitions=2, ceilings=False)
+QUICK = MeasurementOptions(repetitions=2, ceilings=False)
 
 
 # -- the command line ---
@@ -116,8 +117,10 @@ def test_bad_values_end_with_2(arguments: list[str], capfd: pytest.CaptureFixtur
 # -- what it measures ---
 
 
-def rows_of(tests: list[Test], config: LoadConfig | None = None, method: Method = QUICK) -> list[Row]:
-    return list(run.run(find_model("tiny"), [Case(config or LoadConfig(), test) for test in tests], method))
+def rows_of(tests: list[Test], config: LoadConfig | None = None, options: MeasurementOptions = QUICK) -> list[Row]:
+    cases = [Case(config or LoadConfig(), test) for test in tests]
+    with run.open_instruments(ceilings=options.ceilings) as instruments:
+        return list(run.measure(find_model("tiny"), cases, options, instruments))
 
 
 def test_every_kind_of_test() -> None:
@@ -147,7 +150,7 @@ def test_every_kind_of_test() -> None:
 
 
 def test_ceilings_are_taken_between_the_samples() -> None:
-    (row,) = rows_of([Test("tg", 0, 4)], method=Method(repetitions=3))
+    (row,) = rows_of([Test("tg", 0, 4)], options=MeasurementOptions(repetitions=3))
     assert row.ceiling_bytes_per_s and len(row.ceiling_bytes_per_s["RAM"]) == 3
     assert row.ceiling_flops_per_s and len(row.ceiling_flops_per_s) == 3
     assert row.mbu and row.mbu > 0
@@ -160,7 +163,8 @@ def test_settings_that_do_not_fit_are_a_row_too() -> None:
         Case(LoadConfig(), Test("tg", 0, 1 << 24)),
         Case(LoadConfig(n_threads=2), Test("tg", 0, 2)),
     ]
-    found = list(run.run(find_model("tiny"), cases, QUICK))
+    with run.open_instruments(ceilings=False) as instruments:
+        found = list(run.measure(find_model("tiny"), cases, QUICK, instruments))
     assert [bool(row.samples) for row in found] == [True, False, True]
     assert "needs" in (found[1].error or "")
 
@@ -168,7 +172,7 @@ def test_settings_that_do_not_fit_are_a_row_too() -> None:
 def test_offloaded_layers_read_elsewhere(rpc_worker: Any) -> None:
     """Bytes by memory follow the layers; a worker's ceiling can't be measured while it works, and is unknown."""
     config = LoadConfig(rpc=(rpc_worker(),), offload=Offload(n_gpu_layers=3))
-    (row,) = rows_of([Test("tg", 0, 4)], config, Method(repetitions=2))
+    (row,) = rows_of([Test("tg", 0, 4)], config, MeasurementOptions(repetitions=2))
     assert row.step_read_bytes and row.step_read_bytes.keys() == {"RAM", "RPC0"}
     assert row.ceiling_bytes_per_s and row.ceiling_bytes_per_s.keys() == {"RAM"} and row.mbu is None
 
@@ -198,17 +202,15 @@ def usage(**more: Any) -> Usage:
 def test_warnings() -> None:
     """Each doubt has a code that stays, numbers, and a sentence."""
     samples = tuple(Sample(steps=Steps.of([0.1 * (1 + i % 2)] * 4)) for i in range(4))
-    row = Row(Test("tg", 0, 4), samples=samples)
-    found = {
-        each.code: each
-        for each in run.warnings(
-            row, usage(other_cpu_s=0.5, steal_s=0.2, major_faults=7, peak_swap_bytes=1), Method(repetitions=2)
-        )
-    }
+    busy = usage(other_cpu_s=0.5, steal_s=0.2, major_faults=7, peak_swap_bytes=1)
+    row = Row(Test("tg", 0, 4), samples=samples, usage=busy)
+    found = {each.code: each for each in warnings_of(row, 2)}
     assert found.keys() == {"few-samples", "noisy", "others-busy", "steal", "read-from-disk", "swapping"}
     assert found["others-busy"].numbers == {"cores": 0.5} and "0.50 cores" in found["others-busy"].message
-    quiet = Row(Test("tg", 0, 4), samples=(samples[0],) * 5)
-    assert not list(run.warnings(quiet, usage(other_cpu_s=0.01), Method()))
+    quiet = Row(Test("tg", 0, 4), samples=(samples[0],) * 5, usage=usage(other_cpu_s=0.01))
+    assert not list(warnings_of(quiet, 5))
+    assert [each.code for each in warnings_of(quiet, 5, on_battery=True)] == ["battery"]
+    assert str(found["steal"]) == "the host took 0.20 cores away (measure later)"
 
 
 # -- as a user sees it ---
@@ -281,7 +283,7 @@ def test_ended_in_the_middle(home: Path, number: int) -> None:
     process.send_signal(number)  # eighty rows were to come
     process.communicate(timeout=HANGS_S)
     assert process.returncode == (130 if number == signal.SIGINT else -9)
-    (kept,) = journal.kept()
+    (kept,) = journal.stored()
     assert kept.record and len(kept.record.rows) >= 2 and kept.record.ended is None
     assert kept.record.rows[0].samples
 
@@ -322,6 +324,6 @@ def test_two_settings_in_turn(llmrun: Any, home: Path) -> None:
         "a": 1,
         "b": 2,
     }
-    records = [each.record for each in journal.kept()]
+    records = [each.record for each in journal.stored()]
     assert len(records) == 2 and records[0] and records[1] and records[0].interleaved_with == records[1].id
     assert llmrun("compare", "-t 1,2", "", "--live", "tiny").returncode == 2

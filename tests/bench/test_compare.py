@@ -16,9 +16,12 @@ from conftest import RunLlmrun
 from test_exports import DATA, golden, record_of
 from test_results import DECODE, RECORD
 
-from llmrun.bench import compare, exports, journal
-from llmrun.bench.compare import compare_samples, side_of
-from llmrun.bench.record import Record, Row, Sample, Steps, Test, to_document
+from llmrun.bench import compare, journal
+from llmrun.bench.compare import compare_samples
+from llmrun.bench.export.formats import export
+from llmrun.bench.record import Record, Row, Sample, Steps, to_document
+from llmrun.bench.sides import open_side, side_of
+from llmrun.bench.spec import Test
 from llmrun.errors import NotFound, UsageError
 
 
@@ -181,7 +184,7 @@ def test_sweeps_are_matched_by_what_they_swept() -> None:
 def test_warnings_are_passed_on() -> None:
     """What made a side doubtful is not forgotten when it is compared."""
     noisy = replace(RECORD, rows=(DECODE, DECODE))
-    assert side_of(noisy).caveats == ("noisy",)
+    assert side_of(noisy).warnings == ("noisy",)
 
 
 def test_nothing_in_common() -> None:
@@ -208,8 +211,8 @@ def test_every_format_that_has_the_samples(tmp_path: Path) -> None:
     files = {
         "record.json": json.dumps(to_document(ours), indent=2),
         "line.json": json.dumps(to_document(ours)),
-        "export.json": exports.export(ours, "json"),
-        "export.jsonl": exports.export(ours, "jsonl"),
+        "export.json": export(ours, "json"),
+        "export.jsonl": export(ours, "jsonl"),
         "bench.json": json.dumps(golden("llama-bench-sweep.jsonl")),
         "bench.jsonl": (DATA / "llama-bench-sweep.jsonl").read_text(),
     }
@@ -219,7 +222,7 @@ def test_every_format_that_has_the_samples(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     wanted = side_of(ours)
     for name in [*files, "journal.jsonl"]:
-        side = compare.open_side(str(tmp_path / name))
+        side = open_side(str(tmp_path / name))
         result = compare.compare(wanted, side)
         assert len(result.matches) == 12 and not result.only_a and not result.only_b
         assert all(match.comparison.ratio == pytest.approx(1, rel=1e-9) for match in result.matches)
@@ -229,13 +232,13 @@ def test_every_format_that_has_the_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hello", "no JSON of a bench"),
+        ("hello", "not JSON of a bench"),
         ("[]", "not a record"),
-        ('[{"samples_ns": ["1"], "n_prompt": 1}]', "row 1: samples_ns must be an array of numbers above 0"),
-        ('[{"samples_ns": [0], "n_prompt": 1}]', "row 1: samples_ns must be"),
+        ('[{"samples_ns": ["1"], "n_prompt": 1}]', r"row 1: samples_ns\[0\] must be a number, not a text"),
+        ('[{"samples_ns": [0], "n_prompt": 1}]', "row 1: samples_ns must be numbers above 0"),
         ('[{"samples_ns": [1], "n_prompt": "1"}]', "row 1: n_prompt must be a whole number"),
         ('{"a": 1}', "not a record"),
-        ("", "no JSON of a bench"),
+        ("", "not JSON of a bench"),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, text: str, message: str) -> None:
@@ -243,15 +246,15 @@ def test_files_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=f"x.json.*{message}"):
-        compare.open_side(str(path))
+        open_side(str(path))
 
 
 def test_files_that_are_not_there() -> None:
     """What looks like a path is one; what does not is an id."""
     with pytest.raises(NotFound, match="there is no file none.json"):
-        compare.open_side("none.json")
+        open_side("none.json")
     with pytest.raises(NotFound, match="no bench of this machine has the id 'none'"):
-        compare.open_side("none")
+        open_side("none")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

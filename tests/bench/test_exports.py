@@ -25,9 +25,13 @@ import pytest
 from test_results import DECODE, PREFILL, RECORD
 from waiting import HANGS_S
 
-from llmrun.bench import exports, journal
-from llmrun.bench.exports import export
-from llmrun.bench.record import Caveat, Record, Row, Sample, Steps, Test
+from llmrun.bench import journal
+from llmrun.bench.export import llama_bench
+from llmrun.bench.export.columns import notes
+from llmrun.bench.export.formats import Format, export, writer
+from llmrun.bench.record import Record, Row, Sample, Steps
+from llmrun.bench.spec import Test, asked_settings
+from llmrun.bench.warnings import RowWarning
 from llmrun.machine.energy import Energy
 from llmrun.machine.environment import BuildInfo, DeviceInfo, MachineInfo
 from llmrun.models.model_info import ModelFile, ModelInfo
@@ -160,7 +164,7 @@ def test_with_llama_bench_itself(micro: Path, tmp_path: Path) -> None:
 )
 def test_sizes_and_counts(n: int | None, size: str, params: str) -> None:
     """Two decimals; MiB below a GiB, millions below a billion."""
-    assert (exports.bench_size(n), exports.bench_params(n)) == (size, params)
+    assert (llama_bench.size(n), llama_bench.params(n)) == (size, params)
 
 
 def columns_of(machine: MachineInfo, *settings: dict[str, Any]) -> list[str]:
@@ -189,7 +193,7 @@ def test_columns_appear_where_they_say_something() -> None:
     assert columns_of(gpu, {**base, "n_threads_batch": 16}) == [*first, "ngl", "test", "t/s", "tb", "MFU"]
     assert columns_of(gpu, {**base, "repack": False}) == [*first, "ngl", "rpk", *last]
     # Whether it repacks, llmrun decides; llama-bench always does.
-    assert columns_of(gpu, exports.asked_settings(LoadConfig())) == [*first, "ngl", "rpk", *last]
+    assert columns_of(gpu, asked_settings(LoadConfig())) == [*first, "ngl", "rpk", *last]
     swept = [{**base, "flash_attn": each, "n_ubatch": 256} for each in ("on", "off")]
     assert columns_of(gpu, *swept) == [*first, "ngl", "n_ubatch", "fa", *last]
 
@@ -197,18 +201,18 @@ def test_columns_appear_where_they_say_something() -> None:
 def test_settings_in_the_words_of_llama_bench() -> None:
     """Devices by slashes, all of them "auto"; shares with two decimals; overrides by semicolons."""
     machine = MachineInfo(devices=(DeviceInfo("A0", "gpu", "", "A"), DeviceInfo("I0", "igpu", "", "A")))
-    said = exports.bench_settings(
+    said = llama_bench.settings_of(
         {"devices": ["A0"], "tensor_split": [0.75, 0.25], "override_tensor": [["a", "CPU"], ["b", "A0"]]}, machine
     )
     assert (said["devices"], said["tensor_split"]) == ("auto", "0.75/0.25")
     assert said["tensor_buft_overrides"] == "a=CPU;b=A0"
-    asked = exports.asked_settings(LoadConfig(offload=Offload(devices=("A0",), override_tensor=(("a", "CPU"),))))
-    said = exports.bench_settings(asked, MachineInfo())
+    asked = asked_settings(LoadConfig(offload=Offload(devices=("A0",), override_tensor=(("a", "CPU"),))))
+    said = llama_bench.settings_of(asked, MachineInfo())
     assert (said["devices"], said["tensor_buft_overrides"], said["no_kv_offload"]) == ("A0", "a=CPU", False)
-    assert exports.bench_settings({"devices": ["A0", "I0"]}, machine)["devices"] == "A0/I0"
-    assert exports.bench_settings({"devices": []}, machine)["devices"] == "none"
-    assert exports.bench_settings({"devices": []}, MachineInfo())["devices"] == "auto"
-    unknown = exports.bench_settings({}, MachineInfo())
+    assert llama_bench.settings_of({"devices": ["A0", "I0"]}, machine)["devices"] == "A0/I0"
+    assert llama_bench.settings_of({"devices": []}, machine)["devices"] == "none"
+    assert llama_bench.settings_of({"devices": []}, MachineInfo())["devices"] == "auto"
+    unknown = llama_bench.settings_of({}, MachineInfo())
     assert unknown["flash_attn"] is None and unknown["no_kv_offload"] is None
 
 
@@ -235,30 +239,30 @@ def test_markdown_with_everything() -> None:
 def test_table_of_the_terminal() -> None:
     """What is the same above, what varies in columns of a width that is known before the first row."""
     rows = [replace(DECODE, settings={**DECODE.settings, "n_threads": n}) for n in (2, 16)]
-    writer = exports.writer("table")
-    head = writer.begin(RECORD, rows, energy=True)
+    table = writer("table")
+    head = table.begin(RECORD, rows, energy=True)
     assert head.splitlines() == [
         "tiny · – · – parameters · CPU · a CPU",
         "",
         "TEST  N_THREADS                   T/S      GB/S       MBU   GAP P95   J/TOKEN",
     ]
-    assert writer.row(rows[0]) == "tg4           2         90.00 ± 14.14      8.89    88.9 %   15.0 ms     0.500\n"
-    assert len(writer.row(rows[1])) == len(writer.row(rows[0]))
-    assert "the samples differ by 22 %" in writer.end(replace(RECORD, rows=tuple(rows)))
+    assert table.row(rows[0]) == "tg4           2         90.00 ± 14.14      8.89    88.9 %   15.0 ms     0.500\n"
+    assert len(table.row(rows[1])) == len(table.row(rows[0]))
+    assert "the samples differ by 22 %" in table.end(replace(RECORD, rows=tuple(rows)))
 
 
 def test_streamed_rows_are_the_whole_export() -> None:
     """Row by row as they come is the same text as all at once."""
     for format in ("table", "md", "csv", "json", "jsonl", "sql"):
-        writer = exports.writer(format)
-        text = writer.begin(replace(RECORD, rows=()), RECORD.rows, energy=True)
+        stream = writer(format)
+        text = stream.begin(replace(RECORD, rows=()), RECORD.rows, energy=True)
         for row in RECORD.rows:
-            text += writer.row(row)
-        assert text + writer.end(RECORD) == export(RECORD, format)
+            text += stream.row(row)
+        assert text + stream.end(RECORD) == export(RECORD, format)
 
 
 @pytest.mark.parametrize("format", ["table", "md", "csv", "json", "jsonl", "sql"])
-def test_exports_of_version_0_1(format: exports.Format) -> None:
+def test_exports_of_version_0_1(format: Format) -> None:
     """The same record gives the same text as it did then, to the last blank."""
     record = journal.read_file(DATA / "record-0.1.json")
     assert export(record, format) == (DATA / f"record-0.1.export.{format}").read_text()
@@ -287,6 +291,6 @@ def test_csv_of_what_is_unknown_and_of_quotes() -> None:
 
 def test_notes_name_what_the_joules_are_of() -> None:
     """The widest boundary, or the reason why there are none; the same thing is said once."""
-    row = replace(DECODE, energy=(Energy("GPU 0", 1.0, "NVML"),), warnings=(Caveat("a", "b"),))
-    said = exports.notes(replace(RECORD, rows=(row, row, replace(PREFILL, energy_unknown="RAPL is closed"))))
+    row = replace(DECODE, energy=(Energy("GPU 0", 1.0, "NVML"),), warnings=(RowWarning("a", "b"),))
+    said = notes(replace(RECORD, rows=(row, row, replace(PREFILL, energy_unknown="RAPL is closed"))))
     assert said == ["tg4: b", "J/token: GPU 0, idle power included", "J/token unknown: RAPL is closed"]

@@ -19,10 +19,11 @@ from test_results import RECORD
 from waiting import HANGS_S
 
 from llmrun.bench import journal
-from llmrun.bench.compare import side_of
 from llmrun.bench.plot import figures, images
 from llmrun.bench.plot.text import bar, sketch, sparkline
-from llmrun.bench.record import Record, Row, Sample, Steps, Test, to_document
+from llmrun.bench.record import Record, Row, Sample, Steps, to_document
+from llmrun.bench.sides import side_of
+from llmrun.bench.spec import Test
 from llmrun.errors import DiskError, UsageError
 from llmrun.machine.environment import DeviceInfo, MachineInfo
 from llmrun.models.model_info import ModelInfo
@@ -175,9 +176,9 @@ def test_llama_bench() -> None:
 @pytest.mark.parametrize(
     ("made", "kinds", "said"),
     [
-        (record(), [], "no row with samples"),
+        (record(), [], "no row has samples"),
         (record(row(TG, (1.0,))), [], "nothing varies"),
-        (record(row(TG, (1.0,))), ["sweep"], "--kind sweep: no setting takes several numbers"),
+        (record(row(TG, (1.0,))), ["sweep"], "kind: 'sweep' can't be drawn: no setting takes several numbers"),
         (record(row(TG, (1.0,))), ["bars"], "nothing to set side by side"),
         (SWEEP, ["batch"], "number of sequences does not vary"),
     ],
@@ -325,7 +326,7 @@ def test_command(home: Path, llmrun: RunLlmrun) -> None:
     [
         (["last", "-o", "x.pdf"], 2, "neither .svg nor .png"),
         (["last", "--kind", "pie"], 2, "'pie' is none of sweep, batch, bars, roofline"),
-        (["last", "--kind", "sweep,batch"], 2, "--kind batch: "),
+        (["last", "--kind", "sweep,batch"], 2, "--kind: 'batch' can't be drawn: "),
         (["last", "--x", "n_moon"], 2, "no row has a setting 'n_moon'"),
         (["1999"], 4, "no bench of this machine"),
         (["last", "-o", "/proc/x.svg"], 7, "writing /proc/x.svg"),

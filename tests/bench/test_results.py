@@ -18,7 +18,10 @@ import pytest
 from waiting import HANGS_S
 
 from llmrun.bench import journal
-from llmrun.bench.record import Caveat, Record, Row, Sample, Steps, Test, read_record, to_document
+from llmrun.bench.export.stream import ExportFile
+from llmrun.bench.record import Record, Row, Sample, Steps, read_record, to_document
+from llmrun.bench.spec import Test
+from llmrun.bench.warnings import RowWarning
 from llmrun.clock import new_id
 from llmrun.errors import DiskError, NotFound, UsageError
 from llmrun.machine.energy import Energy
@@ -42,7 +45,7 @@ DECODE = Row(
     energy=(Energy("CPU package", 4.0, "RAPL"), Energy("CPU cores", 3.0, "RAPL")),
     usage=USAGE,
     buffers={"RAM": {"model": 5, "KV": 6}},
-    warnings=(Caveat("noisy", "the samples differ by 22 %", {"spread": 0.22}, "close what computes"),),
+    warnings=(RowWarning("noisy", "the samples differ by 22 %", {"spread": 0.22}, "close what computes"),),
 )
 PREFILL = Row(Test("pp", n_prompt=512), samples=(Sample(prefill_s=2.0), Sample(prefill_s=1.0), Sample(prefill_s=4.0)))
 RECORD = Record(
@@ -313,17 +316,18 @@ import sys
 from pathlib import Path
 from dataclasses import replace
 from llmrun.bench import journal
+from llmrun.bench.export.stream import ExportFile
 from test_results import PREFILL, RECORD
-rows = journal.Output(Path(sys.argv[2]), "json"), journal.Output(Path(sys.argv[3]), "csv")
+rows = ExportFile(Path(sys.argv[2]), "json"), ExportFile(Path(sys.argv[3]), "csv")
 begun = replace(RECORD, rows=())
 kept = journal.Journal(Path(sys.argv[1]), begun)
 for output in rows:
-    output.begin(begun, [PREFILL])
+    output.began(begun, [PREFILL], energy=False)
 n = 0
 while True:
     kept.add(PREFILL)
     for output in rows:
-        output.row(PREFILL)
+        output.finished(PREFILL)
     n += 1
     print(n, flush=True)
 """
@@ -354,20 +358,20 @@ def test_output_leaves_what_is_no_file(tmp_path: Path) -> None:
     """A link stays a link; a pipe is written to, not replaced."""
     link, target = tmp_path / "link.json", tmp_path / "target.json"
     link.symlink_to(target)
-    output = journal.Output(link, "json")
-    output.begin(replace(RECORD, rows=()), RECORD.rows)
+    output = ExportFile(link, "json")
+    output.began(replace(RECORD, rows=()), RECORD.rows, energy=False)
     assert json.loads(target.read_text()) == []
     for row in RECORD.rows:
-        output.row(row)
-    output.end()
+        output.finished(row)
+    output.close()
     assert link.is_symlink() and len(json.loads(target.read_text())) == 2
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    output = journal.Output(pipe, "json")
-    output.begin(replace(RECORD, rows=()), RECORD.rows)
-    output.row(PREFILL)
-    output.end()
+    output = ExportFile(pipe, "json")
+    output.began(replace(RECORD, rows=()), RECORD.rows, energy=False)
+    output.finished(PREFILL)
+    output.close()
     assert len(json.loads(os.read(reader, 1 << 16))) == 1
     os.close(reader)
     assert pipe.is_fifo()
@@ -384,10 +388,10 @@ def test_find(home: Path) -> None:
         journal.find("20261121")
     with pytest.raises(NotFound, match="'1999'"):
         journal.find("1999")
-    assert [kept.id for kept in journal.kept()] == ids
+    assert [each.id for each in journal.stored()] == ids
     journal.remove(journal.find(ids[0]))
     (journal.folder() / "20261123-000000-0000.jsonl").write_text("{")
-    assert [kept.problem is None for kept in journal.kept()] == [True, True, False]
+    assert [each.problem is None for each in journal.stored()] == [True, True, False]
     assert home in journal.folder().parents
 
 

@@ -12,14 +12,12 @@ import typer
 from test_results import RECORD
 
 from llmrun.bench import journal
-from llmrun.cli.commands.bench_history import WithHistory
-from llmrun.cli.framework.help import Command, Group
+from llmrun.cli.commands.bench_history import app as history_app
+from llmrun.cli.framework.help import Group
+from llmrun.cli.framework.subgroup import with_subgroup
 from llmrun.cli.terminal import screen
 
 Bench = Callable[..., tuple[int, str, str]]
-
-
-class _Command(WithHistory, Command): ...
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     @app.callback()
     def main() -> None: ...
 
-    @app.command("bench", cls=_Command)
+    @app.command("bench", cls=with_subgroup("history", history_app))
     def command(model: str) -> None:
         screen.out(f"measures {model}\n")
 
@@ -76,7 +74,7 @@ def test_show(bench: Bench) -> None:
 def test_remove(bench: Bench) -> None:
     """All that are named, or none."""
     assert bench("history", "rm", "20261121", "1999")[0] == 4
-    assert len(journal.kept()) == 2
+    assert len(journal.stored()) == 2
     assert bench("history", "rm", "20261121", "last") == (
         0,
         "",

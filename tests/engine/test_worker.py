@@ -36,9 +36,9 @@ where = ggml.buffer_type(device)
 held, said = [], []
 for step in json.loads(sys.argv[2]):
     if step == "free":
-        ggml.give_back(held.pop())
+        ggml.free(held.pop())
     else:
-        buffer = ggml.take(where, step)
+        buffer = ggml.allocate(where, step)
         if buffer:
             held.append(buffer)
         said.append(bool(buffer))

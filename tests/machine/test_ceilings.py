@@ -205,7 +205,7 @@ def test_the_key_of_this_machine() -> None:
 
 _TWENTY = """
 import os, sys
-from llmrun.engine import ceiling, ggml
+from llmrun.engine.child import ggml, roofline as ceiling
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -226,7 +226,7 @@ print(resident() - before)
 
 _TOUCHED = """
 import os, sys
-from llmrun.engine import ceiling, ggml
+from llmrun.engine.child import ggml, roofline as ceiling
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
 """What a picture of benches shows, in numbers: which panels, axes, lines and points. Nothing is drawn here.
 
-    names ─ open_benches ─► Bench… ─ figure ─► Figure ─┬─ drawing.py: SVG, PNG
-                                                       ├─ sketch.py:  text, for a terminal
+    names ─ open_benches ─► Bench… ─ figure ─► Figure ─┬─ images.py: SVG, PNG
+                                                       ├─ text.py:   text, for a terminal
                                                        └─ --json
 
 A point is the mean of its samples' rates and their standard deviation over n-1, as a bench's table has them. Where
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from llmrun.bench.compare import Entry, Setting, Side, open_bench
-from llmrun.bench.record import Record, Row, TestKind
-from llmrun.errors import UsageError
+from llmrun.bench.record import Record, Row, deviation, mean
+from llmrun.bench.sides import Entry, Setting, Side, open_bench
+from llmrun.bench.spec import TestKind
+from llmrun.errors import Act, Change, Remedy, UsageError
 from llmrun.units import UNKNOWN, bandwidth, significant
 
 Kind = Literal["sweep", "batch", "bars", "roofline"]
@@ -127,7 +128,7 @@ class Bench:
 
 
 def open_benches(names: Sequence[str]) -> list[Bench]:
-    """Files, ids, "last", as `compare.open_side` takes them. Raises `NotFound` and `UsageError`."""
+    """Files, ids, "last", as `sides.open_side` takes them. Raises `NotFound` and `UsageError`."""
     return [Bench(*open_bench(name)) for name in names]
 
 
@@ -139,13 +140,15 @@ def figure(benches: Sequence[Bench], kinds: Sequence[Kind] = (), x: str | None =
     """
     items = _items(benches)
     if not items:
-        raise UsageError("there is no row with samples", hint="llmrun bench history show last")
+        raise UsageError("no row has samples", hint=Act("bench history show", "last"))
     panels: list[Panel] = []
     left_out: list[str] = []
     for kind in dict.fromkeys(kinds) or [_fitting(benches, items, x)]:
         made, not_shown = _MAKERS[kind](benches, items, x)
         if not made:
-            raise UsageError(f"--kind {kind}: {_WANTED[kind]}", hint=_HINTS[kind])
+            raise UsageError(
+                f"'{kind}' can't be drawn: {_WANTED[kind]}", field="kind", value=kind, hint=_REMEDIES[kind]
+            )
         panels += made
         left_out += not_shown
     if benches and (failed := _failed(benches)):
@@ -164,7 +167,12 @@ def kinds_of(texts: Iterable[str]) -> list[Kind]:
     found: list[Kind] = []
     for text in ",".join(texts).split(","):
         if text not in get_args(Kind):
-            raise UsageError(f"--kind: '{text[:40]}' is none of {', '.join(get_args(Kind))}", hint="--kind sweep")
+            raise UsageError(
+                f"'{text[:40]}' is none of {', '.join(get_args(Kind))}",
+                field="kind",
+                value=text,
+                hint=Change({"kind": "sweep"}),
+            )
         found.append(text)  # type: ignore[arg-type]
     return found
 
@@ -280,7 +288,7 @@ def _lines(items: Sequence[_Item], names: Sequence[str]) -> dict[str, list[_Item
 
 
 def _point(x: float, tps: Sequence[float]) -> Point:
-    return Point(x, statistics.fmean(tps), statistics.stdev(tps) if len(tps) > 1 else None, len(tps))
+    return Point(x, mean(tps) or 0.0, deviation(tps), len(tps))
 
 
 def _points(items: Iterable[_Item], x: str, rates: Callable[[_Item], Sequence[float]]) -> tuple[Point, ...]:
@@ -342,7 +350,7 @@ def _fitting(benches: Sequence[Bench], items: Sequence[_Item], x: str | None) ->
         return "bars"
     if _roofline(benches, items, None)[0]:
         return "roofline"
-    raise UsageError("nothing varies in it, and it has no ceilings", hint="llmrun bench tiny -t 1,2,4")
+    raise UsageError("nothing varies in it, and it has no ceilings", hint=_REMEDIES["sweep"])
 
 
 def _swept(items: Sequence[_Item]) -> str | None:
@@ -359,7 +367,12 @@ def _sweep(_: Sequence[Bench], items: Sequence[_Item], x: str | None) -> _Made:
     """A panel for each kind of test: rate against the setting."""
     if x is not None and not any(x in item.values for item in items):
         known = [name for name in _names(items) if _swept([*items]) and name in _AXES]
-        raise UsageError(f"--x: no row has a setting {x[:40]!r}", hint=f"--x {known[0] if known else 'n_threads'}")
+        raise UsageError(
+            f"no row has a setting {x[:40]!r}",
+            field="x",
+            value=x,
+            hint=Change({"x": known[0] if known else "n_threads"}),
+        )
     panels, left_out = [], []
     for some in _by_kind(items).values():
         swept = x or _swept(some)
@@ -402,9 +415,8 @@ def _batch(_: Sequence[Bench], items: Sequence[_Item], __: str | None) -> _Made:
     return panels, []
 
 
-def _decode_rates(item: _Item) -> list[float]:
-    samples, n_seq = item.row.samples if item.row else (), item.entry.test.n_seq
-    return [s.steps.n * n_seq / s.steps.total_s for s in samples if s.steps and s.steps.total_s]
+def _decode_rates(item: _Item) -> Sequence[float]:
+    return item.row.samples_decode_tps if item.row else ()
 
 
 def _bars(_: Sequence[Bench], items: Sequence[_Item], __: str | None) -> _Made:
@@ -529,11 +541,11 @@ _WANTED: dict[Kind, str] = {
     "bars": "there is nothing to set side by side",
     "roofline": "bytes per step and ceilings were not measured",
 }
-_HINTS: dict[Kind, str] = {
-    "sweep": "llmrun bench MODEL -t 1,2,4",
-    "batch": "llmrun bench MODEL -B 1,2,4,8",
-    "bars": "llmrun bench MODEL -ngl 0,all, or name several benches",
-    "roofline": "llmrun bench MODEL",
+_REMEDIES: dict[Kind, Remedy] = {
+    "sweep": Act("bench", "MODEL", {"n_threads": "1,2,4"}),
+    "batch": Act("bench", "MODEL", {"n_parallel": "1,2,4,8"}),
+    "bars": Act("bench", "MODEL", {"n_gpu_layers": "0,all"}),
+    "roofline": Act("bench", "MODEL"),
 }
 
 
@@ -601,9 +613,9 @@ def _notes(benches: Sequence[Bench], items: Sequence[_Item], panels: Sequence[Pa
     if any(panel.kind == "roofline" for panel in panels):
         notes.append("roof: plain reads and matrix products, measured beside the samples; a prompt reads the weights")
         notes[-1] += " once per micro-batch"
-    caveats = dict.fromkeys(code for bench in benches for code in bench.side.caveats)
-    if caveats:
-        notes.append(f"warnings: {', '.join(map(_plain, caveats))}")
+    found = dict.fromkeys(code for bench in benches for code in bench.side.warnings)
+    if found:
+        notes.append(f"warnings: {', '.join(map(_plain, found))}")
     return tuple(notes)
 
 

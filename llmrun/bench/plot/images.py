@@ -19,7 +19,7 @@ from typing import Any
 
 from llmrun import fs
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
-from llmrun.errors import UsageError
+from llmrun.errors import Change, UsageError
 from llmrun.units import significant
 
 FORMATS = ("svg", "png")
@@ -61,7 +61,12 @@ def format_of(path: Path) -> str:
     """ "svg" or "png", by the file's suffix. Raises `UsageError`."""
     suffix = path.suffix[1:].lower()
     if suffix not in FORMATS:
-        raise UsageError(f"-o: {path.name!r} is neither .svg nor .png", hint=f"-o {shlex.quote(path.stem or 'x')}.svg")
+        raise UsageError(
+            f"{path.name!r} is neither .svg nor .png",
+            field="output",
+            value=path,
+            hint=Change({"output": f"{path.stem or 'x'}.svg"}),
+        )
     return suffix
 
 

@@ -13,7 +13,7 @@ NARROWEST_BAR = 8
 WIDEST = 100
 
 
-def sketch(figure: Figure, width: int = 80) -> str:
+def sketch(figure: Figure, width: int) -> str:
     """The figure in lines of at most `width` characters, where labels leave room for that."""
     blocks = [figure.title, *(_panel(panel, min(width, WIDEST)) for panel in figure.panels), "\n".join(figure.notes)]
     return "\n\n".join(block for block in blocks if block) + "\n"

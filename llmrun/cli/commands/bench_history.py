@@ -1,8 +1,4 @@
-"""`llmrun bench history`: the benches that were run on this machine.
-
-class BenchCommand(WithHistory, ModelCommand): ...
-app.command("bench", cls=BenchCommand)(bench)
-"""
+"""`llmrun bench history`: the benches that were run on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from llmrun.cli.framework import options
 from llmrun.cli.framework.help import Command, Group
@@ -18,7 +13,7 @@ from llmrun.cli.terminal import screen, tables
 from llmrun.units import UNKNOWN, rate
 
 if TYPE_CHECKING:
-    from llmrun.bench.journal import Kept
+    from llmrun.bench.journal import StoredBench
     from llmrun.bench.record import Record
 
 app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
@@ -28,20 +23,6 @@ Ids = Annotated[list[str], typer.Argument(metavar="ID", help="Ids, or how they b
 As = Annotated[str, typer.Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl or sql.")]
 SHOWN_TESTS = 3
 """Headline numbers in the list; a sweep has hundreds of rows."""
-
-
-class WithHistory(TyperCommand):
-    """Of `llmrun bench`: the word "history" in the place of a model leads here."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args[:1] == ["history"] and not ctx.resilient_parsing:
-            group = typer.main.get_command(app)
-            # Not below `ctx`, whose own arguments the help would show as a part of the name.
-            with group.make_context(f"{ctx.info_name} history", args[1:], parent=ctx.parent) as inner:
-                group.invoke(inner)
-            ctx.exit()
-        parsed: list[str] = super().parse_args(ctx, args)
-        return parsed
 
 
 @app.callback()
@@ -56,7 +37,7 @@ def list_(as_json: options.Json = False) -> None:
     """Show the benches of this machine, the oldest first."""
     from llmrun.bench import journal
 
-    found = journal.kept()
+    found = journal.stored()
     if as_json:
         screen.out_json([_summary(each) for each in found])
         return
@@ -70,7 +51,8 @@ def list_(as_json: options.Json = False) -> None:
 @app.command("show", cls=Command)
 def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
     """Show one bench again; with --json its whole record."""
-    from llmrun.bench import exports, journal
+    from llmrun.bench import journal
+    from llmrun.bench.export.formats import export, parse_format
     from llmrun.bench.record import to_document
 
     chosen = parse_format(format)
@@ -78,7 +60,7 @@ def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
     if as_json:
         screen.out_json(to_document(record))
         return
-    screen.out(exports.export(record, chosen))
+    screen.out(export(record, chosen))
     if chosen == "table" and screen.is_terminal(sys.stdout):
         _show_samples(record)
     if record.ended is None:
@@ -114,22 +96,10 @@ def _show_samples(record: Record) -> None:
     tables.show(columns, [(name, sparkline(tps), f"{rate(min(tps))} to {rate(max(tps))}") for name, tps in several])
 
 
-def parse_format(text: str) -> Any:
-    """One of `exports.Format`. Raises `UsageError`."""
-    from typing import get_args
-
-    from llmrun.bench.exports import Format
-    from llmrun.errors import UsageError
-
-    if text not in get_args(Format):
-        raise UsageError(f"-o: '{text}' is none of {', '.join(get_args(Format))}", hint="-o md")
-    return text
-
-
-def _line(kept: Kept) -> tuple[str, ...]:
-    record = kept.record
+def _line(stored: StoredBench) -> tuple[str, ...]:
+    record = stored.record
     if record is None:
-        return kept.id, UNKNOWN, UNKNOWN, UNKNOWN, f"can't be read: {kept.problem}"
+        return stored.id, UNKNOWN, UNKNOWN, UNKNOWN, f"can't be read: {stored.problem}"
     said = [f"{row.test.name} {rate(row.median_tps)}" for row in record.rows[:SHOWN_TESTS]]
     said += [f"and {len(record.rows) - SHOWN_TESTS} more"] if len(record.rows) > SHOWN_TESTS else []
     said += ["cut short"] if record.ended is None else []
@@ -137,13 +107,13 @@ def _line(kept: Kept) -> tuple[str, ...]:
     return record.id, when, record.model.name, str(len(record.rows)), ", ".join(said)
 
 
-def _summary(kept: Kept) -> dict[str, Any]:
-    record = kept.record
+def _summary(stored: StoredBench) -> dict[str, Any]:
+    record = stored.record
     if record is None:
-        return {"id": kept.id, "path": str(kept.path), "problem": kept.problem}
+        return {"id": stored.id, "path": str(stored.path), "problem": stored.problem}
     return {
         "id": record.id,
-        "path": str(kept.path),
+        "path": str(stored.path),
         "created": record.created,
         "ended": record.ended,
         "model": record.model.name,

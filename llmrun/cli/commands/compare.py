@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmrun.cli.framework import options
+from llmrun.cli.framework.bench_options import one_config, tests_of
 from llmrun.cli.framework.help import Command
+from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import screen, tables
-from llmrun.errors import TooSlow, UsageError
-from llmrun.units import UNKNOWN, rate, significant
+from llmrun.cli.terminal.count_bar import CountBar
+from llmrun.errors import Change, TooSlow, UsageError
+from llmrun.units import UNKNOWN, fixed, rate, significant
 
 if TYPE_CHECKING:
-    from llmrun.bench.compare import Comparison, Match, Result, Side
-    from llmrun.bench.record import Test
+    from llmrun.bench.compare import Comparison, Match, Result
+    from llmrun.bench.sides import Side
+    from llmrun.bench.spec import Test
     from llmrun.options.config import LoadConfig
 
 BenchA = Annotated[
@@ -84,17 +89,22 @@ def compare(
     that might be chance. With fewer than four samples on a side nothing is beyond doubt: exit code 2.
     """
     if fail_under is not None and not 0 < fail_under < 100:
-        raise UsageError(f"--fail-under: {fail_under} is no ratio of two speeds", hint="--fail-under 0.95")
+        raise UsageError(
+            f"{fail_under} is not a ratio of two speeds",
+            field="fail_under",
+            value=fail_under,
+            hint=Change({"fail_under": 0.95}),
+        )
     from llmrun.bench import compare as comparing
-    from llmrun.cli.commands.bench import one_case, tests_of
+    from llmrun.bench.sides import open_side
 
     if live is None:
-        result = comparing.compare(comparing.open_side(a), comparing.open_side(b))
+        sides = open_side(a), open_side(b)
     else:
-        tests = tests_of(n_prompt, n_gen, None, depth, None)
         command = ctx.find_root().command.commands["bench"]  # type: ignore[attr-defined]
-        sides = (one_case(a, command), one_case(b, command))
-        result = comparing.compare(*_run_now(live, sides, (a, b), tests, repetitions, quiet=quiet))
+        configs = one_config(a, command), one_config(b, command)
+        sides = _run_now(live, configs, (a, b), tests_of(n_prompt, n_gen, None, depth), repetitions, quiet=quiet)
+    result = comparing.compare(*sides)
     if as_json:
         screen.out_json(as_document(result))
     else:
@@ -104,41 +114,42 @@ def compare(
 
 
 def _run_now(
-    model: str, sides: tuple[LoadConfig, LoadConfig], names: tuple[str, str], tests: list[Test], n: int, *, quiet: bool
+    model: str,
+    configs: tuple[LoadConfig, LoadConfig],
+    names: tuple[str, str],
+    tests: list[Test],
+    repetitions: int,
+    *,
+    quiet: bool,
 ) -> tuple[Side, Side]:
     """Both settings in turn; kept as two benches that know of each other."""
-    from llmrun.bench import compare as comparing
-    from llmrun.bench import journal, run
-    from llmrun.bench.record import Record
-    from llmrun.cli.commands.bench import described, find, progress
-    from llmrun.clock import utc
+    from llmrun.bench.observer import Observer
+    from llmrun.bench.session import bench_interleaved
+    from llmrun.bench.sides import side_of
+    from llmrun.bench.spec import Case, MeasurementOptions
 
-    found = find(model, quiet=quiet)
-    method = run.Method(repetitions=n)
-    cases = [run.Case(sides[0], test) for test in tests]
-    records: list[Record] = []
-    with progress(cases, method, shown=not quiet) as tick:
-        rows = list(
-            run.run_interleaved(
-                found,
-                *sides,
-                tests,
-                method,
-                on_engine=lambda engine: records.append(described(found, engine, method)),
-                on_tick=tick,
-            )
+    bar = CountBar(len(tests) * repetitions, shown=not quiet)
+
+    class OnScreen(Observer):
+        def sampled(self, case: Case, done: int, of: int) -> None:
+            bar.advance(f"{case.test.name} {done}/{of}")
+
+    found = load_model.found(model, quiet=quiet)
+    bar.start()
+    try:
+        a, b = bench_interleaved(
+            found,
+            *configs,
+            tests,
+            MeasurementOptions(repetitions),
+            observers=[OnScreen()],
+            command=("llmrun", *sys.argv[1:]),
         )
-    records = [
-        replace(record, rows=tuple(row[i] for row in rows), interleaved_with=records[1 - i].id, ended=utc())
-        for i, record in enumerate(records)
-    ]
-    for record in records:
-        with journal.Journal.of(record):
-            pass
+    finally:
+        bar.stop()
     if not quiet:
-        screen.note(f"kept as {records[0].id} and {records[1].id}")
-    made = [comparing.side_of(record, name) for record, name in zip(records, names, strict=True)]
-    return made[0], made[1]
+        screen.note(f"kept as {a.id} and {b.id}")
+    return side_of(a, names[0]), side_of(b, names[1])
 
 
 def judge(result: Result, bound: float) -> None:
@@ -151,7 +162,7 @@ def judge(result: Result, bound: float) -> None:
     if unknown:
         few = min(min(match.comparison.n_a, match.comparison.n_b) for match in unknown)
         names = ", ".join(map(_name, unknown))
-        raise UsageError(f"{few} samples are too few to judge {names}", hint="llmrun bench … -r 5")
+        raise UsageError(f"{few} samples are too few to judge {names}", hint=Change({"repetitions": 5}))
 
 
 def as_document(result: Result) -> dict[str, Any]:
@@ -169,7 +180,7 @@ def as_document(result: Result) -> dict[str, Any]:
             }
             for match in result.matches
         ],
-        "warnings": {"a": list(result.a.caveats), "b": list(result.b.caveats)},
+        "warnings": {"a": list(result.a.warnings), "b": list(result.b.warnings)},
         "only_a": list(result.only_a),
         "only_b": list(result.only_b),
     }
@@ -198,8 +209,8 @@ def _show(result: Result) -> None:
         if names:
             screen.note(f"only in {side_name}: {', '.join(names)}")
     for side_name, side in (("A", result.a), ("B", result.b)):
-        if side.caveats:
-            screen.note(f"{side_name} has warnings: {', '.join(side.caveats)}")
+        if side.warnings:
+            screen.note(f"{side_name} has warnings: {', '.join(side.warnings)}")
     if any(match.comparison.low is None for match in result.matches):
         pairs = f"{comparing.MIN_PAIRS} pairs" if result.matches[0].comparison.paired else None
         screen.note(f"too few samples for an interval: it takes {pairs or f'{comparing.MIN_SAMPLES} on each side'}")
@@ -218,7 +229,7 @@ def _interval(found: Comparison) -> str:
 
 def _ratio(value: float) -> str:
     """Three decimals: differences of a few percent are what is looked for."""
-    return f"{value:.3f}"
+    return fixed(value, 3)
 
 
 def _value(value: object) -> str:

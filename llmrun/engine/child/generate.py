@@ -32,7 +32,7 @@ from llmrun.engine.protocol import (
     StopReason,
     Tokens,
 )
-from llmrun.options.config import COMFORTABLE_CTX
+from llmrun.options.defaults import COMFORTABLE_CTX
 
 COALESCE_S = 0.010
 """Every message wakes the parent on a core that decoding may be using. At thousands of tokens per second tokens are

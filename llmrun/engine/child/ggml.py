@@ -1,13 +1,13 @@
 """ggml's devices, through ctypes on the binding's own libraries: the binding wraps none of these functions.
 
-Child process only. A device is an address (`ggml_backend_dev_t`) that stays valid for the life of the process.
+Child process only. A device is an address (`ggml_backend_dev_t`) that stays valid for the life of the process. Every
+function is declared where it is called, by `function`: name, type of its result, types of its arguments.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import socket
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -35,46 +35,60 @@ def library(stem: str) -> Any:
     return ctypes.CDLL(str(path))
 
 
-def _call(stem: str, name: str, result: Any, *arguments: Any) -> Any:
-    """A function with its types. Pointers are `c_void_p`: ctypes' default is a 32-bit int."""
-    function = getattr(library(stem), name)
-    function.restype = result
-    function.argtypes = [type(argument) for argument in arguments]
-    return function(*arguments)
+@cache
+def function(stem: str, name: str, result: Any, *argument_types: Any) -> Any:
+    """A C function of one of the binding's libraries, with its types declared.
+
+    Pointers are `c_void_p`: undeclared, ctypes passes them as 32-bit ints. Raises `AttributeError` where the library
+    has no such function, `OSError` where there is no such library.
+    """
+    found = library(stem)[name]  # an object of its own: as an attribute all would share one, and its types
+    found.restype, found.argtypes = result, list(argument_types)
+    return found
 
 
-def _text(stem: str, name: str, *arguments: Any) -> str:
-    return (_call(stem, name, ctypes.c_char_p, *arguments) or b"").decode(errors="replace")
+_POINTER = ctypes.c_void_p
+
+
+def _text(name: str, *arguments: ctypes.c_void_p) -> str:
+    """What a function of ggml-base says that returns a C string."""
+    said = function("ggml-base", name, ctypes.c_char_p, *[_POINTER] * len(arguments))(*arguments)
+    return (said or b"").decode(errors="replace")
+
+
+def _extension(handle: ctypes.c_void_p, name: bytes) -> int | None:
+    """The address of a function that only some backends have, by the device's backend; None where it has not."""
+    get = function("ggml-base", "ggml_backend_reg_get_proc_address", _POINTER, _POINTER, ctypes.c_char_p)
+    return get(registry(handle), name) or None
 
 
 def handles() -> Iterator[ctypes.c_void_p]:
     """Every device that llama.cpp sees, those of RPC servers added so far included."""
-    for index in range(_call("ggml", "ggml_backend_dev_count", ctypes.c_size_t)):
-        yield ctypes.c_void_p(_call("ggml", "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t(index)))
+    get = function("ggml", "ggml_backend_dev_get", _POINTER, ctypes.c_size_t)
+    for index in range(function("ggml", "ggml_backend_dev_count", ctypes.c_size_t)()):
+        yield _POINTER(get(index))
 
 
 def registry(handle: ctypes.c_void_p) -> ctypes.c_void_p:
     """The backend that the device belongs to (`ggml_backend_reg_t`)."""
-    return ctypes.c_void_p(_call("ggml-base", "ggml_backend_dev_backend_reg", ctypes.c_void_p, handle))
+    return _POINTER(function("ggml-base", "ggml_backend_dev_backend_reg", _POINTER, _POINTER)(handle))
 
 
 def describe(handle: ctypes.c_void_p) -> Device:
     """A device as it is now. Asks the device for its memory: the first time, that may start a driver."""
     free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-    memory = library("ggml-base").ggml_backend_dev_memory
-    memory.restype = None
-    memory.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    memory = function("ggml-base", "ggml_backend_dev_memory", None, _POINTER, _POINTER, _POINTER)
     memory(handle, ctypes.byref(free), ctypes.byref(total))
     known = total.value > 0  # "0 bytes to indicate no memory to report"
-    kind = _KINDS[_call("ggml-base", "ggml_backend_dev_type", ctypes.c_int, handle)]
+    kind = _KINDS[function("ggml-base", "ggml_backend_dev_type", ctypes.c_int, _POINTER)(handle)]
     really_free = available_memory() if kind == "cpu" and known else None
     if really_free is not None:  # of the machine's RAM ggml says that all of it is free
         free.value = min(free.value, really_free)
     return Device(
-        name=_text("ggml-base", "ggml_backend_dev_name", handle),
-        description=_text("ggml-base", "ggml_backend_dev_description", handle).strip(),
+        name=name_of(handle),
+        description=_text("ggml_backend_dev_description", handle).strip(),
         kind=kind,
-        backend=_text("ggml-base", "ggml_backend_reg_name", registry(handle)),
+        backend=_text("ggml_backend_reg_name", registry(handle)),
         total_bytes=total.value if known else None,
         free_bytes=free.value if known else None,
         features=features(handle),
@@ -88,15 +102,11 @@ class _Feature(ctypes.Structure):
 
 
 def features(handle: ctypes.c_void_p) -> dict[str, str]:
-    """What the device's backend was built with and can do: {"AVX512": "1"}, {"ARCHS": "890"}; empty: it doesn't say."""
-    backend = registry(handle)
-    address = _call(
-        *("ggml-base", "ggml_backend_reg_get_proc_address", ctypes.c_void_p),
-        *(backend, ctypes.c_char_p(b"ggml_backend_get_features")),
-    )
-    if not address:
+    """What the device's backend was built with and can do: {"AVX512": "1"}, {"ARCHS": "890"}; empty: unknown."""
+    address = _extension(handle, b"ggml_backend_get_features")
+    if address is None:
         return {}
-    listed = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), ctypes.c_void_p)(address)(backend)
+    listed = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), _POINTER)(address)(registry(handle))
     found: dict[str, str] = {}
     index = 0
     while listed and listed[index].name:
@@ -106,12 +116,11 @@ def features(handle: ctypes.c_void_p) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """What ggml says of itself, where it does: {"ggml": "0.25.3", "ggml commit": "1a2b3c4"}."""
-    said = {"ggml": ("ggml-base", "ggml_version"), "ggml commit": ("ggml-base", "ggml_commit")}
+    """ggml's version, where it tells: {"ggml": "0.25.3", "ggml commit": "1a2b3c4"}."""
     found: dict[str, str] = {}
-    for what, (stem, name) in said.items():
+    for what, name in (("ggml", "ggml_version"), ("ggml commit", "ggml_commit")):
         try:
-            found[what] = _text(stem, name)
+            found[what] = _text(name)
         except AttributeError:  # older ones have no such function
             continue
     return found
@@ -125,33 +134,32 @@ def devices() -> list[Device]:
 def add_server(endpoint: str) -> bool:
     """Add the devices of the RPC server at "host:port"; False where it has none.
 
-    Where nobody listens, or somebody who does not speak this version of the protocol, ggml aborts the process.
+    ggml aborts the process if there is no server, or one of another version of the protocol.
     Raises `OSError` where llama.cpp was built without RPC.
     """
-    add = library("ggml-rpc").ggml_backend_rpc_add_server
-    add.restype = ctypes.c_void_p
-    add.argtypes = [ctypes.c_char_p]
-    registry = add(endpoint.encode())
+    registry = function("ggml-rpc", "ggml_backend_rpc_add_server", _POINTER, ctypes.c_char_p)(endpoint.encode())
     if not registry:
         return False
-    _call("ggml", "ggml_backend_register", None, ctypes.c_void_p(registry))
+    function("ggml", "ggml_backend_register", None, _POINTER)(registry)
     keep_alive(int(endpoint.rpartition(":")[2]))
     return True
 
 
 def keep_alive(port: int, descriptors: Path = Path("/proc/self/fd")) -> int:
-    """Have the kernel look after this process's connections to workers at `port`; returns how many there are.
+    """Turn on TCP keepalive for this process's connections to workers at `port`; returns how many there are.
 
-    A worker whose machine is gone (power, network) sends no word of it, and llmrun would wait for an answer for ever.
-    With these, a connection on which we wait ends within 15 s. Linux only: elsewhere the limit on silence has to do.
-    (TCP_USER_TIMEOUT would see to what is being sent as well, and end one to a worker that computes and does not read.)
+    When a worker's machine is gone (power, network), no packet says so, and a wait for its answer would never end.
+    With keepalive it ends within 15 s. Linux only: elsewhere the engine's limit on idle time has to do.
+    (TCP_USER_TIMEOUT would bound sending as well, and end a connection to a worker that computes and does not read.)
     """
+    import socket  # 2 ms, for the few who have workers
+
     found = 0
     for path in list(descriptors.iterdir()) if descriptors.is_dir() else []:
         try:
             connection = socket.socket(fileno=os.dup(int(path.name)))
         except OSError:
-            continue  # no socket, or gone meanwhile
+            continue  # not a socket, or closed meanwhile
         with connection:
             try:
                 if connection.family != socket.AF_INET or connection.getpeername()[1] != port:
@@ -169,80 +177,78 @@ def keep_alive(port: int, descriptors: Path = Path("/proc/self/fd")) -> int:
 def by_name(name: str) -> ctypes.c_void_p | None:
     """The handle of "CPU", "CUDA0", "RPC1", ..."""
     for handle in handles():
-        if _text("ggml-base", "ggml_backend_dev_name", handle) == name:
+        if name_of(handle) == name:
             return handle
     return None
 
 
+def name_of(handle: ctypes.c_void_p) -> str:
+    """ "CPU", "CUDA0", "RPC1", ..."""
+    return _text("ggml_backend_dev_name", handle)
+
+
 def buffer_type(handle: ctypes.c_void_p) -> ctypes.c_void_p:
     """Where the device keeps tensors by default (`ggml_backend_buffer_type_t`)."""
-    return ctypes.c_void_p(_call("ggml-base", "ggml_backend_dev_buffer_type", ctypes.c_void_p, handle))
+    return _POINTER(function("ggml-base", "ggml_backend_dev_buffer_type", _POINTER, _POINTER)(handle))
 
 
 def extra_buffer_types(handle: ctypes.c_void_p) -> list[ctypes.c_void_p]:
     """Where else the device keeps weights, rearranged for faster products, the ones to prefer first."""
-    address = _call(
-        *("ggml-base", "ggml_backend_reg_get_proc_address", ctypes.c_void_p),
-        *(registry(handle), ctypes.c_char_p(b"ggml_backend_dev_get_extra_bufts")),
-    )
-    if not address:
+    address = _extension(handle, b"ggml_backend_dev_get_extra_bufts")
+    if address is None:
         return []
-    listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(handle)
+    listed = ctypes.CFUNCTYPE(ctypes.POINTER(_POINTER), _POINTER)(address)(handle)
     found: list[ctypes.c_void_p] = []
     while listed and listed[len(found)]:
-        found.append(ctypes.c_void_p(listed[len(found)]))
+        found.append(_POINTER(listed[len(found)]))
     return found
 
 
 def set_threads(handle: ctypes.c_void_p, backend: ctypes.c_void_p, n_threads: int) -> None:
-    """How many threads a backend of this device computes with; of no effect where it has none of its own."""
-    address = _call(
-        *("ggml-base", "ggml_backend_reg_get_proc_address", ctypes.c_void_p),
-        *(registry(handle), ctypes.c_char_p(b"ggml_backend_set_n_threads")),
-    )
-    if address:
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(address)(backend, n_threads)
+    """Set how many threads a backend of this device computes with. No effect on one without threads, as a GPU's."""
+    address = _extension(handle, b"ggml_backend_set_n_threads")
+    if address is not None:
+        ctypes.CFUNCTYPE(None, _POINTER, ctypes.c_int)(address)(backend, n_threads)
 
 
-def take(buffer_type: ctypes.c_void_p, n_bytes: int) -> ctypes.c_void_p | None:
-    """A buffer of so many bytes (`ggml_backend_buffer_t`), or None where it can't be had."""
-    buffer = _call(
-        "ggml-base", "ggml_backend_buft_alloc_buffer", ctypes.c_void_p, buffer_type, ctypes.c_size_t(n_bytes)
+def allocate(buffer_type: ctypes.c_void_p, n_bytes: int) -> ctypes.c_void_p | None:
+    """A buffer of `n_bytes` (`ggml_backend_buffer_t`), or None where there is no room for it."""
+    buffer = function("ggml-base", "ggml_backend_buft_alloc_buffer", _POINTER, _POINTER, ctypes.c_size_t)(
+        buffer_type, n_bytes
     )
-    return ctypes.c_void_p(buffer) if buffer else None
+    return _POINTER(buffer) if buffer else None
 
 
 def size_of(buffer: ctypes.c_void_p) -> int:
-    return int(_call("ggml-base", "ggml_backend_buffer_get_size", ctypes.c_size_t, buffer))
+    """Of a buffer, in bytes."""
+    return int(function("ggml-base", "ggml_backend_buffer_get_size", ctypes.c_size_t, _POINTER)(buffer))
 
 
-def give_back(buffer: ctypes.c_void_p) -> None:
-    _call("ggml-base", "ggml_backend_buffer_free", None, buffer)
+def free(buffer: ctypes.c_void_p) -> None:
+    function("ggml-base", "ggml_backend_buffer_free", None, _POINTER)(buffer)
 
 
 def serve_forever(endpoint: str, n_threads: int, offered: list[ctypes.c_void_p]) -> None:
-    """Serve devices at "1.2.3.4:port", one client at a time. Returns only where the port could not be had.
+    """Serve devices at "1.2.3.4:port", one client at a time. Returns only if it can't listen there.
 
     Raises `OSError` where llama.cpp was built without RPC.
     """
-    array = (ctypes.c_void_p * len(offered))(*offered)
-    serve = library("ggml-rpc").ggml_backend_rpc_start_server
-    serve.restype = None
-    serve.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
+    array = (_POINTER * len(offered))(*offered)
+    size, text = ctypes.c_size_t, ctypes.c_char_p
+    serve = function("ggml-rpc", "ggml_backend_rpc_start_server", None, text, text, size, size, _POINTER)
     serve(endpoint.encode(), None, n_threads, len(offered), array)
 
 
-# ggml's own abort hook: called with the failed assert's text, after which the process dies.
-_abort_hook_type = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+_AbortHook = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
 def on_abort(callback: Callable[[str], None]) -> None:
-    """Call `callback` with the text when ggml aborts the process."""
+    """Have ggml call `callback` with the text of a failed assertion before it aborts the process."""
 
     def hook(text: bytes | None) -> None:
         callback((text or b"").decode(errors="replace").strip())
 
-    keep = _abort_hook_type(hook)
+    keep = _AbortHook(hook)
     _kept.append(keep)
     library("ggml-base").ggml_set_abort_callback(keep)
 

@@ -1,7 +1,8 @@
-"""llama.cpp as Python sees it. Child process only; what the binding does not wrap is in `ggml.py`.
+"""The door to llama.cpp. Child process only; what the binding does not wrap is in `ggml.py`.
 
-`llama` is the binding's module of llama.h functions. The package's own `__init__` is left out: it imports the
-high-level classes and with them numpy and jinja2, 100 ms of every start that nothing here needs.
+`llama` is the binding's module of llama.h's functions and structs, through ctypes: `llama.llama_decode(…)`.
+The package's own `__init__` is left out: it imports the high-level classes and with them numpy and jinja2, which takes
+100 ms and is of no use here.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ _kept: list[Any] = []  # ctypes callbacks must outlive the call that installs th
 
 
 class Log:
-    """llama.cpp's log: the last lines are kept, and all go to stderr, where the parent finds them after a crash."""
+    """llama.cpp's log: the last lines are kept, and all go to stderr, where the parent finds them after a crash.
+
+    Attributes:
+        lines: (level, line), debug lines left out.
+        buffers: memory that llama.cpp said to have taken.
+    """
 
     DEBUG = 1
     ERROR = 4  # enum ggml_log_level: 1 debug, 2 info, 3 warn, 4 error, 5 cont
@@ -67,7 +73,7 @@ class Log:
                 pass  # a full disk must not end a run that could go on
 
     def errors(self) -> list[str]:
-        """What llama.cpp said at level error, the last lines of whatever it said where there is none."""
+        """The lines of level error, or the last five of any level if there are none."""
         errors = [line for level, line in self.lines if level == self.ERROR]
         return errors or [line for _, line in self.lines][-5:]
 
@@ -76,7 +82,7 @@ _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*
 
 
 def parse_buffer(line: str) -> Buffer | None:
-    """The buffer that a line of the log tells of: "load_tensors: CPU_Mapped model buffer size = 762.81 MiB"."""
+    """The buffer in a line of the log, "load_tensors: CPU_Mapped model buffer size = 762.81 MiB"; None: another."""
     match = _BUFFER.search(line)
     return Buffer(match[1], match[2], round(float(match[3]) * 1024 * 1024)) if match else None
 
@@ -84,8 +90,8 @@ def parse_buffer(line: str) -> Buffer | None:
 class CancelFlag:
     """A flag that llama.cpp reads by itself between the nodes of a graph, without the GIL and without Python.
 
-    `ggml_abort_callback` is `bool (*)(void *)`: C's own `strlen` has that shape, and says true as soon as the text it
-    is given is no longer empty. A Python callback would be entered thousands of times per token.
+    `ggml_abort_callback` is `bool (*)(void *)`: C's own `strlen` has that signature, and returns true as soon as the
+    text that it is given is no longer empty. A Python callback would be called thousands of times per token.
     """
 
     def __init__(self) -> None:
@@ -105,7 +111,7 @@ class CancelFlag:
 
 
 class Vocab:
-    """Text to tokens and back. Tokens are ids, pieces are bytes: one token may be half a character."""
+    """Text to tokens and back. Tokens are ids, their pieces are bytes: one token may be half a character."""
 
     def __init__(self, model: object) -> None:
         self._vocab = self.handle = llama.llama_model_get_vocab(model)
@@ -127,15 +133,16 @@ class Vocab:
             room = -n
 
     def piece(self, token: int) -> bytes:
-        """The bytes of one token; control tokens have none."""
+        """The bytes of one token; empty for a control token."""
         known = self._pieces.get(token)
         if known is None:
             known = self._pieces[token] = self.text_of(token, special=False)
         return known
 
     def text_of(self, token: int, *, special: bool) -> bytes:
+        """The same; with `special` a control token's is its name, "<|end|>"."""
         room = 32
-        while True:  # pieces longer than 32 bytes exist: ask again with the size that is answered
+        while True:  # longer ones exist: ask again with the size that is answered
             buffer = ctypes.create_string_buffer(room)
             n = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
             if n >= 0:
@@ -150,7 +157,7 @@ class Vocab:
         return known
 
     def special_text(self, name: str) -> str:
-        """The text of "bos" or "eos", empty where the model has none."""
+        """The name of the token "bos" or "eos"; empty if the model has no such token."""
         token = getattr(llama, f"llama_vocab_{name}")(self._vocab)
         return "" if token < 0 else self.text_of(token, special=True).decode(errors="replace")
 

@@ -1,6 +1,7 @@
 """`Settings` as llama.cpp's own structs. Child process only.
 
-The structs hold pointers into memory that Python owns; `keep`, on each of them, holds that memory as long as it.
+The structs hold pointers into memory that Python owns. An attribute `keep` on the struct keeps that memory alive as
+long as the struct.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _TYPE_IDS = {kind.name.lower(): kind.id for kind in GGML_TYPES.values()}
 
 
 class UnknownDevice(Exception):
-    """No device has this name."""
+    """There is no device of this name."""
 
 
 class _BufferTypeOverride(ctypes.Structure):
@@ -38,7 +39,7 @@ def model_params(settings: Settings) -> Any:
     params.load_mode = _LOAD_MODES[settings.load_mode]
     params.main_gpu = settings.main_gpu
     params.use_extra_bufts = settings.repack
-    # Always given, none included: left to itself llama.cpp takes all that it finds.
+    # Always set, if only to an empty list: left to itself llama.cpp takes all devices that it finds.
     devices = (ctypes.c_void_p * (len(settings.devices) + 1))(*[_handle(name) for name in settings.devices], None)
     params.devices = ctypes.cast(devices, ctypes.c_void_p)
     split = (ctypes.c_float * max(1, llama.llama_max_devices()))(*settings.tensor_split)
@@ -62,7 +63,7 @@ def _handle(name: str) -> ctypes.c_void_p:
 
 
 def _overrides(pairs: list[list[str]]) -> Any:
-    """A list that ends with a null pattern, as llama.cpp wants it."""
+    """The array that llama.cpp wants, with a null pattern at its end."""
     if not pairs:
         return None
     made = [_BufferTypeOverride(pattern.encode(), ggml.buffer_type(_handle(device))) for pattern, device in pairs]
@@ -70,7 +71,7 @@ def _overrides(pairs: list[list[str]]) -> Any:
 
 
 def _kv_overrides(pairs: list[list[Any]]) -> Any:
-    """A list that ends with an empty key."""
+    """The array that llama.cpp wants, with an empty key at its end."""
     if not pairs:
         return None
     array = (llama.llama_model_kv_override * (len(pairs) + 1))()
@@ -88,8 +89,11 @@ def _kv_overrides(pairs: list[list[Any]]) -> Any:
 
 
 def context_params(settings: Settings, n_ctx: int, n_outputs: int = 1, n_seq: int = 1) -> Any:
-    """`llama_context_params`, `n_ctx` for all sequences together; of a batch, at most `n_outputs` tokens' logits can be
-    had, and in any case one for each sequence."""
+    """`llama_context_params`.
+
+    `n_ctx` is for all sequences together. `n_outputs` is of how many tokens of a batch the logits can be read; there is
+    one for each sequence in any case.
+    """
     params = llama.llama_context_default_params()
     params.n_ctx = n_ctx
     params.n_batch = settings.n_batch
@@ -103,9 +107,7 @@ def context_params(settings: Settings, n_ctx: int, n_outputs: int = 1, n_seq: in
     params.type_k = _TYPE_IDS[settings.type_k]
     params.type_v = _TYPE_IDS[settings.type_v]
     params.offload_kqv = settings.offload_kv
-    params.swa_full = (
-        False  # windows have the cells they need; a default of the C interface that none of its users take
-    )
+    params.swa_full = False  # a sliding window gets the cells that it needs, as in all of llama.cpp's own tools
     params.no_perf = True
     for name, value in settings.rope.items():
         match name:

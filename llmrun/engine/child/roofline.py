@@ -28,7 +28,7 @@ import ctypes
 import math
 import random
 import time
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from llmrun.engine.child import ggml
@@ -65,10 +65,7 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
-def _base(name: str, result: Any, *types: Any) -> Any:
-    function = getattr(ggml.library("ggml-base"), name)
-    function.restype, function.argtypes = result, list(types)
-    return function
+_base = partial(ggml.function, "ggml-base")
 
 
 class Product:

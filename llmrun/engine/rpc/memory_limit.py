@@ -172,13 +172,13 @@ def _free_ram(pool: _Pool) -> int | None:
 
 def _check(address: int, pool: _Pool) -> None:
     """Take and give back a little through the public functions: it must be counted, and its fields be where we look."""
-    buffer = ggml.take(ctypes.c_void_p(address), _PROBE_BYTES)
+    buffer = ggml.allocate(ctypes.c_void_p(address), _PROBE_BYTES)
     if buffer is None:
         raise LayoutChanged("no MiB can be had of it")
     whole = _Buffer.from_address(buffer.value or 0)
     fits = whole.size == ggml.size_of(buffer) >= _PROBE_BYTES and whole.buft == address
     counted = pool.used_bytes == whole.size and len(pool.free_of) == 1
     if fits and counted:
-        ggml.give_back(buffer)
+        ggml.free(buffer)
     if not fits or not counted or pool.used_bytes or pool.free_of:
         raise LayoutChanged("ggml_backend_buffer")

@@ -1,0 +1,1 @@
+"""Records as tables and documents, one writer for each format."""

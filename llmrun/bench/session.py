@@ -1,0 +1,165 @@
+"""One bench of one model, from its first load to its record: what is measured, told and kept, in that order.
+
+    bench(model, cases) ── engine opened ─► record begins, journal on the disk
+                           row finished   ─► journal, observers
+                           end, or Ctrl-C ─► journal closed, observers, Record
+
+Whoever shows or writes something of it is an `Observer`. The journal is kept whatever the observers do: a bench that is
+ended at any moment leaves its finished rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
+from typing import Any
+
+from llmrun.bench.journal import Journal
+from llmrun.bench.observer import Observer
+from llmrun.bench.quality import Quality
+from llmrun.bench.record import Record, Row
+from llmrun.bench.run import Instruments, OpenEngine, measure, measure_interleaved, open_engine, open_instruments
+from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
+from llmrun.clock import new_id, utc
+from llmrun.engine.engine import Engine
+from llmrun.engine.jobs.perplexity import score
+from llmrun.machine.environment import describe_build, describe_machine
+from llmrun.models.model_info import describe_model
+from llmrun.models.resolve import Model
+from llmrun.options.config import LoadConfig
+
+
+def bench(
+    model: Model,
+    cases: Sequence[Case],
+    options: MeasurementOptions | None = None,
+    *,
+    observers: Sequence[Observer] = (),
+    quality: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (),
+    instruments: Instruments | None = None,
+    open_engine: OpenEngine = open_engine,
+) -> Record:
+    """Measures the cases and keeps them in a journal. Returns the record.
+
+    `quality` and `command` are written into it. Raises what `Engine` raises where not even the first settings could be
+    loaded, and `DiskError`; settings that can't be loaded later on are a row with an `error`.
+    """
+    options = options or MeasurementOptions()
+    planned = [Row(case.test, asked_settings(case.config)) for case in cases]
+    with ExitStack() as stack:
+        tools = instruments or stack.enter_context(open_instruments(ceilings=options.ceilings))
+        record: Record | None = None
+        journal: Journal | None = None
+
+        def opened(engine: Engine) -> None:
+            nonlocal record, journal
+            for each in observers:
+                each.loaded(engine.notes)
+            if record is None:
+                record = _begun(model, engine, options, quality, command)
+                journal = stack.enter_context(Journal.of(record))
+                stack.callback(ended)
+                for each in observers:
+                    each.began(record, planned, energy=bool(tools.joules.counters))
+
+        def sampled(case: Case, done: int, of: int) -> None:
+            for each in observers:
+                each.sampled(case, done, of)
+
+        def ended() -> None:
+            assert record
+            for each in observers:
+                each.ended(record)
+
+        rows = measure(model, cases, options, tools, open_engine=open_engine, on_engine=opened, on_sample=sampled)
+        for row in stack.enter_context(closing(rows)):
+            assert record and journal
+            journal.add(row)
+            record = replace(record, rows=(*record.rows, row))
+            for each in observers:
+                each.finished(row)
+        assert record and journal
+        record = replace(record, ended=utc())
+        journal.end(record.ended)
+        return record
+
+
+def bench_interleaved(
+    model: Model,
+    a: LoadConfig,
+    b: LoadConfig,
+    tests: Sequence[Test],
+    options: MeasurementOptions | None = None,
+    *,
+    observers: Sequence[Observer] = (),
+    command: Sequence[str] = (),
+    instruments: Instruments | None = None,
+    open_engine: OpenEngine = open_engine,
+) -> tuple[Record, Record]:
+    """Measures the tests with both settings in turn; returns two records that know of each other.
+
+    They are kept when all of it is measured. Raises what `Engine` raises: half a comparison is none.
+    """
+    options = options or MeasurementOptions()
+    begun: list[Record] = []
+
+    def opened(engine: Engine) -> None:
+        begun.append(_begun(model, engine, options, None, command))
+
+    def sampled(case: Case, done: int, of: int) -> None:
+        for each in observers:
+            each.sampled(case, done, of)
+
+    with ExitStack() as stack:
+        tools = instruments or stack.enter_context(open_instruments(ceilings=options.ceilings))
+        rows = list(
+            measure_interleaved(
+                model, a, b, tests, options, tools, open_engine=open_engine, on_engine=opened, on_sample=sampled
+            )
+        )
+    first, second = (
+        replace(record, rows=tuple(pair[i] for pair in rows), interleaved_with=begun[1 - i].id, ended=utc())
+        for i, record in enumerate(begun)
+    )
+    for record in (first, second):
+        with Journal.of(record):
+            pass
+        for each in observers:
+            each.ended(record)
+    return first, second
+
+
+def quality_of(
+    model: Model,
+    name: str,
+    text: str,
+    *,
+    config: LoadConfig | None = None,
+    reference: Model | None = None,
+    on_progress: Callable[[Quality, int], None] | None = None,
+) -> dict[str, Any]:
+    """How well the model predicts the text of that name, as `Record.quality` has it. Raises what `score` raises."""
+    judged = score(model, text, config=config, reference=reference, on_progress=on_progress)
+    return {**judged.as_dict(), "text": name, "reference": reference.name if reference else None}
+
+
+def _begun(
+    model: Model,
+    engine: Engine,
+    options: MeasurementOptions,
+    quality: Mapping[str, Any] | None,
+    command: Sequence[str],
+) -> Record:
+    """The record without its rows."""
+    return Record(
+        id=new_id(),
+        created=utc(),
+        machine=describe_machine(engine.devices),
+        build=describe_build(engine.system_info, engine.versions),
+        model=describe_model(model.name, model.path, model.header, description=engine.loaded.description),
+        command=tuple(command),
+        settings=asdict(options),
+        quality=quality,
+    )

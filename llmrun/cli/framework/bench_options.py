@@ -1,0 +1,60 @@
+"""What options of a bench say: the tests, and the settings of one side of a comparison."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from llmrun.cli.framework import load_options, sweeps
+from llmrun.errors import Change, UsageError
+
+if TYPE_CHECKING:
+    from llmrun.bench.spec import Test
+    from llmrun.options.config import LoadConfig
+
+Texts = list[str] | None
+SWEPT = sweeps.Swept(load_options._config, fixed=("rpc",), without=("ctx_size",))
+
+
+def tests_of(
+    n_prompt: Texts,
+    n_gen: Texts,
+    pg: Texts = None,
+    depth: Texts = None,
+    batch: Texts = None,
+    *,
+    end_to_end: bool = False,
+) -> list[Test]:
+    """The tests that options ask for. Raises `UsageError`."""
+    from llmrun.bench.spec import make_tests
+
+    return make_tests(
+        sweeps.whole("-p/--n-prompt", n_prompt or ["512"]),
+        sweeps.whole("-n/--n-gen", n_gen or ["128"]),
+        pairs=[_pair(text) for text in pg or []],
+        depths=sweeps.whole("-d/--n-depth", depth or ["0"]),
+        sequences=sweeps.whole("-B/--n-parallel", batch, low=1) if batch else None,
+        end_to_end=end_to_end,
+    )
+
+
+def _pair(text: str) -> tuple[int, int]:
+    numbers = sweeps.whole("-pg", [text], low=1)
+    if len(numbers) != 2:
+        raise UsageError(f"'{text}' is not PP,TG", field="pg", value=text, hint=Change({"pg": "512,128"}))
+    return numbers[0], numbers[1]
+
+
+def one_config(text: str, command: Any) -> LoadConfig:
+    """What `-t 2 -ngl 0` means, as options of the command `bench`. Raises `UsageError` for what is several things."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"'{text}': {error}") from None
+    context = command.make_context("bench", ["MODEL", *words])
+    asked = {name: value for name, value in context.params.items() if name in SWEPT.names}
+    configs = list(SWEPT.combinations(asked))
+    if len(configs) != 1:
+        raise UsageError(f"'{text}' is {len(configs)} settings; a side of a comparison is one")
+    config: LoadConfig = configs[0]
+    return config

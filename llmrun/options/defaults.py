@@ -1,0 +1,5 @@
+"""Numbers that both sides of the engine hold to. No imports: the engine's child takes them from here at its start."""
+
+COMFORTABLE_CTX = 4096
+"""Tokens of context for a request that bounds neither context nor answer, as the neighbours have it; and the fewest
+that a context as long as memory allows is cut to before layers are."""
