@@ -14,7 +14,7 @@
 | `OutOfMemory`    | 10   | memory ran out, or plainly would                                 |
 | `PromptTooLong`  | 11   | the prompt has more tokens than the context                      |
 | `TooSlow`        | 12   | a comparison found less speed than was demanded                  |
-| `WrongShape`     | 13   | the answer is not of the form that was asked for                 |
+| `WrongFormat`    | 13   | the answer is not of the format that was asked for               |
 
 Two ends are no errors of ours and have no class here: Ctrl-C exits with 130, a broken pipe with 141.
 
@@ -157,5 +157,5 @@ class TooSlow(LlmrunError):
     exit_code = 12
 
 
-class WrongShape(LlmrunError):
+class WrongFormat(LlmrunError):
     exit_code = 13

@@ -39,8 +39,6 @@ CLI_FLOORS = [
 ]
 # Arrows that pure moves left pointing up, by importing file: each goes with the work on its package.
 LEFT = {
-    ("single_answer.py", "llmrun.cli.commands.chat"),
-    ("slash.py", "llmrun.cli.commands.history"),
     ("completion.py", "llmrun.cli.loading"),
     ("load_model.py", "llmrun.cli.commands.pull"),
     ("perplexity.py", "llmrun.bench"),
@@ -48,7 +46,6 @@ LEFT = {
     ("resolve.py", "llmrun.engine"),
     ("user_config.py", "llmrun.models"),
     ("quantize.py", "llmrun.cli.commands.pull"),
-    ("run.py", "llmrun.cli.commands.chat"),
     ("store.py", "llmrun.cli.commands.quantize"),
 }
 DOORS = {

@@ -3,14 +3,14 @@
     <state>/conversations.db     conversations ── turns ── pieces of the answer that is being written
     <state>/chat/<id>.lock       held by the llmrun in which a conversation is open
 
-What a method returned for survives a kill -9: each is one transaction in the write-ahead log, in the system's hands
-when it returns. (A power cut may take the last moments and damages nothing: synchronous = normal.) A growing answer
-costs a row per piece, however long it is; `finish` puts the whole in the turn and drops the pieces. Where `finish`
-never came, the pieces are the answer, and `Turn.whole` is False.
+What a method has done when it returns survives a kill -9: it is one transaction in the write-ahead log, which the
+system has by then. (A power cut may lose the last moments and damages nothing: synchronous = normal.) A growing answer
+costs one row per piece, however long it is; `finish` puts the whole text in the turn and drops the pieces. If `finish`
+was never called, the pieces are the answer, and `Turn.whole` is False.
 
-A search reads every turn: some 40 ms for 50,000 of them, and no build of SQLite lacks what it takes. LIKE knows the
-case of ASCII letters only. A text that needs more has its folded form beside it: what contains "Ä", "ß", an umlaut of
-two characters, or a NUL, where LIKE would stop.
+A search reads every turn: some 40 ms for 50,000 of them, and every build of SQLite can do it. LIKE ignores the case of
+ASCII letters only. A text that needs more has its folded form beside it: one that contains "Ä", "ß", an umlaut of two
+characters, or a NUL, where LIKE would stop.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmrun import fs, paths
 from llmrun.clock import utc
-from llmrun.errors import DiskError, LlmrunError, NotFound, UsageError
+from llmrun.errors import Act, DiskError, LlmrunError, NotFound, UsageError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -45,12 +45,12 @@ Role = Literal["user", "assistant"]
 TITLE_CHARACTERS = 60
 EXCERPT_CHARACTERS = 80
 BUSY_S = 5.0
-"""How long another llmrun may be writing before we give up. A transaction takes a millisecond."""
+"""Seconds to wait for another llmrun that writes. A transaction takes a millisecond."""
 MAX_WORD_CHARACTERS = 1000
-"""Of a word that is looked for. SQLite's LIKE takes 50,000 bytes."""
+"""The longest word to search for. SQLite's LIKE takes 50,000 bytes."""
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
-_LIST = "llmrun history list"
+_LIST = Act("history list")
 _VERSIONS: tuple[tuple[str, ...], ...] = (
     (
         # `seq` orders by the last change where the clock's second is the same, or the clock was set back.
@@ -74,30 +74,35 @@ _VERSIONS: tuple[tuple[str, ...], ...] = (
 
 
 def file() -> Path:
-    """Beside the store's own memory, so that LLMRUN_HOME moves it too."""
+    """The database; LLMRUN_HOME moves it."""
     return paths.state() / "conversations.db"
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Turn:
-    """What one side said. Times are UTC, ISO 8601 to the second."""
+    """What one side said.
 
-    id: int
+    Attributes:
+        model: the model that answered; None for the user's turns.
+        stop_reason: why the answer ended; None for the user's turns, and for an answer that a kill cut short.
+        timing: the meter's numbers; empty where they are unknown.
+        created: UTC, ISO 8601 to the second; empty where it is unknown.
+        whole: False for an answer that was never finished; `content` is what had been written by then.
+        id: its number in the store, or in a document; None where it is not kept.
+    """
+
     role: Role
     content: str
-    thinking: str
-    created: str
-    model: str | None
-    """That answered; None for the user's."""
-    stop_reason: str | None
-    """None: the user's, or an answer that was cut short by a kill."""
-    timing: Mapping[str, Any]
-    """The meter's numbers; empty where they are unknown."""
-    whole: bool
-    """False: an answer that was never finished; `content` is what had been written by then."""
+    thinking: str = ""
+    model: str | None = None
+    stop_reason: str | None = None
+    timing: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+    whole: bool = True
+    id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,12 +153,12 @@ class Conversations:
         kept.append(turn, "Good ")
         kept.finish(turn, "stop", content="Good morning.")
 
-    To be used by the thread that made it. All methods raise `DiskError` for what the disk or a damaged file is to
-    blame for, and `NotFound` for an id that is not there (any more).
+    To be used by the thread that made it. All methods raise `DiskError` if the disk fails or the file is damaged, and
+    `NotFound` for an id that is not there (any more).
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        """Makes folder and file where there are none. Raises `DiskError`; `UsageError` for a newer llmrun's file."""
+        """Makes folder and file if there are none. Raises `DiskError`, and `UsageError` for a newer llmrun's file."""
         try:
             import sqlite3
         except ImportError as error:
@@ -292,7 +297,7 @@ class Conversations:
         title: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """What is given replaces what was there. A title stays as it is from then on; "" is the automatic one again."""
+        """Replaces what is given. A title stays as it is from then on; "" restores the automatic one."""
         with self._transaction() as db:
             key = self._touch(db, id)
             for column, text in (("model", model), ("system", system)):
@@ -329,7 +334,11 @@ class Conversations:
 
     @contextmanager
     def alone(self, id: str) -> Iterator[None]:
-        """Inside, no other llmrun gets this conversation. Raises `UsageError` where one has it now."""
+        """Inside, no other llmrun gets this conversation. Raises `UsageError` if one has it now.
+
+        Not by `fs.lock`: the file says which process holds it, and is removed at the end. There is one for each
+        conversation that was ever opened, where the files of `fs.lock`, which stay, are few.
+        """
         path = self._lock_file(id)
         with fs.disk_errors(f"locking {path}"):
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -354,9 +363,9 @@ class Conversations:
     # -- reading --
 
     def find(self, reference: str) -> str:
-        """The id that is, or alone begins with, this; "last" is the one that was changed last.
+        """The id that equals `reference`, or the only one that begins with it; "last" is the last changed.
 
-        Raises `NotFound`, and `UsageError` where several begin so.
+        Raises `NotFound`, and `UsageError` if several begin with it.
         """
         if reference == "last" and (last := self.last()):
             return last
@@ -371,7 +380,7 @@ class Conversations:
         if len(ids) > 1 and ids[0] != reference:
             some = ", ".join(ids[:3])
             raise UsageError(
-                f"{len(ids)} conversations have ids that begin with {reference!r}: {some}", hint="write more"
+                f"{len(ids)} conversations have ids that begin with {reference!r}: {some}", hint="more of the id"
             )
         return str(ids[0])
 
@@ -386,14 +395,13 @@ class Conversations:
             for turn, role, content, thinking, created, model, stop_reason, timing, whole in rows:
                 if not whole:
                     content, thinking = self._pieces(db, turn)
-                turns.append(
-                    Turn(turn, role, content, thinking, created, model, stop_reason, _mapping(timing), bool(whole))
-                )
+                timing = _mapping(timing)
+                turns.append(Turn(role, content, thinking, model, stop_reason, timing, created, bool(whole), turn))
         id, created, updated, model, title, system, settings = row
         return Conversation(id, created, updated, model, title, system, _mapping(settings), tuple(turns))
 
     def last(self) -> str | None:
-        """The conversation that was changed last."""
+        """The id of the conversation that was changed last."""
         with self._errors():
             row = self._db.execute("select id from conversations order by seq desc limit 1").fetchone()
         return row[0] if row else None
@@ -405,10 +413,10 @@ class Conversations:
         return [Summary(*row[1:]) for row in rows]
 
     def search(self, words: str, limit: int | None = None) -> builtins.list[Hit]:
-        """The turns in which all of the words occur, the latest first; before them what has a title with them.
+        """The turns in which all of the words occur, the latest first; before them conversations with such a title.
 
-        A word is any text between blanks; case does not matter. What the model thought is not searched. Without words
-        nothing is found; `UsageError` for a word that is too long.
+        A word is any text between blanks; case is ignored. Thinking is not searched. Without words nothing is found.
+        Raises `UsageError` for a word that is too long.
         """
         wanted = [*dict.fromkeys(_folded(_storable(words)).split())]
         if longest := max(map(len, wanted), default=0):
@@ -455,7 +463,7 @@ class Conversations:
         return int(row[0])
 
     def _touch(self, db: sqlite3.Connection, id: str) -> int:
-        """It is the last one that was changed, now."""
+        """Marks it as the last changed; returns its key."""
         key = self._key(db, id)
         db.execute(
             "update conversations set updated = ?, seq = (select max(seq) + 1 from conversations) where key = ?",
@@ -497,7 +505,7 @@ class Conversations:
         return done.lastrowid
 
     def _retitle(self, db: sqlite3.Connection, key: int, *, anew: bool = False) -> None:
-        """After the user's first turn, unless there is a title; `anew`: only one given by hand counts as one."""
+        """Titles it after the user's first turn unless it has a title; `anew`: unless it has one given by hand."""
         title, named = db.execute("select title, named from conversations where key = ?", (key,)).fetchone()
         if named or (title and not anew):
             return
@@ -545,7 +553,7 @@ class Conversations:
 
     @contextmanager
     def _transaction(self, kind: Literal["immediate", "deferred"] = "immediate") -> Iterator[sqlite3.Connection]:
-        """All of it or nothing; "deferred" is for reading: what others write meanwhile is not seen."""
+        """All of it or nothing; "deferred" is for reading one state, whatever others write meanwhile."""
         with self._errors():
             try:
                 self._db.execute(f"begin {kind}")
@@ -559,13 +567,15 @@ class Conversations:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """SQLite's errors in our words. What only a bug brings about stays as it is."""
+        """Translates SQLite's errors. Those that only a bug can cause stay as they are."""
         try:
             yield
         except (self._sqlite3.ProgrammingError, self._sqlite3.InterfaceError):
             raise
         except self._sqlite3.Error as error:
-            raise _in_words(self.path, str(error), damaged=not isinstance(error, _harmless(self._sqlite3))) from error
+            raise _translated(
+                self.path, str(error), damaged=not isinstance(error, _not_damage(self._sqlite3))
+            ) from error
 
 
 _Found = tuple[int, int, Role, str]
@@ -576,26 +586,26 @@ _SUMMARIES = (
 )
 
 
-def _harmless(sqlite3: Any) -> tuple[type[Exception], ...]:
+def _not_damage(sqlite3: Any) -> tuple[type[Exception], ...]:
     """A plain `DatabaseError` is a damaged file; these say what else is wrong."""
     return (sqlite3.OperationalError, sqlite3.DataError, sqlite3.IntegrityError)
 
 
-def _in_words(path: Path, said: str, *, damaged: bool) -> LlmrunError:
+def _translated(path: Path, reason: str, *, damaged: bool) -> LlmrunError:
     # By the text, which has been the same for decades: only Python 3.11 tells the code.
-    if "full" in said:
-        return fs.disk_error(OSError(errno.ENOSPC, said), f"writing {path}")
-    if "readonly" in said or "read-only" in said:
+    if "full" in reason:
+        return fs.disk_error(OSError(errno.ENOSPC, reason), f"writing {path}")
+    if "readonly" in reason or "read-only" in reason:
         return DiskError(f"writing {path}: no permission, or the disk is read-only")
-    if "unable to open" in said:
+    if "unable to open" in reason:
         return DiskError(f"opening {path}: no permission, or no file that can be opened")
-    if "locked" in said:
+    if "locked" in reason:
         return DiskError(f"{path} has been in use by another program for {BUSY_S:.0f} s", hint=_LIST)
-    if "disk I/O" in said:
-        return DiskError(f"{path}: the disk failed, or a file may not grow further (ulimit -f): {said}")
-    if damaged or any(sign in said for sign in ("malformed", "no such", "has no column", "decode")):
-        return DiskError(f"{path} is damaged: {said}", hint=f"move it away: {_set_aside(path)}")
-    return DiskError(f"{path}: {said}")
+    if "disk I/O" in reason:
+        return DiskError(f"{path}: the disk failed, or a file may not grow further (ulimit -f): {reason}")
+    if damaged or any(sign in reason for sign in ("malformed", "no such", "has no column", "decode")):
+        return DiskError(f"{path} is damaged: {reason}", hint=f"move it away: {_set_aside(path)}")
+    return DiskError(f"{path}: {reason}")
 
 
 def _set_aside(path: Path) -> str:
@@ -603,7 +613,7 @@ def _set_aside(path: Path) -> str:
 
 
 def _no_conversation(id: str) -> NotFound:
-    return NotFound(f"no conversation of this machine has the id {id!r}", hint=_LIST)
+    return NotFound(f"no conversation on this machine has the id {id!r}", hint=_LIST)
 
 
 def _no_answer(turn: int) -> NotFound:
@@ -647,7 +657,7 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 def title_of(content: str) -> str:
-    """The first line that says something, in one line of at most `TITLE_CHARACTERS`."""
+    """The first line that is not blank, in at most `TITLE_CHARACTERS`."""
     line = next((line for line in content.splitlines() if line.strip()), "")
     title = " ".join(line.split())
     return title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1].rstrip() + "…"
@@ -679,7 +689,7 @@ def _storable(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """For comparing: without case, an umlaut always one character, no NUL."""
+    """For comparison: without case, umlauts as one character, no NUL."""
     if text.isascii():
         return text.lower().replace("\0", " ")
     return unicodedata.normalize("NFC", text.casefold()).replace("\0", " ")
@@ -689,7 +699,7 @@ _ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def _kept_folded(content: str) -> str | None:
-    """What LIKE must read in the place of the content; None where it does well enough with that."""
+    """What LIKE has to read instead of the content; None if the content will do."""
     if content.isascii() and "\0" not in content:
         return None
     folded = _folded(content)

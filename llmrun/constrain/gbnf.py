@@ -1,7 +1,7 @@
-"""llama.cpp's grammars (GBNF), read as llama.cpp reads them, before it does.
+"""llama.cpp's grammars (GBNF), parsed and checked the way llama.cpp does, before it does.
 
-llama.cpp 0.3.36 (b9966 and near) reports some errors of a grammar to stderr and hands out no sampler; of others it
-dies or never comes back, while it reads the grammar or many tokens later:
+llama.cpp (b9966 and near, in llama-cpp-python 0.3.36) reports some errors of a grammar to stderr and returns no
+sampler; from others it dies or never returns, while it reads the grammar or many tokens later:
 
 - `{3,1}` counts down from 2^64; a class or character that no text can have (`[z-a]`, `\\x00`, a lone surrogate) leaves
   no token to choose, and the next step aborts; a rule that only calls itself does the same;
@@ -11,9 +11,9 @@ dies or never comes back, while it reads the grammar or many tokens later:
 - `{0,2001}` silently becomes `{0,}`; a NUL ends the text; an empty grammar is no constraint.
 
 `parse` does what llama.cpp's parser does, repetitions written out as rules, and raises `UsageError` with the line and
-the reason. Four things that llama.cpp takes are refused, too, because they cannot be meant: a rule defined twice (the
+the reason. Four things that llama.cpp accepts are refused as well, because nobody means them: a rule defined twice (the
 last would count), an empty class (it would match the empty text), a range that runs backwards, and a grammar whose
-root can never end. Token references (`<[1]>`, `<think>`) need a vocabulary, which there is none of here: refused.
+root can never end. Token references (`<[1]>`, `<think>`) need a vocabulary, which is not known here: they are refused.
 
 `Grammar.judge` runs the same machine over a finished text: a set of stacks, one step per character.
 """
@@ -113,26 +113,28 @@ class Grammar:
         return _Machine(self).judge(text)
 
 
-def check(text: str, what: str = "--grammar") -> None:
-    """Raise `UsageError` for a grammar that llama.cpp would refuse, die of or never come back from."""
-    parse(text, what)
+def check(text: str, field: str = "grammar") -> None:
+    """Raises `UsageError` for a grammar that llama.cpp would refuse, die of or never return from."""
+    parse(text, field)
 
 
-def parse(text: str, what: str = "--grammar") -> Grammar:
-    """Read a grammar as llama.cpp does. Raises `UsageError`; `what` is the option that it names."""
+def parse(text: str, field: str = "grammar") -> Grammar:
+    """Reads a grammar as llama.cpp does. Raises `UsageError`, whose `field` this is."""
     if len(text) > MAX_TEXT:
         raise UsageError(
-            f"{what}: a grammar of {len(text)} characters; {MAX_TEXT} is the most", hint="a smaller grammar"
+            f"a grammar of {len(text)} characters; at most {MAX_TEXT} are possible",
+            field=field,
+            hint="a smaller grammar",
         )
-    grammar = _Parser(text, what).grammar()
-    _Checks(grammar, what).all()
+    grammar = _Parser(text, field).grammar()
+    _Checks(grammar, field).all()
     return grammar
 
 
 class _Parser:
-    def __init__(self, text: str, what: str) -> None:
+    def __init__(self, text: str, field: str) -> None:
         self.text = text
-        self.what = what
+        self.field = field
         self.pos = 0
         self.line_begins = [match.end() for match in re.finditer("\r\n|\r|\n", text)]
         self.ids: dict[str, int] = {}
@@ -143,11 +145,11 @@ class _Parser:
         self.n_elements = 0
         self.interned: dict[Chars, Chars] = {}
 
-    # -- what is said ---------------------------------------------------------------------------------------------
+    # -- errors ----------------------------------------------------------------------------------------------------
 
     def fail(self, problem: str, at: int | None = None, hint: str = _HINT) -> NoReturn:
         position = self.pos if at is None else at
-        raise UsageError(f"{self.what}: line {self.line(position)}: {problem}", hint=hint)
+        raise UsageError(f"line {self.line(position)}: {problem}", field=self.field, hint=hint)
 
     def line(self, position: int) -> int:
         return bisect_right(self.line_begins, position) + 1
@@ -165,10 +167,10 @@ class _Parser:
             self.fail("a NUL character, which would end the grammar", nul)
         for position, character in enumerate(self.text):
             if "\ud800" <= character <= "\udfff":
-                self.fail("bytes that are no UTF-8", position, "iconv -t UTF-8 FILE")
+                self.fail("bytes that are not UTF-8", position, "iconv -t UTF-8 FILE")
         self.skip(True)
         if not self.peek():
-            raise UsageError(f"{self.what}: the grammar is empty", hint='such as: root ::= "yes" | "no"')
+            raise UsageError("the grammar is empty", field=self.field, hint='such as: root ::= "yes" | "no"')
         while self.peek():
             self.rule()
         return self.finished()
@@ -180,7 +182,9 @@ class _Parser:
         if "root" not in self.ids:
             known = ", ".join(list(self.ids)[:5])
             raise UsageError(
-                f"{self.what}: there is no rule 'root', where the answer begins; there is {known}", hint="root ::= …"
+                f"there is no rule 'root', where the answer begins; there is {known}",
+                field=self.field,
+                hint="root ::= …",
             )
         rules = tuple(tuple(tuple(alternative) for alternative in self.rules[i]) for i in range(len(self.names)))
         return Grammar(tuple(self.names), tuple(self.lines), rules, self.ids["root"])
@@ -263,7 +267,7 @@ class _Parser:
             case "_":
                 return "a name has letters, digits and dashes, no underscores"
             case _:
-                return f"{self.here()} is nothing that a rule can have"
+                return f"{self.here()} cannot stand in a rule"
 
     def alternatives(self, name: str, depth: int) -> list[list[Element]]:
         found = [self.sequence(name, depth)]
@@ -348,7 +352,9 @@ class _Parser:
             return int(digits, 16)
         if escaped not in _ESCAPES:
             shown = f"'\\{escaped}'" if escaped.isprintable() else "a backslash before the end"
-            self.fail(f'{shown} is no escape; there are \\n \\r \\t \\\\ \\" \\[ \\] \\- \\xHH \\uHHHH \\UHHHHHHHH')
+            self.fail(
+                f'{shown} is not an escape; the escapes are \\n \\r \\t \\\\ \\" \\[ \\] \\- \\xHH \\uHHHH \\UHHHHHHHH'
+            )
         self.pos += 2
         return ord(_ESCAPES[escaped])
 
@@ -387,7 +393,7 @@ class _Parser:
             self.fail("an empty class; any character is a dot, a bracket in a class is \\[ or \\]", opened)
         chars = Chars(tuple(ranges), negated)
         if not chars.valid_ranges():
-            self.fail(f"no character is in {self.text[opened : self.pos][:40]!r}", opened)
+            self.fail(f"{self.text[opened : self.pos][:40]!r} matches no character", opened)
         return self.chars(chars)
 
     # -- repetitions ------------------------------------------------------------------------------------------------
@@ -400,7 +406,7 @@ class _Parser:
         if self.pos == start:
             return None
         if len(digits) > 9:
-            self.fail(f"{digits[:12]}… repetitions; {MAX_REPETITIONS} is llama.cpp's most", start)
+            self.fail(f"{digits[:12]}… repetitions; {MAX_REPETITIONS} is llama.cpp's limit", start)
         return int(digits or "0")
 
     def repetition(self, nested: bool) -> tuple[int, int | None]:
@@ -428,10 +434,10 @@ class _Parser:
         if most is not None and most < least:
             self.fail(f"{{{least},{most}}}: at least {least} and at most {most}", opened)
         if least > MAX_REPETITIONS:
-            self.fail(f"{least} repetitions; {MAX_REPETITIONS} is llama.cpp's most", opened)
+            self.fail(f"{least} repetitions; {MAX_REPETITIONS} is llama.cpp's limit", opened)
         if most is not None and most > MAX_REPETITIONS:
             self.fail(
-                f"{{{least},{most}}}: llama.cpp counts to {MAX_REPETITIONS} and takes more for no end at all",
+                f"{{{least},{most}}}: llama.cpp's limit is {MAX_REPETITIONS}, and it takes more for no limit at all",
                 opened,
                 f"{{{least},{MAX_REPETITIONS}}} or {{{least},}}",
             )
@@ -442,12 +448,12 @@ class _Parser:
     ) -> int:
         """Rewrite the last symbol as llama.cpp does: copies of it, then a rule for each one that may be left out."""
         if last == len(out):
-            self.fail("a repetition without something in front that it repeats", at)
+            self.fail("a repetition with nothing before it to repeat", at)
         symbol = out[last:]
         times = most or least or 1
         if n_before * times > MAX_REPETITIONS:
             self.fail(
-                f"{times} repetitions of what makes {n_before} rules itself; together {MAX_REPETITIONS} are the most",
+                f"{times} repetitions of what makes {n_before} rules itself; together {MAX_REPETITIONS} at most",
                 at,
                 "make what is repeated a rule of its own",
             )
@@ -473,13 +479,13 @@ def _weight(element: Element) -> int:
     return 1 if isinstance(element, int) else element.n_elements
 
 
-# -- what is wrong though it can be read ------------------------------------------------------------------------------
+# -- what is wrong though it can be parsed ----------------------------------------------------------------------------
 
 
 class _Checks:
-    def __init__(self, grammar: Grammar, what: str) -> None:
+    def __init__(self, grammar: Grammar, field: str) -> None:
         self.grammar = grammar
-        self.what = what
+        self.field = field
         self.n = len(grammar.rules)
 
     def all(self) -> None:
@@ -539,8 +545,9 @@ class _Checks:
         through = {names[other] for other in range(self.n) if component[other] == component[rule]} - {names[rule]}
         by_way = f", through {', '.join(sorted(through)[:3])}" if through else ""
         raise UsageError(
-            f"{self.what}: line {self.grammar.lines[rule]}: the rule '{names[rule]}' can begin with itself{by_way}, "
-            "which llama.cpp cannot follow",
+            f"line {self.grammar.lines[rule]}: the rule '{names[rule]}' can begin with itself{by_way}, "
+            "which llama.cpp does not support",
+            field=self.field,
             hint=f'put the repetition behind: {names[rule]} ::= item ("," item)*',
         )
 
@@ -573,7 +580,8 @@ class _Checks:
 
     def too_much(self, rule: int, problem: str) -> NoReturn:
         raise UsageError(
-            f"{self.what}: line {self.grammar.lines[rule]}: the rule '{self.grammar.names[rule]}': {problem}",
+            f"line {self.grammar.lines[rule]}: the rule '{self.grammar.names[rule]}': {problem}",
+            field=self.field,
             hint="fewer alternatives that begin alike",
         )
 

@@ -1,22 +1,23 @@
-"""An answer of a given shape: JSON, a JSON schema, a choice, or a grammar of the user's own.
+"""The format of an answer: JSON, a JSON schema, a choice, or a grammar of the user's own.
 
-A `Shape` has the grammar that llama.cpp samples by, made here and checked by `gbnf.py`, and `problem`, which says of a
-finished answer whether it is what was asked for: a grammar keeps a model on its way but cannot make it arrive.
+An `OutputFormat` has the grammar that llama.cpp samples by, made here and checked by `gbnf.py`, and `problem`, which
+says of a finished answer whether it is what was asked for: a grammar allows no wrong token, but cannot make the answer
+end.
 
-Of a JSON schema, the grammar holds: type, enum, const, properties, required, additionalProperties, items, prefixItems,
-minItems, maxItems, minLength, maxLength, pattern, format, the bounds of integers, $ref within the schema, anyOf, oneOf,
-allOf of what can be merged, nullable (OpenAPI's; it becomes a type "null"). Every text that it can make is valid
-except for what is left to the validation of the answer (`Shape.left_to_validation` names them): uniqueItems,
-multipleOf, contains, minProperties, maxProperties, bounds of `number`, oneOf's "exactly one", a length beside a pattern
-or format. Not every valid text can be made, on purpose: properties come in the schema's order, further ones only where
-`additionalProperties` says so (or nothing says what the properties are), whitespace is a blank or a line with up to 20
-blanks, numbers have up to 16 digits before and behind the point, no date is a February 29, and a schema without `type`
-means the types that its keywords are about. A `format` that is not known, and one beside a pattern, is an annotation,
-as the standard has it.
+The grammar enforces these keywords of a JSON schema: type, enum, const, properties, required, additionalProperties,
+items, prefixItems, minItems, maxItems, minLength, maxLength, pattern, format, the bounds of integers, $ref within the
+schema, anyOf, oneOf, allOf of what can be merged, nullable (OpenAPI's; it becomes a type "null"). Every text that it
+can make is valid except for what is left to the validation of the whole answer (`OutputFormat.left_to_validation` names
+them): uniqueItems, multipleOf, contains, minProperties, maxProperties, bounds of `number`, oneOf's "exactly one", a
+length beside a pattern or format. It leaves some valid texts out, on purpose: properties come in the schema's order,
+further ones only where `additionalProperties` says so (or nothing says what the properties are), whitespace is a blank
+or a line with up to 20 blanks, numbers have up to 16 digits before and behind the point, no date is a February 29, and
+a schema without `type` stands for the types that its keywords are about. A `format` that is not known, and one beside a
+pattern, is an annotation, as the standard has it.
 
-What cannot be held is refused with its JSON pointer: not, if, dependentRequired and its kin, patternProperties,
-propertyNames, unevaluatedItems, references to elsewhere, in patterns lookaround and backreferences. Beside `enum` and
-`const` everything can: their values are validated beforehand.
+What a grammar cannot express is refused with its JSON pointer: not, if, dependentRequired and its kin,
+patternProperties, propertyNames, unevaluatedItems, references to elsewhere, in patterns lookaround and backreferences.
+Beside `enum` and `const` everything is allowed: their values are validated beforehand.
 """
 
 from __future__ import annotations
@@ -27,23 +28,21 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote
 
 from llmrun.constrain import gbnf
-from llmrun.errors import NotFound, UsageError
+from llmrun.errors import Change, Remedy, UsageError
 
 MAX_SCHEMA = 1 << 20
 MAX_NESTING = 64
-"""Of the schema's JSON; of what references make of it, so many steps."""
+"""Levels of the schema's JSON, and steps of references."""
 MAX_ENUM = 10_000
 MAX_CHOICES = 10_000
 MAX_RULES = 20_000
 _SOON = 16
-"""Schemas so deep within others are converted when the outer ones are done: recursion stays shallow."""
+"""Schemas nested deeper than this are converted after the outer ones: recursion stays shallow."""
 
-_OPTION = "--json-schema"
 _INTEGER_DIGITS = 16
 _EXACT_INTEGER = 10**20 - 1
 """Bounds beyond it are cut to it: every int64 and uint64 is within."""
@@ -52,15 +51,15 @@ Kind = Literal["grammar", "json_schema", "json", "choice"]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What an answer has to be.
+class OutputFormat:
+    """What an answer has to look like.
 
     Attributes:
         kind: what the user gave.
         grammar: GBNF for llama.cpp's sampler; its root is "root".
         schema: the JSON schema that an answer is validated with, `nullable` replaced by what it means.
-        choices: one of these, to the letter.
-        left_to_validation: keywords that the grammar does not hold, with JSON pointers: "uniqueItems at #/…".
+        choices: the answer is exactly one of these.
+        left_to_validation: keywords that the grammar does not enforce, with JSON pointers: "uniqueItems at #/…".
     """
 
     kind: Kind
@@ -73,7 +72,7 @@ class Shape:
         """Why the whole answer is not what was asked for, in one sentence; None if it is."""
         match self.kind:
             case "choice":
-                return None if answer in self.choices else f"the answer {_short(answer)} is none of the choices"
+                return None if answer in self.choices else f"the answer {_short(answer)} is not one of the choices"
             case "grammar":
                 return self._problem_with_grammar(answer)
             case _:
@@ -92,13 +91,13 @@ class Shape:
         try:
             value = _loads(answer)
         except _NotJson as reason:
-            return f"the answer is no JSON: {reason}"
+            return f"the answer is not JSON: {reason}"
         if self.kind == "json":
             return None if isinstance(value, dict | list) else "the answer is neither an object nor an array"
         if self.schema is None:
             return None
         try:
-            # jsonschema compiles patterns as it goes; what Python will think of `[[` one day is no news here.
+            # jsonschema compiles patterns as it goes; Python warns of `[[`, whose meaning may change one day.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 error = next(_validator(self.schema).iter_errors(value), None)
@@ -107,93 +106,82 @@ class Shape:
         return None if error is None else f"the answer breaks the schema: {_sentence(error)}"
 
 
-def of_grammar(text: str) -> Shape:
-    """A grammar of the user's own. Raises `UsageError` where llama.cpp would refuse it or die of it."""
+def of_grammar(text: str) -> OutputFormat:
+    """A grammar of the user's own. Raises `UsageError` if llama.cpp would refuse it or die of it."""
     gbnf.check(text)
-    return Shape("grammar", text)
+    return OutputFormat("grammar", text)
 
 
-def of_json() -> Shape:
+def of_json() -> OutputFormat:
     """Any JSON object or array."""
     made = _Rules()
     made.rules["root"] = f"{made.shared('object')} | {made.shared('array')}"
-    return Shape("json", made.text("--json-mode"))
+    return OutputFormat("json", made.text("json_mode"))
 
 
-def of_choices(choices: list[str]) -> Shape:
-    """One of these texts. Raises `UsageError` for none, an empty one, one twice, one with control characters."""
-    hint = "--choice yes,no"
+def of_choices(choices: list[str]) -> OutputFormat:
+    """One of these texts. Raises `UsageError` for no text, an empty one, one twice, one with control characters."""
     if not choices:
-        raise UsageError("--choice: there is nothing to choose from", hint=hint)
+        raise _bad_choice("there is nothing to choose from")
     if len(choices) > MAX_CHOICES:
-        raise UsageError(f"--choice: {len(choices)} choices; {MAX_CHOICES} are the most", hint="--grammar FILE")
+        raise _bad_choice(f"{len(choices)} choices; at most {MAX_CHOICES} are possible", hint=_GRAMMAR)
     seen = set()
     for choice in choices:
         if not choice.strip():
-            raise UsageError("--choice: one of the choices is empty", hint=hint)
+            raise _bad_choice("one of the choices is empty")
         if any(character < " " or "\x7f" <= character <= "\x9f" for character in choice):
-            raise UsageError(f"--choice: {_short(choice)} has a control character", hint="--grammar FILE")
+            raise _bad_choice(f"{_short(choice)} has a control character", hint=_GRAMMAR)
         if _has_surrogate(choice):
-            raise UsageError(f"--choice: {_short(choice)} is no valid text", hint=hint)
+            raise _bad_choice(f"{_short(choice)} is not valid text")
         if choice in seen:
-            raise UsageError(f"--choice: {_short(choice)} is there twice", hint=hint)
+            raise _bad_choice(f"{_short(choice)} is given twice")
         seen.add(choice)
     made = _Rules()
     made.rules["root"] = made.one_of(choices)
-    return Shape("choice", made.text("--choice"), choices=tuple(choices))
+    return OutputFormat("choice", made.text("choice"), choices=tuple(choices))
 
 
-def of_schema(schema: Any) -> Shape:
-    """What a JSON schema describes: as a text, or as what its JSON stands for. Raises `UsageError`."""
+def of_schema(schema: Any, source: str = "") -> OutputFormat:
+    """What a JSON schema describes: its text, or the value that the text stands for. Raises `UsageError`.
+
+    `source` is where a text is from; messages about its JSON begin with that.
+    """
     if isinstance(schema, str):
-        schema = _read(schema)
+        schema = _read(schema, f"{source}: " if source else "")
     else:
         try:
             schema = _read(json.dumps(schema, allow_nan=False))
         except (TypeError, ValueError, RecursionError):
-            raise UsageError(f"{_OPTION}: the schema is no JSON", hint=_EXAMPLE) from None
+            raise _bad_schema("the schema is not JSON") from None
     if not isinstance(schema, dict | bool):
-        raise UsageError(f"{_OPTION}: a schema is an object, or true or false, not {_type_name(schema)}", hint=_EXAMPLE)
+        raise _bad_schema(f"a schema is an object, or true or false, not {_type_name(schema)}")
     if _depth(schema) > MAX_NESTING:
-        raise UsageError(f"{_OPTION}: nested deeper than {MAX_NESTING} levels", hint='"$defs" with "$ref" are flat')
+        raise _bad_schema(f"nested deeper than {MAX_NESTING} levels", hint='"$defs" with "$ref" are flat')
     _check_schema(schema)
     schema = _without_nullable(schema)
     _check_references(schema)
     converter = _Converter(schema)
     if type(converter.validator).__name__ == "Draft3Validator":
-        raise UsageError(f"{_OPTION}: draft 3 of JSON Schema is not supported", hint="leave $schema out")
+        raise _bad_schema("draft 3 of JSON Schema is not supported", hint="leave $schema out")
     grammar = converter.convert()
-    return Shape("json_schema", grammar, schema, left_to_validation=tuple(converter.left))
-
-
-def parse_schema_argument(text: str) -> Any:
-    """The schema that TEXT is (it begins with a brace, or is true or false), or that stands in the file of that name.
-
-    Raises `NotFound` where there is no such file, `UsageError` for what is no JSON.
-    """
-    stripped = text.strip()
-    if stripped.startswith("{") or stripped in ("true", "false"):
-        return _read(stripped)
-    path = Path(text)
-    try:
-        if not path.is_file():
-            raise NotFound(f"{_OPTION}: there is no file '{text[:200]}'", hint=_EXAMPLE)
-        size = path.stat().st_size
-        if size > MAX_SCHEMA:
-            raise UsageError(f"{_OPTION}: {path} has {size} bytes; {MAX_SCHEMA} are the most", hint=_EXAMPLE)
-        return _read(path.read_bytes().decode("utf-8-sig"), f" {path}:")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{_OPTION}: {path} is no UTF-8 at byte {error.start}", hint=f"iconv -t UTF-8 {path}"
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no name of a file"
-        raise UsageError(f"{_OPTION}: '{text[:200]}': {reason}", hint=_EXAMPLE) from None
+    return OutputFormat("json_schema", grammar, schema, left_to_validation=tuple(converter.left))
 
 
 # -- JSON, read strictly ---------------------------------------------------------------------------------------------
 
-_EXAMPLE = """--json-schema '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'"""
+_EXAMPLE = Change(
+    {"json_schema": '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'}
+)
+_CHOICES = Change({"choice": "yes,no"})
+_GRAMMAR = Change({"grammar": "FILE"})
+
+
+def _bad_schema(problem: str, hint: Remedy = _EXAMPLE) -> UsageError:
+    return UsageError(problem, field="json_schema", hint=hint)
+
+
+def _bad_choice(problem: str, hint: Remedy = _CHOICES) -> UsageError:
+    return UsageError(problem, field="choice", hint=hint)
 
 
 class _NotJson(Exception):
@@ -201,10 +189,10 @@ class _NotJson(Exception):
 
 
 def _loads(text: str) -> Any:
-    """JSON of the standard: no NaN, nothing that Python cannot hold."""
+    """JSON as the standard has it: no NaN, and no number that Python cannot hold."""
 
     def refuse(word: str) -> NoReturn:
-        raise _NotJson(f"{word} is no number")
+        raise _NotJson(f"{word} is not a JSON number")
 
     try:
         value = json.loads(text.strip(" \t\r\n"), parse_constant=refuse)
@@ -217,25 +205,25 @@ def _loads(text: str) -> Any:
     return value
 
 
-def _read(text: str, where: str = "") -> Any:
-    """The JSON of a schema."""
+def _read(text: str, source: str = "") -> Any:
+    """The JSON of a schema. `source` is the beginning of messages."""
     if len(text) > MAX_SCHEMA:
-        raise UsageError(
-            f"{_OPTION}:{where} a schema of {len(text)} characters; {MAX_SCHEMA} are the most", hint=_EXAMPLE
+        raise _bad_schema(
+            f"{source}a schema of {len(text)} characters; at most {MAX_SCHEMA} are possible", hint=_EXAMPLE
         )
     try:
         schema = _loads(text)
         if _depth(schema) <= MAX_NESTING:
             json.dumps(schema, allow_nan=False)
     except _NotJson as error:
-        raise UsageError(f"{_OPTION}:{where} no JSON: {error}", hint=_EXAMPLE) from None
+        raise _bad_schema(f"{source}not JSON: {error}") from None
     except ValueError:
-        raise UsageError(f"{_OPTION}:{where} a number is too large, such as 1e999", hint=_EXAMPLE) from None
+        raise _bad_schema(f"{source}a number is too large, such as 1e999") from None
     return schema
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects are nested, without recursion."""
+    """How deep lists and objects are nested; computed without recursion."""
     deepest = 0
     level = [value]
     while level := [v for v in level if isinstance(v, dict | list)]:
@@ -276,7 +264,7 @@ _NAMED = "$defs definitions dependentSchemas dependencies patternProperties prop
 
 
 def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The schemas within a schema, with the way to each."""
+    """The schemas directly within a schema, with the path to each."""
     for key in _ONE:
         if isinstance(schema.get(key), dict | bool):
             yield (key,), schema[key]
@@ -290,12 +278,12 @@ def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]
 
 
 def _point(pointer: str, *names: str) -> str:
-    """A JSON pointer (RFC 6901), one or more steps on."""
+    """The JSON pointer (RFC 6901), extended by these names."""
     return pointer + "".join("/" + name.replace("~", "~0").replace("/", "~1") for name in names)
 
 
 def _validator(schema: Any) -> Any:
-    """jsonschema's, of the draft that `$schema` names, else 2020-12; nothing is fetched for it."""
+    """jsonschema's validator for the draft that `$schema` names, else 2020-12; it fetches nothing."""
     from jsonschema import Draft202012Validator
     from jsonschema.validators import validator_for
     from referencing import Registry
@@ -304,13 +292,13 @@ def _validator(schema: Any) -> Any:
 
 
 def _sentence(error: Any) -> str:
-    """A ValidationError in a line: what, and where."""
+    """A `ValidationError` in one line: what is wrong, and where."""
     words = " ".join(str(error.message).split())
     return f"{words[:200]}{'…' if len(words) > 200 else ''} ({error.json_path})"
 
 
 def _check_schema(schema: Any) -> None:
-    """Against the meta-schema of its draft."""
+    """Validates the schema against the meta-schema of its draft. Raises `UsageError`."""
     from jsonschema.exceptions import SchemaError
 
     try:
@@ -318,25 +306,25 @@ def _check_schema(schema: Any) -> None:
             warnings.simplefilter("ignore")
             type(_validator(schema)).check_schema(schema)
     except OverflowError:  # of a pattern with a{99999999999}
-        raise UsageError(f"{_OPTION}: no valid schema: a pattern counts too far", hint=_EXAMPLE) from None
+        raise _bad_schema("not a valid schema: the counts in a pattern are too large") from None
     except SchemaError as error:
         where = _point("#", *map(str, error.path))
         words = " ".join(error.message.split())[:200]
-        raise UsageError(f"{_OPTION}: no valid schema at {where}: {words}", hint=_EXAMPLE) from None
+        raise _bad_schema(f"not a valid schema at {where}: {words}") from None
     except RecursionError:
-        raise UsageError(f"{_OPTION}: nested too deeply", hint='"$defs" with "$ref" are flat') from None
+        raise _bad_schema("nested too deeply", hint='"$defs" with "$ref" are flat') from None
 
 
 def _without_nullable(schema: Any) -> Any:
-    """The same with OpenAPI's `nullable` said as JSON Schema says it."""
+    """The same, with OpenAPI's `nullable` written the way of JSON Schema."""
     if not isinstance(schema, dict):
         return schema
     copy = dict(schema)
-    for way, inner in _subschemas(schema):
-        if len(way) == 1:
-            copy[way[0]] = _without_nullable(inner)
+    for path, inner in _subschemas(schema):
+        if len(path) == 1:
+            copy[path[0]] = _without_nullable(inner)
             continue
-        key, name = way
+        key, name = path
         if copy[key] is schema[key]:
             copy[key] = schema[key].copy()
         copy[key][int(name) if isinstance(copy[key], list) else name] = _without_nullable(inner)
@@ -348,7 +336,8 @@ def _without_nullable(schema: Any) -> Any:
 
 
 def _check_references(schema: Any) -> None:
-    """Every `$ref` leads to a schema within this one, every pattern is one: jsonschema would raise at the answer."""
+    """Raises `UsageError` unless every `$ref` leads to a schema in this one and every pattern is valid: jsonschema
+    would raise only when the answer is validated."""
     todo = [("#", schema)]
     while todo:
         pointer, inner = todo.pop()
@@ -356,16 +345,16 @@ def _check_references(schema: Any) -> None:
             continue
         for key in ("$dynamicRef", "$recursiveRef"):
             if key in inner:
-                raise UsageError(f"{_OPTION}: {pointer}: {key} is not supported", hint='"$ref": "#/$defs/NAME"')
+                raise _bad_schema(f"{pointer}: {key} is not supported", hint='"$ref": "#/$defs/NAME"')
         if pointer != "#" and isinstance(inner.get("$id"), str):
-            raise UsageError(f"{_OPTION}: {pointer}: an $id within the schema is not supported", hint="leave it out")
+            raise _bad_schema(f"{pointer}: an inner $id is not supported", hint="leave it out")
         if isinstance(inner.get("pattern"), str):
             _check_pattern(inner["pattern"], pointer)
         for pattern in inner.get("patternProperties", {}):
             _check_pattern(pattern, pointer)
         if isinstance(inner.get("$ref"), str):
             _resolve(schema, inner["$ref"], pointer)
-        todo += [(_point(pointer, *way), further) for way, further in _subschemas(inner)]
+        todo += [(_point(pointer, *path), further) for path, further in _subschemas(inner)]
 
 
 def _check_pattern(pattern: str, pointer: str) -> None:
@@ -374,15 +363,15 @@ def _check_pattern(pattern: str, pointer: str) -> None:
             warnings.simplefilter("ignore")
             re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(
-            f"{_OPTION}: {pointer}: {_short(pattern)} is no pattern: {error}", hint='"pattern": "^[a-z]+$"'
+        raise _bad_schema(
+            f"{pointer}: {_short(pattern)} is not a pattern: {error}", hint='"pattern": "^[a-z]+$"'
         ) from None
 
 
 def _resolve(root: Any, reference: str, pointer: str) -> Any:
     hint = '"$ref": "#/$defs/NAME"'
     if reference != "#" and not reference.startswith("#/"):
-        raise UsageError(f"{_OPTION}: {pointer}: $ref {_short(reference)} leads out of the schema", hint=hint)
+        raise _bad_schema(f"{pointer}: $ref {_short(reference)} leads outside the schema", hint=hint)
     found = root
     for step in reference[2:].split("/") if len(reference) > 1 else ():
         name = unquote(step).replace("~1", "/").replace("~0", "~")
@@ -391,9 +380,9 @@ def _resolve(root: Any, reference: str, pointer: str) -> Any:
         elif isinstance(found, list) and name.isdecimal() and len(name) < 9 and int(name) < len(found):
             found = found[int(name)]
         else:
-            raise UsageError(f"{_OPTION}: {pointer}: $ref {_short(reference)} leads nowhere", hint=hint)
+            raise _bad_schema(f"{pointer}: $ref {_short(reference)} leads nowhere", hint=hint)
     if not isinstance(found, dict | bool):
-        raise UsageError(f"{_OPTION}: {pointer}: $ref {_short(reference)} leads to no schema", hint=hint)
+        raise _bad_schema(f"{pointer}: $ref {_short(reference)} leads to something that is not a schema", hint=hint)
     return found
 
 
@@ -444,7 +433,7 @@ _FORMATS = frozenset({"date", "time", "date-time", "uuid", "ipv4", "hostname", "
 
 
 def _literal(text: str) -> str:
-    """A text in GBNF's double quotes."""
+    """The text as a literal of GBNF."""
     out = []
     for character in text:
         if character in '"\\':
@@ -464,7 +453,7 @@ def _class(ranges: Iterable[tuple[int, int]]) -> str:
 
 
 def _json_string(text: str) -> str:
-    """A text as JSON, without control characters and surrogates of its own."""
+    """The text as JSON; control characters and surrogates are escapes."""
     return re.sub(
         "[\x7f-\x9f\u2028\u2029\ud800-\udfff]",
         lambda match: f"\\u{ord(match[0]):04x}",
@@ -473,7 +462,7 @@ def _json_string(text: str) -> str:
 
 
 class _Rules:
-    """GBNF in the making. `root` is first; shared rules come in when they are named."""
+    """The rules of a grammar while it is made. `root` is first; shared rules are added when they are named."""
 
     def __init__(self) -> None:
         self.rules: dict[str, str] = {"root": ""}
@@ -494,7 +483,7 @@ class _Rules:
         """A name for a rule whose body follows."""
         self.n_made += 1
         if self.n_made > MAX_RULES:
-            raise UsageError(f"{_OPTION}: the schema makes more than {MAX_RULES} rules", hint="a smaller schema")
+            raise _bad_schema(f"the schema makes more than {MAX_RULES} rules", hint="a smaller schema")
         name = f"r{self.n_made}"
         self.rules[name] = ""
         return name
@@ -505,7 +494,8 @@ class _Rules:
         return name
 
     def one_of(self, texts: Iterable[str]) -> str:
-        """One of the texts, as alternatives that begin differently: llama.cpp compares every way to go on."""
+        """One of the texts, by alternatives that begin differently: llama.cpp compares every alternative that can go
+        on."""
         todo: list[tuple[str, list[str], int]] = []
         body = self._branches(sorted(set(texts)), 0, todo)
         while todo:
@@ -514,7 +504,7 @@ class _Rules:
         return body
 
     def _branches(self, texts: list[str], done: int, todo: list[tuple[str, list[str], int]]) -> str:
-        """Of sorted texts that agree in the first `done` characters, the rest; what branches again goes to `todo`."""
+        """The rest of sorted texts that agree in the first `done` characters; what branches again goes to `todo`."""
         found = []
         begin = 0
         while begin < len(texts):
@@ -539,10 +529,11 @@ class _Rules:
             begin = end
         return " | ".join(found)
 
-    def text(self, what: str) -> str:
+    def text(self, field: str) -> str:
+        """The whole grammar, checked; errors are about `field`."""
         # A body may be missing where a schema turned out to be impossible; nothing that is used leads there.
         grammar = "".join(f"{name} ::= {body or _NOTHING}\n" for name, body in self.rules.items())
-        gbnf.check(grammar, what)
+        gbnf.check(grammar, field)
         return grammar
 
 
@@ -571,14 +562,17 @@ _TYPES = ("object", "array", "string", "number", "boolean", "null")
 
 
 class _Impossible(Exception):
-    """No value can be all that is asked of it. `pointer` is filled in on the way up."""
+    """No value satisfies the schema. `pointer` is filled in on the way up."""
 
     pointer: str | None = None
 
 
 class _Converter(_Rules):
-    """`open` are the schemas that are being converted and that nothing has been written for yet: what refers to one
-    of these would have to begin with itself."""
+    """A JSON schema to GBNF.
+
+    `open_` is the set of schemas that are being converted and have no text yet: a reference to one of these is left
+    recursion.
+    """
 
     def __init__(self, root: Any) -> None:
         super().__init__()
@@ -598,20 +592,20 @@ class _Converter(_Rules):
                 name, schema, pointer, key = self.later.pop()
                 self.rules[name] = self.body(schema, pointer, frozenset({key}), 1)
         except RecursionError:
-            raise UsageError(f"{_OPTION}: nested too deeply", hint="a smaller schema") from None
+            raise _bad_schema("nested too deeply", hint="a smaller schema") from None
         except _Impossible as impossible:
             self.fail(impossible.pointer or "#", f"nothing can be valid: {impossible}", "other bounds")
         try:
-            return self.text(_OPTION)
+            return self.text("json_schema")
         except UsageError as error:
             if "no end" in error.message:
                 problem = "every value would contain another of its kind, without end"
             else:
-                problem = f"too much for a grammar: {error.message.removeprefix(f'{_OPTION}: ')}"
-            raise UsageError(f"{_OPTION}: {problem}", hint="a smaller schema") from None
+                problem = f"too much for a grammar: {error.message}"
+            raise _bad_schema(problem, hint="a smaller schema") from None
 
     def fail(self, pointer: str, problem: str, hint: str = "leave it out, and check the answer yourself") -> NoReturn:
-        raise UsageError(f"{_OPTION}: {pointer}: {problem}", hint=hint)
+        raise _bad_schema(f"{pointer}: {problem}", hint=hint)
 
     def leave(self, keyword: str, pointer: str) -> None:
         entry = f"{keyword} at {pointer}"
@@ -670,7 +664,7 @@ class _Converter(_Rules):
             return self.alternatives(schema, pointer, open_, depth)
         for keyword in _REFUSED:
             if keyword in schema:
-                self.fail(pointer, f"'{keyword}' cannot be held by a grammar")
+                self.fail(pointer, f"'{keyword}' cannot be expressed as a grammar")
         types = schema.get("type")
         if types is None:
             types = [name for name, keywords in _ABOUT.items() if any(keyword in schema for keyword in keywords)]
@@ -732,7 +726,7 @@ class _Converter(_Rules):
         return found
 
     def merged(self, one: dict[str, Any], other: dict[str, Any], pointer: str) -> dict[str, Any]:
-        """A schema for what is valid for both."""
+        """A schema that accepts what both accept."""
         found = dict(one)
         for key, value in other.items():
             if key not in found:
@@ -804,10 +798,10 @@ class _Converter(_Rules):
     # -- values -----------------------------------------------------------------------------------------------------
 
     def literals(self, schema: dict[str, Any], pointer: str) -> str:
-        """Of enum and const, the values that everything beside them allows."""
+        """The values of enum and const that the other keywords allow."""
         values = schema["enum"] if "enum" in schema else [schema["const"]]
         if len(values) > MAX_ENUM:
-            self.fail(pointer, f"{len(values)} values in 'enum'; {MAX_ENUM} are the most", "a pattern")
+            self.fail(pointer, f"{len(values)} values in 'enum'; at most {MAX_ENUM} are possible", "a pattern")
         rest = {key: value for key, value in schema.items() if key != "enum" or "const" in schema}
         check = self.validator.evolve(schema=rest or True)
         try:
@@ -824,7 +818,7 @@ class _Converter(_Rules):
         return " | ".join(found)
 
     def literal(self, value: Any) -> str:
-        """A constant, with the freedom of whitespace that all JSON has here."""
+        """A constant, with the same freedom of whitespace as all JSON here."""
         ws = self.shared("ws")
         if isinstance(value, dict) and value:
             members = (f"{_literal(_json(name) + ':')} {ws} {self.literal(inner)}" for name, inner in value.items())
@@ -834,8 +828,8 @@ class _Converter(_Rules):
         return _literal(_json(value))
 
     def object(self, schema: dict[str, Any], pointer: str, depth: int) -> str:
-        """Properties in order, each rule being "the rest from here", once for nothing written yet and once with a
-        comma first: linear, where every subset of n optional properties would be 2^n alternatives."""
+        """Properties in order. Each has two rules for "the rest from here": one if nothing is written yet, one that
+        begins with a comma. That is linear; one alternative per subset of n optional properties would be 2^n."""
         properties: dict[str, Any] = dict(schema.get("properties", {}))
         required = schema["required"] if isinstance(schema.get("required"), list) else []
         further = schema.get("additionalProperties")
@@ -844,7 +838,7 @@ class _Converter(_Rules):
                 raise _Impossible(f"{_short(name)} is required and not allowed")
             properties.setdefault(name, True if further is None else further)
         if isinstance(schema.get("unevaluatedProperties"), dict):
-            self.fail(pointer, "'unevaluatedProperties' cannot be held by a grammar")
+            self.fail(pointer, "'unevaluatedProperties' cannot be expressed as a grammar")
         if further is None:
             further = not properties and schema.get("unevaluatedProperties") is not False
         properties = {name: inner for name, inner in properties.items() if inner is not False}
@@ -887,7 +881,7 @@ class _Converter(_Rules):
                 after.setdefault(name[:i], set()).add(character)
                 after.setdefault(name[: i + 1], set())
             if len(after) > MAX_RULES:
-                raise UsageError(f"{_OPTION}: the names of properties are too long", hint="shorter names")
+                raise _bad_schema("the names of properties are too long", hint="shorter names")
         rules = {written: self.reserve() for written in after}
         for written, characters in after.items():
             codes = [(ord(character), ord(character)) for character in sorted(characters)]
@@ -933,7 +927,7 @@ class _Converter(_Rules):
         return f'"[" {ws} {tail}'
 
     def items(self, item: str, least: int, most: int | None) -> str:
-        """So many of one kind, and the bracket that closes them."""
+        """From `least` to `most` items, and the closing bracket."""
         if most == 0:
             return '"]"'
         ws = self.shared("ws")
@@ -943,12 +937,12 @@ class _Converter(_Rules):
         return self.add(f'{body} | "]"' if least == 0 else body)
 
     def counts(self, schema: dict[str, Any], of: str, pointer: str, limit: int) -> tuple[int, int | None]:
-        """minItems and maxItems, or minLength and maxLength."""
+        """minItems and maxItems, or minLength and maxLength; None is no bound."""
         for keyword in (f"min{of}", f"max{of}"):
             if schema.get(keyword, 0) > limit:
                 self.fail(
                     pointer,
-                    f"{keyword} {_short(schema[keyword], 12)}: llama.cpp counts to {limit}",
+                    f"{keyword} {_short(schema[keyword], 12)}: llama.cpp's limit is {limit}",
                     f"{keyword} {limit} or less, or leave it out, and check the answer yourself",
                 )
         most = schema.get(f"max{of}")
@@ -990,7 +984,7 @@ class _Converter(_Rules):
         return " | ".join(found)
 
     def number(self, schema: dict[str, Any], pointer: str) -> str:
-        """Of its bounds, the grammar holds the sign: that none is negative."""
+        """Of its bounds, the grammar enforces one thing: where 0 is the least, no minus sign."""
         for keyword in _BOUNDS:
             if keyword in schema and not isinstance(schema[keyword], bool):
                 self.leave(keyword, pointer)
@@ -1004,12 +998,12 @@ def _json(value: Any) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal as JSON: 1 is 1.0, but not true."""
+    """Equal as JSON: 1 equals 1.0, but not true."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _both(one: Any, other: Any) -> Any:
-    """A schema for what is valid for both."""
+    """A schema that accepts what both accept."""
     if one is False or other is False:
         return False
     if one is True or one == other:
@@ -1052,7 +1046,7 @@ def _integer_bounds(schema: dict[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _between(low: int, high: int) -> list[str]:
-    """Alternatives for the integers from low to high, 0 <= low <= high, without leading zeros."""
+    """Alternatives for the integers from low to high, where 0 <= low <= high, without leading zeros."""
     found = []
     whole: list[int] = []  # lengths of which every number is within
     for n in range(len(str(low)), len(str(high)) + 1):
@@ -1067,7 +1061,7 @@ def _between(low: int, high: int) -> list[str]:
 
 
 def _digits(low: str, high: str) -> str:
-    """Texts of digits from low to high, of one length."""
+    """The texts of digits from `low` to `high`, which have one length."""
     if not low:
         return ""
     if low[0] == high[0]:
@@ -1089,8 +1083,9 @@ def _digits(low: str, high: str) -> str:
 # -- regular expressions ----------------------------------------------------------------------------------------------
 
 _Ranges = list[tuple[int, int]]
-# What Python (which validates) and ECMA-262 (which the standard means) agree on: `narrow` is in for both, what is not
-# in `wide` is out for both. Python's classes are Unicode's; of it, these are plain letters and plain signs.
+# What Python (which validates) and ECMA-262 (which the standard means) agree on: both match all of `narrow`, and
+# neither matches anything outside of `wide`. Python's classes are Unicode's; of it, these are plain letters and plain
+# signs.
 _LETTERS = [(0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x17F), (0x391, 0x3A1), (0x3B1, 0x3C9), (0x410, 0x44F), (0x4E00, 0x9FA5)]
 _SIGNS = [(0xA1, 0xA9), (0xAB, 0xAC), (0xAE, 0xB1), (0xB6, 0xB8), (0x2010, 0x2027), (0x20A0, 0x20BF), (0x2190, 0x21FF)]
 _WORD = [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
@@ -1122,10 +1117,10 @@ _QUANTIFIER = re.compile(r"\{(\d+)(,(\d*))?\}")
 
 
 class _Pattern:
-    """A regular expression as GBNF for the inside of a JSON string. Not anchored, anything may be before and behind.
+    """A regular expression as GBNF for the inside of a JSON string. Unanchored: any text may stand before and behind.
 
-    There are literals, classes, `.`, \\d \\w \\s and their opposites, groups, alternatives and quantifiers, ^ at the
-    beginning and $ at the end of an alternative.
+    Supported are literals, classes, `.`, \\d \\w \\s and their opposites, groups, alternatives and quantifiers, ^ at
+    the beginning and $ at the end of an alternative.
     """
 
     def __init__(self, rules: _Converter, pattern: str, pointer: str) -> None:
@@ -1141,8 +1136,8 @@ class _Pattern:
         return self.rules.add(" | ".join(alternative or '""' for alternative in found))
 
     def fail(self, problem: str) -> NoReturn:
-        raise UsageError(
-            f"{_OPTION}: {self.pointer}: the pattern {_short(self.pattern)}, at {self.pos + 1}: {problem}",
+        raise _bad_schema(
+            f"{self.pointer}: the pattern {_short(self.pattern)}, at {self.pos + 1}: {problem}",
             hint="a pattern of classes, groups, | and quantifiers, such as ^[A-Z]{2}-[0-9]+$",
         )
 
@@ -1169,7 +1164,7 @@ class _Pattern:
         while self.peek() not in ("", "|", ")"):
             if self.take("$"):
                 if depth or self.peek() not in ("", "|"):
-                    self.fail("a '$' that is not the end of the pattern")
+                    self.fail("a '$' that is not at the end of the pattern")
                 ended = True
                 break
             found.append(self.repeated(self.atom(depth)))
@@ -1184,9 +1179,9 @@ class _Pattern:
         """A symbol of GBNF; of a group, its alternatives."""
         character = self.peek()
         if character == "^":
-            self.fail("a '^' that is not the beginning of the pattern")
+            self.fail("a '^' that is not at the beginning of the pattern")
         if character in ("*", "+", "?"):
-            self.fail("a quantifier without something in front of it")
+            self.fail("a quantifier with nothing before it")
         if character == "(":
             return self.group(depth)
         if character == "[":
@@ -1203,7 +1198,7 @@ class _Pattern:
             kinds = {"?=": "lookahead", "?!": "lookahead", "?<=": "lookbehind", "?<!": "lookbehind"}
             for begin, kind in kinds.items():
                 if self.pattern.startswith(begin, self.pos):
-                    self.fail(f"{kind} cannot be held by a grammar")
+                    self.fail(f"{kind} cannot be expressed as a grammar")
             if not re.compile(r"\?P<\w+>").match(self.pattern, self.pos):
                 self.fail(f"a group '({self.pattern[self.pos : self.pos + 2]}…' is not supported")
             self.pos = self.pattern.index(">", self.pos) + 1
@@ -1230,7 +1225,7 @@ class _Pattern:
             numbers = [int(digits[:9]) for digits in (match[1], match[3]) if digits]
             if max(numbers) > gbnf.MAX_REPETITIONS:
                 self.pos = start
-                self.fail(f"{match[0][:24]}: llama.cpp counts to {gbnf.MAX_REPETITIONS}")
+                self.fail(f"{match[0][:24]}: llama.cpp's limit is {gbnf.MAX_REPETITIONS}")
             least = numbers[0]
             most = least if match[2] is None else numbers[1] if match[3] else None
         elif self.peek() in ("*", "+", "?") and self.peek():
@@ -1267,7 +1262,7 @@ class _Pattern:
         if not letter or letter.isalnum():
             self.pos -= 1
             if letter.isdecimal():
-                self.fail("a backreference cannot be held by a grammar")
+                self.fail("a backreference cannot be expressed as a grammar")
             self.fail(f"the escape \\{letter} is not supported")
         return ord(letter)
 
@@ -1289,7 +1284,7 @@ class _Pattern:
                 self.pos += 1
                 end = self.class_character()
                 if isinstance(end, tuple) or end < low:
-                    self.fail("a range without a proper end")
+                    self.fail("a range whose end is before its beginning, or is a class")
                 high = end
             narrow.append((low, high))
             wide.append((low, high))
@@ -1305,7 +1300,7 @@ class _Pattern:
         return ord(character)
 
     def symbol(self, ranges: _Ranges) -> str:
-        """One character of these, as a JSON string has it: as it is, or as an escape."""
+        """One of these characters as a JSON string spells it: itself, or an escape."""
         raw = _without(ranges, _without([(0, 0x10FFFF)], _RAW))
         found = []
         if len(raw) == 1 and raw[0][0] == raw[0][1]:
@@ -1319,7 +1314,7 @@ class _Pattern:
             codes = [code for code in (*range(0x20), *range(0x7F, 0xA0)) if _within(ranges, code)]
             found = [_literal(f"\\u{code:04x}") for code in codes]
         if not found:
-            self.fail("no character is in this class")
+            self.fail("this class matches no character")
         body = " | ".join(found)
         if len(found) == 1 and not short:
             return body

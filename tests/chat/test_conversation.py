@@ -6,11 +6,14 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmrun.chat.conversation import Chat, Manner, Notice, Piece
+from llmrun.chat.answer_options import AnswerOptions
+from llmrun.chat.conversation import Chat, Notice, Piece
 from llmrun.chat.store import Conversations
+from llmrun.constrain.output_format import of_choices
 from llmrun.engine.engine import Engine
 from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
 from llmrun.models.resolve import find_model
@@ -70,7 +73,7 @@ def test_undo_regen_and_edit(engine: Engine, kept: Conversations) -> None:
     assert chat.generation.timing.n_cached > 20
     chat.undo()
     chat.undo()
-    with pytest.raises(UsageError, match="nothing was said yet"):
+    with pytest.raises(UsageError, match="there is no message yet"):
         chat.undo()
 
 
@@ -194,10 +197,10 @@ def test_nothing_answered_is_nothing_kept(engine: Engine, kept: Conversations) -
     """A conversation without a turn, and without a name, is none."""
     chat = Chat(engine, "tiny", sampling=SamplingConfig(max_tokens=0), store=kept)
     assert said(chat.ask("Hello")) == "" and kept.list() == [] and chat.id is None
-    with pytest.raises(UsageError, match="nothing was said yet"):
+    with pytest.raises(UsageError, match="there is no message yet"):
         chat.set_title("x")
     unkept = Chat(engine, "tiny", sampling=GREEDY)
-    with pytest.raises(UsageError, match="nothing was said yet"):
+    with pytest.raises(UsageError, match="there is no message yet"):
         unkept.set_title("x", kept)
     said(unkept.ask("a secret"))
     assert kept.list() == []
@@ -279,7 +282,7 @@ def test_over_the_edge_is_counted_as_one(kept: Conversations) -> None:
 
 def test_stop_instead_of_dropping() -> None:
     with open_tiny(120) as engine:
-        chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), manner=Manner(overflow="stop"))
+        chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), options=AnswerOptions(ctx_overflow="stop"))
         said(chat.ask("What is a token?"))
         events = list(chat.ask("Tell me a story about a fox"))
         assert chat.generation is not None and chat.generation.stop_reason == "context"
@@ -312,8 +315,8 @@ SHORT = SamplingConfig(temperature=0, max_tokens=30)
 
 def test_thinking_is_kept_apart(engine: Engine, kept: Conversations) -> None:
     """A budget ends it; it has a count of its own, is kept, and is not fed back."""
-    manner = Manner(template=THINKS, think_budget=6)
-    chat = Chat(engine, "tiny", sampling=SHORT, manner=manner, store=kept)
+    options = AnswerOptions(chat_template=THINKS, think_budget=6)
+    chat = Chat(engine, "tiny", sampling=SHORT, options=options, store=kept)
     events = list(chat.ask("Tell me a story"))
     thought = "".join(event.thought for event in events if isinstance(event, Piece))
     turn = chat.turns[-1]
@@ -327,14 +330,14 @@ def test_thinking_is_kept_apart(engine: Engine, kept: Conversations) -> None:
 
 def test_thinking_alone_is_an_answer_too(engine: Engine, kept: Conversations) -> None:
     """Cut by -n in the middle of its thoughts: the turn is there, now and after a resume."""
-    manner = Manner(template=THINKS)
-    chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0, max_tokens=6), manner=manner, store=kept)
+    options = AnswerOptions(chat_template=THINKS)
+    chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0, max_tokens=6), options=options, store=kept)
     for question in ("Tell me a story", "And another"):
         said(chat.ask(question))
     assert [turn.content for turn in chat.turns] == ["Tell me a story", "", "And another", ""] and chat.id is not None
     before, id = chat.messages(), chat.id
     chat.close()
-    other = Chat(engine, "tiny", sampling=GREEDY, manner=manner, store=kept)
+    other = Chat(engine, "tiny", sampling=GREEDY, options=options, store=kept)
     other.resume(kept.read(id))
     assert other.messages() == before and not other.is_unanswered
 
@@ -342,24 +345,26 @@ def test_thinking_alone_is_an_answer_too(engine: Engine, kept: Conversations) ->
 def test_thinking_turned_off(engine: Engine) -> None:
     """By the template's switch; where it has none, by closing what the template opens."""
     for template in (THINKS, THINKS.replace("{% if enable_thinking %}<think>{% endif %}", "<think>")):
-        chat = Chat(engine, "tiny", sampling=SHORT, manner=Manner(template=template, think="off"))
+        chat = Chat(engine, "tiny", sampling=SHORT, options=AnswerOptions(chat_template=template, think="off"))
         events = list(chat.ask("Tell me a story"))
         assert said(events) and not any(event.thought for event in events if isinstance(event, Piece))
 
 
 def test_form_after_thinking(engine: Engine) -> None:
     """A grammar binds the answer and leaves the thinking free."""
-    manner = Manner(template=THINKS, think_budget=5, grammar='root ::= "yes" | "no"')
-    chat = Chat(engine, "tiny", sampling=SHORT, manner=manner)
+    options = AnswerOptions(chat_template=THINKS, think_budget=5, output_format=of_choices(["yes", "no"]))
+    chat = Chat(engine, "tiny", sampling=SHORT, options=options)
     events = list(chat.ask("Tell me a story"))
     assert said(events) in ("yes", "no")
     assert len("".join(event.thought for event in events if isinstance(event, Piece))) > 3
 
 
-@pytest.mark.parametrize("manner", [{"think": "loud"}, {"overflow": "burst"}, {"think_budget": -1}])
-def test_bad_manners(manner: dict[str, object]) -> None:
-    with pytest.raises(UsageError):
-        Manner(**manner)  # type: ignore[arg-type]
+@pytest.mark.parametrize("wrong", [{"think": "loud"}, {"ctx_overflow": "burst"}, {"think_budget": -1}])
+def test_options_out_of_range(wrong: dict[str, Any]) -> None:
+    """The error names the field, and the value as it was given."""
+    with pytest.raises(UsageError) as caught:
+        AnswerOptions(**wrong)
+    assert {caught.value.field: caught.value.value} == wrong
 
 
 def test_without_a_template(micro: Path) -> None:

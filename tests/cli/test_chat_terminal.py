@@ -280,7 +280,7 @@ def test_every_command(chat: Open, tmp_path: Path) -> None:
     do("/edit What is the KV cache?", "KV cache")
     do(f"/export {tmp_path}/talk.md", "2 turns in")
     do(f"/export {tmp_path}/talk.json", "2 turns in")
-    do(f"/export {tmp_path}/talk.json", "is there")
+    do(f"/export {tmp_path}/talk.json", "exists already")
     do("/save My talk", "kept as 2")
     do("/list", "My talk")
     do("/model tiny", "the conversation goes on")
@@ -473,8 +473,8 @@ def test_settings_of_a_chat(llmrun: RunLlmrun, tmp_path: Path) -> None:
         (("chat", "tiny", "--ctx-overflow", "burst"), "none of drop, stop"),
         (("chat", "tiny", "--continue", "--resume", "x"), "one of the two"),
         (("chat", "tiny", "--ephemeral", "--continue"), "nothing to go on with"),
-        (("chat", "tiny", "--json-mode", "--choice", "a,b"), "an answer has one form"),
-        (("chat", "tiny", "--json-schema", '{"type": "objekt"}'), "no valid schema"),
+        (("chat", "tiny", "--json-mode", "--choice", "a,b"), "an answer has one format"),
+        (("chat", "tiny", "--json-schema", '{"type": "objekt"}'), "not a valid schema"),
         (("chat", "tiny", "--think-budget", "-1"), "outside 0"),
     ],
 )

@@ -345,14 +345,14 @@ def test_an_answer_that_was_cut_is_none(llmrun: RunLlmrun) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--json-schema", '{"type": "strin"}'), 2, "no valid schema"),
+        (("--json-schema", '{"type": "strin"}'), 2, "not a valid schema"),
         (("--json-schema", '{"type": '), 2, "JSON"),
         (("--json-schema", "nowhere.json"), 4, "nowhere.json"),
         (("--json-schema", '{"not": {}}'), 2, "not"),
         (("--json-schema", '{"type": "string", "maxLength": 2000000}'), 2, "maxLength"),
         (("--grammar", "nowhere.gbnf"), 4, "nowhere.gbnf"),
         (("--choice", ""), 2, "--choice"),
-        (("--json-mode", "--choice", "a,b"), 2, "an answer has one form"),
+        (("--json-mode", "--choice", "a,b"), 2, "an answer has one format"),
         (("--think", "loud"), 2, "none of show, fold, hide, off"),
         (("--chat-template", "nowhere.jinja"), 4, "nowhere.jinja"),
         (("--template", "{language}"), 2, "nobody says what {language} is"),

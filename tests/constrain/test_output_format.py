@@ -1,18 +1,17 @@
-"""Shapes: every text that a schema's grammar makes is valid, what is valid can be made, what cannot be held is said."""
+"""Formats: what a schema's grammar makes is valid, what is valid can be made, what cannot be expressed is an error."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from test_gbnf import native, write
 
 from llmrun.constrain import gbnf, output_format
-from llmrun.errors import NotFound, UsageError
+from llmrun.errors import UsageError
 
 TREE = {
     "$defs": {
@@ -136,9 +135,9 @@ REFUSED: list[tuple[Any, str]] = [
     ([], "a schema is an object, or true or false, not an array"),
     ("5", "not a number"),
     (False, "#: nothing can be valid"),
-    ({"type": "strin"}, "no valid schema at #/type"),
-    ({"type": "object", "properties": []}, "no valid schema at #/properties"),
-    ({"minLength": -1}, "no valid schema at #/minLength"),
+    ({"type": "strin"}, "not a valid schema at #/type"),
+    ({"type": "object", "properties": []}, "not a valid schema at #/properties"),
+    ({"minLength": -1}, "not a valid schema at #/minLength"),
     ({"properties": {"a/b": {"not": {"type": "null"}}}}, "#/properties/a~1b: 'not' cannot"),
     ({"if": {"type": "null"}, "then": {}}, "'if' cannot"),
     ({"type": "object", "dependentRequired": {"a": ["b"]}}, "'dependentRequired' cannot"),
@@ -148,13 +147,13 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "object", "propertyNames": {"maxLength": 1}}, "'propertyNames' cannot"),
     ({"type": "object", "unevaluatedProperties": {"type": "null"}}, "'unevaluatedProperties' cannot"),
     ({"type": "array", "unevaluatedItems": False}, "'unevaluatedItems' cannot"),
-    ({"$ref": "https://example.com/x.json"}, "leads out of the schema"),
-    ({"$ref": "other.json#/a"}, "leads out of the schema"),
-    ({"items": {"$ref": "#anchor"}}, "#/items: $ref '#anchor' leads out"),
+    ({"$ref": "https://example.com/x.json"}, "leads outside the schema"),
+    ({"$ref": "other.json#/a"}, "leads outside the schema"),
+    ({"items": {"$ref": "#anchor"}}, "#/items: $ref '#anchor' leads outside"),
     ({"$ref": "#/$defs/none"}, "leads nowhere"),
-    ({"$ref": "#/title", "title": "x"}, "leads to no schema"),
+    ({"$ref": "#/title", "title": "x"}, "leads to something"),
     ({"$dynamicRef": "#x"}, "$dynamicRef is not supported"),
-    ({"items": {"$id": "https://example.com/a", "type": "null"}}, "an $id within"),
+    ({"items": {"$id": "https://example.com/a", "type": "null"}}, "an inner $id"),
     ({"$ref": "#"}, "refers to itself"),
     ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "refers to itself"),
     ({"allOf": [{"$ref": "#"}]}, "leads back to itself"),
@@ -166,18 +165,18 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "string", "pattern": r"(a)\1"}, "backreference"),
     ({"type": "string", "pattern": r"\bword"}, "the escape \\b is not supported"),
     ({"type": "string", "pattern": "(?i)a"}, "is not supported"),
-    ({"type": "string", "pattern": "a$b"}, "a '$' that is not the end"),
-    ({"type": "string", "pattern": "(^a)"}, "a '^' that is not the beginning"),
-    ({"type": "string", "pattern": "a{3000}"}, "{3000}: llama.cpp counts to 2000"),
-    ({"type": "string", "pattern": "[a"}, "no valid schema at #/pattern"),
-    ({"type": "string", "pattern": "a{99999999999999999999}"}, "counts too far"),
-    ({"type": "string", "pattern": "(" * 3000 + ")" * 3000}, "no valid schema at #/pattern|too deeply|is no pat"),
-    ({"not": {"pattern": "(?<n>a)"}}, "no valid schema at #/not/pattern"),
+    ({"type": "string", "pattern": "a$b"}, "a '$' that is not at the end"),
+    ({"type": "string", "pattern": "(^a)"}, "a '^' that is not at the beginning"),
+    ({"type": "string", "pattern": "a{3000}"}, "{3000}: llama.cpp's limit is 2000"),
+    ({"type": "string", "pattern": "[a"}, "not a valid schema at #/pattern"),
+    ({"type": "string", "pattern": "a{99999999999999999999}"}, "the counts in a pattern"),
+    ({"type": "string", "pattern": "(" * 3000 + ")" * 3000}, "not a valid schema at #/pattern|too deeply|is not a pat"),
+    ({"not": {"pattern": "(?<n>a)"}}, "not a valid schema at #/not/pattern"),
     ({"type": "string", "pattern": "[]a]"}, "write \\]"),
     ({"type": "string", "pattern": "(" * 70 + "a" + ")" * 70}, "64 groups"),
-    ({"type": "string", "maxLength": 2_000_000}, "maxLength 2000000: llama.cpp counts to 2000"),
+    ({"type": "string", "maxLength": 2_000_000}, "maxLength 2000000: llama.cpp's limit is 2000"),
     ({"type": "string", "minLength": 2001}, "minLength 2001"),
-    ({"type": "array", "maxItems": 10**400}, "maxItems 100000000000…: llama.cpp counts to 2001"),
+    ({"type": "array", "maxItems": 10**400}, "maxItems 100000000000…: llama.cpp's limit is 2001"),
     ({"type": "string", "minLength": 3, "maxLength": 2}, "at least 3 characters and at most 2"),
     ({"type": "integer", "minimum": 3, "maximum": 2}, "no such integer"),
     ({"type": "integer", "minimum": 10**30}, "no such integer"),
@@ -190,12 +189,12 @@ REFUSED: list[tuple[Any, str]] = [
     ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, "'pattern' stands in several parts"),
     ({"allOf": [{"const": 1}, {"const": 2}]}, "two constants"),
     ({"anyOf": [{"enum": [f"{i:013b}{end}" for i in range(8192)]} for end in "abc"]}, "more than 20000 rules"),
-    ({"title": "x" * (1 << 20)}, "1048576 are the most"),
+    ({"title": "x" * (1 << 20)}, "at most 1048576"),
     ({"$schema": "http://json-schema.org/draft-03/schema#"}, "draft 3"),
-    ({"default": float("nan")}, "the schema is no JSON"),
-    ({"default": {1, 2}}, "the schema is no JSON"),
+    ({"default": float("nan")}, "the schema is not JSON"),
+    ({"default": {1, 2}}, "the schema is not JSON"),
     ('{"a": 1e999}', "a number is too large"),
-    ('{"a": NaN}', "NaN is no number"),
+    ('{"a": NaN}', "NaN is not a JSON number"),
     ('{"a": ' + "9" * 5000 + "}", "no JSON|a number with too many digits"),
     ('{"a": ' + "[" * 100_000, "nested too deeply"),
     ("{\n 'a': 1}", "line 2, column 2"),
@@ -222,14 +221,14 @@ def without_what_is_left(schema: Any) -> Any:
 @pytest.mark.parametrize(("schema", "right", "wrong"), SCHEMAS, ids=lambda value: str(value)[:50])
 def test_schema(schema: Any, right: list[str], wrong: list[str]) -> None:
     """The grammar makes these texts and not those, and every text out of it is valid."""
-    shape = output_format.of_schema(schema)
-    grammar = gbnf.parse(shape.grammar)
+    wanted = output_format.of_schema(schema)
+    grammar = gbnf.parse(wanted.grammar)
     assert [text for text in right if grammar.judge(text) != "complete"] == []
     assert [text for text in wrong if grammar.judge(text) == "complete"] == []
-    assert [shape.problem(text) for text in right] == [None] * len(right)
-    held = shape
-    if shape.left_to_validation and isinstance(shape.schema, dict):
-        held = output_format.Shape("json_schema", "", without_what_is_left(shape.schema))
+    assert [wanted.problem(text) for text in right] == [None] * len(right)
+    held = wanted
+    if wanted.left_to_validation and isinstance(wanted.schema, dict):
+        held = output_format.OutputFormat("json_schema", "", without_what_is_left(wanted.schema))
     chance = random.Random(str(schema))
     for _ in range(15):
         text = write(grammar, chance, most=150)
@@ -251,7 +250,7 @@ def test_refused(schema: Any, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         output_format.of_schema(schema)
     assert any(part in caught.value.message for part in words.split("|"))
-    assert caught.value.message.startswith("--json-schema: ")
+    assert caught.value.field == "json_schema" and "--" not in caught.value.message
     assert caught.value.hint
     assert len(caught.value.message) < 500
 
@@ -260,22 +259,22 @@ def test_depth() -> None:
     """Nesting is bounded and never a RecursionError."""
     assert output_format.of_schema(nested(60)).problem("[" * 60 + "null" + "]" * 60) is None
     for depth in (64, 900, 100_000):
-        with pytest.raises(UsageError, match="nested|no JSON"):
+        with pytest.raises(UsageError, match="nested|not JSON"):
             output_format.of_schema(nested(depth))
 
 
 def test_optional_properties_are_linear() -> None:
     """A hundred optional properties make two rules each, not 2^100."""
-    shape = output_format.of_schema({"properties": {f"p{i}": {"type": "null"} for i in range(100)}})
-    assert len(shape.grammar) < 12_000
-    assert gbnf.parse(shape.grammar).judge('{"p3":null,"p50":null,"p99":null}') == "complete"
+    wanted = output_format.of_schema({"properties": {f"p{i}": {"type": "null"} for i in range(100)}})
+    assert len(wanted.grammar) < 12_000
+    assert gbnf.parse(wanted.grammar).judge('{"p3":null,"p50":null,"p99":null}') == "complete"
 
 
 def test_chain_of_references() -> None:
     """A thousand definitions, each leading to the next, are no deeper than one."""
     chain: dict[str, Any] = {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(1000)}
-    shape = output_format.of_schema({"$defs": {**chain, "d1000": {"type": "null"}}, "$ref": "#/$defs/d0"})
-    grammar = gbnf.parse(shape.grammar)
+    wanted = output_format.of_schema({"$defs": {**chain, "d1000": {"type": "null"}}, "$ref": "#/$defs/d0"})
+    grammar = gbnf.parse(wanted.grammar)
     assert grammar.judge("[" * 1000 + "null" + "]" * 1000) == "complete"
     assert grammar.judge("[" * 1001) == "wrong"
 
@@ -290,8 +289,8 @@ def test_impossible_alternatives_are_left_out() -> None:
 def test_many_words() -> None:
     """An enum of 10,000 words begins in as many ways as there are first characters."""
     words = [f"{i:04}" for i in range(10_000)]
-    shape = output_format.of_schema({"enum": words})
-    grammar = gbnf.parse(shape.grammar)
+    wanted = output_format.of_schema({"enum": words})
+    grammar = gbnf.parse(wanted.grammar)
     assert max(len(alternatives) for alternatives in grammar.rules) == 10
     assert [grammar.judge(json.dumps(word)) for word in words[::999]] == ["complete"] * 11
 
@@ -302,15 +301,15 @@ def test_left_to_validation() -> None:
         "type": "array", "uniqueItems": True, "contains": {"const": 1},
         "items": {"type": "number", "multipleOf": 0.5, "maximum": 2},
     }  # fmt: skip
-    shape = output_format.of_schema(left)
-    assert shape.left_to_validation == (
+    wanted = output_format.of_schema(left)
+    assert wanted.left_to_validation == (
         "uniqueItems at #", "contains at #", "multipleOf at #/items", "maximum at #/items",
     )  # fmt: skip
-    assert shape.problem("[1, 2]") is None
-    assert "non-unique" in str(shape.problem("[1, 1]"))
-    assert "does not contain" in str(shape.problem("[2]"))
-    assert shape.problem("[1, 0.25]") == "the answer breaks the schema: 0.25 is not a multiple of 0.5 ($[1])"
-    assert "3 is greater than the maximum of 2" in str(shape.problem("[1, 3]"))
+    assert wanted.problem("[1, 2]") is None
+    assert "non-unique" in str(wanted.problem("[1, 1]"))
+    assert "does not contain" in str(wanted.problem("[2]"))
+    assert wanted.problem("[1, 0.25]") == "the answer breaks the schema: 0.25 is not a multiple of 0.5 ($[1])"
+    assert "3 is greater than the maximum of 2" in str(wanted.problem("[1, 3]"))
     one = output_format.of_schema({"oneOf": [{"type": "integer"}, {"type": "number"}]})
     assert one.left_to_validation == ("oneOf at #",)
     assert "valid under each of" in str(one.problem("1"))
@@ -320,17 +319,17 @@ def test_left_to_validation() -> None:
 
 def test_problems_with_json() -> None:
     """An answer that broke off, has something behind it, or breaks the schema is told in one sentence."""
-    shape = output_format.of_schema(PERSON)
-    assert shape.problem('\n {"name": "A", "age": 3}\n') is None
-    assert shape.problem('{"name": "A", "ag') == (
-        "the answer is no JSON: line 1, column 15: Unterminated string starting at"
+    wanted = output_format.of_schema(PERSON)
+    assert wanted.problem('\n {"name": "A", "age": 3}\n') is None
+    assert wanted.problem('{"name": "A", "ag') == (
+        "the answer is not JSON: line 1, column 15: Unterminated string starting at"
     )
-    assert "Extra data" in str(shape.problem('{"name": "A", "age": 3} Done.'))
-    assert shape.problem('{"name": "A", "age": -3}') == (
+    assert "Extra data" in str(wanted.problem('{"name": "A", "age": 3} Done.'))
+    assert wanted.problem('{"name": "A", "age": -3}') == (
         "the answer breaks the schema: -3 is less than the minimum of 0 ($.age)"
     )
-    assert "no JSON" in str(shape.problem(""))
-    assert output_format.of_schema(True).problem("[" * 100_000) == "the answer is no JSON: nested too deeply"
+    assert "not JSON" in str(wanted.problem(""))
+    assert output_format.of_schema(True).problem("[" * 100_000) == "the answer is not JSON: nested too deeply"
     deep = "[" * 600 + "]" * 600
     assert output_format.of_schema({"items": {"$ref": "#"}}).problem(deep) in (
         None,
@@ -340,27 +339,27 @@ def test_problems_with_json() -> None:
 
 def test_json_mode() -> None:
     """Any object or array, nothing else."""
-    shape = output_format.of_json()
-    grammar = gbnf.parse(shape.grammar)
+    wanted = output_format.of_json()
+    grammar = gbnf.parse(wanted.grammar)
     for text in ("{}", "[]", '{"a": [1, {"b": null}]}', "[\n  1,\n  2\n]"):
         assert grammar.judge(text) == "complete"
-        assert shape.problem(text) is None
+        assert wanted.problem(text) is None
     for text in ('"a"', "1", "", "{", "{}x", "[NaN]", "[\n\n1]"):
         assert grammar.judge(text) != "complete"
-    assert shape.problem('"a"') == "the answer is neither an object nor an array"
-    assert shape.problem("[NaN]") == "the answer is no JSON: NaN is no number"
+    assert wanted.problem('"a"') == "the answer is neither an object nor an array"
+    assert wanted.problem("[NaN]") == "the answer is not JSON: NaN is not a JSON number"
 
 
 def test_choices() -> None:
     """One of these, to the letter, however they overlap."""
     choices = ["yes", "no", "not sure", "n", 'a "quote"', "é", "back\\slash", " x"]
-    shape = output_format.of_choices(choices)
-    grammar = gbnf.parse(shape.grammar)
+    wanted = output_format.of_choices(choices)
+    grammar = gbnf.parse(wanted.grammar)
     assert [text for text in choices if grammar.judge(text) != "complete"] == []
     assert [text for text in ("", "ye", "not", "yes ", "x") if grammar.judge(text) == "complete"] == []
-    assert [shape.problem(text) for text in choices] == [None] * len(choices)
-    assert shape.problem("not") == "the answer 'not' is none of the choices"
-    [found] = native([(shape.grammar, [*choices, "not", "yess"])])
+    assert [wanted.problem(text) for text in choices] == [None] * len(choices)
+    assert wanted.problem("not") == "the answer 'not' is not one of the choices"
+    [found] = native([(wanted.grammar, [*choices, "not", "yess"])])
     assert found == [True] * len(choices) + [False, False]
 
 
@@ -370,50 +369,38 @@ def test_choices() -> None:
         ([], "nothing to choose from"),
         (["a", ""], "is empty"),
         (["a", " "], "is empty"),
-        (["a", "b", "a"], "'a' is there twice"),
+        (["a", "b", "a"], "'a' is given twice"),
         (["a\nb"], "a control character"),
         (["\0"], "a control character"),
-        (["\ud800"], "no valid text"),
+        (["\ud800"], "not valid text"),
         (["x"] * 10_001, "10001 choices"),
     ],
 )
 def test_bad_choices(choices: list[str], words: str) -> None:
-    """Choices that are none are a `UsageError`."""
-    with pytest.raises(UsageError, match=f"--choice: .*{words}"):
+    """Choices that cannot be offered are a `UsageError`."""
+    with pytest.raises(UsageError, match=f"choice: .*{words}"):
         output_format.of_choices(choices)
 
 
 def test_grammar() -> None:
     """A grammar of the user's own judges the answer, too."""
-    shape = output_format.of_grammar('root ::= "a" [0-9]+ ";"')
-    assert shape.problem("a12;") is None
-    assert shape.problem("a12") == "the answer ends before the grammar does"
-    assert shape.problem("b") == "the answer breaks the grammar"
-    with pytest.raises(UsageError, match="--grammar: line 1: there is no rule 'b'"):
+    wanted = output_format.of_grammar('root ::= "a" [0-9]+ ";"')
+    assert wanted.problem("a12;") is None
+    assert wanted.problem("a12") == "the answer ends before the grammar does"
+    assert wanted.problem("b") == "the answer breaks the grammar"
+    with pytest.raises(UsageError, match="grammar: line 1: there is no rule 'b'"):
         output_format.of_grammar("root ::= b")
 
 
-def test_schema_argument(tmp_path: Path) -> None:
-    """A text where it begins with a brace, else a file; errors have line and column."""
-    assert output_format.parse_schema_argument(' {"type": "null"} ') == {"type": "null"}
-    assert output_format.parse_schema_argument("true") is True
-    path = tmp_path / "schema.json"
-    path.write_bytes(b'\xef\xbb\xbf{"type": "null"}')
-    assert output_format.parse_schema_argument(str(path)) == {"type": "null"}
-    path.write_text('{"type":\n nul}')
-    with pytest.raises(UsageError, match=r"schema.json: no JSON: line 2, column 2"):
-        output_format.parse_schema_argument(str(path))
-    path.write_bytes(b'{"type": "\xff"}')
-    with pytest.raises(UsageError, match="no UTF-8 at byte 10"):
-        output_format.parse_schema_argument(str(path))
-    path.write_text(" " * ((1 << 20) + 1))
-    with pytest.raises(UsageError, match="1048577 bytes"):
-        output_format.parse_schema_argument(str(path))
-    with pytest.raises(UsageError, match="line 1, column 2"):
-        output_format.parse_schema_argument("{type: null}")
-    for name in (str(tmp_path / "none.json"), str(tmp_path), "x" * 5000, "a\0b"):
-        with pytest.raises((NotFound, UsageError), match="no file|too long|no name"):
-            output_format.parse_schema_argument(name)
+def test_where_a_schema_is_from() -> None:
+    """Errors of its JSON begin with the source, and have line and column."""
+    assert output_format.of_schema(' {"type": "null"} ').schema == {"type": "null"}
+    with pytest.raises(UsageError, match=r"json_schema: schema.json: not JSON: line 2, column 2"):
+        output_format.of_schema('{"type":\n nul}', "schema.json")
+    with pytest.raises(UsageError, match="1048577 characters"):
+        output_format.of_schema(" " * ((1 << 20) + 1))
+    with pytest.raises(UsageError, match="json_schema: not JSON: line 1, column 2"):
+        output_format.of_schema("{type: null}")
 
 
 def test_integer_ranges_are_exact() -> None:

@@ -1,42 +1,26 @@
-"""The options that shape an answer: its thinking, its template, what form it has to have. For `run` and `chat`."""
+"""The options of `AnswerOptions`, for `run` and `chat`: thinking, chat template, output format."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmrun.chat.answer_options import AnswerOptions
 from llmrun.cli.framework.help import SHAPE, TEXT
 from llmrun.cli.framework.option_groups import gathered
 from llmrun.cli.terminal.files import read_text
 from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmrun.chat.conversation import Think
-    from llmrun.constrain.output_format import Shape
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How answers are to be.
-
-    Attributes:
-        shape: what every answer has to be; None: free.
-        template: Jinja, instead of the model's own.
-    """
-
-    think: Think
-    think_budget: int | None
-    template: str | None
-    shape: Shape | None
+    from llmrun.constrain.output_format import OutputFormat
 
 
 def _option(*names: str, help: str, panel: str | None = SHAPE, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
-def _wanted(
+def _options(
     think: Annotated[
         str,
         _option(
@@ -65,16 +49,18 @@ def _wanted(
     choice: Annotated[
         str | None, _option("--choice", metavar="A,B,...", help="The answer is one of these words.")
     ] = None,
-) -> Wanted:
-    if think not in ("show", "fold", "hide", "off"):
-        raise UsageError(f"--think: '{think[:40]}' is none of show, fold, hide, off", hint="--think fold")
-    if think_budget is not None and not 0 <= think_budget <= 1 << 24:
-        raise UsageError(f"--think-budget: {think_budget} is outside 0 to {1 << 24}", hint="--think off")
-    template = None if chat_template is None else _template(chat_template)
-    return Wanted(think, think_budget, template, _shape(json_schema, json_mode, grammar, choice))  # type: ignore[arg-type]
+) -> AnswerOptions:
+    return AnswerOptions(
+        think=think,  # type: ignore[arg-type]  # checked when it is made
+        think_budget=think_budget,
+        output_format=_output_format(json_schema, json_mode, grammar, choice),
+        chat_template=None if chat_template is None else _template(chat_template),
+    )
 
 
-def _shape(json_schema: str | None, json_mode: bool, grammar: str | None, choice: str | None) -> Shape | None:
+def _output_format(
+    json_schema: str | None, json_mode: bool, grammar: str | None, choice: str | None
+) -> OutputFormat | None:
     given = [
         option
         for option, value in (
@@ -88,11 +74,11 @@ def _shape(json_schema: str | None, json_mode: bool, grammar: str | None, choice
     if not given:
         return None
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)}: an answer has one form", hint=f"{given[0]} alone")
+        raise UsageError(f"{' and '.join(given)}: an answer has one format", hint=f"{given[0]} alone")
     from llmrun.constrain import output_format
 
     if json_schema is not None:
-        return output_format.of_schema(output_format.parse_schema_argument(json_schema))
+        return output_format.of_schema(*_schema(json_schema))
     if grammar is not None:
         return output_format.of_grammar(read_text("--grammar", grammar))
     if choice is not None:
@@ -100,10 +86,18 @@ def _shape(json_schema: str | None, json_mode: bool, grammar: str | None, choice
     return output_format.of_json()
 
 
+def _schema(text: str) -> tuple[str, str]:
+    """The schema, and the file that it is from; a text that begins with a brace, or is true or false, is the schema."""
+    stripped = text.strip()
+    if stripped.startswith("{") or stripped in ("true", "false"):
+        return stripped, ""
+    return read_text("--json-schema", text), text
+
+
 def _template(text: str) -> str:
-    """The file, or the text itself where it plainly is a template."""
+    """The text itself if it looks like a template, else what the file holds."""
     return text if "{{" in text or "{%" in text else read_text("--chat-template", text)
 
 
-with_manner = gathered("wanted", _wanted)
-"""A decorator: the command gets these options, and their values as one `Wanted` called `wanted`."""
+with_answer_options = gathered("answers", _options)
+"""A decorator: the command gets these options, and their values as one `AnswerOptions` called `answers`."""

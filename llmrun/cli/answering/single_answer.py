@@ -8,12 +8,12 @@ from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from llmrun.cli.answering.answer_options import Wanted
 from llmrun.cli.terminal import screen
 from llmrun.options.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from llmrun.chat.conversation import Chat, Event, Manner
+    from llmrun.chat.answer_options import AnswerOptions
+    from llmrun.chat.conversation import Chat, Event
     from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.terminal.markdown import Plain
     from llmrun.engine.engine import Engine, Generation
@@ -34,11 +34,11 @@ class Kept:
         turns = self.resumed.turns if self.resumed else ()
         return [{"role": turn.role, "content": turn.content} for turn in turns]
 
-    def open(self, engine: Engine, model: str, sampling: SamplingConfig, manner: Manner) -> Chat:
+    def open(self, engine: Engine, model: str, sampling: SamplingConfig, answers: AnswerOptions) -> Chat:
         from llmrun.chat.conversation import Chat
 
         self.chat = chat = Chat(
-            engine, model, sampling=sampling, manner=manner, system=self.system or "", store=self.store
+            engine, model, sampling=sampling, options=answers, system=self.system or "", store=self.store
         )
         if self.resumed is not None:
             chat.resume(self.resumed)
@@ -59,16 +59,14 @@ class Answer:
         engine: Engine,
         asked: str | list[dict[str, str]],
         sampling: SamplingConfig,
-        wanted: Wanted,
+        answers: AnswerOptions,
         kept: Kept | None,
         model: str,
     ) -> None:
-        self._engine, self._asked, self._sampling, self._wanted = engine, asked, sampling, wanted
+        self._engine, self._asked, self._sampling, self._answers = engine, asked, sampling, answers
         self._chat: Chat | None = None
         if kept is not None:
-            from llmrun.cli.commands.chat import manner_of
-
-            self._chat = kept.open(engine, model, sampling, manner_of(wanted))
+            self._chat = kept.open(engine, model, sampling, answers)
         self._pieces: Iterator[tuple[str, str]] = iter(())
         self._first = ("", "")
         self._generation: Generation | None = None
@@ -89,12 +87,12 @@ class Answer:
         else:
             from llmrun.engine.protocol import Asking
 
-            wanted = self._wanted
+            answers = self._answers
             asking = Asking(
-                template=wanted.template,
-                thinks=wanted.think != "off",
-                think_budget=wanted.think_budget,
-                grammar=wanted.shape.grammar if wanted.shape else None,
+                template=answers.chat_template,
+                thinks=answers.thinks,
+                think_budget=answers.think_budget,
+                grammar=answers.grammar,
             )
             self._generation = self._engine.generate(self._asked, self._sampling, asking=asking, on_prefill=on_prefill)
             self._pieces = self._generation.pieces()
@@ -117,7 +115,7 @@ class Answer:
     def show(self, *, quiet: bool) -> None:
         """Stream the answer to stdout; the thinking only to eyes."""
         on_terminal = screen.is_terminal(sys.stdout)
-        thoughts = Thoughts(self._wanted.think if on_terminal else "hide")
+        thoughts = Thoughts(self._answers.think if on_terminal else "hide")
         try:
             for piece in whole_line_ends(thoughts.told_apart(self._all())):
                 screen.out(piece)
@@ -126,7 +124,7 @@ class Answer:
             thoughts.close()
             if on_terminal and self.text and not self.text.endswith("\n"):
                 screen.out("\n")
-        if self._wanted.think == "fold" and not quiet and (n := self.generation.n_thinking):
+        if self._answers.think == "fold" and not quiet and (n := self.generation.n_thinking):
             screen.note(f"thought for {n} tokens")
 
 

@@ -11,31 +11,33 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llmrun.chat.conversation import Chat, Event, Piece, Said
+from llmrun.chat.conversation import Chat, Event, Piece
+from llmrun.chat.store import Turn
 from llmrun.cli.chat import slash
 from llmrun.cli.terminal import screen, status_line
 from llmrun.cli.terminal.markdown import Markdown, Plain, Stream
-from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.planning.footprint import CPU
 from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 
 if TYPE_CHECKING:
     from llmrun.chat.store import Conversations
     from llmrun.cli.terminal.line_editor import Lines
-    from llmrun.constrain.output_format import Shape
     from llmrun.engine.engine import Engine, Generation
     from llmrun.models.resolve import Model
 
 Open = Callable[[str], "tuple[Model, Engine]"]
-"""Finds (and pulls) the model of a name, and loads it."""
+"""Finds the model of a name, pulls it if need be, and loads it."""
 
 
 class Repl:
-    """One chat, from the first prompt to the last.
+    """One chat, from the first prompt to the last: the `slash.Controls` of a terminal or a pipe.
 
     Attributes:
-        reference: what the user calls the model.
-        attached: text of files that goes before the next message.
+        chat: the conversation.
+        found: the model that answers, and `reference` what the user calls it.
+        attached: texts of files that go before the next message.
+        verbose: whether figures are shown after each answer.
     """
 
     def __init__(
@@ -45,12 +47,11 @@ class Repl:
         found: Model,
         open_model: Open,
         *,
-        shape: Shape | None = None,
         plain: bool = False,
         with_status: bool = True,
         quiet: bool = False,
     ) -> None:
-        self.chat, self.reference, self.found, self.shape = chat, reference, found, shape
+        self.chat, self.reference, self.found = chat, reference, found
         self.attached: list[str] = []
         self._prefill_line, self._edits = "", False
         self.verbose = False
@@ -61,7 +62,7 @@ class Repl:
         self._open = open_model
         self._ceilings: dict[str, float] | None = None
         self._prefill: tuple[int, int] | None = None
-        self._watch, self._watch_all = ExitStack(), ExitStack()
+        self._watch, self._until_end = ExitStack(), ExitStack()
         self._sampler: Any = None
         self._stage: status_line.Stage | None = None
         chat.on_prefill = self._note_prefill
@@ -71,14 +72,14 @@ class Repl:
 
     def run(self, lines: Lines) -> None:
         """Until the user leaves."""
-        by_hand = screen.is_terminal(sys.stdin)
+        interactive = screen.is_terminal(sys.stdin)
         while True:
             prefill, self._prefill_line = self._prefill_line, ""
             try:
                 self._prepare()
                 typed = lines.read(prefill)
             except KeyboardInterrupt:
-                if not by_hand:
+                if not interactive:
                     raise
                 self._edits = False
                 self.say("Ctrl-D or /bye leaves")
@@ -93,15 +94,15 @@ class Repl:
             except screen.OutputClosed:
                 raise
             except KeyboardInterrupt:
-                if not by_hand:
+                if not interactive:
                     raise
                 self.say("stopped")
             except LlmrunError as error:
-                if not by_hand:
-                    raise  # a script wants the exit code
+                if not interactive:
+                    raise  # a script needs the exit code
                 screen.error(error)
             except Exception:
-                if not by_hand:
+                if not interactive:
                     raise
                 traceback.print_exc()  # a bug of ours is no reason to end somebody's conversation
                 self.say("a bug in llmrun; the conversation goes on")
@@ -109,47 +110,49 @@ class Repl:
     def handle(self, typed: str) -> bool:
         """One message or command; False to leave."""
         if typed.startswith("/") and not typed.startswith("//"):
-            return slash.obey(self, typed)
+            return slash.run(self, typed)
         instead, self._edits = self._edits, False
         self.ask(typed.removeprefix("/") if typed.startswith("//") else typed, instead=instead)
         return True
 
     def ask(self, text: str, *, instead: bool = False) -> None:
-        """Say something, or say it `instead` of the last message. Files stay attached until there is an answer."""
+        """Send a message, or send it `instead` of the last one. Files stay attached until there is an answer."""
         self.revive()
         whole = "\n\n".join([*self.attached, text] if text else self.attached)
         if self.show(self.chat.edit(whole) if instead else self.chat.ask(whole)):
             self.attached.clear()
 
     def edit_last(self) -> None:
-        """The last message stands in the next prompt; what is sent there takes its place."""
+        """Put the last message into the next prompt; what is sent from there replaces it."""
+        if not screen.is_terminal(sys.stdin):
+            raise UsageError("/edit: the input is not a terminal", hint="/edit NEW TEXT")
         self._prefill_line, self._edits = self.chat.last_message, True
 
-    def keeper(self, make: Callable[[], Conversations]) -> Conversations:
-        """Where things are kept from now on, until the chat ends."""
-        return self._watch_all.enter_context(make())
+    def keep_in(self, open_store: Callable[[], Conversations]) -> Conversations:
+        """Open a store that stays open until the chat ends."""
+        return self._until_end.enter_context(open_store())
 
     def close(self) -> None:
         self._watch.close()
         self.chat.close()
         self.chat.engine.close()
-        self._watch_all.close()
+        self._until_end.close()
 
     def say(self, text: str) -> None:
-        """Talk, to stderr."""
+        """Tell the user something, on stderr."""
         if not self.quiet:
             screen.note(text)
 
     # -- the model ---
 
     def switch(self, reference: str) -> None:
-        """Another model, with the same conversation. The old one stays where the new one can't be had."""
+        """Continue with another model. The old one stays if the new one can't be loaded."""
         try:
             found, engine = self._open(reference)
         except OutOfMemory:
             if not self.chat.engine.alive:
                 raise
-            self.say(f"not beside {self.found.name}, which is closed first")
+            self.say(f"there is no memory for both models: {self.found.name} is closed first")
             self._watch.close()
             self.chat.engine.close()  # comes back with the next message, if this fails as well
             found, engine = self._open(reference)
@@ -160,13 +163,13 @@ class Repl:
         self._watch_engine()
 
     def _prepare(self) -> None:
-        """What was thought is no part of what lies behind, a system prompt may be new: read it while the user types."""
+        """Compute the prompt so far while the user types: thinking is left out of it, a system prompt may be new."""
         if screen.is_terminal(sys.stdin) and self.chat.engine.alive:
-            with suppress(LlmrunError):  # what is wrong will be said when there is something to say it to
+            with suppress(LlmrunError):  # the next message meets the same error, and shows it
                 self.chat.prepare()
 
     def revive(self) -> None:
-        """Load the model again where a crash took the engine: the conversation is still here."""
+        """Load the model again if its engine died; the conversation is still here."""
         if self.chat.engine.alive:
             return
         self.say("loading the model again")
@@ -186,7 +189,7 @@ class Repl:
         self.show(self.chat.again())
 
     def show(self, events: Generator[Event]) -> bool:
-        """Show an answer as it is made; whether there is one. Ctrl-C ends it, and what is there stays."""
+        """Show an answer as it is made; returns whether there is one. Ctrl-C ends it, and its text so far stays."""
         self._prefill = None
         before = self.chat.last_answer
         try:
@@ -207,12 +210,12 @@ class Repl:
             self._prefill = None
         return self._close_answer(before)
 
-    def _close_answer(self, before: Said | None) -> bool:
-        generation, said = self.chat.generation, self.chat.last_answer
+    def _close_answer(self, before: Turn | None) -> bool:
+        generation, answer = self.chat.generation, self.chat.last_answer
         if generation is None:
             return False
-        if said is None or said is before:
-            self.say("there is no answer; what was said before stays as it was")
+        if answer is None or answer is before:
+            self.say("there is no answer; the conversation is as before")
             self._end_script(generation)
             return False
         why = {
@@ -225,13 +228,14 @@ class Repl:
         if self.verbose:
             for name, value in self.stats():
                 self.say(f"{name:8} {value}")
-        if self.shape is not None and (problem := self.shape.problem(said.content)):
-            self.say(f"warning: the answer is not what was asked for: {problem}")
+        wanted = self.chat.options.output_format
+        if wanted is not None and (problem := wanted.problem(answer.content)):
+            self.say(f"warning: the answer has the wrong format: {problem}")
         self._end_script(generation)
         return True
 
     def _end_script(self, generation: Generation) -> None:
-        """Who reads from a pipe and is interrupted wants to end, and not only this answer."""
+        """Without a terminal to type on, Ctrl-C ends the chat and not only this answer."""
         if generation.stop_reason == "cancelled" and not screen.is_terminal(sys.stdin):
             raise KeyboardInterrupt
 
@@ -254,18 +258,28 @@ class Repl:
                 self._stage = None
 
     def stream(self) -> Stream:
-        """What answers are written by."""
+        """What turns the text of an answer into what is drawn."""
         if self.plain:
             return Plain(status_line.width, color=status_line.has_color())
         return Markdown(status_line.width, color=status_line.has_color())
 
-    def show_turn(self, said: Said) -> None:
-        """One that was said before, as it was shown then, on a terminal."""
-        if said.role == "user":
-            screen.out(f">>> {said.content}\n")
+    def show_resumed(self) -> None:
+        """Show the end of a conversation that goes on."""
+        turns = self.chat.turns
+        if self.on_terminal:  # in a pipe, what was said before is not an answer
+            for turn in turns[-2:]:
+                self._show_turn(turn)
+        self.say(f"{len(turns)} turns, {self.chat.id or 'not kept'}")
+        if self.chat.is_unanswered:
+            self.say("the last message has no answer: /regen makes one")
+
+    def _show_turn(self, turn: Turn) -> None:
+        """An earlier turn, as it was shown then."""
+        if turn.role == "user":
+            screen.out(f">>> {turn.content}\n")
             return
         stream = self.stream()
-        screen.draw(stream.feed(said.content) + stream.finish())
+        screen.draw(stream.feed(turn.content) + stream.finish())
         screen.draw("\n" if stream.column else "")
 
     def _note_prefill(self, done: int, of: int) -> None:
@@ -276,7 +290,7 @@ class Repl:
     # -- the status line ---
 
     def status(self) -> str:
-        """As much of it as goes into one line of the terminal, the most important first."""
+        """The parts that fit into one line of the terminal, the most important first."""
         room = status_line.width() - 1
         line = ""
         for part in self._parts():
@@ -326,7 +340,7 @@ class Repl:
         yield f"{bandwidth(read)}{share}"
 
     def _ceiling(self) -> float | None:
-        """Bytes per second that can be read where all layers lie, if that is one device and was measured."""
+        """Bytes per second that the memory of all layers can be read at, if that is one device and was measured."""
         engine = self.chat.engine
         on = set(engine.plan.placement.layers)
         if len(on) != 1:
@@ -364,7 +378,7 @@ class Repl:
 
 
 class _View:
-    """One answer: its thinking dimmed, folded or hidden, then what it says."""
+    """One answer on the screen: its thinking dimmed, folded or hidden, then its text."""
 
     def __init__(self, repl: Repl, drawn: status_line.Stage) -> None:
         self._repl, self._stage = repl, drawn
@@ -374,7 +388,7 @@ class _View:
         self._says = False
 
     def add(self, piece: Piece) -> None:
-        if piece.thought and self._repl.chat.manner.think == "show":
+        if piece.thought and self._repl.chat.options.think == "show":
             if self._thought is None:
                 self._thought = Plain(status_line.width, style="2", color=status_line.has_color())
             self._stage.write(self._thought.feed(piece.thought), self._thought.column)
@@ -391,7 +405,7 @@ class _View:
         if self._thought is not None:
             rest = self._thought.finish()
             self._stage.write(rest + ("\n" if self._thought.column else "") + "\n", 0)
-        elif generation is not None and generation.n_thinking and self._repl.chat.manner.think == "fold":
+        elif generation is not None and generation.n_thinking and self._repl.chat.options.think == "fold":
             taken = duration(time.monotonic() - self._begin_s)
             self._stage.write(status_line.dim(f"thought for {taken}, {generation.n_thinking} tokens") + "\n\n", 0)
 
@@ -422,7 +436,7 @@ def _interrupting(chat: Chat) -> Iterator[None]:
 
 
 def _known_ceilings(engine: Engine) -> dict[str, float]:
-    """Bytes per second by device, as `llmrun devices --measure` or a bench kept them."""
+    """Bytes per second by device, as `llmrun devices --measure` or a bench measured them."""
     from llmrun.engine.devices import Found
     from llmrun.engine.jobs.roofline import key_of
     from llmrun.machine import peaks

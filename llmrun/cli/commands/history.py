@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmrun.cli.chat import conversation_table
 from llmrun.cli.framework import options
 from llmrun.cli.framework.help import Command, Group
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import UsageError
-from llmrun.units import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from llmrun.chat.store import Conversation, Conversations, Hit, Summary
 
@@ -49,16 +49,7 @@ def list_(limit: _Limit = None, as_json: options.Json = False) -> None:
     if as_json:
         screen.out_json([_summary(each) for each in found])
         return
-    show_table(found)
-
-
-def show_table(found: Sequence[Summary]) -> None:
-    """Conversations, one a line."""
-    columns = [tables.Column(title) for title in ("ID", "UPDATED (UTC)", "MODEL")]
-    columns += [tables.Column("TURNS", right=True), tables.Column("TITLE", flexible=True)]
-    tables.show(columns, [_line(each) for each in found])
-    if not found:
-        screen.note("no conversation is kept yet")
+    conversation_table.show(found)
 
 
 @app.command("show", cls=Command)
@@ -223,11 +214,6 @@ def _check_output(output: Path, force: bool) -> None:
             raise UsageError(f"{output} is not a file that can be replaced", hint="-o conversations.md")
         if not force:
             raise UsageError(f"{output} is there already", hint="--force, or another name")
-
-
-def _line(each: Summary) -> tuple[str, ...]:
-    when = each.updated.replace("T", " ").removesuffix("Z")
-    return each.id, when, each.model or UNKNOWN, str(each.n_turns), each.title or UNKNOWN
 
 
 def _who(hit: Hit) -> str:

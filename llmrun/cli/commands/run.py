@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmrun.chat.answer_options import AnswerOptions
 from llmrun.cli.answering import prompt, report
-from llmrun.cli.answering.answer_options import Wanted, with_manner
+from llmrun.cli.answering.answer_options import with_answer_options
 from llmrun.cli.answering.single_answer import Answer, Kept
 from llmrun.cli.framework import options
 from llmrun.cli.framework.help import TEXT
@@ -17,7 +18,7 @@ from llmrun.cli.framework.load_options import with_load
 from llmrun.cli.framework.sampling_options import with_sampling
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import clipboard, screen
-from llmrun.errors import UsageError, WrongShape
+from llmrun.errors import UsageError, WrongFormat
 from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @with_load
 @with_sampling
-@with_manner
+@with_answer_options
 def run(
     model: options.ModelName,
     prompt_: Annotated[
@@ -65,7 +66,7 @@ def run(
     *,
     load: LoadConfig,
     sampling: SamplingConfig,
-    wanted: Wanted,
+    answers: AnswerOptions,
 ) -> None:
     """Answer one prompt and exit; without a prompt on a terminal, chat.
 
@@ -80,7 +81,7 @@ def run(
         clipboard.check()
     parts = prompt.gather(prompt_, file or [])
     if not parts.input and source is None and screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stdout):
-        _chat_instead(model, system, load, sampling, wanted, resume=continue_, quiet=quiet, raw=raw, as_json=as_json)
+        _chat_instead(model, system, load, sampling, answers, resume=continue_, quiet=quiet, raw=raw, as_json=as_json)
         return
     text = parts.input if source is None else prompt.filled(source, parts, fields)
     if not text:
@@ -96,16 +97,16 @@ def run(
         child = stack.enter_context(started_early())
         kept = _kept(stack, system, resume=continue_, raw=raw) if continue_ or save else None
         found = load_model.found(model, quiet=quiet)
-        asked = as_asked(found, text, system, raw=raw, template=wanted.template)
-        if wanted.shape and wanted.shape.left_to_validation and not quiet:
-            left = ", ".join(wanted.shape.left_to_validation)
+        asked = as_asked(found, text, system, raw=raw, template=answers.chat_template)
+        if answers.output_format and answers.output_format.left_to_validation and not quiet:
+            left = ", ".join(answers.output_format.left_to_validation)
             screen.note(f"held against the schema only when the answer is whole: {left}")
         before = [*(kept.messages() if kept else []), *(asked if isinstance(asked, list) else [])] or asked
         engine = load_model.loaded(
             model, found, load, child, *expected_tokens(before, sampling.max_tokens), quiet=quiet
         )
         sampler = stack.enter_context(Sampler(engine.pid, nvml=open_nvml()))
-        answer = Answer(engine, asked, sampling, wanted, kept, model)
+        answer = Answer(engine, asked, sampling, answers, kept, model)
         stack.callback(answer.close)
         with screen.bar("reading the prompt", shown=not quiet) as bar:
             answer.begin((lambda done, of: bar.update(done / of)) if bar else None)
@@ -131,8 +132,8 @@ def run(
             done = clipboard.copy(answer.text)
             if not quiet:
                 screen.note(done)
-        if wanted.shape is not None and (problem := wanted.shape.problem(answer.text)):
-            raise WrongShape(f"the answer is not what was asked for: {problem}", hint=_way_out(generation, sampling))
+        if answers.output_format is not None and (problem := answers.output_format.problem(answer.text)):
+            raise WrongFormat(f"the answer is not what was asked for: {problem}", hint=_way_out(generation, sampling))
 
 
 def _way_out(generation: Generation, sampling: SamplingConfig) -> str | None:
@@ -146,7 +147,7 @@ def _chat_instead(
     system: str | None,
     load: LoadConfig,
     sampling: SamplingConfig,
-    wanted: Wanted,
+    answers: AnswerOptions,
     *,
     resume: bool,
     quiet: bool,
@@ -156,9 +157,9 @@ def _chat_instead(
     for option, given in (("--raw", raw), ("--json", as_json)):
         if given:
             raise UsageError(f"{option} is for one prompt, and there is none", hint="llmrun run MODEL PROMPT")
-    from llmrun.cli.commands.chat import converse
+    from llmrun.cli.chat.session import converse
 
-    converse(model, load, sampling, wanted, system=system, resume="last" if resume else None, quiet=quiet)
+    converse(model, load, sampling, answers, system=system, resume="last" if resume else None, quiet=quiet)
 
 
 def _kept(stack: ExitStack, system: str | None, *, resume: bool, raw: bool) -> Kept:

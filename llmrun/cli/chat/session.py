@@ -1,0 +1,125 @@
+"""A chat from its beginning to its end: `llmrun chat`, and `llmrun run` without a prompt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmrun import paths
+from llmrun.cli.loading import load_model
+from llmrun.cli.terminal import screen
+from llmrun.errors import DiskError
+from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
+
+if TYPE_CHECKING:
+    from llmrun.chat.answer_options import AnswerOptions
+    from llmrun.chat.conversation import Chat
+    from llmrun.chat.store import Conversation, Conversations
+    from llmrun.cli.chat.repl import Repl
+    from llmrun.cli.terminal.line_editor import Lines
+    from llmrun.engine.engine import Engine
+    from llmrun.engine.process import Child
+    from llmrun.models.resolve import Model
+
+EXPECTED_TOKENS = 2 * COMFORTABLE_CTX
+"""The context that layers are laid out for: a conversation grows, and layers on a GPU can't be moved later."""
+CANCEL_S = 5.0
+"""How long an answer may take to end after Ctrl-C before its engine is killed; a large batch takes a while."""
+
+
+def converse(
+    model: str,
+    load: LoadConfig,
+    sampling: SamplingConfig,
+    answers: AnswerOptions,
+    *,
+    child: Child | None = None,
+    system: str | None = None,
+    resume: str | None = None,
+    ephemeral: bool = False,
+    plain: bool = False,
+    with_status: bool = True,
+    quiet: bool = False,
+) -> None:
+    """Runs a chat until the user leaves. `child` is one that was started early."""
+    with _store(ephemeral=ephemeral, required=resume is not None) as store:
+        resumed = store.read(store.find(resume)) if store is not None and resume is not None else None
+        found, engine = _open(model, load, child, quiet=quiet)
+
+        def open_another(reference: str) -> tuple[Model, Engine]:
+            return _open(reference, load, None, quiet=quiet)
+
+        from llmrun.chat.conversation import Chat
+        from llmrun.cli.chat.repl import Repl
+
+        chat = Chat(engine, model, sampling=sampling, options=answers, system=system or "", store=store)
+        repl = Repl(chat, model, found, open_another, plain=plain, with_status=with_status, quiet=quiet)
+        try:
+            if resumed is not None:
+                _resume(chat, resumed, system)
+            if not quiet:
+                for note in engine.notes:
+                    screen.note(note)
+            lines = _lines(repl, keep=store is not None)
+            if resumed is not None:
+                repl.show_resumed()
+            elif screen.is_terminal(sys.stdin):
+                repl.say(f"{found.name}: /help lists commands, Ctrl-D leaves")
+            repl.run(lines)
+        finally:
+            repl.close()
+
+
+def _resume(chat: Chat, resumed: Conversation, system: str | None) -> None:
+    chat.resume(resumed)
+    if chat.model != resumed.model:
+        chat.switch(chat.engine, chat.model)
+    if system is not None:
+        chat.set_system(system)
+
+
+def _open(reference: str, load: LoadConfig, child: Child | None, *, quiet: bool) -> tuple[Model, Engine]:
+    """Finds the model, pulls it if need be, loads it."""
+    found = load_model.found(reference, quiet=quiet)
+    from llmrun.engine.engine import Limits
+
+    limits = replace(Limits(), cancel_s=CANCEL_S)
+    engine = load_model.loaded(
+        reference, found, load, child, EXPECTED_TOKENS, COMFORTABLE_CTX // 2, limits=limits, quiet=quiet
+    )
+    return found, engine
+
+
+@contextmanager
+def _store(*, ephemeral: bool, required: bool) -> Iterator[Conversations | None]:
+    """The store of conversations; None for an ephemeral one, and if the store can't be opened and isn't required."""
+    if ephemeral:
+        yield None
+        return
+    from llmrun.chat.store import Conversations
+
+    try:
+        store = Conversations()
+    except DiskError as error:
+        if required:
+            raise
+        screen.note(f"the conversation can't be kept: {error.message}")
+        yield None
+        return
+    with store:
+        yield store
+
+
+def _lines(repl: Repl, *, keep: bool) -> Lines:
+    from llmrun.cli.chat import slash
+    from llmrun.cli.terminal import line_editor
+
+    if not screen.is_terminal(sys.stdin):
+        return line_editor.Piped()
+    typed = paths.state() / "chat" / "typed" if keep else None
+    return line_editor.Edited(
+        typed, repl.status if repl.with_status else None, slash.names(), slash.words, lambda: bool(repl.attached)
+    )
