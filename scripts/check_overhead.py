@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from llmrun.engine.child import native, params
-from llmrun.engine.child.raw_bench import Batch, Trials
+from llmrun.engine.child.raw_bench import Batch, RawBench
 from llmrun.engine.layout import settings_of
 from llmrun.engine.protocol import Trial
 from llmrun.gguf import synth
@@ -62,7 +62,7 @@ def main() -> None:
         model = llama.llama_model_load_from_file(os.fsencode(path), params.model_params(settings))
         vocab = native.Vocab(model)
         context = llama.llama_init_from_model(model, params.context_params(settings, options.steps + 1))
-        trials = Trials(
+        trials = RawBench(
             vocab, 2048, lambda n, q: llama.llama_init_from_model(model, params.context_params(settings, n))
         )
         alone, metered, ratios = [], [], []

@@ -57,7 +57,7 @@ from llmrun.options.config import COMFORTABLE_CTX
 if TYPE_CHECKING:
     from llmrun.engine.child import native
     from llmrun.engine.child.generate import Generator
-    from llmrun.engine.child.raw_bench import Trials
+    from llmrun.engine.child.raw_bench import RawBench
     from llmrun.engine.child.roofline import Products
 
 _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
@@ -107,7 +107,7 @@ class Worker:
         self.kv: KVContext
         self.settings: Settings
         self.adapters: list[tuple[Any, float]] = []
-        self.trials: Trials | None = None
+        self.raw_bench: RawBench | None = None
         self.products: Products | None = None
         self.generator: Generator | None = None
         self.vocab: native.Vocab
@@ -277,13 +277,13 @@ class Worker:
     # -- bare speed ---
 
     def trial(self, message: Trial) -> None:
-        from llmrun.engine.child.raw_bench import TrialFailed, Trials
+        from llmrun.engine.child.raw_bench import RawBench, TrialFailed
 
-        if self.trials is None:
+        if self.raw_bench is None:
             self.kv.close()  # two contexts would be two KV caches
-            self.trials = Trials(self.vocab, self.settings.n_batch, self._trial_context)
+            self.raw_bench = RawBench(self.vocab, self.settings.n_batch, self._trial_context)
         try:
-            prefill_s, step_s = self.trials.run(message)
+            prefill_s, step_s = self.raw_bench.run(message)
         except TrialFailed as error:
             self.fail_from_log("engine", str(error))
         self.outbox.send(Tried(prefill_s, step_s, list(self.log.buffers)))
@@ -314,9 +314,9 @@ class Worker:
         )
 
     def _generator(self) -> Generator:
-        if self.trials is not None:  # two contexts would be two KV caches
-            self.trials.close()
-            self.trials = None
+        if self.raw_bench is not None:  # two contexts would be two KV caches
+            self.raw_bench.close()
+            self.raw_bench = None
         if self.generator is None:
             from llmrun.engine.child.generate import Generator
 

@@ -21,23 +21,23 @@ clock = time.perf_counter
 
 
 class TrialFailed(Exception):
-    """`llama_decode` did not do it; the reason is in llama.cpp's log."""
+    """`llama_decode` has failed; the reason is in llama.cpp's log."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"llama_decode failed with {status}")
         self.status = status
 
 
-class Trials:
-    """Trials on one model. The context is kept from one to the next where it serves."""
+class RawBench:
+    """Trials on one model. The context is kept from one to the next if it is large enough."""
 
     def __init__(self, vocab: Vocab, n_batch: int, new_context: Callable[[int, int], Any]) -> None:
-        """`new_context` makes a context for so many tokens and sequences, or raises."""
+        """`new_context` makes a context for a number of tokens and one of sequences, or raises."""
         self._vocab = vocab
         self._n_batch = n_batch
         self._new_context = new_context
         self._context: Any = None
-        self._shape = (0, 0)
+        self._size = (0, 0)
         self._depth = 0
         self._state: Any = None
         self._random = random.Random(0)
@@ -45,7 +45,7 @@ class Trials:
     def run(self, trial: Trial) -> tuple[float | None, list[float]]:
         """Seconds of the prompt (None without one), and of every step. Raises `TrialFailed`."""
         context = self._context_for(trial)
-        self._back_to(trial.n_depth, trial.n_seq)
+        self._reset_to(trial.n_depth, trial.n_seq)
         prefill_s = None
         n_past = trial.n_depth
         if trial.n_prompt:
@@ -61,21 +61,21 @@ class Trials:
     def close(self) -> None:
         if self._context is not None:
             llama.llama_free(self._context)
-        self._context, self._shape, self._state = None, (0, 0), None
+        self._context, self._size, self._state = None, (0, 0), None
 
     # -- one trial ---
 
     def _context_for(self, trial: Trial) -> Any:
         n_ctx = max(trial.n_ctx, trial.n_seq * (trial.n_depth + trial.n_prompt + trial.n_gen))
-        if self._context is None or self._shape[1] != trial.n_seq or self._shape[0] < n_ctx:
+        if self._context is None or self._size[1] != trial.n_seq or self._size[0] < n_ctx:
             self.close()
             self._context = self._new_context(n_ctx, trial.n_seq)
-            self._shape = (n_ctx, trial.n_seq)
+            self._size = (n_ctx, trial.n_seq)
             self._depth = 0
         return self._context
 
-    def _back_to(self, n_depth: int, n_seq: int) -> None:
-        """A memory that holds `n_depth` tokens of every sequence and nothing else."""
+    def _reset_to(self, n_depth: int, n_seq: int) -> None:
+        """Have the context hold `n_depth` tokens of every sequence and nothing else."""
         llama.llama_memory_clear(llama.llama_get_memory(self._context), False)
         if not n_depth:
             return
@@ -89,7 +89,7 @@ class Trials:
         for sequence, data in enumerate(self._state):
             if not llama.llama_state_seq_set_data(self._context, data, len(data), sequence):
                 self._state = None
-                self._back_to(n_depth, n_seq)
+                self._reset_to(n_depth, n_seq)
                 return
 
     def _saved(self, sequence: int) -> Any:

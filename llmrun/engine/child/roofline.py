@@ -1,10 +1,10 @@
-"""How fast a device reads, and how fast it multiplies: the two ceilings that a run is held against. Child process only.
+"""How fast a device reads, and how fast it multiplies: the two peaks that a run is compared with. Child process only.
 
 Both are ggml's own matrix product, run where llama.cpp runs it, by as many threads:
 
 - **read**: a matrix of F32 much larger than any cache, times two columns. Each of its elements is read once and takes
   four operations: far from any processor's limit, so that memory is what it waits for. A copy would count writes too,
-  and a quantized type would have to be unpacked. `ceilings.read_size` chooses how large: what fits into a cache would
+  and a quantized type would have to be unpacked. `peaks.read_size` chooses how large: what fits into a cache would
   be the cache's speed.
 - **compute**: a square matrix of the type that the model's weights have, times 512 columns, as in a prompt. It stays in
   the cache, and every element is used 512 times. It is filled with noise: zeros take less power, and a GPU that its
@@ -55,8 +55,8 @@ _TYPE_IDS = {kind.name: kind.id for kind in GGML_TYPES.values()}
 _pointer = ctypes.c_void_p
 
 
-class NoWay(Exception):
-    """The device has no room for this product, or can't compute it."""
+class ProductFailed(Exception):
+    """The device has no memory for this product, or can't compute it."""
 
 
 class _InitParams(ctypes.Structure):
@@ -71,7 +71,7 @@ _base = partial(ggml.function, "ggml-base")
 class Product:
     """A matrix times some columns on one device, allocated and touched, ready to be computed again and again.
 
-    Raises `NoWay`. `to_multiply` and `to_read` make one.
+    Raises `ProductFailed`. `to_multiply` and `to_read` make one.
     """
 
     @classmethod
@@ -103,7 +103,7 @@ class Product:
         self._owned: list[tuple[str, int]] = []
         self._of_graph: list[tuple[str, int]] = []
         if kind not in _TYPE_IDS:
-            raise NoWay(f"ggml has no type {kind}")
+            raise ProductFailed(f"ggml has no type {kind}")
         try:
             self._backend = self._own(
                 self._owned,
@@ -123,7 +123,7 @@ class Product:
         ggml.set_threads(self._device, _pointer(self._backend), n_threads)
 
     def repeat(self, n_times: int) -> None:
-        """Compute so many products, one after the other, each time that `seconds` is called. Raises `NoWay`."""
+        """Compute so many products, one after the other, each time that `seconds` is called. Raises `ProductFailed`."""
         self._release(self._of_graph)
         self.n_times = n_times
         columns, self._result, self._graph = self._product(self._of_graph, self._matrix, n_times)
@@ -132,7 +132,7 @@ class Product:
             self._of_graph, "ggml_gallocr_free", _base("ggml_gallocr_new", _pointer, _pointer)(buffer_type)
         )
         if not _base("ggml_gallocr_alloc_graph", ctypes.c_bool, _pointer, _pointer)(allocator, self._graph):
-            raise NoWay("no room for the result")
+            raise ProductFailed("no room for the result")
         n_bytes = 4 * self._row * self._n_columns
         _set(columns, (_noise_rows() * math.ceil(n_bytes / len(_noise_rows())))[:n_bytes])
 
@@ -146,7 +146,7 @@ class Product:
         get(self._result, ctypes.byref(one), 0, 4)
         taken = clock() - begin
         if status != 0:
-            raise NoWay(f"the device failed with status {status}")
+            raise ProductFailed(f"the device failed with status {status}")
         return taken
 
     def close(self) -> None:
@@ -170,10 +170,10 @@ class Product:
                 try:
                     supports = _base("ggml_backend_dev_supports_op", ctypes.c_bool, _pointer, _pointer)
                     if not supports(self._device, result):
-                        raise NoWay("the device can't compute it")
+                        raise ProductFailed("the device can't compute it")
                 finally:
                     self._release(passing)
-            except NoWay:
+            except ProductFailed:
                 self._release(trying)
                 continue
             self._owned += trying
@@ -182,7 +182,7 @@ class Product:
             else:
                 _base("ggml_backend_buffer_clear", None, _pointer, ctypes.c_uint8)(buffer, _FILLED_WITH)
             return matrix
-        raise NoWay("the device has no room for it, or can't compute it")
+        raise ProductFailed("the device has no room for it, or can't compute it")
 
     def _product(self, owner: list[tuple[str, int]], matrix: int, n_times: int) -> tuple[int, int, int]:
         """Columns, last result and graph, nothing allocated. Chained, a matrix multiplies its own result, whose memory
@@ -208,7 +208,7 @@ class Product:
     @staticmethod
     def _own(owner: list[tuple[str, int]], free: str, handle: int | None) -> int:
         if not handle:
-            raise NoWay("no room")
+            raise ProductFailed("no room")
         owner.append((free, handle))
         return handle
 
@@ -290,7 +290,7 @@ class Products:
                 )
             product.set_threads(n_threads)
             return rates(product, product.n_flops if kind else product.n_bytes, message.seconds)
-        except NoWay:
+        except ProductFailed:
             if failed := self._kept.pop(wanted, None):
                 failed.close()
             return []

@@ -130,7 +130,7 @@ def _prepared(job: Serve) -> list[Any]:
     handles = _chosen(job.devices)
     for handle in handles:
         try:
-            memory_limit.ration(handle, job.limit_bytes)
+            memory_limit.limit_device(handle, job.limit_bytes)
         except memory_limit.LayoutChanged as error:
             if job.limit_bytes is not None:
                 raise _Refusal(f"--memory does not hold with this build of llama.cpp ({error})") from None

@@ -1,10 +1,10 @@
-"""How much of a device's memory others may take: counted and refused inside ggml, which has no such option.
+"""A limit on the memory of a device that RPC clients may take. ggml has no such option.
 
-Child process only. Where ggml asks a device how much memory it has, and where it takes and gives back a buffer, it goes
-through function pointers in structures of its own (`ggml-backend-impl.h`; that they are known is what the pinned
-version of the binding is for). `ration` puts functions of ours there, which count and pass the call on. Should the
-layout have changed, that is found out before anything is offered: the structures' other fields must say what the public
-functions say, and a buffer of 1 MiB must move the counter.
+Child process only. ggml asks a device for its memory, and allocates and frees buffers, through function pointers in
+structs of its own (`ggml-backend-impl.h`; the pinned version of the binding is what makes their layout known).
+`limit_device` puts functions of ours there, which count and pass the call on. If the layout has changed, that is found
+out before anything is offered: the structs' other fields must agree with the public functions, and a buffer of 1 MiB
+must move the counter.
 
 Counted is what an RPC client can ask for: buffers of weights, KV cache and computation, to the byte that ggml grants.
 What a driver, a computation or a message in transit takes for itself comes on top.
@@ -63,7 +63,7 @@ _FreeBuffer = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class LayoutChanged(Exception):
-    """This build's structures are not those that we know: memory can't be rationed with it."""
+    """This build's structs are not laid out as they are here: memory can't be limited with it."""
 
 
 @dataclass
@@ -71,9 +71,9 @@ class _Pool:
     """The memory behind one buffer type, which two devices (CPU and BLAS) may share.
 
     Attributes:
-        limit_bytes: None where only what is really there counts.
+        limit_bytes: None: only what is there limits it.
         used_bytes: of all buffers that are not freed yet.
-        in_ram: whether it is the machine's RAM, of which ggml would grant any amount.
+        in_ram: whether it is the machine's RAM, of which ggml itself grants any amount.
     """
 
     limit_bytes: int | None
@@ -86,10 +86,10 @@ _pools: dict[int, _Pool] = {}  # by the buffer type's address
 _kept: list[Any] = []  # ctypes callbacks must outlive the call that installs them
 
 
-def ration(handle: ctypes.c_void_p, limit_bytes: int | None) -> None:
-    """From now on the device has at most `limit_bytes`, and tells of no more. Raises `LayoutChanged`.
+def limit_device(handle: ctypes.c_void_p, limit_bytes: int | None) -> None:
+    """Have the device grant at most `limit_bytes` from now on, and report no more. Raises `LayoutChanged`.
 
-    A device in the machine's RAM also tells what is free of it (ggml says: all), and refuses what is not.
+    A device in the machine's RAM also reports what is free of it (ggml itself says: all), and refuses more than that.
     """
     device = _Device.from_address(handle.value or 0)
     buffer_type = ggml.buffer_type(handle).value or 0
@@ -99,21 +99,21 @@ def ration(handle: ctypes.c_void_p, limit_bytes: int | None) -> None:
     if pool is None:
         in_ram = ggml.describe(handle).kind in ("cpu", "accel")
         pool = _pools[buffer_type] = _Pool(limit_bytes, in_ram)
-        _count(buffer_type, pool)
-        _check(buffer_type, pool)
-    _tell(device, pool)
+        _limit_buffers(buffer_type, pool)
+        _check_layout(buffer_type, pool)
+    _limit_report(device, pool)
 
 
-def _count(address: int, pool: _Pool) -> None:
+def _limit_buffers(address: int, pool: _Pool) -> None:
     """Have the buffer type grant no more than the pool has."""
     buffer_type = _BufferType.from_address(address)
-    grant = _AllocBuffer(buffer_type.alloc_buffer)
+    ggml_alloc = _AllocBuffer(buffer_type.alloc_buffer)
 
     def free(buffer: int) -> None:
         whole = _Buffer.from_address(buffer)
         pool.used_bytes -= whole.size
         # CUDA and Metal know their buffers by this very pointer, so that copies between two of them within the server
-        # are done through the client while memory is rationed: slower, not wrong. Freeing finds the original again.
+        # are done through the client while memory is limited: slower, not wrong. Freeing finds the original again.
         whole.free_buffer = pool.free_of.pop(buffer)
         _FreeBuffer(whole.free_buffer)(buffer)
 
@@ -123,11 +123,11 @@ def _count(address: int, pool: _Pool) -> None:
     def alloc(_type: int, size: int) -> int | None:
         if pool.limit_bytes is not None and pool.used_bytes + size > pool.limit_bytes:
             return None
-        # Linux would grant more RAM than there is, and kill somebody when it is used.
+        # Linux grants more RAM than there is, and kills a process when it is used.
         free = _free_ram(pool)
         if free is not None and size > free:
             return None
-        buffer: int | None = grant(address, size)
+        buffer: int | None = ggml_alloc(address, size)
         if not buffer:
             return None
         whole = _Buffer.from_address(buffer)
@@ -142,8 +142,8 @@ def _count(address: int, pool: _Pool) -> None:
     buffer_type.alloc_buffer = ctypes.cast(keep_alloc, ctypes.c_void_p).value
 
 
-def _tell(device: _Device, pool: _Pool) -> None:
-    """Have the device tell of no more than the pool has."""
+def _limit_report(device: _Device, pool: _Pool) -> None:
+    """Have the device report no more than the pool has."""
     ask = _GetMemory(device.get_memory)
 
     def memory(handle: int, free: Any, total: Any) -> None:
@@ -152,7 +152,7 @@ def _tell(device: _Device, pool: _Pool) -> None:
         if free_ram is not None and total[0]:
             free[0] = min(total[0], free_ram)
         if pool.limit_bytes is not None:
-            # Whoever gets "0 of 0 bytes" takes it for unknown.
+            # Clients take "0 of 0 bytes" for unknown.
             free[0] = min(free[0] if total[0] else pool.limit_bytes, pool.limit_bytes - pool.used_bytes)
             total[0] = min(total[0] or pool.limit_bytes, pool.limit_bytes)
 
@@ -162,7 +162,7 @@ def _tell(device: _Device, pool: _Pool) -> None:
 
 
 def _free_ram(pool: _Pool) -> int | None:
-    """RAM that is neither used nor promised: what was granted takes none until it is written to. None: unknown."""
+    """RAM that is neither used nor granted: what was granted takes none until it is written to. None: unknown."""
     free = available_memory() if pool.in_ram else None
     if free is None:
         return None
@@ -170,11 +170,11 @@ def _free_ram(pool: _Pool) -> int | None:
     return free if written is None else max(0, free - max(0, pool.used_bytes - written))
 
 
-def _check(address: int, pool: _Pool) -> None:
-    """Take and give back a little through the public functions: it must be counted, and its fields be where we look."""
+def _check_layout(address: int, pool: _Pool) -> None:
+    """Allocate and free a little through the public functions: it must be counted, its fields where they are read."""
     buffer = ggml.allocate(ctypes.c_void_p(address), _PROBE_BYTES)
     if buffer is None:
-        raise LayoutChanged("no MiB can be had of it")
+        raise LayoutChanged("it has not even 1 MiB")
     whole = _Buffer.from_address(buffer.value or 0)
     fits = whole.size == ggml.size_of(buffer) >= _PROBE_BYTES and whole.buft == address
     counted = pool.used_bytes == whole.size and len(pool.free_of) == 1
