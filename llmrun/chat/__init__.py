@@ -1,1 +1,1 @@
-"""Conversations: what the model is told, where they are kept, how they are written down."""
+"""Conversations: what the model is given, where they are kept, how they become files."""

@@ -52,7 +52,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user should be told."""
+    """A line that the user should see."""
 
     text: str
 
@@ -91,7 +91,7 @@ class Chat:
         self._store = store
         self.on_prefill: Callable[[int, int], None] | None = None
         self._held = ExitStack()
-        self._told = ""
+        self._failure = ""
         self._is_named = False
         self._replaced: list[Turn] = []  # turns that stay unless an answer replaces them
         self._prepared: tuple[Any, ...] | None = None
@@ -185,8 +185,8 @@ class Chat:
         if title:
             self._change(title=title)
         if self._store is None or self.id is None:
-            told, self._told = self._told, ""
-            raise DiskError(told or "the conversation is not kept")
+            failure, self._failure = self._failure, ""
+            raise DiskError(failure or "the conversation is not kept")
         return self.id
 
     @property
@@ -205,12 +205,12 @@ class Chat:
             yield
         except DiskError as error:
             self._store = None
-            self._told = f"the conversation can't be kept any more: {error.message}"
+            self._failure = f"the conversation can't be kept any more: {error.message}"
 
-    def _trouble(self) -> Iterator[Event]:
-        told, self._told = self._told, ""
-        if told:
-            yield Notice(told)
+    def _failures(self) -> Iterator[Event]:
+        failure, self._failure = self._failure, ""
+        if failure:
+            yield Notice(failure)
 
     def _add(self, turn: Turn) -> None:
         self.turns.append(turn)
@@ -293,7 +293,7 @@ class Chat:
             self._remove(len(self.turns) - 1)
             yield Notice("the previous message was never answered, and is left out")
         self._add(Turn("user", text))
-        yield from self._trouble()
+        yield from self._failures()
         yield from self._answer()
 
     def again(self) -> Generator[Event]:
@@ -388,7 +388,7 @@ class Chat:
                     turn.thinking += thought
                     self._keep(turn, text, thought)
                     yield Piece(text, thought)
-                    yield from self._trouble()
+                    yield from self._failures()
             except PromptTooLong:
                 if generation.token_ids or not self._may_drop():
                     raise

@@ -626,7 +626,7 @@ def _locked(path: Path, id: str) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had it removes it at the end: then what we locked is a file that nobody else will find.
+            # The holder removes it at the end: then we have locked a file that no other process will find.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), path.stat()):
                     return fd

@@ -47,7 +47,7 @@ def test_nothing(llmrun: RunLlmrun, tmp_path: Path) -> None:
     assert json.loads(llmrun("history", "--json", env=env).stdout) == []
     assert llmrun("history", "show", "last", env=env).returncode == 4
     assert "no conversation is kept" in llmrun("history", "rm", "--all", env=env).stderr
-    assert "nothing has" in llmrun("history", "search", "x", env=env).stderr
+    assert "no turn has" in llmrun("history", "search", "x", env=env).stderr
 
 
 def test_list(history: History, ids: list[str]) -> None:
@@ -87,7 +87,7 @@ def test_search(history: History, ids: list[str]) -> None:
     limited = history("search", "e", "--limit", "1")
     assert len(limited.stdout.splitlines()) == 2 and "the latest 1 turns" in limited.stderr
     nothing = history("search", "zebra")
-    assert (nothing.returncode, nothing.stdout) == (0, "") and "nothing has these words" in nothing.stderr
+    assert (nothing.returncode, nothing.stdout) == (0, "") and "no turn has all of these words" in nothing.stderr
 
 
 def test_remove(history: History, ids: list[str]) -> None:
@@ -120,7 +120,7 @@ def test_export(history: History, ids: list[str], tmp_path: Path) -> None:
     again = from_document(json.loads(target.read_text(encoding="utf-8")), "mine.json")
     assert [turn.content for turn in again.turns] == [EVIL, "half an ans"] and not again.turns[1].whole
     refused = history("export", "--all", "-o", str(target))
-    assert refused.returncode == 2 and "is there already" in refused.stderr
+    assert refused.returncode == 2 and "exists already" in refused.stderr
     assert json.loads(target.read_text(encoding="utf-8"))["id"] == ids[1]
     assert history("export", "--all", "-o", str(target), "--force").returncode == 0
     assert [each["id"] for each in json.loads(target.read_text(encoding="utf-8"))] == ids[::-1]

@@ -1,4 +1,4 @@
-"""The prompt of a one-shot run: what was piped in, the files, the argument, and a template to put them in."""
+"""The prompt of a one-shot run, made of standard input, files, the argument, and a template for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a prompt is made of; empty where there is none."""
+    """What a prompt is made of; a part that is not given is empty."""
 
     stdin: str
     files: str
@@ -28,14 +28,14 @@ class Parts:
 
     @property
     def input(self) -> str:
-        """All of it: standard input, then the files, then the argument, a blank line between them."""
+        """Standard input, then the files, then the argument, with a blank line between them."""
         return "\n\n".join(part for part in (self.stdin, self.files, self.prompt) if part)
 
 
 def gather(argument: str | None, files: Sequence[Path]) -> Parts:
-    """Read what there is. Raises `UsageError`, `NotFound`.
+    """Reads all parts. Raises `UsageError`, `NotFound`.
 
-    A file called "-" is standard input too, which is read first in any case.
+    A file called "-" is standard input, which is read first in any case.
     """
     piped = _from_stdin()
     read = [_from_file(os.fspath(path)) for path in files if str(path) != "-"]
@@ -43,15 +43,15 @@ def gather(argument: str | None, files: Sequence[Path]) -> Parts:
 
 
 def _from_stdin() -> str:
-    """What was piped or redirected into us; a terminal or a device has nothing to say."""
+    """What was piped or redirected into us; terminals and devices are not read."""
     try:
         mode = os.fstat(0).st_mode
     except OSError:
         return ""
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
         return ""
-    # An open pipe that nobody writes to keeps us for ever, as it does every filter. To go on without would drop what a
-    # slow writer sends late; so it is only said, also to those who want quiet.
+    # A pipe that stays open without a writer blocks us for ever, as it does every filter. Going on without it would
+    # drop what a slow writer sends late; so there is only a note, with --quiet too.
     if not select.select([0], [], [], 2.0)[0]:
         screen.note("waiting for standard input; leave it out with: </dev/null")
     with os.fdopen(os.dup(0), "rb") as stream:
@@ -59,7 +59,7 @@ def _from_stdin() -> str:
 
 
 def _text(data: bytes) -> str:
-    """UTF-8 without the mark that some editors begin with, and without the line end that all end with."""
+    """UTF-8, without a byte order mark and without line ends at the end."""
     return data.decode("utf-8-sig", errors="replace").rstrip("\n")
 
 
@@ -73,17 +73,17 @@ BUILT_IN = ("input", "stdin", "files", "prompt")
 
 
 def filled(template: str, parts: Parts, fields: Mapping[str, str]) -> str:
-    """The template with its {fields}: {input}, {stdin}, {files}, {prompt}, and the user's own. {{ and }} are braces.
+    """The template with its {fields} filled in: {input}, {stdin}, {files}, {prompt}, and the user's own.
 
-    What a template leaves out of the input is lost to nobody: without any of the four, the input stands behind it.
-    Raises `UsageError` for a field that nobody gave, and for one that the template does not have.
+    {{ and }} are literal braces. A template without any of the four gets the input behind it, so that none is lost.
+    Raises `UsageError` for a field without a value, and for a value whose field the template does not have.
     """
     values = {name: getattr(parts, name) for name in BUILT_IN} | dict(fields)
     made, used = [], set()
     try:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
-        raise UsageError(f"--template: {error}; a brace that is none of a field is doubled", hint="{{ and }}") from None
+        raise UsageError(f"--template: {error}; write {{{{ or }}}} for a literal brace", hint="{{ and }}") from None
     for literal, name, form, conversion in pieces:
         made.append(literal)
         if name is None:
@@ -91,10 +91,10 @@ def filled(template: str, parts: Parts, fields: Mapping[str, str]) -> str:
         if form or conversion or not _NAME.fullmatch(name):
             spelled = f"{name}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
             raise UsageError(
-                f"--template: '{{{spelled[:40]}}}' is no field: small letters, digits and _", hint="{input}"
+                f"--template: '{{{spelled[:40]}}}' is not a field: small letters, digits and _", hint="{input}"
             )
         if name not in values:
-            raise UsageError(f"--template: nobody says what {{{name}}} is", hint=f"--field {name}=...")
+            raise UsageError(f"--template: no value for {{{name}}}", hint=f"--field {name}=...")
         used.add(name)
         made.append(values[name])
     if unused := [name for name in fields if name not in used]:
@@ -105,7 +105,7 @@ def filled(template: str, parts: Parts, fields: Mapping[str, str]) -> str:
 
 
 def parse_fields(texts: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE, or NAME=@FILE for what a file says."""
+    """The values of NAME=VALUE, and of NAME=@FILE, which stands for the text of a file."""
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -116,7 +116,7 @@ def parse_fields(texts: Sequence[str]) -> dict[str, str]:
 
 
 def open_template(name: str) -> str:
-    """A text with fields itself, a file, or the name of one in the folder of templates. Raises `NotFound`."""
+    """The template: `name` is a file, a text with fields, or a file in the folder of templates. Raises `NotFound`."""
     if files.is_file(name):
         return _from_file(name, "--template")
     if "{" in name or " " in name or "\n" in name:
@@ -131,5 +131,5 @@ def open_template(name: str) -> str:
 
 
 def templates_folder() -> Path:
-
+    """Where the user keeps templates."""
     return paths.config() / "templates"

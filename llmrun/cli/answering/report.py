@@ -1,4 +1,4 @@
-"""What a run took: one line for everybody, more of them for `--verbose`, all of it for `--json`."""
+"""What a run took: one line, several with `--verbose`, all of it with `--json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """One generation and everything about it; still with its engine."""
+    """One generation, its engine, and everything that is known of it."""
 
     found: Model
     engine: Engine
@@ -95,17 +95,17 @@ def layers(devices: Sequence[str]) -> str:
             parts[-1][1].append(i)
         else:
             parts.append((device, [i]))
-    said = []
+    named_parts = []
     for device, numbers in parts:
         inner = [i for i in numbers if i < last]
         named = [f"{inner[0]}-{inner[-1]}" if len(inner) > 1 else f"{inner[0]}"] if inner else []
         named += ["the output"] if last in numbers else []
-        said.append(f"{' and '.join(named)} {'in RAM' if device == CPU else f'on {device}'}")
-    return ", ".join(said)
+        named_parts.append(f"{' and '.join(named)} {'in RAM' if device == CPU else f'on {device}'}")
+    return ", ".join(named_parts)
 
 
 def _memory(checks: Sequence[Check]) -> list[str]:
-    """What llama.cpp took, by device, and how far off the footprint was that had been computed before."""
+    """What llama.cpp took, by device, and the error of the footprint that was computed before."""
     from llmrun.engine.layout import total_error
 
     lines = []
@@ -121,7 +121,7 @@ def _memory(checks: Sequence[Check]) -> list[str]:
 
 
 def _devices(run: Run) -> list[str]:
-    """What is in use on each device by its own word, everybody's use together."""
+    """What is in use on each device as it says itself, by all programs together."""
     after = run.generation.done.devices if run.generation.done else []
     return [
         f"device    {device.name}: {size(_less(device.total_bytes, device.free_bytes))} of {size(device.total_bytes)}"

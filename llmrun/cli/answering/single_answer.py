@@ -1,4 +1,4 @@
-"""One answer on stdout: by itself, or as a turn of a conversation that is kept."""
+"""One answer on stdout, by itself or as a turn of a kept conversation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Kept:
-    """The conversation that one prompt belongs to."""
+    """The conversation that a single prompt continues or begins."""
 
     def __init__(self, store: Conversations, resumed: Conversation | None, system: str | None) -> None:
         self.store, self.resumed, self.system = store, resumed, system
@@ -52,7 +52,7 @@ class Kept:
 
 
 class Answer:
-    """One answer as it comes, by itself or as a part of a conversation."""
+    """One answer while it is made, by itself or as a turn of a conversation."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Answer:
         return generation
 
     def begin(self, on_prefill: Callable[[int, int], None] | None) -> None:
-        """Until the first piece is there."""
+        """Computes until there is a first piece."""
         if self._chat is not None:
             self._chat.on_prefill = on_prefill
             asked = self._asked if isinstance(self._asked, str) else self._asked[-1]["content"]
@@ -99,7 +99,7 @@ class Answer:
         self._first = next(self._pieces, ("", ""))
 
     def close(self) -> None:
-        """What was not read is not made; what was, is kept. Before the conversation is closed."""
+        """Ends the answer where it is; its text so far is kept. To be called before the conversation is closed."""
         if isinstance(self._pieces, Generator):
             self._pieces.close()
 
@@ -113,11 +113,11 @@ class Answer:
             pass
 
     def show(self, *, quiet: bool) -> None:
-        """Stream the answer to stdout; the thinking only to eyes."""
+        """Streams the answer to stdout; the thinking only to a terminal."""
         on_terminal = screen.is_terminal(sys.stdout)
         thoughts = Thoughts(self._answers.think if on_terminal else "hide")
         try:
-            for piece in whole_line_ends(thoughts.told_apart(self._all())):
+            for piece in whole_line_ends(thoughts.split_off(self._all())):
                 screen.out(piece)
         finally:
             # Whatever comes next, an error or the shell's prompt, begins on a line of its own.
@@ -140,7 +140,7 @@ def _of_chat(events: Generator[Event]) -> Generator[tuple[str, str]]:
 
 
 class Thoughts:
-    """Dimmed, before the answer."""
+    """The thinking before an answer, dimmed."""
 
     def __init__(self, think: str) -> None:
         self._plain: Plain | None = None
@@ -151,7 +151,7 @@ class Thoughts:
             self._plain = Plain(status_line.width, style="2", color=status_line.has_color())
         self._open = False
 
-    def told_apart(self, pieces: Iterable[tuple[str, str]]) -> Iterator[str]:
+    def split_off(self, pieces: Iterable[tuple[str, str]]) -> Iterator[str]:
         for text, thought in pieces:
             if thought and self._plain is not None:
                 self._open = True
@@ -169,7 +169,7 @@ class Thoughts:
 
 
 def whole_line_ends(pieces: Iterable[str]) -> Iterator[str]:
-    """The same text, no piece ending between a carriage return and the line feed that may follow."""
+    """The same text; no piece ends between a carriage return and the line feed that may follow."""
     held = ""
     for piece in pieces:
         text = held + piece

@@ -63,7 +63,7 @@ class Controls(Protocol):
         ...
 
     def edit_last(self) -> None:
-        """Offers the last message for editing. Raises `UsageError` if nobody can edit it here."""
+        """Offers the last message for editing. Raises `UsageError` where there is no terminal to edit it on."""
         ...
 
     def switch(self, reference: str) -> None:
@@ -267,7 +267,7 @@ def _show(controls: Controls, rest: str) -> None:
 
     engine, header = controls.chat.engine, controls.found.header
     if rest and rest != "info":
-        told: dict[str, Callable[[], str]] = {
+        shown: dict[str, Callable[[], str]] = {
             "template": lambda: controls.chat.options.chat_template or header.chat_template or CHATML,
             "system": lambda: controls.chat.system or "no system prompt",
             "license": lambda: str(header.metadata.get("general.license") or "the file does not name one"),
@@ -275,11 +275,11 @@ def _show(controls: Controls, rest: str) -> None:
                 f"{name}  {value}" for name, value, _ in values_shown(controls.chat.sampling)
             ),
         }
-        if rest not in told:
+        if rest not in shown:
             raise UsageError(
                 f"/show: '{rest[:40]}' is none of info, template, system, license, parameters", hint="/show"
             )
-        screen.out(told[rest]().rstrip("\n") + "\n")
+        screen.out(shown[rest]().rstrip("\n") + "\n")
         return
     tables.show_pairs(
         [

@@ -89,7 +89,7 @@ def search(
     if more:
         screen.note(f"the latest {limit} turns; more with: --limit {10 * limit}")
     elif not found:
-        screen.note("nothing has these words")
+        screen.note("no turn has all of these words")
 
 
 @app.command("rm", cls=Command)
@@ -173,9 +173,9 @@ def _kept() -> Iterator[Conversations]:
 
 
 def _meant(kept: Conversations, ids: list[str] | None, everything: bool, command: str) -> list[str]:
-    """The ids, each once. Raises `NotFound` and `UsageError`."""
+    """The ids that are meant, each once. Raises `NotFound` and `UsageError`."""
     if bool(ids) == everything:
-        both = "ids and --all: only one of them" if ids else "name the conversations, or --all"
+        both = "ids and --all: only one of them" if ids else "name the conversations, or use --all"
         raise UsageError(both, hint="llmrun history list" if everything else f"llmrun history {command} last")
     if everything:
         return [each.id for each in kept.list()]
@@ -183,9 +183,9 @@ def _meant(kept: Conversations, ids: list[str] | None, everything: bool, command
 
 
 def _confirmed(n: int) -> bool:
-    """Ask on the terminal. Raises `UsageError` where nobody can answer."""
+    """Asks on the terminal. Raises `UsageError` if there is none."""
     if not (screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stderr)):
-        raise UsageError("there is no terminal to ask on: say -y to remove", hint="llmrun history rm --all -y")
+        raise UsageError("there is no terminal to ask on: -y removes without asking", hint="llmrun history rm --all -y")
     sys.stderr.write(f"Remove {n:,} conversation{'' if n == 1 else 's'}? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -213,7 +213,7 @@ def _check_output(output: Path, force: bool) -> None:
         if output.exists() and not output.is_file():
             raise UsageError(f"{output} is not a file that can be replaced", hint="-o conversations.md")
         if not force:
-            raise UsageError(f"{output} is there already", hint="--force, or another name")
+            raise UsageError(f"{output} exists already", hint="--force, or another name")
 
 
 def _who(hit: Hit) -> str:
