@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llmrun.engine.meter import Timing as Timing
     from llmrun.errors import LlmrunError as LlmrunError
     from llmrun.models.resolve import open_model as open_model
-    from llmrun.options.config import LoadConfig as LoadConfig
-    from llmrun.options.config import SamplingConfig as SamplingConfig
+    from llmrun.options.load import LoadConfig as LoadConfig
+    from llmrun.options.sampling import SamplingConfig as SamplingConfig
 
 __version__ = "0.1.0"
 
@@ -30,8 +30,8 @@ _HOMES = {
     "Engine": "llmrun.engine.engine",
     "Generation": "llmrun.engine.engine",
     "LlmrunError": "llmrun.errors",
-    "LoadConfig": "llmrun.options.config",
-    "SamplingConfig": "llmrun.options.config",
+    "LoadConfig": "llmrun.options.load",
+    "SamplingConfig": "llmrun.options.sampling",
     "Timing": "llmrun.engine.meter",
     "open_model": "llmrun.models.resolve",
 }

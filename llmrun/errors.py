@@ -72,9 +72,11 @@ class LlmrunError(Exception):
         field: name of the option's field that is wrong, `n_ctx`; None where it is not about one. The message does not
             begin with it: "512 is outside 1 to 16".
         value: of that field, as it was given.
+        where: the place in a file of settings where the value stands; None where it was given directly.
     """
 
     exit_code = 1
+    where: str | None = None
 
     def __init__(
         self,

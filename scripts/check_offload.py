@@ -26,7 +26,8 @@ from llmrun.engine.engine import Engine
 from llmrun.engine.layout import Check, total_error
 from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
-from llmrun.options.config import LoadConfig, Offload, SamplingConfig
+from llmrun.options.load import LoadConfig, Offload
+from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU
 
 PROMPT = "Once upon a time there was a machine that could count, and it counted everything that it saw."

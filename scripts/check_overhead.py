@@ -25,7 +25,7 @@ from llmrun.engine.protocol import Trial
 from llmrun.gguf import synth
 from llmrun.machine.hardware import default_threads
 from llmrun.machine.sampler import Sampler
-from llmrun.options.config import LoadConfig
+from llmrun.options.load import LoadConfig
 from llmrun.planning.placement import Layout
 
 llama = native.llama

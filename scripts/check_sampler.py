@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from llmrun import open_model  # noqa: E402
 from llmrun.machine.sampler import Sampler, open_nvml  # noqa: E402
-from llmrun.options.config import SamplingConfig  # noqa: E402
+from llmrun.options.sampling import SamplingConfig  # noqa: E402
 from llmrun.units import duration, significant, size  # noqa: E402
 
 BAR = 0.01

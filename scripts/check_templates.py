@@ -296,7 +296,7 @@ def explode(template: str, folder: Path) -> Blast:
     from llmrun.engine.engine import Engine, Limits
     from llmrun.errors import LlmrunError
     from llmrun.gguf.reader import open_header
-    from llmrun.options.config import SamplingConfig
+    from llmrun.options.sampling import SamplingConfig
 
     path = with_template(folder, template)
     try:

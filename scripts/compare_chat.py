@@ -36,7 +36,7 @@ from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
-from llmrun.options.config import SamplingConfig
+from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.placement import should_repack
 
 WORD = "W"  # without a blank before it: llama-cli strips answers, and would compute them again

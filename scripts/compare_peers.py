@@ -34,7 +34,8 @@ from llmrun.engine.meter import Timing
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
-from llmrun.options.config import LoadConfig, Offload, SamplingConfig
+from llmrun.options.load import LoadConfig, Offload
+from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.placement import should_repack
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"

@@ -35,7 +35,7 @@ from llmrun.engine.jobs.perplexity import score  # noqa: E402
 from llmrun.engine.jobs.quantize import Quantizer, Recipe, level_of  # noqa: E402
 from llmrun.machine.hardware import default_threads  # noqa: E402
 from llmrun.models.resolve import Model, find_model, open_whole  # noqa: E402
-from llmrun.options.config import LoadConfig, Offload  # noqa: E402
+from llmrun.options.load import LoadConfig, Offload  # noqa: E402
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
 LEVELS = ("Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")

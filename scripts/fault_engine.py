@@ -27,7 +27,8 @@ from llmrun.engine.engine import Engine, Limits
 from llmrun.errors import EngineCrashed
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.options.config import LoadConfig, Offload, SamplingConfig
+from llmrun.options.load import LoadConfig, Offload
+from llmrun.options.sampling import SamplingConfig
 
 LLMRUN = [sys.executable, "-m", "llmrun"]
 

@@ -34,7 +34,8 @@ from llmrun.machine.environment import on_battery
 from llmrun.machine.hardware import cpu_mhz
 from llmrun.machine.sampler import Sampler, Usage, open_nvml
 from llmrun.models.resolve import Model
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU, flops_per_token, step_reads
 from llmrun.planning.placement import main_type
 

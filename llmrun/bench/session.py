@@ -27,7 +27,7 @@ from llmrun.engine.jobs.perplexity import score
 from llmrun.machine.environment import describe_build, describe_machine
 from llmrun.models.model_info import describe_model
 from llmrun.models.resolve import Model
-from llmrun.options.config import LoadConfig
+from llmrun.options.load import LoadConfig
 
 
 def bench(

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Literal
 
 from llmrun.errors import Change, UsageError
-from llmrun.options.config import LoadConfig
+from llmrun.options.load import LoadConfig
 
 TestKind = Literal["pp", "tg", "pg", "e2e"]
 MAX_SEQUENCES = 256

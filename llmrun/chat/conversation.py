@@ -22,7 +22,7 @@ from llmrun.chat.store import Conversation, Turn, title_of
 from llmrun.clock import utc
 from llmrun.engine.protocol import Asking
 from llmrun.errors import DiskError, PromptTooLong, UsageError
-from llmrun.options.config import SamplingConfig
+from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.chat.store import Conversations

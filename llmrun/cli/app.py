@@ -1,79 +1,148 @@
-"""The commands, and the one place where an error becomes a line and an exit code."""
+"""The commands. Each is imported when it is called; what the program's help says of one stands here.
+
+The words are read by `framework/parser.py`, and Typer, which knows the shells, completes them. Typer reads a command
+line as well, but imports pydantic for it: 12 starts of Python before the first option is known.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmrun import __version__
-from llmrun.cli.commands.bench import bench
-from llmrun.cli.commands.bench_history import app as bench_history_app
-from llmrun.cli.commands.chat import ChatCommand, chat
-from llmrun.cli.commands.compare import CompareCommand, compare
-from llmrun.cli.commands.config import app as config_app
-from llmrun.cli.commands.devices import devices
-from llmrun.cli.commands.doctor import doctor
-from llmrun.cli.commands.history import app as history_app
-from llmrun.cli.commands.plot import plot
-from llmrun.cli.commands.pull import pull
-from llmrun.cli.commands.quantize import levels_help, quantize
-from llmrun.cli.commands.run import run as commands_run
-from llmrun.cli.commands.search import search
-from llmrun.cli.commands.show import show
-from llmrun.cli.commands.store import import_, list_, rm, verify
-from llmrun.cli.commands.worker import worker
-from llmrun.cli.framework.help import Command, Group
-from llmrun.cli.framework.subgroup import with_subgroup
-from llmrun.cli.framework.user_settings import ModelCommand
+from llmrun.cli.framework import help
 from llmrun.cli.terminal import screen
+from llmrun.errors import Act, UsageError
 
-app = typer.Typer(
-    cls=Group,
-    name="llmrun",
-    help="Run quantized language models on this machine, and know how fast it is.",
-    no_args_is_help=True,
-    add_completion=True,
-    rich_markup_mode=None,  # plain help: Rich would cost half of the start
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+if TYPE_CHECKING:
+    from llmrun.cli.framework.command import Command
+    from llmrun.options.spec import Option
+
+
+class Entry(NamedTuple):
+    """Where a command is, and the first sentence of its help."""
+
+    module: str
+    function: str
+    help: str
+    hidden: bool = False
+
+
 # In the order in which a newcomer needs them.
-app.command("run", cls=ModelCommand)(commands_run)
-app.command("chat", cls=ChatCommand)(chat)
-app.add_typer(history_app, name="history")
-app.command("bench", cls=with_subgroup("history", bench_history_app))(bench)
-app.command("pull", cls=Command)(pull)
-app.command("list", cls=Command)(list_)
-app.command("ls", cls=Command, hidden=True)(list_)
-app.command("show", cls=Command)(show)
-app.command("rm", cls=Command)(rm)
-app.command("search", cls=Command)(search)
-app.command("verify", cls=Command)(verify)
-app.command("import", cls=Command)(import_)
-app.command("quantize", cls=Command, epilog=levels_help())(quantize)
-app.command("compare", cls=CompareCommand)(compare)
-app.command("plot", cls=Command)(plot)
-app.command("devices", cls=Command)(devices)
-app.command("worker", cls=Command)(worker)
-app.command("doctor", cls=Command)(doctor)
-app.add_typer(config_app, name="config")
+COMMANDS = {
+    "run": Entry("run", "run", "Answer one prompt and exit; without a prompt on a terminal, chat."),
+    "chat": Entry("chat", "chat", "Talk with a model; /help there lists what can be done."),
+    "bench": Entry("bench", "bench", "Measure tokens per second."),
+    "bench history": Entry("bench_history", "history", "Show the benches of this machine, the oldest first."),
+    "bench history list": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
+    "bench history show": Entry("bench_history", "show", "Show one bench again; with --json its whole record."),
+    "bench history rm": Entry("bench_history", "rm", "Remove benches."),
+    "bench history path": Entry("bench_history", "path", "Print where the records are, or one of them."),
+    "pull": Entry("pull", "pull", "Fetch models from the hub."),
+    "list": Entry("store", "list_", "List the models on this machine, or those of the catalog."),
+    "ls": Entry("store", "list_", "List the models on this machine, or those of the catalog.", hidden=True),
+    "show": Entry("show", "show", "Show what a model is: shape, weights, tokenizer, licence."),
+    "rm": Entry("store", "rm", "Remove models, and free exactly what nothing else needs."),
+    "search": Entry("search", "search", "Search the hub for GGUF models, with their levels and sizes."),
+    "verify": Entry("store", "verify", "Read every byte again and compare it with what the hub promised."),
+    "import": Entry("store", "import_", "Make a GGUF file on this machine a model with a name."),
+    "quantize": Entry("quantize", "quantize", "Make a smaller model of a larger one."),
+    "compare": Entry(
+        "compare", "compare", "Compare two benches: how much faster is B than A, and is that more than chance?"
+    ),
+    "plot": Entry("plot", "plot", "Draw benches: curves of a sweep, bars side by side, batch scaling, a roofline."),
+    "devices": Entry(
+        "devices", "devices", "Show what llama.cpp can compute on, with memory, features and default threads."
+    ),
+    "worker": Entry("worker", "worker", "Lend this machine's devices to `llmrun run --rpc` on another."),
+    "doctor": Entry(
+        "doctor", "doctor", "Check this machine for what makes runs fail or slow, and say what would help."
+    ),
+    "history": Entry("history", "history", "Show the conversations of `llmrun chat`, search, export and remove them."),
+    "history list": Entry("history", "list_", "Show the conversations of this machine, the last changed first."),
+    "history show": Entry("history", "show", "Show one conversation as Markdown."),
+    "history search": Entry("history", "search", "Find the turns in which all of the words occur."),
+    "history rm": Entry("history", "rm", "Remove conversations: nothing of them is left in the file."),
+    "history export": Entry("history", "export", "Write conversations as Markdown or JSON."),
+    "history path": Entry("history", "path", "Print where the conversations are kept."),
+    "config": Entry("config", "config", "Show what is set, and where."),
+    "config set": Entry("config", "set_", "Set an option for every run, or for one model."),
+    "config unset": Entry("config", "unset", "Take an option out of the file."),
+}
+# Options of these can stand in config.toml.
+MODEL_COMMANDS = ("run", "chat")
+TITLE = "Run quantized language models on this machine, and know how fast it is."
+OPTIONS = (
+    ("--version", "Show the version and exit."),
+    ("--install-completion", "Install completion for the current shell."),
+    ("--show-completion", "Show completion for the current shell, to copy it or customize the installation."),
+)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        screen.out(f"llmrun {__version__}\n")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None: ...
-
-
-def run(arguments: list[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return screen.guarded(lambda: app(args=arguments, prog_name="llmrun"))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return screen.guarded(lambda: _run(words))
+
+
+def _run(words: list[str]) -> None:
+    if "_LLMRUN_COMPLETE" in os.environ or words[:1] in (["--install-completion"], ["--show-completion"]):
+        from llmrun.cli.framework import shells
+
+        shells.complete(words, {name: entry.help for name, entry in _shown().items()}, command, TITLE)
+    elif not words or words[0] in ("-h", "--help", "--help-all"):
+        screen.out(help.of_program(TITLE, OPTIONS, _rows("")))
+        if not words:
+            raise SystemExit(2)
+    elif words[0] == "--version":
+        screen.out(f"llmrun {__version__}\n")
+    elif words[0] not in COMMANDS:
+        from difflib import get_close_matches
+
+        what = "option" if words[0].startswith("-") else "command"
+        near = "".join(f"; the nearest is {each}" for each in get_close_matches(words[0], _shown(), 1))
+        raise UsageError(f"there is no {what} {words[0][:40]}{near}", hint=Act("help"))
+    else:
+        from llmrun.cli.framework.command import Invocation
+
+        path, rest = _split(words)
+        command(path).run(rest, Invocation(path, command, settable), _rows(path))
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """The path of a command, and what is for it: "history list" of `history list -n 3`."""
+    path, rest = words[0], words[1:]
+    while rest and f"{path} {rest[0]}" in COMMANDS:
+        path, rest = f"{path} {rest[0]}", rest[1:]
+    return path, rest
+
+
+def _shown() -> dict[str, Entry]:
+    return {path: entry for path, entry in COMMANDS.items() if not entry.hidden}
+
+
+def _rows(above: str) -> list[tuple[str, str]]:
+    """Name and help of what stands directly below a path."""
+    begin = f"{above} " if above else ""
+    below = {path[len(begin) :]: entry for path, entry in _shown().items() if path.startswith(begin) and path != above}
+    # `bench` is a command, and `bench history` one beside it that its own help names.
+    return [(name, entry.help) for name, entry in below.items() if " " not in name and above != "bench"]
+
+
+def command(path: str) -> Command:
+    """Import a command."""
+    from llmrun.cli.framework.command import Command
+
+    entry = COMMANDS[path]
+    found = getattr(import_module(f"llmrun.cli.commands.{entry.module}"), entry.function)
+    return found if isinstance(found, Command) else Command(found)
+
+
+def settable() -> dict[str, Option]:
+    """By each of its names, every option that `config.toml` can set."""
+    from llmrun.options.settings import by_name
+
+    return by_name(option for path in MODEL_COMMANDS for option in command(path).options)

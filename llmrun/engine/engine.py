@@ -53,7 +53,8 @@ from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import open_adapter, overridden
 from llmrun.gguf.stub import skeleton_file
 from llmrun.machine.hardware import available_memory, default_threads
-from llmrun.options.config import COMFORTABLE_CTX, MAX_SEED, LoadConfig, SamplingConfig
+from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
+from llmrun.options.sampling import MAX_SEED, SamplingConfig
 from llmrun.planning.footprint import Footprint, decode_reads, kv_bytes_per_token, repackable_types
 from llmrun.planning.placement import Layout, Plan, Room, footprint_of, make_plan, should_repack, smaller_n_ctx
 from llmrun.planning.placement import Measure as MeasureLayout

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from llmrun.engine.protocol import Buffer, Settings
 from llmrun.errors import UsageError
 from llmrun.machine.device import Device
-from llmrun.options.config import MAX_DEVICES, LoadConfig
+from llmrun.options.load import MAX_DEVICES, LoadConfig
 from llmrun.planning.footprint import CPU, Footprint
 from llmrun.planning.placement import Layout, Room
 

@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 from llmrun import paths
 from llmrun.errors import NotFound, UsageError
 from llmrun.models import quants
+from llmrun.options.toml import is_option_value, read_toml
 
 EMBEDDED: Mapping[str, Path] = {"tiny": Path(__file__).parents[1] / "data" / "tiny.gguf"}
 MAX_REFERENCE_CHARACTERS = 512
@@ -465,46 +466,6 @@ def _malformed(text: str, why: str) -> NoReturn:
 def _read(path: Path) -> tuple[Entry, ...]:
     tables, text = read_toml(path, "catalog")
     return _Checker(path, text).entries(tables)
-
-
-def read_toml(path: Path, kind: str, shown: Path | None = None) -> tuple[dict[str, Any], str]:
-    """The tables of a file that should be a `kind`, and its text. Raises `UsageError` with file (`shown`) and line."""
-    tomllib = _toml_parser()
-    name = shown or path
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CATALOG_BYTES + 1)
-        if len(raw) > MAX_CATALOG_BYTES:
-            raise UsageError(f"{name}: more than {MAX_CATALOG_BYTES >> 20} MiB is no {kind}")
-        text = raw.decode()
-        return tomllib.loads(text), text
-    except OSError as error:
-        raise UsageError(f"{name}: can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"{name}:{line}: not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        said, _, where = str(error).rpartition(" (at ")
-        found = re.match(r"line (\d+)", where)
-        line = int(found[1]) if found else len(text.splitlines())
-        raise UsageError(f"{name}:{line}: no valid TOML: {said or where}") from error
-    except RecursionError as error:
-        raise UsageError(f"{name}: no valid TOML: brackets in brackets in brackets") from error
-
-
-def is_option_value(value: object) -> bool:
-    """Whether an option can have it: no table, no date, no list in a list."""
-    each = value if isinstance(value, list) else [value]
-    return all(isinstance(one, bool | int | float | str) for one in each)
-
-
-def _toml_parser() -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module("tomllib")
-    except ModuleNotFoundError:  # Python 3.10
-        return import_module("tomli")
 
 
 class _Checker:

@@ -16,7 +16,7 @@ from llmrun.models.quants import split_parts
 if TYPE_CHECKING:
     from llmrun.engine.engine import Engine
     from llmrun.models.store import StoredModel
-    from llmrun.options.config import LoadConfig
+    from llmrun.options.load import LoadConfig
 
 _COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,39}")
 Fetch = Callable[[HubFile], Path]

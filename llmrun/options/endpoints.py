@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from llmrun.errors import UsageError
+from llmrun.errors import Change, UsageError
 
 DEFAULT_PORT = 50052
 """llama.cpp's own."""
@@ -14,7 +14,7 @@ MAX_ENDPOINTS = 15
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _PORT = re.compile(r"[0-9]{1,5}")
-_HINT = "--rpc 192.168.1.7:50052,192.168.1.8:50052"
+_EXAMPLE = Change({"rpc": ("192.168.1.7:50052", "192.168.1.8:50052")})
 
 
 def parse_endpoints(text: str) -> tuple[str, ...]:
@@ -28,16 +28,30 @@ def parse_endpoints(text: str) -> tuple[str, ...]:
     for endpoint in endpoints:
         host, _, port = endpoint.rpartition(":")
         if ":" in host:
-            raise UsageError(f"--rpc: '{endpoint}': llama.cpp's RPC knows IPv4 addresses and names only", hint=_HINT)
+            raise UsageError(
+                f"'{endpoint}': llama.cpp's RPC knows IPv4 addresses and names only",
+                field="rpc",
+                value=endpoint,
+                hint=_EXAMPLE,
+            )
         if not host or not _HOST.fullmatch(host):
-            raise UsageError(f"--rpc: '{endpoint}' is not host:port", hint=_HINT)
+            raise UsageError(f"'{endpoint}' is not host:port", field="rpc", value=endpoint, hint=_EXAMPLE)
         if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
-            raise UsageError(f"--rpc: '{endpoint}': a port is a number from 1 to 65535", hint=_HINT)
+            raise UsageError(
+                f"'{endpoint}': a port is a number from 1 to 65535", field="rpc", value=endpoint, hint=_EXAMPLE
+            )
         # To ask one worker twice is to wait for oneself: it serves one client at a time.
         same = f"{'127.0.0.1' if host.lower() == 'localhost' else host.lower()}:{int(port)}"
         if same in seen:
-            raise UsageError(f"--rpc: '{endpoint}' is named twice")
+            raise UsageError(f"'{endpoint}' is named twice", field="rpc", value=endpoint)
         seen.add(same)
     if len(endpoints) > MAX_ENDPOINTS:
-        raise UsageError(f"--rpc: {len(endpoints)} workers, llama.cpp can use {MAX_ENDPOINTS} at most")
+        raise UsageError(
+            f"{len(endpoints)} workers, llama.cpp can use {MAX_ENDPOINTS} at most", field="rpc", value=text
+        )
     return tuple(endpoints)
+
+
+def listed(endpoints: tuple[str, ...]) -> str:
+    """As `parse_endpoints` takes them."""
+    return ",".join(endpoints)

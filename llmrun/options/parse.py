@@ -1,29 +1,40 @@
-"""From the text of an option to the value that `config.py` checks. The spellings are llama.cpp's."""
+"""From the text of an option to the value that its dataclass checks, and back. The spellings are llama.cpp's.
+
+What is wrong is a `ValueError` with the problem alone, which the option makes a `UsageError` of; or a `UsageError`
+where there is an example to give.
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from llmrun.errors import NotFound, UsageError
-from llmrun.options.config import KvValue, Lora
+from llmrun.errors import Act, Change, NotFound, UsageError
 
-_HINT = "llmrun run --help"
+KvValue = int | float | bool | str
 
 _LOGIT_BIAS = re.compile(r"(\d{1,10})([+-](?:inf|\d{1,7}(?:\.\d{1,9})?))")
 _WHOLE = re.compile(r"-?\d{1,18}")
 
 
-def logit_bias(text: str) -> tuple[int, float]:
+def logit_bias(text: str) -> tuple[tuple[int, float]]:
     """TOKEN+BIAS or TOKEN-BIAS: "15043-1.5" is (15043, -1.5)."""
     match = _LOGIT_BIAS.fullmatch(text)
     if match is None or match[2] == "+inf":
-        raise UsageError(
-            f"--logit-bias: '{text[:40]}' is not TOKEN+BIAS or TOKEN-BIAS, such as 15043+1 or 15043-inf", hint=_HINT
-        )
-    return int(match[1]), float(match[2])
+        raise ValueError(f"'{text[:40]}' is not TOKEN+BIAS or TOKEN-BIAS, such as 15043+1 or 15043-inf")
+    return ((int(match[1]), float(match[2])),)
+
+
+def check_bias(token: int, bias: float) -> None:
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 1 << 31:
+        raise ValueError(f"token {token!r} is outside 0 to {(1 << 31) - 1}")
+    if isinstance(bias, bool) or not isinstance(bias, int | float):
+        raise ValueError(f"{bias!r} is not a number")  # noqa: TRY004
+    if bias != -math.inf and not -1e6 <= bias <= 1e6:
+        raise ValueError(f"bias {bias} is outside -1e6 to 1e6")
 
 
 def n_gpu_layers(text: str) -> int | Literal["auto", "all"]:
@@ -32,48 +43,50 @@ def n_gpu_layers(text: str) -> int | Literal["auto", "all"]:
         return "auto"
     if text in ("all", "-2"):
         return "all"
-    return _whole("-ngl/--n-gpu-layers", text, "auto, all, or a number of layers")
+    return _whole(text, "auto, all, or a number of layers")
 
 
 def n_cpu_moe(text: str) -> int | Literal["all"]:
-    return "all" if text == "all" else _whole("-ncmoe/--n-cpu-moe", text, "all or a number of layers")
+    return "all" if text == "all" else _whole(text, "all or a number of layers")
 
 
-def devices(text: str | None) -> tuple[str, ...] | None:
-    """Names behind commas; "none" is no device at all."""
-    if text is None:
-        return None
-    names = tuple(name.strip() for name in text.split(","))
+def devices(text: str) -> tuple[str, ...]:
+    """Names behind commas or slashes; "none" is no device at all."""
+    names = tuple(name.strip() for name in re.split("[,/]", text))
     if names == ("none",):
         return ()
     if not all(names):
-        raise UsageError(f"--device: '{text}' is no list of names, such as CUDA0,RPC0", hint="llmrun devices")
+        raise UsageError(
+            f"'{text}' is not a list of names, such as CUDA0,RPC0", field="devices", value=text, hint=Act("devices")
+        )
     if len(set(names)) < len(names):
-        raise UsageError(f"--device: '{text}' names a device twice", hint="llmrun devices")
+        raise UsageError(f"'{text}' names a device twice", field="devices", value=text, hint=Act("devices"))
     return names
 
 
-def tensor_split(text: str | None) -> tuple[float, ...]:
+def tensor_split(text: str) -> tuple[float, ...]:
     """Shares behind commas or slashes: "3,1"."""
     if not text:
         return ()
     try:
         return tuple(float(share) for share in re.split("[,/]", text))
     except ValueError:
-        raise UsageError(f"-ts/--tensor-split: '{text[:60]}' is no list of shares, such as 3,1", hint=_HINT) from None
+        raise ValueError(f"'{text[:60]}' is not a list of shares, such as 3,1") from None
 
 
-def override_tensor(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """PATTERN=DEVICE, several behind commas or in options of their own."""
+def override_tensor(text: str) -> tuple[tuple[str, str], ...]:
+    """PATTERN=DEVICE, several behind commas."""
     found = []
-    for text in texts:
-        for part in _split_overrides(text):
-            pattern, equals, device = part.rpartition("=")
-            if not equals or not pattern or not device:
-                raise UsageError(
-                    f"-ot/--override-tensor: '{part[:60]}' is not PATTERN=DEVICE", hint="-ot 'ffn_.*_exps=CPU'"
-                )
-            found.append((pattern, device))
+    for part in _split_overrides(text):
+        pattern, equals, device = part.rpartition("=")
+        if not equals or not pattern or not device:
+            raise UsageError(
+                f"'{part[:60]}' is not PATTERN=DEVICE",
+                field="override_tensor",
+                value=text,
+                hint=Change({"override_tensor": (("ffn_.*_exps", "CPU"),)}),
+            )
+        found.append((pattern, device))
     return tuple(found)
 
 
@@ -87,22 +100,77 @@ def _split_overrides(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
-def override_kv(texts: Iterable[str]) -> dict[str, KvValue]:
+# A name that does not match is taken apart in every way there is: with a repeated group these double with each letter,
+# with repetitions behind each other they are multiplied by its length.
+_MOST_REPEATS = 4
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise unless Python and C++ (ECMAScript) read the pattern alike: both will."""
+    problem = None
+    _n_bytes(pattern)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        problem = f"is not a regular expression: {error}"
+    plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern)
+    if problem:
+        pass
+    elif re.search(r"\)[*+{]", plain) or len(re.findall(r"[*+{]", plain)) > _MOST_REPEATS:
+        problem = f"could take for ever: none of * + {{}} behind a group, and at most {_MOST_REPEATS}"
+    elif not pattern or len(pattern) > 500 or re.search(r"\(\?(?![:=!])|\\[AZ]|\[\[|[*+?}]\+", pattern):
+        problem = "is not a pattern that llama.cpp reads as well (ECMAScript)"
+    if problem:
+        raise UsageError(
+            f"'{pattern[:60]}' {problem}",
+            field="override_tensor",
+            value=pattern,
+            hint=Change({"override_tensor": ((r"blk\.[0-9]\.ffn_.*", "CPU"),)}),
+        )
+
+
+def override_kv(text: str) -> tuple[tuple[str, KvValue]]:
     """KEY=TYPE:VALUE, TYPE being int, float, bool or str."""
-    found: dict[str, KvValue] = {}
-    for text in texts:
-        match = re.fullmatch(r"([^=]+)=(int|float|bool|str):(.*)", text, re.DOTALL)
-        if match is None:
-            raise UsageError(
-                f"--override-kv: '{text[:60]}' is not KEY=TYPE:VALUE, TYPE one of int, float, bool, str",
-                hint="--override-kv llama.expert_used_count=int:4",
-            )
-        key, kind, value = match.groups()
-        try:
-            found[key] = _typed(kind, value)
-        except (ValueError, KeyError):
-            raise UsageError(f"--override-kv {key}: '{value[:40]}' is no {kind}", hint=_HINT) from None
-    return found
+    match = re.fullmatch(r"([^=]+)=(int|float|bool|str):(.*)", text, re.DOTALL)
+    if match is None:
+        raise UsageError(
+            f"'{text[:60]}' is not KEY=TYPE:VALUE, TYPE one of int, float, bool, str",
+            field="override_kv",
+            value=text,
+            hint=Change({"override_kv": {"llama.expert_used_count": 4}}),
+        )
+    key, kind, value = match.groups()
+    try:
+        return ((key, _typed(kind, value)),)
+    except (ValueError, KeyError):
+        raise ValueError(f"{key}: '{value[:40]}' is not {'an' if kind == 'int' else 'a'} {kind}") from None
+
+
+def written_override(pair: tuple[str, KvValue]) -> str:
+    key, value = pair
+    kind = {bool: "bool", int: "int", float: "float", str: "str"}[type(value)]
+    return f"{key}={kind}:{str(value).lower() if isinstance(value, bool) else value}"
+
+
+def check_override(key: str, value: KvValue) -> None:
+    # Of the size of `key` and `val_str` in llama_model_kv_override, which are copied without a look.
+    n_bytes = _n_bytes(key)
+    if not 0 < n_bytes < 128:
+        raise ValueError(f"a key has 1 to 127 bytes, '{key[:40]}' has {n_bytes}")
+    if isinstance(value, str) and (n_bytes := _n_bytes(value)) > 127:
+        raise ValueError(f"{key}: a text has at most 127 bytes, this has {n_bytes}")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{key}: the number does not fit into 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key}: {value} is not a finite number")
+
+
+def _n_bytes(text: str) -> int:
+    """Of its UTF-8. A command line can hold bytes that are none."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"'{text[:40]}' is not UTF-8") from None
 
 
 def _typed(kind: str, value: str) -> KvValue:
@@ -117,34 +185,35 @@ def _typed(kind: str, value: str) -> KvValue:
             return value
 
 
-def lora(plain: Iterable[str], scaled: Iterable[str]) -> tuple[Lora, ...]:
-    """Files, and FILE:SCALE. Raises `NotFound`: native code would load the model first."""
-    found = [Lora(Path(text)) for text in plain]
-    for text in scaled:
-        path, colon, scale = text.rpartition(":")
-        try:
-            found.append(Lora(Path(path), float(scale)))
-        except ValueError:
-            raise UsageError(
-                f"--lora-scaled: '{text[:60]}' is not FILE:SCALE, such as a.gguf:0.5", hint=_HINT
-            ) from None
-        if not colon:
-            raise UsageError(f"--lora-scaled: '{text[:60]}' is not FILE:SCALE, such as a.gguf:0.5", hint=_HINT)
-    for adapter in found:
-        if not adapter.path.is_file():
-            raise NotFound(f"--lora: there is no file '{adapter.path}'", hint=f"ls {adapter.path.parent}")
-    return tuple(found)
+def adapter_file(text: str) -> Path:
+    """Raises `NotFound`: native code would load the model first."""
+    path = Path(text)
+    if not path.is_file():
+        raise NotFound(f"there is no file '{path}'", field="lora", value=text, hint=f"ls {path.parent}")
+    return path
 
 
-def mebibytes(option: str, text: str) -> int:
+def scaled_file(text: str) -> tuple[Path, float]:
+    """FILE:SCALE. Raises `NotFound`."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        strength = float(scale)
+    except ValueError:
+        colon = ""
+    if not colon:
+        raise ValueError(f"'{text[:60]}' is not FILE:SCALE, such as a.gguf:0.5")
+    return adapter_file(path), strength
+
+
+def mebibytes(text: str) -> int:
     """A number of MiB as bytes."""
-    n = _whole(option, text, "a number of MiB")
+    n = _whole(text, "a number of MiB")
     if not 0 <= n <= 1 << 30:
-        raise UsageError(f"{option}: {n} is outside 0 to {1 << 30} MiB", hint=_HINT)
+        raise ValueError(f"{n} is outside 0 to {1 << 30} MiB")
     return n << 20
 
 
-def _whole(option: str, text: str, wanted: str) -> int:
+def _whole(text: str, wanted: str) -> int:
     if not _WHOLE.fullmatch(text):
-        raise UsageError(f"{option}: '{text[:40]}' is not {wanted}", hint=_HINT)
+        raise ValueError(f"'{text[:40]}' is not {wanted}")
     return int(text)

@@ -1,4 +1,4 @@
-"""What nobody wants to type every time: `config.toml` in the user's config folder, and what a catalog entry recommends.
+"""Options that are not typed every time: `config.toml` in the user's config folder, and what a catalog recommends.
 
     [defaults]                  # any option of `llmrun run`, as on the command line without its dashes
     ctx-size = 8192
@@ -11,8 +11,8 @@ The nearest wins: the command line, then `[models]` (with a level before without
 recommendation, what is built in. A recommendation is about the model and the user's own default about the user: who
 wants temp 0.2 everywhere has said so knowing nothing of ours.
 
-Which options there are is the command line's business: it hands in `known`, every spelling with the option that it
-means. Nothing is parsed or imported for a file that isn't there.
+What a model is called, and what is recommended for it, is known to those who have a catalog: they hand in `Names`.
+Nothing is parsed or imported for a file that isn't there.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmrun import paths
-from llmrun.errors import DiskError, LlmrunError, UsageError
-from llmrun.models import catalog
+from llmrun.errors import Act, DiskError, Remedy, UsageError
+from llmrun.options.toml import is_option_value, read_toml
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -57,10 +56,20 @@ class Setting:
     def where(self) -> str:
         return f"{self.file}: {self.table} {self.key}" if self.file else self.table
 
-    def wrong(self, what: str, hint: str | None = None) -> UsageError:
+    def wrong(self, what: str, hint: Remedy | None = None) -> UsageError:
         from llmrun.text import printable
 
         return UsageError(f"{self.file}: {self.table} {printable(self.key, 40)}: {what}", hint=hint)
+
+
+class Names(Protocol):
+    """What models are called."""
+
+    def closeness(self, table: str, model: str) -> int | None:
+        """How closely the name of a table means a model, the higher the closer; None: it means another."""
+
+    def recommended(self, model: str) -> Iterable[Setting]:
+        """What is recommended for a model."""
 
 
 @dataclass(frozen=True)
@@ -75,84 +84,21 @@ class Settings:
     def all(self) -> tuple[Setting, ...]:
         return (*self.defaults, *(each for name in self.models for each in self.models[name]))
 
-    def of(self, model: str, known: Mapping[str, str]) -> dict[str, Setting]:
+    def of(self, model: str, known: Mapping[str, str], names: Names) -> dict[str, Setting]:
         """Option -> its setting for a model, as the user called it. Raises `UsageError` for an option that isn't one.
 
-        A model that has no name here, or a wrong one, has the defaults: to say so is the command's business.
+        `known` has every name of an option. A model that has no name here, or a wrong one, has the defaults: to say so
+        is the command's business.
         """
-        recommended = _recommended(model)
+        recommended = tuple(names.recommended(model))
         check((*self.all, *recommended), known)
+        ranked = [(names.closeness(name, model), table) for name, table in self.models.items()]
+        closest_last = sorted(((rank, table) for rank, table in ranked if rank is not None), key=lambda each: each[0])
         found: dict[str, Setting] = {}
-        for layer in (recommended, self.defaults, *self._tables_of(model)):
+        for layer in (recommended, self.defaults, *(table for _, table in closest_last)):
             for each in layer:
                 found[known[each.key]] = each
         return found
-
-    def _tables_of(self, model: str) -> Iterator[tuple[Setting, ...]]:
-        """The tables that mean this model, the nearest last."""
-        if not self.models:
-            return
-        typed = _named(model, self._catalog)
-        ranked = []
-        for name, table in self.models.items():
-            if name.lower() == model.lower():
-                ranked.append((_AS_TYPED, table))
-            elif typed is not None and (rank := _rank(self._general(name), typed)) is not None:
-                ranked.append((rank, table))
-        yield from (table for _, table in sorted(ranked, key=lambda each: each[0]))
-
-    @cached_property
-    def _catalog(self) -> catalog.Catalog:
-        return catalog.load()
-
-    def _general(self, name: str) -> catalog.Reference | None:
-        """What a table's name means. A name without a level is every level, also where the catalog has a usual one."""
-        named = _named(name, self._catalog)
-        if isinstance(named, catalog.HubFile) and self._catalog.find(name):
-            return replace(named, quant=None, file=None)
-        return named
-
-
-_AS_TYPED = 9  # above every rank: of two names for one model, the one that was typed is nearer
-
-
-def _rank(table: catalog.Reference | None, typed: catalog.Reference) -> int | None:
-    """How closely a table's name means the model: how much of level, file and revision it says; None: another model."""
-    if isinstance(table, catalog.HubFile) and isinstance(typed, catalog.HubFile):
-        if table.repo.lower() != typed.repo.lower():
-            return None
-        asked = [(table.quant, typed.quant), (table.file, typed.file), (table.revision, typed.revision)]
-        said = [(mine, theirs) for mine, theirs in asked if mine is not None]
-        return len(said) if all(theirs and mine.lower() == theirs.lower() for mine, theirs in said) else None
-    if isinstance(table, catalog.LocalFile) and isinstance(typed, catalog.LocalFile):
-        return 0 if table.path.absolute() == typed.path.absolute() else None
-    return None
-
-
-def _named(name: str, known: catalog.Catalog) -> catalog.Reference | None:
-    try:
-        return catalog.parse(name, known)
-    except LlmrunError:
-        return None
-
-
-def _recommended(model: str) -> tuple[Setting, ...]:
-    """What the catalog recommends for this model."""
-    try:
-        named = catalog.parse(model)
-        if not isinstance(named, catalog.HubFile):
-            return ()
-        entries = catalog.load()
-    except LlmrunError:
-        return ()
-    entry = entries.find(named.name) or next((e for e in entries.entries if e.repo.lower() == named.repo.lower()), None)
-    if entry is None or not entry.settings:
-        return ()
-    return recommendation(entry, catalog.home(entry))
-
-
-def recommendation(entry: catalog.Entry, file: Path) -> tuple[Setting, ...]:
-    return tuple(Setting(key, value, file, entry.name) for key, value in entry.settings.items())
 
 
 def path() -> Path:
@@ -164,7 +110,7 @@ def load(file: Path | None = None) -> Settings:
     file = file or path()
     if not file.exists():
         return Settings(file)
-    return _read(file, catalog.read_toml(file, "config")[0])
+    return _read(file, read_toml(file, "config")[0])
 
 
 def _read(file: Path, tables: Mapping[str, Any]) -> Settings:
@@ -172,7 +118,7 @@ def _read(file: Path, tables: Mapping[str, Any]) -> Settings:
         if name not in (DEFAULTS, MODELS):
             raise UsageError(
                 f"{file}: {_shown(name)}: unknown; there are [{DEFAULTS}] and [{MODELS}.NAME]",
-                hint="llmrun config set --help",
+                hint=Act("help", "config set"),
             )
     models = tables.get(MODELS, {})
     if not isinstance(models, dict):
@@ -203,8 +149,8 @@ def _settings(file: Path, table: str, fields: object) -> tuple[Setting, ...]:
         setting = Setting(key, value, file, table)
         if isinstance(value, dict):
             # [models.qwen3.5] is TOML for two tables in each other.
-            raise setting.wrong("is a table, no value; a model's name with dots in it stands in quotes")
-        if not catalog.is_option_value(value):
+            raise setting.wrong("is a table and not a value; a model's name with dots in it stands in quotes")
+        if not is_option_value(value):
             raise setting.wrong("must be a number, a text, true or false, or a list of these")
         found.append(setting)
     return tuple(found)
@@ -215,7 +161,7 @@ def check(settings: Iterable[Setting], known: Mapping[str, str]) -> None:
     for each in settings:
         if each.key not in known:
             near = nearest(each.key, known)
-            raise each.wrong(f"unknown; the nearest is {near}", hint="llmrun run --help")
+            raise each.wrong(f"unknown; the nearest is {near}", hint=Act("help", "run"))
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
@@ -267,7 +213,7 @@ def drop(key: str, model: str | None = None, file: Path | None = None, *, also: 
         table: Any = parent.get(name) if name is not None else None
         there = [each for each in dict.fromkeys((key, *also)) if table is not None and each in table]
         if not there:
-            raise UsageError(f"{table_of(model)} has no {_shown(key)}", hint="llmrun config")
+            raise UsageError(f"{table_of(model)} has no {_shown(key)}", hint=Act("config"))
         for each in there:
             del table[each]
         if not table.as_string().strip():
@@ -312,7 +258,7 @@ def _edit(edit: Any, file: Path | None) -> Path:
         with _alone(target.parent):
             text = ""
             if target.exists():
-                _read(shown, catalog.read_toml(target, "config", shown)[0])
+                _read(shown, read_toml(target, "config", shown)[0])
                 text = target.read_bytes().decode()  # line ends as they are
             try:
                 document = tomlkit.parse(text)
@@ -348,7 +294,7 @@ def _replace(target: Path, text: str, shown: Path) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    _read(shown, catalog.read_toml(new, "config", shown)[0])  # what one library wrote, the other has to understand
+    _read(shown, read_toml(new, "config", shown)[0])  # what one library wrote, the other has to understand
     new.replace(target)
     handle = os.open(target.parent, os.O_RDONLY)
     try:

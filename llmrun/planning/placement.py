@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from llmrun.errors import OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
-from llmrun.options.config import COMFORTABLE_CTX, LoadConfig
+from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 from llmrun.planning.footprint import CPU, Footprint, Placement, footprint, is_experts, place_layers
 from llmrun.units import size
 

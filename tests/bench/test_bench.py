@@ -18,14 +18,15 @@ from llmrun.bench import journal, run
 from llmrun.bench.record import Row, Sample, Steps
 from llmrun.bench.spec import Case, MeasurementOptions, Test
 from llmrun.bench.warnings import warnings_of
-from llmrun.cli.framework import load_options, sweeps
+from llmrun.cli.app import command
+from llmrun.cli.framework import sweeps
 from llmrun.cli.framework.bench_options import tests_of as made
 from llmrun.errors import UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.sampler import Usage
 from llmrun.models.resolve import find_model
-from llmrun.options.config import LoadConfig, Offload
+from llmrun.options.load import LoadConfig, Offload
 from llmrun.planning.footprint import CPU, Placement, flops_per_token, step_reads
 
 QUICK = MeasurementOptions(repetitions=2, ceilings=False)
@@ -57,17 +58,18 @@ def test_lists_without_end(text: str) -> None:
         sweeps.values("-x", [text])
 
 
+def swept(*words: str) -> list[LoadConfig]:
+    configs: list[LoadConfig] = command("bench").group_of("configs", words)
+    return configs
+
+
 def test_all_combinations() -> None:
     """Every value of one with every value of the others; what was not given has its default."""
-    swept = sweeps.Swept(load_options._config, fixed=("rpc",), without=("ctx_size",))
-    given: dict[str, Any] = dict.fromkeys((p.name for p in swept.parameters()), None) | {"rpc": ""}
-    configs = list(
-        swept.combinations(given | {"threads": ["1,2"], "n_gpu_layers": ["0", "auto"], "no_kv_offload": ["0,1"]})
-    )
+    configs = swept("-t", "1,2", "-ngl", "0,auto", "-nkvo", "0,1")
     found = [(config.offload.n_gpu_layers, config.offload.kv, config.n_threads) for config in configs]
     assert len(found) == 8 and len(set(found)) == 8
     assert {config.n_batch for config in configs} == {LoadConfig().n_batch}
-    (split,) = swept.combinations(given | {"tensor_split": ["3/1"], "device": ["A/B"]})
+    (split,) = swept("-ts", "3/1", "-dev", "A/B")
     assert split.offload == Offload(tensor_split=(3.0, 1.0), devices=("A", "B"))
 
 

@@ -35,7 +35,7 @@ from llmrun.bench.warnings import RowWarning
 from llmrun.machine.energy import Energy
 from llmrun.machine.environment import BuildInfo, DeviceInfo, MachineInfo
 from llmrun.models.model_info import ModelFile, ModelInfo
-from llmrun.options.config import LoadConfig, Offload
+from llmrun.options.load import LoadConfig, Offload
 
 DATA = Path(__file__).parent / "data"
 FLASH_ATTN = {-1: "auto", 0: "off", 1: "on"}

@@ -34,7 +34,7 @@ from llmrun.errors import BadModel, EngineCrashed, NotFound, OutOfMemory, UsageE
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import Model, find_model, open_whole
-from llmrun.options.config import LoadConfig, Offload
+from llmrun.options.load import LoadConfig, Offload
 from llmrun.planning.footprint import CPU
 
 STORIES = ROOT / "tests" / "bench" / "data" / "quality-stories.txt"

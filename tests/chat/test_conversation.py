@@ -17,7 +17,8 @@ from llmrun.constrain.output_format import of_choices
 from llmrun.engine.engine import Engine
 from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
 from llmrun.models.resolve import find_model
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=40)
 

@@ -8,38 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import typer
 from test_results import RECORD
 
 from llmrun.bench import journal
-from llmrun.cli.commands.bench_history import app as history_app
-from llmrun.cli.framework.help import Group
-from llmrun.cli.framework.subgroup import with_subgroup
-from llmrun.cli.terminal import screen
+from llmrun.cli import app
 
 Bench = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Bench:
-    """A command "bench" with a history of two; returns exit code, stdout, stderr."""
+    """`llmrun bench` with a history of two; returns exit code, stdout, stderr."""
     monkeypatch.setenv("LLMRUN_HOME", str(tmp_path))
-    app = typer.Typer(cls=Group, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-    @app.callback()
-    def main() -> None: ...
-
-    @app.command("bench", cls=with_subgroup("history", history_app))
-    def command(model: str) -> None:
-        screen.out(f"measures {model}\n")
-
     with journal.Journal.of(RECORD):
         pass
     with journal.Journal.of(replace(RECORD, id="20261122-000000-00ff", created="2026-11-22T00:00:00Z", ended=None)):
         pass
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = screen.guarded(lambda: app(args=["bench", *arguments], prog_name="llmrun"))
+        code = app.run(["bench", *arguments])
         said = capfd.readouterr()
         return code, said.out, said.err
 
@@ -91,6 +78,6 @@ def test_path(bench: Bench) -> None:
 
 def test_other_words_are_models(bench: Bench) -> None:
     """Only "history" leads here."""
-    assert bench("tiny")[1] == "measures tiny\n"
+    assert "no/such/model.gguf" in bench("no/such/model.gguf")[2]
     code, out, _ = bench("history", "--help")
     assert code == 0 and "Usage: llmrun bench history" in out

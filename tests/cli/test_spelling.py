@@ -8,7 +8,7 @@ import pytest
 
 from llmrun.cli.framework import spelling
 from llmrun.errors import Act, Change, UsageError
-from llmrun.options.config import Lora
+from llmrun.options.load import Lora
 
 
 def test_a_field_is_its_option() -> None:
@@ -32,7 +32,7 @@ def test_a_field_is_its_option() -> None:
         ({"devices": ()}, "-dev none"),
         ({"tensor_split": (3, 1)}, "-ts 3,1"),
         ({"override_tensor": (("ffn_.*_exps", "CPU"),)}, "-ot 'ffn_.*_exps=CPU'"),
-        ({"n_cpu_moe": "all"}, "-cmoe"),
+        ({"n_cpu_moe": "all"}, "-ncmoe all"),
         ({"n_cpu_moe": 12}, "-ncmoe 12"),
         ({"lora": (Lora(Path("a b.gguf")),)}, "--lora 'a b.gguf'"),
         ({"lora_scaled": (Lora(Path("a.gguf"), 0.5),)}, "--lora-scaled a.gguf:0.5"),

@@ -23,7 +23,8 @@ from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, U
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import find_model, open_model
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=20)
 

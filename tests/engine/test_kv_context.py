@@ -15,7 +15,8 @@ from llmrun.engine.engine import Engine, Generation
 from llmrun.engine.protocol import Asking
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=12)
 GOES_ON = Asking(reuse=True)

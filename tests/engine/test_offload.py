@@ -25,7 +25,8 @@ from llmrun.errors import BadModel, EngineCrashed, OutOfMemory, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import find_model
-from llmrun.options.config import LoadConfig, Lora, Offload, Rope, SamplingConfig
+from llmrun.options.load import LoadConfig, Lora, Offload, Rope
+from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU
 from llmrun.planning.placement import DoesNotFit
 

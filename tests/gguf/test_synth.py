@@ -17,7 +17,8 @@ from llmrun.errors import UsageError
 from llmrun.gguf import shapes, synth
 from llmrun.gguf.reader import NumberArray, open_header
 from llmrun.gguf.rules import check_runnable, open_runnable
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.placement import should_repack
 
 MICRO = synth.SHAPES["micro"]

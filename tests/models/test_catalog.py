@@ -393,7 +393,7 @@ def test_users_alias_wins(elsewhere: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[[model]]\nname = "a:1b"\nrepo = "u/r', [":3: no valid TOML: "]),
+        ('[[model]]\nname = "a:1b"\nrepo = "u/r', [":3: not valid TOML: "]),
         ('[[model]]\nname = "a:1b"\n', [":1: ", "a:1b: repo: is missing"]),
         ('[[model]]\nrepo = "u/r"\n', [":1: name: is missing"]),
         ('[[model]]\nrepo = "u/r"\nname = "a"\n', [":3: a: name: must be family:tag"]),
@@ -420,7 +420,7 @@ def test_users_alias_wins(elsewhere: Path) -> None:
         ('model = "x"\n', [":1: model: must be [[model]] tables"]),
         (b'[[model]]\nname = "a:1b"\n\xff\n', [":3: not UTF-8"]),
         ("#" * (1 << 20) + "\n", ["more than 1 MiB"]),
-        ("a = " + "[" * 100_000, ["no valid TOML"]),
+        ("a = " + "[" * 100_000, ["not valid TOML"]),
     ],
 )
 def test_malformed_users_catalog(text: str | bytes, said: list[str], elsewhere: Path) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from llmrun.cli.framework import spelling
 from llmrun.errors import UsageError
 from llmrun.options import parse
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 
 BAD_LOAD: list[tuple[dict[str, Any], str]] = [
     ({"n_ctx": -1}, "--ctx-size: -1 is outside 0 to"),
@@ -47,24 +49,24 @@ BAD_SAMPLING: list[tuple[dict[str, Any], str]] = [
 def test_load_ranges(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         LoadConfig(**fields)
-    assert message in caught.value.message and caught.value.hint
+    assert message in spelling.message(caught.value) and spelling.hint(caught.value)
 
 
 @pytest.mark.parametrize(("fields", "message"), BAD_SAMPLING)
 def test_sampling_ranges(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         SamplingConfig(**fields)
-    assert message in caught.value.message
+    assert message in spelling.message(caught.value)
 
 
 @pytest.mark.parametrize(
     ("text", "pair"), [("15043+1", (15043, 1.0)), ("0-2.5", (0, -2.5)), ("7-inf", (7, float("-inf")))]
 )
 def test_logit_bias(text: str, pair: tuple[int, float]) -> None:
-    assert parse.logit_bias(text) == pair
+    assert parse.logit_bias(text) == (pair,)
 
 
 @pytest.mark.parametrize("text", ["", "5", "5+inf", "+1", "5+-1", "a+1", "5+nan", "5=1", "99999999999+1"])
 def test_bad_logit_bias(text: str) -> None:
-    with pytest.raises(UsageError, match="--logit-bias"):
+    with pytest.raises(ValueError, match="is not TOKEN"):
         parse.logit_bias(text)

@@ -17,6 +17,7 @@ from waiting import HANGS_S
 
 from llmrun.errors import DiskError, UsageError
 from llmrun.models import catalog
+from llmrun.models.model_settings import Names
 from llmrun.options import user_config
 from llmrun.options.user_config import Setting
 
@@ -53,7 +54,7 @@ def write(home: Path, text: str) -> Path:
 
 
 def values(model: str, known: dict[str, str] | None = None) -> dict[str, object]:
-    return {name: each.value for name, each in user_config.load().of(model, known or KNOWN).items()}
+    return {name: each.value for name, each in user_config.load().of(model, known or KNOWN, Names()).items()}
 
 
 # -- which one counts ---
@@ -155,13 +156,13 @@ WRONG = [
     ("defaults = 3", "[defaults]: must be a table"),
     ("[models]\ntiny = 3", '[models."tiny"]: must be a table'),
     ("[models.qwen3.5]\ntemp = 1", "must be a"),
-    ("[models.pet.x]\ntemp = 1", '[models."pet"] x: is a table, no value'),
+    ("[models.pet.x]\ntemp = 1", '[models."pet"] x: is a table and not a value'),
     ("[defaults]\ntemp = 1979-05-27", "[defaults] temp: must be a number, a text, true or false"),
     ("[defaults]\nstop = [['a']]", "[defaults] stop: must be a number"),
-    ("[defaults]\ntemp = ", ":2: no valid TOML"),
-    ("\n\n[defaults\n", ":3: no valid TOML"),
-    ("[defaults]\ntemp = 1\ntemp = 2", ":3: no valid TOML"),
-    ("x = " + "[" * 5000, "no valid TOML"),
+    ("[defaults]\ntemp = ", ":2: not valid TOML"),
+    ("\n\n[defaults\n", ":3: not valid TOML"),
+    ("[defaults]\ntemp = 1\ntemp = 2", ":3: not valid TOML"),
+    ("x = " + "[" * 5000, "not valid TOML"),
 ]
 
 
@@ -171,9 +172,9 @@ def test_a_wrong_file_is_told(home: Path, text: str, said: str) -> None:
     path = home / "config.toml"
     path.write_text(text)
     if "qwen3.5" in text:
-        said = '[models."qwen3"] 5: is a table, no value; a model\'s name with dots in it stands in quotes'
+        said = '[models."qwen3"] 5: is a table and not a value; a model\'s name with dots in it stands in quotes'
     with pytest.raises(UsageError) as caught:
-        user_config.load().of("tiny", KNOWN)
+        user_config.load().of("tiny", KNOWN, Names())
     assert caught.value.message.startswith(f"{path}") and said in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -194,7 +195,7 @@ def test_a_recommendation_is_checked_as_well(home: Path) -> None:
     """An unknown option in the user's models.toml: that file, and the entry."""
     (home / "models.toml").write_text('[[model]]\nname = "pet:1b"\nrepo = "a/b"\nsettings = { tempp = 1 }')
     with pytest.raises(UsageError, match=r"models\.toml: pet:1b tempp: unknown; the nearest is temp"):
-        user_config.load().of("pet:1b", KNOWN)
+        user_config.load().of("pet:1b", KNOWN, Names())
     (home / "models.toml").write_text('[[model]]\nname = "pet:1b"\nrepo = "a/b"\nsettings = 3')
     with pytest.raises(UsageError, match=r"models\.toml:4: pet:1b: settings: must be a table of options"):
         catalog.load()
@@ -273,7 +274,7 @@ def test_what_is_not_set_can_not_be_unset(home: Path) -> None:
 def test_a_broken_file_is_not_edited(home: Path) -> None:
     """Nobody's text is replaced by a guess at what it meant."""
     path = write(home, "[defaults\ntemp = 1")
-    with pytest.raises(UsageError, match=r"config\.toml:1: no valid TOML"):
+    with pytest.raises(UsageError, match=r"config\.toml:1: not valid TOML"):
         user_config.put("temp", 2)
     assert path.read_text() == "[defaults\ntemp = 1"
 
@@ -397,9 +398,9 @@ BAD_VALUES = [
     ("flash-attn = 'maybe'", "[defaults] flash-attn: -fa/--flash-attn: 'maybe' is none of auto, on, off"),
     ("stop = ['']", "[defaults] stop: --stop: an empty text"),
     ("stop = [true]", "[defaults] stop: must be a text, or a list, not true"),
-    ("logit-bias = ['x']", "[defaults] logit-bias: --logit-bias: 'x' is not TOKEN+BIAS"),
+    ("logit-bias = ['x']", "[defaults] logit-bias: -l/--logit-bias: 'x' is not TOKEN+BIAS"),
     ("temprature = 1", "[defaults] temprature: unknown; the nearest is temp"),
-    ("temp = ", "config.toml:2: no valid TOML"),
+    ("temp = ", "config.toml:2: not valid TOML"),
 ]
 
 
@@ -446,7 +447,7 @@ def test_config_set_and_unset(llmrun: RunLlmrun, home: Path) -> None:
     assert llmrun("config", "set", "stop", "a b", "c", "--model", "pet").returncode == 0
     assert llmrun("config", "set", "seed", "-1").returncode == 0
     assert llmrun("config", "set", "quiet", "true").returncode == 0
-    assert user_config.load().of("pet", {**KNOWN, "seed": "seed", "quiet": "quiet"}).keys() == {
+    assert user_config.load().of("pet", {**KNOWN, "seed": "seed", "quiet": "quiet"}, Names()).keys() == {
         "temp",
         "top-k",
         "stop",
@@ -478,7 +479,7 @@ def test_config_set_and_unset(llmrun: RunLlmrun, home: Path) -> None:
         (["top-k", "2.5"], "top-k: '2.5' is not a whole number"),
         (["quiet", "perhaps"], "quiet: 'perhaps' is not true or false"),
         (["temp", "1", "2"], "temp: 2 values, and it takes one"),
-        (["tempo", "1"], "tempo: no option; the nearest is temp"),
+        (["tempo", "1"], "tempo: not an option; the nearest is temp"),
         (["temp", "1", "--model", "nobody:7b"], "nobody:7b"),
     ],
 )

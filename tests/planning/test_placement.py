@@ -11,7 +11,7 @@ import pytest
 from llmrun.errors import UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
-from llmrun.options.config import LoadConfig, Offload
+from llmrun.options.load import LoadConfig, Offload
 from llmrun.planning.footprint import CPU
 from llmrun.planning.placement import DoesNotFit, Layout, Plan, Room, fill, make_plan, should_repack
 

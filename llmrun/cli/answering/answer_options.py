@@ -1,61 +1,79 @@
-"""The options of `AnswerOptions`, for `run` and `chat`: thinking, chat template, output format."""
+"""What `AnswerOptions` are made of, for `run` and `chat`: thinking, chat template, output format."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import typer
-
-from llmrun.chat.answer_options import AnswerOptions
-from llmrun.cli.framework.help import SHAPE, TEXT
-from llmrun.cli.framework.option_groups import gathered
 from llmrun.cli.terminal.files import read_text
-from llmrun.errors import UsageError
+from llmrun.errors import Change, UsageError
+from llmrun.options.spec import SHAPE, TEXT, Choice, Flag, Text, Whole, check, option
 
 if TYPE_CHECKING:
+    from llmrun.chat.answer_options import AnswerOptions
     from llmrun.constrain.output_format import OutputFormat
 
 
-def _option(*names: str, help: str, panel: str | None = SHAPE, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+@dataclass(frozen=True)
+class AnswerArguments:
+    """What can be said of answers; `options` is what it means."""
 
-
-def _options(
-    think: Annotated[
-        str,
-        _option(
-            "--think",
-            metavar="show|fold|hide|off",
-            help="Of reasoning models: their thinking in full, as one line, not at all; off: none is asked for.",
-            panel=TEXT,
-        ),
-    ] = "show",
-    think_budget: Annotated[
-        int | None,
-        _option("--think-budget", metavar="N", help="End the thinking after N tokens.  [default: none]", panel=TEXT),
-    ] = None,
-    chat_template: Annotated[
-        str | None,
-        _option(
-            "--chat-template", metavar="FILE|TEXT", help="A Jinja template instead of the model's own.", panel=TEXT
-        ),
-    ] = None,
-    json_schema: Annotated[
-        str | None,
-        _option("--json-schema", metavar="FILE|TEXT", help="The answer is JSON that keeps to this schema."),
-    ] = None,
-    json_mode: Annotated[bool, _option("--json-mode", help="The answer is JSON.")] = False,
-    grammar: Annotated[str | None, _option("--grammar", metavar="FILE", help="The answer keeps to this GBNF.")] = None,
-    choice: Annotated[
-        str | None, _option("--choice", metavar="A,B,...", help="The answer is one of these words.")
-    ] = None,
-) -> AnswerOptions:
-    return AnswerOptions(
-        think=think,  # type: ignore[arg-type]  # checked when it is made
-        think_budget=think_budget,
-        output_format=_output_format(json_schema, json_mode, grammar, choice),
-        chat_template=None if chat_template is None else _template(chat_template),
+    think: str = option(
+        "show",
+        "think",
+        Choice(("show", "fold", "hide", "off")),
+        panel=TEXT,
+        metavar="show|fold|hide|off",
+        help="Of reasoning models: their thinking in full, as one line, not at all; off: none is asked for.",
+        example=Change({"think": "fold"}),
     )
+    think_budget: int | None = option(
+        None,
+        "think-budget",
+        Whole(0, 1 << 24),
+        panel=TEXT,
+        metavar="N",
+        help="End the thinking after N tokens.",
+        without="none",
+        example=Change({"think": "off"}),
+    )
+    chat_template: str | None = option(
+        None,
+        "chat-template",
+        Text(),
+        panel=TEXT,
+        metavar="FILE|TEXT",
+        help="A Jinja template instead of the model's own.",
+    )
+    json_schema: str | None = option(
+        None,
+        "json-schema",
+        Text(),
+        panel=SHAPE,
+        metavar="FILE|TEXT",
+        help="The answer is JSON that keeps to this schema.",
+    )
+    json_mode: bool = option(False, "json-mode", Flag(), panel=SHAPE, help="The answer is JSON.")
+    grammar: str | None = option(
+        None, "grammar", Text(), panel=SHAPE, metavar="FILE", help="The answer keeps to this GBNF."
+    )
+    choice: str | None = option(
+        None, "choice", Text(), panel=SHAPE, metavar="A,B,...", help="The answer is one of these words."
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def options(self) -> AnswerOptions:
+        """Files are read."""
+        from llmrun.chat.answer_options import AnswerOptions
+
+        return AnswerOptions(
+            think=self.think,  # type: ignore[arg-type]  # checked when it is made
+            think_budget=self.think_budget,
+            output_format=_output_format(self.json_schema, self.json_mode, self.grammar, self.choice),
+            chat_template=None if self.chat_template is None else _template(self.chat_template),
+        )
 
 
 def _output_format(
@@ -97,7 +115,3 @@ def _schema(text: str) -> tuple[str, str]:
 def _template(text: str) -> str:
     """The text itself if it looks like a template, else what the file holds."""
     return text if "{{" in text or "{%" in text else read_text("--chat-template", text)
-
-
-with_answer_options = gathered("answers", _options)
-"""A decorator: the command gets these options, and their values as one `AnswerOptions` called `answers`."""

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmrun.cli.terminal import screen
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU
 from llmrun.units import UNKNOWN, bandwidth, count, duration, percent, rate, size
 

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from llmrun.cli.terminal import screen
-from llmrun.options.config import SamplingConfig
+from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions

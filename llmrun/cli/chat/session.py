@@ -12,7 +12,8 @@ from llmrun import paths
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import screen
 from llmrun.errors import DiskError
-from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
+from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
+from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions

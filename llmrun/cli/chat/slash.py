@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llmrun.chat.conversation import CHATML
-from llmrun.cli.framework.sampling_options import dials, find_dial, turned, values_shown
+from llmrun.cli.framework.dials import dials, find_dial, turned, values_shown
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.files import is_file, path_of, read_text
 from llmrun.errors import LlmrunError, NotFound, UsageError

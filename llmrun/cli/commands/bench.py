@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llmrun.cli.framework import options
-from llmrun.cli.framework.bench_options import SWEPT, Texts, tests_of
+from llmrun.cli.framework.bench_options import Texts, tests_of
+from llmrun.cli.framework.options import Option, Swept
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import screen
 from llmrun.cli.terminal.count_bar import CountBar
 from llmrun.errors import Change, UsageError
+from llmrun.options.load import LoadConfig
+from llmrun.options.spec import OUTPUT
 
 if TYPE_CHECKING:
     from llmrun.bench.export.formats import Format
@@ -25,67 +25,57 @@ if TYPE_CHECKING:
     from llmrun.bench.record import Record, Row
     from llmrun.bench.spec import Case
     from llmrun.models.resolve import Model
-    from llmrun.options.config import LoadConfig
-
-_OUTPUT = "Output"
 
 
 def bench(
     model: options.ModelNames,
     n_prompt: Annotated[
-        Texts, typer.Option("-p", "--n-prompt", metavar="N", help="Prompts to compute.  [default: 512]")
+        Texts, Option("-p", "--n-prompt", metavar="N", help="Prompts to compute.  [default: 512]")
     ] = None,
-    n_gen: Annotated[
-        Texts, typer.Option("-n", "--n-gen", metavar="N", help="Tokens to generate.  [default: 128]")
-    ] = None,
+    n_gen: Annotated[Texts, Option("-n", "--n-gen", metavar="N", help="Tokens to generate.  [default: 128]")] = None,
     pg: Annotated[
-        Texts, typer.Option("-pg", metavar="PP,TG", help="A prompt and then an answer, timed together. Repeatable.")
+        Texts, Option("-pg", metavar="PP,TG", help="A prompt and then an answer, timed together. Repeatable.")
     ] = None,
-    depth: Annotated[
-        Texts, typer.Option("-d", "--n-depth", metavar="N", help="Tokens that are in the context before.  [default: 0]")
+    n_depth: Annotated[
+        Texts, Option("-d", "--n-depth", metavar="N", help="Tokens that are in the context before.  [default: 0]")
     ] = None,
-    batch: Annotated[
-        Texts, typer.Option("-B", "--n-parallel", metavar="N", help="Sequences side by side, as llama-batched-bench.")
+    n_parallel: Annotated[
+        Texts, Option("-B", "--n-parallel", metavar="N", help="Sequences side by side, as llama-batched-bench.")
     ] = None,
     end_to_end: Annotated[
-        bool, typer.Option("--end-to-end", help="Also what a user waits for: template, tokens, sampling, text.")
+        bool, Option("--end-to-end", help="Also what a user waits for: template, tokens, sampling, text.")
     ] = False,
-    repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Samples of each test.")] = 5,
-    delay: Annotated[float, typer.Option("--delay", metavar="S", help="Seconds of rest before each test.")] = 0.0,
-    no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Time the first run as well.")] = False,
+    repetitions: Annotated[int, Option("-r", "--repetitions", help="Samples of each test.")] = 5,
+    delay_s: Annotated[float, Option("--delay", metavar="S", help="Seconds of rest before each test.")] = 0.0,
+    no_warmup: Annotated[bool, Option("--no-warmup", help="Time the first run as well.")] = False,
     no_ceilings: Annotated[
-        bool, typer.Option("--no-ceilings", help="Don't measure what the memory can do beside the samples.")
+        bool, Option("--no-ceilings", help="Don't measure what the memory can do beside the samples.")
     ] = False,
     price_kwh: Annotated[
-        float | None, typer.Option("--price-kwh", metavar="P", help="Price of a kWh: cost of a million tokens.")
+        float | None, Option("--price-kwh", metavar="P", help="Price of a kWh: cost of a million tokens.")
     ] = None,
     price_hour: Annotated[
-        float | None, typer.Option("--price-hour", metavar="P", help="Price of an hour of this machine: the same.")
+        float | None, Option("--price-hour", metavar="P", help="Price of an hour of this machine: the same.")
     ] = None,
     quality: Annotated[
         str | None,
-        typer.Option(
-            "--quality", metavar="FILE", help="Also perplexity on this text; 'default' is the one that llmrun has."
-        ),
+        Option("--quality", metavar="FILE", help="Also perplexity on this text; 'default' is the one that llmrun has."),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="MODEL", help="With --quality: how far from this model's predictions."),
+        Option("--reference", metavar="MODEL", help="With --quality: how far from this model's predictions."),
     ] = None,
     output_format: Annotated[
         str,
-        typer.Option(
-            "-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl, sql.", rich_help_panel=_OUTPUT
-        ),
+        Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl, sql.", panel=OUTPUT),
     ] = "table",
-    output: Annotated[
+    output_file: Annotated[
         Path | None,
-        typer.Option(
-            "--output", metavar="FILE", help="Write the rows to this file too, by its suffix.", rich_help_panel=_OUTPUT
-        ),
+        Option("--output", metavar="FILE", help="Write the rows to this file too, by its suffix.", panel=OUTPUT),
     ] = None,
     quiet: options.Quiet = False,
-    **given: Any,
+    *,
+    configs: Annotated[list[LoadConfig], Swept(without=("n_ctx",))],
 ) -> None:
     """Measure tokens per second.
 
@@ -100,16 +90,16 @@ def bench(
     from llmrun.bench.spec import Case, MeasurementOptions
 
     format = parse_format(output_format)
-    file_format = parse_format(output.suffix[1:], "output_file") if output else None
-    measuring = MeasurementOptions(repetitions, not no_warmup, delay, not no_ceilings, price_kwh, price_hour)
-    tests = tests_of(n_prompt, n_gen, pg, depth, batch, end_to_end=end_to_end)
-    cases = [Case(config, test) for config in SWEPT.combinations(given) for test in tests]
+    file_format = parse_format(output_file.suffix[1:], "output_file") if output_file else None
+    measuring = MeasurementOptions(repetitions, not no_warmup, delay_s, not no_ceilings, price_kwh, price_hour)
+    tests = tests_of(n_prompt, n_gen, pg, n_depth, n_parallel, end_to_end=end_to_end)
+    cases = [Case(config, test) for config in configs for test in tests]
     if reference is not None and quality is None:
         raise UsageError("this is for `quality`", field="reference", hint=Change({"quality": "default"}))
     text = _read_text(quality) if quality is not None else None
     with ExitStack() as stack:
         shown = stack.enter_context(_observer(format, len(cases) * repetitions, quiet=quiet))
-        file = [stack.enter_context(ExportFile(output, file_format))] if output and file_format else []
+        file = [stack.enter_context(ExportFile(output_file, file_format))] if output_file and file_format else []
         for name in model:
             found = load_model.found(name, quiet=quiet)
             judged = _judged(found, text, reference, cases[0].config, quiet=quiet) if text else None
@@ -121,19 +111,6 @@ def bench(
                 quality=judged,
                 command=("llmrun", *sys.argv[1:]),
             )
-
-
-def _with_load_options(command: Any) -> Any:
-    """The signature that Typer reads: this command's own options, then those of loading, each taking several values."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    hints = get_type_hints(command, include_extras=True)
-    every = [p.replace(annotation=hints[p.name]) for p in own] + SWEPT.parameters()
-    command.__signature__ = inspect.Signature(every)
-    command.__annotations__ = {p.name: p.annotation for p in every}
-    return command
-
-
-_with_load_options(bench)
 
 
 def _observer(format: Format, n_samples: int, *, quiet: bool) -> ExportStream:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from llmrun.cli.framework import options
-from llmrun.cli.framework.help import Command, Group
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.units import UNKNOWN, rate
 
@@ -16,23 +14,18 @@ if TYPE_CHECKING:
     from llmrun.bench.journal import StoredBench
     from llmrun.bench.record import Record
 
-app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
-
-Id = Annotated[str, typer.Argument(metavar="ID", help="An id, how one begins, or 'last'.", show_default=False)]
-Ids = Annotated[list[str], typer.Argument(metavar="ID", help="Ids, or how they begin.", show_default=False)]
-As = Annotated[str, typer.Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl or sql.")]
+Id = Annotated[str, Argument("ID", "An id, how one begins, or 'last'.")]
+Ids = Annotated[list[str], Argument("ID", "Ids, or how they begin.")]
+As = Annotated[str, Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl or sql.")]
 SHOWN_TESTS = 3
 """Headline numbers in the list; a sweep has hundreds of rows."""
 
 
-@app.callback()
-def history(ctx: typer.Context, as_json: options.Json = False) -> None:
+def history(as_json: options.Json = False) -> None:
     """Show the benches of this machine, the oldest first."""
-    if ctx.invoked_subcommand is None:
-        list_(as_json)
+    list_(as_json)
 
 
-@app.command("list", cls=Command)
 def list_(as_json: options.Json = False) -> None:
     """Show the benches of this machine, the oldest first."""
     from llmrun.bench import journal
@@ -48,7 +41,6 @@ def list_(as_json: options.Json = False) -> None:
         screen.note("no bench was run yet")
 
 
-@app.command("show", cls=Command)
 def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
     """Show one bench again; with --json its whole record."""
     from llmrun.bench import journal
@@ -67,7 +59,6 @@ def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
         screen.note(f"{record.id} was cut short: {len(record.rows)} rows were finished")
 
 
-@app.command("rm", cls=Command)
 def rm(ids: Ids) -> None:
     """Remove benches."""
     from llmrun.bench import journal
@@ -77,8 +68,7 @@ def rm(ids: Ids) -> None:
         screen.note(f"removed {path.stem}")
 
 
-@app.command("path", cls=Command)
-def path(id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one bench.")] = None) -> None:
+def path(id: Annotated[str | None, Argument("[ID]", "Of one bench.")] = None) -> None:
     """Print where the records are, or one of them."""
     from llmrun.bench import journal
 

@@ -6,11 +6,10 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from llmrun.cli.framework import options
 from llmrun.cli.framework.bench_options import one_config, tests_of
-from llmrun.cli.framework.help import Command
+from llmrun.cli.framework.command import Invocation, command
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.count_bar import CountBar
@@ -21,20 +20,19 @@ if TYPE_CHECKING:
     from llmrun.bench.compare import Comparison, Match, Result
     from llmrun.bench.sides import Side
     from llmrun.bench.spec import Test
-    from llmrun.options.config import LoadConfig
+    from llmrun.options.load import LoadConfig
 
 BenchA = Annotated[
     str,
-    typer.Argument(
-        metavar="A",
-        help="A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON.",
-        show_default=False,
+    Argument(
+        "A",
+        "A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON.",
     ),
 ]
-BenchB = Annotated[str, typer.Argument(metavar="B", help="Another.", show_default=False)]
+BenchB = Annotated[str, Argument("B", "Another.")]
 FailUnder = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--fail-under",
         metavar="RATIO",
         help="Exit with 12 if a test is slower than this ratio for sure: the whole interval of B/A is below it.",
@@ -45,7 +43,7 @@ FailUnder = Annotated[
 
 Live = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--live",
         metavar="MODEL",
         help="Run both now, in turn, with this model; A and B are options of `bench`: '-t 1' '-t 2'.",
@@ -55,27 +53,25 @@ Live = Annotated[
 Numbers = list[str] | None
 
 
-class CompareCommand(Command):
+def _sides_apart(words: list[str]) -> list[str]:
     """Of `--live`, A and B begin with a dash and are no options of this command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if any(arg.partition("=")[0] == "--live" for arg in args) and "--" not in args:
-            sides = [arg for arg in args if not arg or (arg.startswith("-") and " " in arg)]
-            args = [*(arg for arg in args if arg not in sides), "--", *sides]
-        parsed: list[str] = super().parse_args(ctx, args)
-        return parsed
+    if any(word.partition("=")[0] == "--live" for word in words) and "--" not in words:
+        sides = [word for word in words if not word or (word.startswith("-") and " " in word)]
+        return [*(word for word in words if word not in sides), "--", *sides]
+    return words
 
 
+@command(prepared=_sides_apart)
 def compare(
-    ctx: typer.Context,
+    called: Invocation,
     a: BenchA,
     b: BenchB,
     fail_under: FailUnder = None,
     live: Live = None,
-    n_prompt: Annotated[Numbers, typer.Option("-p", "--n-prompt", metavar="N", help="With --live, as `bench`.")] = None,
-    n_gen: Annotated[Numbers, typer.Option("-n", "--n-gen", metavar="N", help="With --live, as `bench`.")] = None,
-    depth: Annotated[Numbers, typer.Option("-d", "--n-depth", metavar="N", help="With --live, as `bench`.")] = None,
-    repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="With --live: pairs of samples.")] = 10,
+    n_prompt: Annotated[Numbers, Option("-p", "--n-prompt", metavar="N", help="With --live, as `bench`.")] = None,
+    n_gen: Annotated[Numbers, Option("-n", "--n-gen", metavar="N", help="With --live, as `bench`.")] = None,
+    depth: Annotated[Numbers, Option("-d", "--n-depth", metavar="N", help="With --live, as `bench`.")] = None,
+    repetitions: Annotated[int, Option("-r", "--repetitions", help="With --live: pairs of samples.")] = 10,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -101,8 +97,8 @@ def compare(
     if live is None:
         sides = open_side(a), open_side(b)
     else:
-        command = ctx.find_root().command.commands["bench"]  # type: ignore[attr-defined]
-        configs = one_config(a, command), one_config(b, command)
+        bench = called.command("bench")
+        configs = one_config(a, bench), one_config(b, bench)
         sides = _run_now(live, configs, (a, b), tests_of(n_prompt, n_gen, None, depth), repetitions, quiet=quiet)
     result = comparing.compare(*sides)
     if as_json:

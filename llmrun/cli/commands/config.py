@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from typing import Annotated, Any
 
-import typer
-
 from llmrun.cli.framework import options
-from llmrun.cli.framework.help import Command, Group
-from llmrun.cli.framework.user_settings import Option, all_options, converted, model_commands, spellings
+from llmrun.cli.framework.command import Invocation, command
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import UsageError
-from llmrun.options import user_config
+from llmrun.models.model_settings import Names
+from llmrun.options import spec, user_config
+from llmrun.options.settings import value_of
 from llmrun.options.user_config import Setting
 
-app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
-
-_Model = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="For one model, such as qwen3:4b.", show_default=False)
-]
-_Key = Annotated[
-    str, typer.Argument(metavar="KEY", help="An option of `llmrun run` without its dashes.", show_default=False)
-]
+_Model = Annotated[str | None, Option("--model", metavar="NAME", help="For one model, such as qwen3:4b.")]
+_Key = Annotated[str, Argument("KEY", "An option of `llmrun run` without its dashes.")]
 
 
-@app.callback()
 def config(
-    ctx: typer.Context,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="What counts for this model.", show_default=False)
-    ] = None,
-    path: Annotated[bool, typer.Option("--path", help="Print where the file is, or would be.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Also what is built in.")] = False,
+    called: Invocation,
+    model: Annotated[str | None, Option("--model", metavar="NAME", help="What counts for this model.")] = None,
+    path: Annotated[bool, Option("--path", help="Print where the file is, or would be.")] = False,
+    everything: Annotated[bool, Option("--all", help="Also what is built in.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what is set, and where.
@@ -42,24 +32,23 @@ def config(
     The command line comes first, then config.toml's part for the model, its [defaults], what the model's makers
     recommend, and what is built in.
     """
-    if ctx.invoked_subcommand is not None:
-        return
     if path:
         screen.out(f"{user_config.path()}\n")
         return
     here = user_config.load()
-    known = spellings(ctx)
+    named = called.settable()
+    known = {name: option.name for name, option in named.items()}
     if model is None:
         user_config.check(here.all, known)
         found = list(here.all)
     else:
-        found = list(here.of(model, known).values())
-    named = all_options(ctx)
+        found = list(here.of(model, known, Names()).values())
     for each in found:
-        converted(named[known[each.key]], ctx, each)
+        value_of(named[each.key], each)
     if everything:
         set_for_all = {known[each.key] for each in (found if model else here.defaults)}
-        found += [_built_in(option) for name, option in named.items() if name not in set_for_all]
+        usual = {option.name: option for option in named.values()}
+        found += [_built_in(option) for name, option in usual.items() if name not in set_for_all]
     if as_json:
         screen.out_json(_as_document(here, model, found))
         return
@@ -71,39 +60,34 @@ def config(
         screen.note("nothing is set; set something with: llmrun config set temp 0.6")
 
 
-@app.command("set", cls=Command, context_settings={"ignore_unknown_options": True})
+@command(strict=False)
 def set_(
-    ctx: typer.Context,
+    called: Invocation,
     key: _Key,
-    values: Annotated[
-        list[str],
-        typer.Argument(metavar="VALUE...", help="Several where the option can be repeated.", show_default=False),
-    ],
+    values: Annotated[list[str], Argument("VALUE...", "Several where the option can be repeated.")],
     model: _Model = None,
 ) -> None:
     """Set an option for every run, or for one model."""
     key = key.lstrip("-")
     _check_model(model)
-    known = spellings(ctx)
-    if key not in known:
+    named = called.settable()
+    if key not in named:
         raise UsageError(
-            f"{key}: no option; the nearest is {user_config.nearest(key, known)}", hint="llmrun run --help"
+            f"{key}: not an option; the nearest is {user_config.nearest(key, named)}", hint="llmrun run --help"
         )
-    option = all_options(ctx)[known[key]]
+    option = named[key]
     value = _typed(option, key, values)
     setting = Setting(key, value, user_config.path(), user_config.table_of(model))
-    _check(ctx, option, converted(option, ctx, setting))
-    file = user_config.put(key, value, model, instead_of=option.spellings)
+    value_of(option, setting)  # what every run would refuse is not written
+    file = user_config.put(key, value, model, instead_of=option.names)
     screen.note(f"{file}: {setting.table} {key} = {_shown(value)}")
 
 
-@app.command("unset", cls=Command)
-def unset(ctx: typer.Context, key: _Key, model: _Model = None) -> None:
+def unset(called: Invocation, key: _Key, model: _Model = None) -> None:
     """Take an option out of the file."""
     key = key.lstrip("-")
-    known = spellings(ctx)  # what isn't known can be taken out as well: it is in nobody's way then
-    also = all_options(ctx)[known[key]].spellings if key in known else ()
-    file = user_config.drop(key, model, also=also)
+    named = called.settable()  # what isn't known can be taken out as well: it is in nobody's way then
+    file = user_config.drop(key, model, also=named[key].names if key in named else ())
     screen.note(f"{file}: {user_config.table_of(model)} {key} is not set any more")
 
 
@@ -114,9 +98,9 @@ def _check_model(model: str | None) -> None:
         parse(model)
 
 
-def _typed(option: Option, key: str, values: list[str]) -> user_config.Value:
+def _typed(option: spec.Option, key: str, values: list[str]) -> user_config.Value:
     """What was typed, as TOML has it. Raises `UsageError`."""
-    if option.is_list:
+    if option.repeatable:
         return [_one(option, key, text) for text in values]
     if len(values) > 1:
         raise UsageError(
@@ -126,33 +110,25 @@ def _typed(option: Option, key: str, values: list[str]) -> user_config.Value:
     return value
 
 
-def _one(option: Option, key: str, text: str) -> Any:
+def _one(option: spec.Option, key: str, text: str) -> Any:
+    kind = option.kind.toml
     try:
-        if option.kind is bool:
+        if kind is bool:
             return {"true": True, "on": True, "false": False, "off": False}[text.lower()]
-        if option.kind is float and re.fullmatch(r"[+-]?\d+", text):
+        if kind is float and re.fullmatch(r"[+-]?\d+", text):
             return int(text)  # written as it was typed
-        return option.kind(text)
+        return kind(text)
     except (ValueError, KeyError):
-        what = Option(option.param, option.kind, is_list=False).wanted
-        raise UsageError(f"{key}: '{text[:40]}' is not {what}", hint=f"llmrun config set {key} --help") from None
+        raise UsageError(f"{key}: '{text[:40]}' is not {option.kind.wanted}", hint="llmrun config set --help") from None
 
 
-def _check(ctx: typer.Context, option: Option, value: object) -> None:
-    """Raise what every run with this value would: now, and not at the next run.
-
-    `value` is as the command gets it. What groups of options are made into has the checks (`cli/grouped.py`).
-    """
-    for command in model_commands(ctx).values():
-        for make in getattr(command.callback, "makes", ()):
-            usual = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
-            if option.param.name in usual:
-                make(**{**usual, option.param.name: value})
-
-
-def _built_in(option: Option) -> Setting:
-    default = option.param.default
-    return Setting(option.name, "" if default is None else default, None, "built in")
+def _built_in(option: spec.Option) -> Setting:
+    default = option.default
+    if option.is_flag:
+        return Setting(option.name, False, None, "built in")
+    texts = [] if option.means or option.repeatable else option.texts(default)
+    plain = isinstance(default, bool | int | float) and option.kind.toml is type(default)
+    return Setting(option.name, default if plain else texts[0] if texts else "", None, "built in")
 
 
 def _shown(value: user_config.Value) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from llmrun import __version__
 from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import DiskError, EngineCrashed, UsageError
 from llmrun.options.endpoints import parse_endpoints
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
     from llmrun.machine.peaks import Ceiling
 
 Workers = Annotated[
-    str, typer.Option("--rpc", metavar="HOST:PORT,…", help="Also the devices of these workers (llmrun worker).")
+    str, Option("--rpc", metavar="HOST:PORT,…", help="Also the devices of these workers (llmrun worker).")
 ]
 
 
 Measure = Annotated[
-    bool, typer.Option("--measure", help="Measure how fast each device reads its memory and multiplies, and keep that.")
+    bool, Option("--measure", help="Measure how fast each device reads its memory and multiplies, and keep that.")
 ]
-Seconds = Annotated[float, typer.Option("--seconds", metavar="S", help="With --measure: of each figure.")]
+Seconds = Annotated[float, Option("--seconds", metavar="S", help="With --measure: of each figure.")]
 
 
 def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5, as_json: options.Json = False) -> None:

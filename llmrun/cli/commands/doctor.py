@@ -7,9 +7,8 @@ import time
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
-
 from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import LlmrunError
 
@@ -18,7 +17,7 @@ _NETWORK_S = 10
 
 
 def doctor(
-    network: Annotated[bool, typer.Option("--network", help="Also ask the hub whether it can be reached.")] = False,
+    network: Annotated[bool, Option("--network", help="Also ask the hub whether it can be reached.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Check this machine for what makes runs fail or slow, and say what to do about it.
@@ -55,7 +54,7 @@ def doctor(
                 rows.append(("", "", f"try: {check.remedy}"))
         tables.show(columns, rows)
     if code:
-        raise typer.Exit(code)
+        raise SystemExit(code)
 
 
 def _seconds_to_answer(endpoint: str) -> float:

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from llmrun.cli.chat import conversation_table
 from llmrun.cli.framework import options
-from llmrun.cli.framework.help import Command, Group
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import UsageError
 
@@ -21,27 +19,20 @@ if TYPE_CHECKING:
 
     from llmrun.chat.store import Conversation, Conversations, Hit, Summary
 
-app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
-
 HITS = 50
-_Id = Annotated[str, typer.Argument(metavar="ID", help="An id, how one begins, or 'last'.", show_default=False)]
-_Ids = Annotated[
-    list[str] | None, typer.Argument(metavar="ID", help="Ids, or how they begin; 'last'.", show_default=False)
-]
-_All = Annotated[bool, typer.Option("--all", help="All conversations.")]
+_Id = Annotated[str, Argument("ID", "An id, how one begins, or 'last'.")]
+_Ids = Annotated[list[str] | None, Argument("ID", "Ids, or how they begin; 'last'.")]
+_All = Annotated[bool, Option("--all", help="All conversations.")]
 _Limit = Annotated[
-    int | None, typer.Option("-n", "--limit", min=1, help="Show so many, the last changed.", show_default=False)
+    int | None, Option("-n", "--limit", min=1, help="Show so many, the last changed.", show_default=False)
 ]
 
 
-@app.callback()
-def history(ctx: typer.Context, limit: _Limit = None, as_json: options.Json = False) -> None:
+def history(limit: _Limit = None, as_json: options.Json = False) -> None:
     """Show the conversations of `llmrun chat`, search, export and remove them."""
-    if ctx.invoked_subcommand is None:
-        list_(limit, as_json)
+    list_(limit, as_json)
 
 
-@app.command("list", cls=Command)
 def list_(limit: _Limit = None, as_json: options.Json = False) -> None:
     """Show the conversations of this machine, the last changed first."""
     with _kept() as kept:
@@ -52,10 +43,9 @@ def list_(limit: _Limit = None, as_json: options.Json = False) -> None:
     conversation_table.show(found)
 
 
-@app.command("show", cls=Command)
 def show(
     id: _Id,
-    thinking: Annotated[bool, typer.Option("--thinking", help="Also what the model thought.")] = False,
+    thinking: Annotated[bool, Option("--thinking", help="Also what the model thought.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show one conversation as Markdown."""
@@ -69,12 +59,9 @@ def show(
         screen.out(as_markdown(found, thinking=thinking))
 
 
-@app.command("search", cls=Command)
 def search(
-    words: Annotated[
-        list[str], typer.Argument(metavar="WORD...", help="Parts of words; upper or lower case.", show_default=False)
-    ],
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="Show so many turns, the latest.")] = HITS,
+    words: Annotated[list[str], Argument("WORD...", "Parts of words; upper or lower case.")],
+    limit: Annotated[int, Option("-n", "--limit", min=1, help="Show so many turns, the latest.")] = HITS,
     as_json: options.Json = False,
 ) -> None:
     """Find the turns in which all of the words occur."""
@@ -92,11 +79,10 @@ def search(
         screen.note("no turn has all of these words")
 
 
-@app.command("rm", cls=Command)
 def rm(
     ids: _Ids = None,
     everything: _All = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove conversations: nothing of them is left in the file."""
     with _kept() as kept:
@@ -111,18 +97,15 @@ def rm(
         screen.note("no conversation is kept")
 
 
-@app.command("export", cls=Command)
 def export(
     ids: _Ids = None,
     everything: _All = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write a file: .md or .json.")
-    ] = None,
+    output: Annotated[Path | None, Option("-o", "--output", metavar="FILE", help="Write a file: .md or .json.")] = None,
     format: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORMAT", help="md or json.  [default: by the file's ending, or md]"),
+        Option("--format", metavar="FORMAT", help="md or json.  [default: by the file's ending, or md]"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Write conversations as Markdown or JSON.
 
@@ -156,7 +139,6 @@ def export(
     screen.note(f"{output}: {len(found)} conversation{'' if len(found) == 1 else 's'}")
 
 
-@app.command("path", cls=Command)
 def path() -> None:
     """Print where the conversations are kept."""
     from llmrun.chat import store

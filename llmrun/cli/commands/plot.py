@@ -7,34 +7,30 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen
 
 PIPE_WIDTH = 80
 
 Benches = Annotated[
     list[str],
-    typer.Argument(
-        metavar="BENCH",
-        help="A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON.",
-        show_default=False,
+    Argument(
+        "BENCH",
+        "A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON.",
     ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="FILE", help="Draw to this .svg or .png.  [default: text, here]"),
+    Option("-o", "--output", metavar="FILE", help="Draw to this .svg or .png.  [default: text, here]"),
 ]
 Kinds = Annotated[
     list[str] | None,
-    typer.Option(
-        "--kind", metavar="KIND", help="sweep, batch, bars, roofline; several: a,b.  [default: by what varies]"
-    ),
+    Option("--kind", metavar="KIND", help="sweep, batch, bars, roofline; several: a,b.  [default: by what varies]"),
 ]
 X = Annotated[
     str | None,
-    typer.Option("--x", metavar="NAME", help="The swept setting: n_threads, n_depth, …  [default: most values]"),
+    Option("--x", metavar="NAME", help="The swept setting: n_threads, n_depth, …  [default: most values]"),
 ]
 
 

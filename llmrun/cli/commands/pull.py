@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from llmrun import paths
 from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Option
 from llmrun.cli.loading import lookup
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.progress import Bytes, teller
@@ -29,14 +28,12 @@ _N_CTX = 4096
 
 def pull(
     names: options.ModelNames,
-    quant: Annotated[
-        str | None, typer.Option("--quant", metavar="LEVEL", help="Quantization level, such as Q4_K_M.")
-    ] = None,
+    quant: Annotated[str | None, Option("--quant", metavar="LEVEL", help="Quantization level, such as Q4_K_M.")] = None,
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="REVISION", help="Branch, tag or commit of the repository.")
+        str | None, Option("--revision", metavar="REVISION", help="Branch, tag or commit of the repository.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be fetched and whether it fits; fetch nothing.")
+        bool, Option("--dry-run", help="Say what would be fetched and whether it fits; fetch nothing.")
     ] = False,
     offline: options.Offline = False,
     as_json: options.Json = False,
@@ -65,7 +62,7 @@ def pull(
     if as_json:
         screen.out_json(documents)
     if first_failure:
-        raise typer.Exit(first_failure.exit_code)
+        raise SystemExit(first_failure.exit_code)
 
 
 def _one(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from llmrun import paths
 from llmrun.cli.framework import options
+from llmrun.cli.framework.command import command
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import progress, screen, tables
 from llmrun.cli.terminal.tables import Column
 from llmrun.errors import UsageError
@@ -36,31 +36,30 @@ _NO_TARGETS = ("MXFP4", "NVFP4")
 """Levels of files that llama.cpp reads, and does not make."""
 
 
+@command(epilog=lambda: levels_help())
 def quantize(
     model: options.ModelName,
     level: Annotated[
         str | None,
-        typer.Argument(metavar="LEVEL", help="Such as Q4_K_M. Without one: what each would give.", show_default=False),
+        Argument("LEVEL", "Such as Q4_K_M. Without one: what each would give."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PATH", help="Write this file.  [default: a new model of llmrun's]"),
+        Option("--output", "-o", metavar="PATH", help="Write this file.  [default: a new model of llmrun's]"),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="The new model is called local/NAME.")
-    ] = None,
-    pure: Annotated[bool, typer.Option("--pure", help="Every matrix in one type, without the level's mix.")] = False,
+    name: Annotated[str | None, Option("--name", metavar="NAME", help="The new model is called local/NAME.")] = None,
+    pure: Annotated[bool, Option("--pure", help="Every matrix in one type, without the level's mix.")] = False,
     keep_output: Annotated[
-        bool, typer.Option("--leave-output-tensor", help="Leave the output matrix as it is: better, and larger.")
+        bool, Option("--leave-output-tensor", help="Leave the output matrix as it is: better, and larger.")
     ] = False,
     imatrix: Annotated[
         Path | None,
-        typer.Option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, in GGUF form."),
+        Option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, in GGUF form."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("-t", "--threads", min=1, max=512, help="Threads.  [default: physical cores]")
+        int | None, Option("-t", "--threads", min=1, max=512, help="Threads.  [default: physical cores]")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how large it would be; write nothing.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say how large it would be; write nothing.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -401,6 +400,6 @@ def _level_rows(n_params: float) -> Iterator[list[str]]:
 
 
 def levels_help() -> str:
-    """For the end of `llmrun quantize --help`; \\b keeps the formatter from filling its lines."""
+    """For the end of `llmrun quantize --help`."""
     rows = tables.lines(_columns(count(_EXAMPLE_PARAMETERS)), _level_rows(_EXAMPLE_PARAMETERS))
-    return "\b\n" + "\n".join(rows)
+    return "\n".join(f"  {row}" for row in rows)

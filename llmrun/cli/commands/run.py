@@ -6,73 +6,67 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.cli.answering import prompt, report
-from llmrun.cli.answering.answer_options import with_answer_options
+from llmrun.cli.answering.answer_options import AnswerArguments
 from llmrun.cli.answering.single_answer import Answer, Kept
 from llmrun.cli.framework import options
-from llmrun.cli.framework.help import TEXT
-from llmrun.cli.framework.load_options import with_load
-from llmrun.cli.framework.sampling_options import with_sampling
+from llmrun.cli.framework.command import command
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import clipboard, screen
 from llmrun.errors import UsageError, WrongFormat
-from llmrun.options.config import COMFORTABLE_CTX, LoadConfig, SamplingConfig
+from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
+from llmrun.options.sampling import SamplingConfig
+from llmrun.options.spec import TEXT
 
 if TYPE_CHECKING:
     from llmrun.engine.engine import Generation
     from llmrun.models.resolve import Model
 
 
-@with_load
-@with_sampling
-@with_answer_options
+@command(model_of=lambda typed: str(typed["model"]))
 def run(
     model: options.ModelName,
-    prompt_: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="What to answer or to continue; without one, a chat.")
-    ] = None,
+    prompt_: Annotated[str | None, Argument("PROMPT", "What to answer or to continue; without one, a chat.")] = None,
     file: options.Files = None,
     system: options.System = None,
     template: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--template",
             metavar="NAME|FILE|TEXT",
             help="A prompt with {fields}: {input} is everything given, {prompt}, {stdin}, {files} its parts.",
-            rich_help_panel=TEXT,
+            panel=TEXT,
         ),
     ] = None,
     field: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--field",
             metavar="NAME=VALUE",
             help="A field of the template; @FILE for a file's text.",
-            rich_help_panel=TEXT,
+            panel=TEXT,
         ),
     ] = None,
-    continue_: Annotated[bool, typer.Option("--continue", help="Go on with the last conversation.")] = False,
-    save: Annotated[bool, typer.Option("--save", help="Keep it as a conversation.", rich_help_panel=TEXT)] = False,
-    copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the answer to the clipboard.", rich_help_panel=TEXT)
-    ] = False,
+    continue_: Annotated[bool, Option("--continue", help="Go on with the last conversation.")] = False,
+    save: Annotated[bool, Option("--save", help="Keep it as a conversation.", panel=TEXT)] = False,
+    copy: Annotated[bool, Option("--copy", help="Copy the answer to the clipboard.", panel=TEXT)] = False,
     raw: options.Raw = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
     *,
-    load: LoadConfig,
+    answering: AnswerArguments,
     sampling: SamplingConfig,
-    answers: AnswerOptions,
+    load: LoadConfig,
 ) -> None:
     """Answer one prompt and exit; without a prompt on a terminal, chat.
 
     The prompt is what stands on standard input, in the files and in the argument, in this order. The answer, and
     nothing else, goes to standard output; what it took goes to standard error.
     """
+    answers = answering.options()
     fields = prompt.parse_fields(field or [])
     if fields and template is None:
         raise UsageError("--field: there is no template for it", hint="--template NAME")

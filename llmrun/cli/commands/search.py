@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
-
 from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.tables import Column
 from llmrun.units import UNKNOWN, size
 
 
 def search(
-    words: Annotated[list[str], typer.Argument(metavar="WORD", help="Words in the repository's name.")],
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="At most this many repositories.")] = 10,
+    words: Annotated[list[str], Argument("WORD", "Words in the repository's name.")],
+    limit: Annotated[int, Option("--limit", "-n", min=1, max=100, help="At most this many repositories.")] = 10,
     as_json: options.Json = False,
 ) -> None:
     """Search the hub for GGUF models, with their levels and sizes."""

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading import lookup
 from llmrun.cli.terminal import progress, screen, tables
 from llmrun.cli.terminal.tables import Column
@@ -30,14 +29,12 @@ if TYPE_CHECKING:
 def list_(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WORD", help="Only what has all of these words in its name.", show_default=False),
+        Argument("WORD", "Only what has all of these words in its name."),
     ] = None,
     catalog: Annotated[
-        bool, typer.Option("--catalog", help="The models that have a short name, here or not, and what they are for.")
+        bool, Option("--catalog", help="The models that have a short name, here or not, and what they are for.")
     ] = False,
-    names_only: Annotated[
-        bool, typer.Option("--names", "-q", help="Print the names only.", rich_help_panel="Output")
-    ] = False,
+    names_only: Annotated[bool, Option("--names", "-q", help="Print the names only.", panel="Output")] = False,
     as_json: options.Json = False,
 ) -> None:
     """List the models on this machine, or those of the catalog."""
@@ -244,9 +241,9 @@ def _catalog_cells(row: dict[str, Any]) -> list[str]:
 
 def rm(
     names: options.SomeModelNames = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
     partials: Annotated[
-        bool, typer.Option("--partials", help="Free unfinished and damaged downloads, of all models.")
+        bool, Option("--partials", help="Free unfinished and damaged downloads, of all models.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -350,7 +347,7 @@ def _confirmed(listed: dict[Path, str], models: list[StoredModel], leftovers: li
 
 def verify(
     names: options.SomeModelNames = None,
-    everything: Annotated[bool, typer.Option("--all", help="All models on this machine.")] = False,
+    everything: Annotated[bool, Option("--all", help="All models on this machine.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -424,11 +421,11 @@ def _n(n: int, what: str) -> str:
 
 
 def import_(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A GGUF file; of a split model any part.")],
+    path: Annotated[Path, Argument("PATH", "A GGUF file; of a split model any part.")],
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="It becomes local/NAME.  [default: from the file]")
+        str | None, Option("--name", metavar="NAME", help="It becomes local/NAME.  [default: from the file]")
     ] = None,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy the file; otherwise a link leads to it.")] = False,
+    copy: Annotated[bool, Option("--copy", help="Copy the file; otherwise a link leads to it.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen
 from llmrun.errors import UsageError
 from llmrun.options.endpoints import DEFAULT_PORT
@@ -19,18 +18,18 @@ from llmrun.units import size
 if TYPE_CHECKING:
     from llmrun.machine.device import Device
 
-Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="The IPv4 address to listen at.")]
-Port = Annotated[int, typer.Option("--port", "-p", metavar="PORT", help="The port; 0: any that is free.")]
+Host = Annotated[str, Option("--host", metavar="ADDRESS", help="The IPv4 address to listen at.")]
+Port = Annotated[int, Option("--port", "-p", metavar="PORT", help="The port; 0: any that is free.")]
 Devices = Annotated[
     str | None,
-    typer.Option("--device", "-dev", metavar="NAME,…", help="What to lend.  [default: the GPUs, or else the CPU]"),
+    Option("--device", "-dev", metavar="NAME,…", help="What to lend.  [default: the GPUs, or else the CPU]"),
 ]
 Memory = Annotated[
     float | None,
-    typer.Option("--memory", metavar="GIB", help="Lend so much of each device's memory.  [default: all that is free]"),
+    Option("--memory", metavar="GIB", help="Lend so much of each device's memory.  [default: all that is free]"),
 ]
 AllowRemote = Annotated[
-    bool, typer.Option("--allow-remote", help="Listen at an address that others can reach. Read the warning.")
+    bool, Option("--allow-remote", help="Listen at an address that others can reach. Read the warning.")
 ]
 
 _WARNING = """\
@@ -49,7 +48,7 @@ def worker(
     quiet: options.Quiet = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print one line of JSON when it listens.", rich_help_panel="Output"),
+        Option("--json", help="Print one line of JSON when it listens.", panel="Output"),
     ] = False,
 ) -> None:
     """Lend this machine's devices to `llmrun run --rpc` on another.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmrun.cli.framework import load_options, sweeps
+from llmrun.cli.framework import sweeps
 from llmrun.errors import Change, UsageError
 
 if TYPE_CHECKING:
     from llmrun.bench.spec import Test
-    from llmrun.options.config import LoadConfig
+    from llmrun.cli.framework.command import Command
+    from llmrun.options.load import LoadConfig
 
 Texts = list[str] | None
-SWEPT = sweeps.Swept(load_options._config, fixed=("rpc",), without=("ctx_size",))
 
 
 def tests_of(
@@ -45,15 +45,13 @@ def _pair(text: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def one_config(text: str, command: Any) -> LoadConfig:
+def one_config(text: str, command: Command) -> LoadConfig:
     """What `-t 2 -ngl 0` means, as options of the command `bench`. Raises `UsageError` for what is several things."""
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise UsageError(f"'{text}': {error}") from None
-    context = command.make_context("bench", ["MODEL", *words])
-    asked = {name: value for name, value in context.params.items() if name in SWEPT.names}
-    configs = list(SWEPT.combinations(asked))
+    configs = command.group_of("configs", words)
     if len(configs) != 1:
         raise UsageError(f"'{text}' is {len(configs)} settings; a side of a comparison is one")
     config: LoadConfig = configs[0]

@@ -1,4 +1,4 @@
-"""What Tab offers in place of a model's name: on the command line of bash, zsh and fish, and behind /model."""
+"""What Tab offers: models and conversations here; commands and options by Typer, which knows the shells."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _known(prefix: str) -> Iterable[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """For Typer: the same, and files."""
+    """Names, and files."""
     from pathlib import Path
 
     names = model_names(incomplete)
@@ -49,7 +49,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def conversations(incomplete: str) -> list[tuple[str, str]]:
-    """For Typer: ids with their titles."""
+    """Ids with their titles."""
     from llmrun.chat.store import Conversations, file
 
     try:

@@ -1,100 +1,140 @@
-"""Help in plain text, options in named groups: a newcomer reads the first group and stops.
-
-Typer draws groups only through Rich, which takes as long to import as everything else together.
-"""
+"""Help in plain text, options in named groups: a newcomer reads the first group and stops."""
 
 from __future__ import annotations
 
-from copy import copy
-from typing import Any
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from typer.core import TyperCommand, TyperGroup
+from llmrun.cli.framework import spelling
+from llmrun.options.spec import MODEL, OFFLOAD, OUTPUT, SAMPLING, SHAPE, SPEED, TEXT, Number, Option
 
-from llmrun.cli.terminal import screen
+if TYPE_CHECKING:
+    from llmrun.cli.framework.command import Command
 
 # Groups of options that only `--help-all` lists: a newcomer sees ten, not sixty.
-OUTPUT = "Output"
-TEXT = "Prompt and answer"
-SHAPE = "Shape of the answer"
-SAMPLING = "Sampling"
-SPEED = "Memory and speed"
-OFFLOAD = "Where the layers lie"
-MODEL = "The model"
-_FOR_EXPERTS = (TEXT, SHAPE, SAMPLING, SPEED, OFFLOAD, MODEL)
-_ALL = "llmrun.help-all"
+FOR_EXPERTS = (TEXT, SHAPE, SAMPLING, OFFLOAD, SPEED, MODEL)
+_ORDER = (None, TEXT, OUTPUT, SHAPE, SAMPLING, OFFLOAD, SPEED, MODEL)
+_HELP = ("-h, --help", "Show this message and exit.")
+_HELP_ALL = ("--help-all", "Show every option and exit.")
+Rows = Sequence[tuple[str, str]]
 
 
-class Command(TyperCommand):
-    """A command whose `--help` lists its options under their `rich_help_panel`, in the order of definition."""
-
-    def get_help_option(self, ctx: Any) -> Any:
-        return through_screen(super().get_help_option(ctx))
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        params: list[Any] = super().get_params(ctx)
-        if any(param_group(param) in _FOR_EXPERTS for param in params):
-            params.append(_help_all(self.get_help_option(ctx)))
-        return params
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        left_out: list[str] = []
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is None:
-                continue
-            if param_group(param) in _FOR_EXPERTS and not ctx.meta.get(_ALL):
-                left_out.append(param_group(param))
-                continue
-            if param.param_type_name == "argument":
-                # "MODEL <str>": that it is text, nobody needs to be told.
-                groups.setdefault("Arguments", []).append((record[0].partition(" <")[0], record[1]))
-            else:
-                groups.setdefault(param_group(param), []).append(record)
-        for title, rows in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(rows)
-        if left_out:
-            formatter.write_paragraph()
-            about = ", ".join(group[0].lower() + group[1:] for group in dict.fromkeys(left_out))
-            formatter.write_text(f"--help-all lists {len(left_out)} more: {about}.")
+def of_program(title: str, options: Rows, commands: Rows) -> str:
+    return _page("llmrun [OPTIONS] COMMAND [ARGS]...", title, [("Options", [*options, _HELP]), ("Commands", commands)])
 
 
-def _help_all(help_option: Any) -> Any:
-    def show(ctx: Any, _param: Any, wanted: bool) -> None:
-        if wanted and not ctx.resilient_parsing:
-            ctx.meta[_ALL] = True
-            screen.out(ctx.get_help() + "\n")
-            ctx.exit()
+def of_command(path: str, command: Command, subcommands: Rows = (), *, everything: bool = False) -> str:
+    """The help of a command; of one that has `subcommands`, these too."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    if command.arguments:
+        groups["Arguments"] = [
+            (each.metavar, f"{each.help}{'  [required]' if each.required else ''}") for each in command.arguments
+        ]
+    left_out: list[str] = []
+    experts = any(each.panel in FOR_EXPERTS for each in command.options)
+    for panel in _ORDER:
+        mine = [each for each in command.options if (each.panel if each.panel in _ORDER else None) == panel]
+        if panel in FOR_EXPERTS and not everything:
+            left_out += [panel or ""] * len(mine)
+            continue
+        rows = [_row(each) for each in mine]
+        if panel is None:
+            rows += [_HELP, *([_HELP_ALL] if experts else [])]
+        if rows:
+            groups[panel or "Options"] = rows
+    if subcommands:
+        groups["Commands"] = list(subcommands)
+    usage = " ".join(
+        [
+            "llmrun",
+            path,
+            "[OPTIONS]",
+            *(_in_usage(each.metavar, each.required, each.many) for each in command.arguments),
+        ]
+    )
+    page = _page(f"{usage} COMMAND [ARGS]..." if subcommands else usage, command.help, groups.items())
+    if left_out:
+        about = ", ".join(panel[0].lower() + panel[1:] for panel in dict.fromkeys(left_out))
+        page += "\n" + _filled(f"--help-all lists {len(left_out)} more: {about}.", "")
+    elif everything and command.takes_settings:
+        page += "\n" + _filled("What config.toml turns on, --no-NAME turns off.", "")
+    return page + (f"\n{command.epilog()}\n" if command.epilog else "")
 
-    option = copy(help_option)  # what Typer's own constructor wants changes from one version to the next
-    option.name, option.opts, option.secondary_opts = "help_all", ["--help-all"], []
-    option.help, option.callback = "Show every option and exit.", show
-    return option
+
+def _in_usage(metavar: str, required: bool, many: bool) -> str:
+    plain = metavar.strip("[]").removesuffix("...")
+    return (plain if required else f"[{plain}]") + ("..." if many else "")
 
 
-def param_group(param: Any) -> str:
-    return getattr(param, "rich_help_panel", None) or "Options"
+def _row(option: Option) -> tuple[str, str]:
+    names = ", ".join(spelling.names_of(option))
+    if "keep" in option.contrary:  # a contrary of its own name
+        names += " / --keep"
+    metavar = "" if option.is_flag else option.metavar or option.kind.metavar
+    about = (spelling.text(option.help), _default(option), _range(option))
+    return f"{names} {metavar}".rstrip(), "  ".join(filter(None, about))
 
 
-def through_screen(option: Any) -> Any:
-    """The help option, printing through `screen.out`: a closed pipe or a full disk end as they do for every command."""
-    if option is not None:
+def _default(option: Option) -> str:
+    if option.without:
+        return f"[default: {spelling.text(option.without)}]"
+    if (
+        not option.show_default
+        or option.is_flag
+        or option.repeatable
+        or option.default in (None, (), "")
+        or option.means
+    ):
+        return ""
+    return f"[default: {option.kind.typed(option.default)}]"
 
-        def show(ctx: Any, _param: Any, wanted: bool) -> None:
-            if wanted and not ctx.resilient_parsing:
-                screen.out(ctx.get_help() + "\n")
-                ctx.exit()
 
-        option.callback = show
-    return option
+def _range(option: Option) -> str:
+    kind = option.kind
+    if option.attribute or not isinstance(kind, Number) or kind.low is None:
+        return ""  # of a dataclass, whose ranges are so wide that they tell nobody anything
+    return f"[at least {kind.low}]" if kind.high is None else f"[{kind.low} to {kind.high}]"
 
 
-class Group(TyperGroup):
-    """The list of commands, in the order in which a newcomer needs them."""
+# -- a page of 80 columns, as Click's ---
 
-    def get_help_option(self, ctx: Any) -> Any:
-        return through_screen(super().get_help_option(ctx))
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
+def _page(usage: str, text: str, groups: Iterable[tuple[str, Rows]]) -> str:
+    parts = [textwrap.fill(f"Usage: {usage}", _width(), subsequent_indent=" " * 7) + "\n"]
+    parts += [_filled(paragraph, "  ") for paragraph in re.split(r"\n\s*\n", text)]
+    parts += [f"{title}:\n{_table(rows)}" for title, rows in groups if rows]
+    return "\n".join(parts)
+
+
+def _width() -> int:
+    columns = os.environ.get("COLUMNS", "")
+    try:
+        n = int(columns) if columns.isdecimal() else os.get_terminal_size(1).columns
+    except OSError:
+        n = 80
+    return max(min(n or 80, 80) - 2, 50)
+
+
+def _filled(text: str, indent: str) -> str:
+    return (
+        textwrap.fill(
+            " ".join(text.split()), _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+        + "\n"
+    )
+
+
+def _table(rows: Rows) -> str:
+    first = min(max(len(left) for left, _ in rows), 30) + 2
+    lines = []
+    for left, right in rows:
+        wrapped = textwrap.wrap(right, max(_width() - first - 2, 10), break_on_hyphens=False) or [""]
+        if len(left) > first - 2:
+            lines.append(f"  {left}")
+            left = ""
+        lines.append(f"  {left:<{first}}{wrapped[0]}".rstrip())
+        lines += [" " * (first + 2) + each for each in wrapped[1:]]
+    return "\n".join(lines) + "\n"

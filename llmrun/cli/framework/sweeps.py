@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any
 
+from llmrun.cli.framework.spelling import names_of
 from llmrun.errors import UsageError
+from llmrun.options import spec
+from llmrun.options.spec import Option
 
 MAX_VALUES = 10_000
 _RANGE = re.compile(r"(\d+)-(\d+)(?:([+*])(\d+))?")
@@ -45,79 +47,53 @@ def whole(option: str, texts: Iterable[str], low: int = 0) -> list[int]:
     found = values(option, texts)
     for text in found:
         if not text.isdigit() or int(text) < low or int(text) > 1 << 24:
-            raise UsageError(f"{option}: '{text[:40]}' is no whole number from {low} to {1 << 24}")
+            raise UsageError(f"{option}: '{text[:40]}' is not a whole number from {low} to {1 << 24}")
     return [int(text) for text in found]
 
 
-class Swept:
-    """The options of a function that makes a configuration, each taking several values, and one call for each
-    combination of them.
+@dataclass(frozen=True)
+class _Several(spec.Kind):
+    """Of one text, all values that it means."""
 
-    Options that are lists already, and those in `fixed`, take what they always take, once; those in `without` are left
-    out.
-    """
+    option: Option
 
-    def __init__(self, make: Callable[..., Any], fixed: Iterable[str] = (), without: Iterable[str] = ()) -> None:
-        self._make = make
-        self._hints = get_type_hints(make, include_extras=True)
-        every = inspect.signature(make).parameters
-        self._parameters = {name: parameter for name, parameter in every.items() if name not in tuple(without)}
-        self._fixed = {*fixed, *(name for name in self._parameters if _is_list(self._kinds(name)))}
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Of the parameters."""
-        return frozenset(self._parameters)
-
-    def parameters(self) -> list[inspect.Parameter]:
-        """For a command's signature: texts without defaults, so that what was typed can be told."""
-        made = []
-        for name, parameter in self._parameters.items():
-            annotation = self._hints[name]
-            if name not in self._fixed:
-                again = copy(get_args(annotation)[1])
-                again.metavar = again.metavar or ("0|1" if bool in self._kinds(name) else "N")
-                annotation = Annotated[list[str] | None, again]
-                parameter = parameter.replace(default=None)
-            made.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
-        return made
-
-    def combinations(self, given: dict[str, Any]) -> Iterator[Any]:
-        """What the function makes of each combination of the values that were given."""
-        swept: dict[str, Sequence[Any]] = {}
-        rest = {}
-        for name, value in given.items():
-            if name in self._fixed:
-                rest[name] = value
-            elif value:
-                option = self._option(name)
-                swept[name] = [self._converted(name, option, text) for text in values(option, value)]
-        for chosen in product(*swept.values()):
-            yield self._make(**rest, **dict(zip(swept, chosen, strict=True)))
-
-    def _kinds(self, name: str) -> tuple[Any, ...]:
-        kind = get_args(self._hints[name])[0]
-        return (kind,) if get_origin(kind) is list or not get_args(kind) else get_args(kind)
-
-    def _option(self, name: str) -> str:
-        """Its first spelling, which Typer keeps where a default would stand."""
-        return str(get_args(self._hints[name])[1].default)
-
-    def _converted(self, name: str, option: str, text: str) -> Any:
-        kinds = self._kinds(name)
-        if bool in kinds:
-            known = {"0": False, "1": True, "off": False, "on": True}
-            if text not in known:
-                raise UsageError(f"{option}: '{text[:40]}' is neither 0 nor 1")
-            return known[text]
-        for kind in (int, float):
-            if kind in kinds:
-                try:
-                    return kind(text)
-                except ValueError:
-                    raise UsageError(f"{option}: '{text[:40]}' is no number") from None
-        return text.replace("/", ",") if name in ("device", "tensor_split") else text
+    def parse(self, text: str) -> Any:
+        option = self.option
+        every = [option.parse(each) for each in values(names_of(option)[0], [text])]
+        return tuple(_Value(each is not option.negated if option.is_flag else each) for each in every)
 
 
-def _is_list(kinds: tuple[Any, ...]) -> bool:
-    return any(get_origin(kind) is list for kind in kinds)
+@dataclass(frozen=True)
+class _Value:
+    """Kept apart from tuples, which are several values."""
+
+    value: Any
+
+
+def swept(options: Iterable[Option], without: Iterable[str] = ()) -> list[Option]:
+    """The same options, each taking several values; those that are lists already take what they always take."""
+    left_out = tuple(without)
+    return [each if _is_fixed(each) else _several(each) for each in options if each.key not in left_out]
+
+
+def _several(option: Option) -> Option:
+    metavar = option.metavar or ("0|1" if option.is_flag else "N")
+    return replace(
+        option, kind=_Several(option), metavar=metavar, repeatable=True, default=(), attribute="", negated=False
+    )
+
+
+def _is_fixed(option: Option) -> bool:
+    return option.repeatable or option.swept == "once"
+
+
+def combinations(options: type[Any], given: Mapping[str, Any]) -> Iterator[Any]:
+    """The dataclass for each combination of the values that were given, by key."""
+    mine = spec.options_of(options)
+    fixed = {each.key: given[each.key] for each in mine if each.key in given and _is_fixed(each)}
+    varied: dict[str, Sequence[_Value]] = {
+        each.key: given[each.key] for each in mine if each.key in given and each.key not in fixed
+    }
+    for chosen in product(*varied.values()):
+        values_ = {key: each.value for key, each in zip(varied, chosen, strict=True)}
+        yield spec.made(options, spec.field_values(mine, {**fixed, **values_}))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmrun.cli.commands.pull import fetch_with_progress
 from llmrun.cli.terminal import screen
-from llmrun.options.config import LoadConfig
+from llmrun.options.load import LoadConfig
 
 if TYPE_CHECKING:
     from llmrun.engine.engine import Engine, Limits

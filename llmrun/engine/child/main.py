@@ -52,7 +52,7 @@ from llmrun.engine.protocol import (
     encode,
     out_of_memory,
 )
-from llmrun.options.config import COMFORTABLE_CTX
+from llmrun.options.load import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
     from llmrun.engine.child import native

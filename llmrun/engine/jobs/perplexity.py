@@ -28,7 +28,7 @@ from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header, StringArray
 from llmrun.machine.hardware import available_memory
-from llmrun.options.config import MAX_CTX, LoadConfig
+from llmrun.options.load import MAX_CTX, LoadConfig
 from llmrun.planning.footprint import CPU
 from llmrun.planning.placement import DoesNotFit, Layout, Measure, Plan, Room
 from llmrun.text import printable

@@ -21,8 +21,8 @@ from llmrun.engine.rpc.child import Client, Listening, PortTaken, Refused, Serve
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.machine.gpus import clone_folder, rebuild_command
 from llmrun.machine.hardware import default_threads
-from llmrun.options.config import MAX_THREADS
 from llmrun.options.endpoints import DEFAULT_PORT
+from llmrun.options.load import MAX_THREADS
 from llmrun.text import printable
 
 _START_S = 120
