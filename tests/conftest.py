@@ -15,7 +15,8 @@ from waiting import HANGS_S
 from llmrun.engine.engine import Engine, Limits
 from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 
 # Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of
 # hundreds of barriers per token. Tests share their machine: they sleep at barriers instead.
