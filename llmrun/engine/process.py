@@ -28,8 +28,8 @@ if sys.path[0] == "":
     del sys.path[0]
 if {root!r} not in sys.path:  # not behind another llmrun that is installed as well
     sys.path.insert(0, {root!r})
-import llmrun.engine.{module} as child
-child.main()
+from llmrun.engine.child import bootstrap
+bootstrap.run({module!r})
 """
 
 

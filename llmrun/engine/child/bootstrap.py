@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import sys
 import threading
 import time
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 _LOOK_FOR_PARENT_S = 0.25
+
+
+def run(module: str) -> None:
+    """Run `main()` of a module of `llmrun.engine`: "child.main"."""
+    with small_typing_extensions():
+        child = importlib.import_module(f"llmrun.engine.{module}")
+    child.main()
+
+
+@contextmanager
+def small_typing_extensions() -> Iterator[None]:
+    """Have what is imported meanwhile do without `typing_extensions`, whose import takes as long as Python's start.
+
+    msgspec takes from `typing` what is not there, and llama_cpp's ctypes layer asks for `TypeAlias` alone. Only while
+    one thread imports: another might want the real one.
+    """
+    name = "typing_extensions"
+    if name in sys.modules:
+        yield
+        return
+    small = types.ModuleType(name)
+    small.TypeAlias = typing.TypeAlias  # type: ignore[attr-defined]
+    sys.modules[name] = small
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def begin() -> tuple[BinaryIO, int]:

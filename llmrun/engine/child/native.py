@@ -17,6 +17,7 @@ import types
 from collections import deque
 from typing import Any
 
+from llmrun.engine.child.bootstrap import small_typing_extensions
 from llmrun.engine.protocol import Buffer
 
 
@@ -27,7 +28,8 @@ def _import_binding() -> Any:
     package = types.ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
-    return importlib.import_module("llama_cpp.llama_cpp")
+    with small_typing_extensions():
+        return importlib.import_module("llama_cpp.llama_cpp")
 
 
 llama: Any = _import_binding()
