@@ -1,4 +1,4 @@
-"""What the sampler of resources.py takes of the machine that it measures, while an engine answers.
+"""What machine/sampler.py takes of the machine that it measures, while an engine answers.
 
     scripts/check_sampler.py                      the embedded model, 20 s at 0.25 s
     scripts/check_sampler.py --interval 0.05 --seconds 10 --model ./my.gguf
@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from llmrun import open_model  # noqa: E402
-from llmrun.machine.sampler import Sampler, open_nvml  # noqa: E402
+from llmrun.machine.nvml import open_nvml  # noqa: E402
+from llmrun.machine.sampler import Sampler  # noqa: E402
 from llmrun.options.sampling import SamplingConfig  # noqa: E402
 from llmrun.units import duration, significant, size  # noqa: E402
 

@@ -32,7 +32,8 @@ from llmrun.errors import EngineCrashed, OutOfMemory
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
 from llmrun.machine.environment import on_battery
 from llmrun.machine.hardware import cpu_mhz
-from llmrun.machine.sampler import Sampler, Usage, open_nvml
+from llmrun.machine.nvml import open_nvml
+from llmrun.machine.sampler import Sampler, Usage
 from llmrun.models.resolve import Model
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig

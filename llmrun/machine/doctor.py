@@ -19,7 +19,7 @@ from llmrun import paths
 from llmrun.errors import DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory
 from llmrun.machine import gpus, hardware
 from llmrun.machine.gpus import Gpu
-from llmrun.machine.hardware import line_of, text_of
+from llmrun.machine.proc import CpuTicks, Proc, line_of, text_of
 from llmrun.models import store
 from llmrun.text import printable
 from llmrun.units import duration, significant, size
@@ -239,20 +239,15 @@ def network(endpoint: str, ask: Callable[[str], float]) -> Check:
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def memory(meminfo: str, available_bytes: int | None) -> Check:
-    """RAM and swap, from the text of /proc/meminfo."""
-    total, swap, swap_free = (_kib(meminfo, name) for name in ("MemTotal", "SwapTotal", "SwapFree"))
+def memory(meminfo: Mapping[str, int], available_bytes: int | None) -> Check:
+    """RAM and swap, from `Proc.meminfo`."""
+    total, swap, swap_free = (meminfo.get(name) for name in ("MemTotal", "SwapTotal", "SwapFree"))
     swapped = swap - swap_free if swap is not None and swap_free is not None else None
     message = f"{size(total)}, {size(available_bytes)} available"
     message += "" if swap is None else "; no swap" if swap == 0 else f"; {size(swapped)} of {size(swap)} swap in use"
     if available_bytes is not None and available_bytes < LITTLE_RAM_BYTES:
         return Check("RAM", "warn", message, "end what takes the memory; llmrun list --catalog shows small models")
     return Check("RAM", "ok", message)
-
-
-def _kib(meminfo: str, name: str) -> int | None:
-    match = re.search(rf"^{name}:\s+([0-9]+) kB", meminfo, re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
 
 
 def container_memory(limit_bytes: int | None, physical_bytes: int | None) -> list[Check]:
@@ -364,31 +359,18 @@ def power(supplies: Path) -> list[Check]:
     return [Check("power", "warn", "on battery: most machines compute slower then", "plug it in")]
 
 
-def load(before: str, after: str, usable: set[int]) -> list[Check]:
-    """How many cores others used between two texts of /proc/stat."""
-    busy = 0.0
-    first, second = _ticks(before), _ticks(after)
-    for cpu in usable & first.keys() & second.keys():
-        total, idle = (now - then for now, then in zip(second[cpu], first[cpu], strict=True))
-        busy += max(0.0, 1 - idle / total) if total > 0 else 0.0
-    if not first or not second:
+def load(before: CpuTicks, after: CpuTicks, usable: set[int]) -> list[Check]:
+    """How many cores others used between two looks at `Proc.cpu_ticks`."""
+    if not before or not after:
         return []
+    busy = 0.0
+    for cpu in usable & before.keys() & after.keys():
+        total, idle = (now - then for now, then in zip(after[cpu], before[cpu], strict=True))
+        busy += max(0.0, 1 - idle / total) if total > 0 else 0.0
     message = f"others use {busy:.1f} of {len(usable)} CPUs right now"
     if busy > BUSY_SHARE * len(usable):
         return [Check("load", "warn", message, "end what computes (top shows it), or take fewer threads: -t")]
     return [Check("load", "ok", message)]
-
-
-def _ticks(stat: str) -> dict[int, tuple[int, int]]:
-    """CPU → (all its time, the idle part of it)."""
-    found = {}
-    for line in stat.splitlines():
-        match = re.match(r"cpu([0-9]+)\s+(.*)", line)
-        if match:
-            # user nice system idle iowait irq softirq steal; guest time is in user already.
-            times = [int(field) for field in match[2].split()][:8]
-            found[int(match[1])] = (sum(times), times[3] + times[4])
-    return found
 
 
 # -- the terminal -----------------------------------------------------------------------------------------------------
@@ -416,9 +398,10 @@ def of_this_machine(
     """Every check that asks neither llama.cpp nor the network. `wait` is called between two looks at the load."""
     from importlib.metadata import PackageNotFoundError, requires
 
-    before = text_of(proc / "stat")
+    kernel = Proc(proc)
+    before = kernel.cpu_ticks()
     wait()
-    after = text_of(proc / "stat")
+    after = kernel.cpu_ticks()
     try:
         required = requires("llmrun") or []
     except PackageNotFoundError:
@@ -443,7 +426,7 @@ def of_this_machine(
     return [
         *checks,
         *hub(environ, token_file),
-        memory(text_of(proc / "meminfo"), hardware.available_memory()),
+        memory(kernel.meminfo(), hardware.available_memory()),
         *container_memory(hardware.container_limit(), physical),
         *address_space(limit_of("RLIMIT_AS")),
         locked_memory(limit_of("RLIMIT_MEMLOCK")),

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
+from llmrun.machine.nvml import NoGpus, Nvml, Unavailable
 
 POWERCAP = Path("/sys/class/powercap")
 LOOK_S = 20.0

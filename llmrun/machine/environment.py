@@ -17,7 +17,7 @@ from pathlib import Path
 from llmrun import __version__
 from llmrun.machine import doctor, gpus, hardware
 from llmrun.machine.device import Device, DeviceKind
-from llmrun.machine.hardware import text_of
+from llmrun.machine.proc import text_of
 
 # What changes how llama.cpp computes. By name, for others of that kind hold keys and addresses.
 _VARIABLES = re.compile(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmrun.machine.hardware import line_of, text_of
+from llmrun.machine.proc import line_of, text_of
 
 Vendor = Literal["NVIDIA", "AMD", "Intel", "Apple"]
 

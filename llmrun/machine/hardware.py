@@ -10,8 +10,11 @@ import os
 import resource
 from pathlib import Path
 
+from llmrun.machine.proc import ROOT, Proc
+
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = ROOT / "self/cgroup"
 
 
 def usable_cpus() -> set[int]:
@@ -35,7 +38,7 @@ def physical_cores(cpus: set[int], topology: Path = _CPUS) -> int:
     return max(1, len(cores))
 
 
-def cpu_quota(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> float | None:
+def cpu_quota(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> float | None:
     """CPUs' worth of time that the cgroup grants (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), or None for no limit.
 
     The tightest limit on the way from this process's cgroup up to the root counts.
@@ -55,7 +58,7 @@ def cpu_quota(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup
     return min(limits, default=None)
 
 
-def memory_limit(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+def memory_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
     """Bytes of memory that the cgroup or the address-space limit (`ulimit -v`) leaves, or None for no limit."""
     limits = [container_limit(cgroup, membership)]
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -64,7 +67,7 @@ def memory_limit(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgr
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def container_limit(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+def container_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
     """Bytes of memory that the cgroup may use in all, or None for no limit."""
     limits = []
     for folder in _cgroup_folders(cgroup, membership, "memory"):
@@ -105,7 +108,7 @@ def default_threads() -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-def cgroup_free(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+def cgroup_free(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
     """Bytes that the cgroup still grants, or None for no limit. Page cache that can be dropped does not count as used.
 
     As with `memory_limit`, the tightest on the way up counts.
@@ -142,25 +145,17 @@ def available_memory() -> int | None:
     """Bytes of RAM that can be taken without swapping (Linux `MemAvailable`), within what the cgroup and
     `memory_limit` leave; None: unknown."""
     bounds = [bound for bound in (memory_limit(), cgroup_free()) if bound is not None]
-    try:
-        with Path("/proc/meminfo").open() as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return min([int(line.split()[1]) * 1024, *bounds])
-    except OSError:
-        pass
-    import psutil
+    available = Proc().meminfo().get("MemAvailable")
+    if available is None:
+        import psutil
 
-    return min([int(psutil.virtual_memory().available), *bounds])
+        available = int(psutil.virtual_memory().available)
+    return min([available, *bounds])
 
 
 def anonymous_memory() -> int | None:
     """Bytes of RAM that this process has written to and no file backs (Linux `RssAnon`); None: unknown."""
-    try:
-        with Path("/proc/self/status").open() as lines:
-            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), None)
-    except OSError:
-        return None
+    return Proc().memory().anonymous_bytes
 
 
 def last_level_cache_bytes(cpus: Path = _CPUS) -> int:
@@ -193,15 +188,3 @@ def cpu_mhz(cpus: Path = _CPUS) -> float | None:
         except (OSError, ValueError):
             continue
     return sum(found) / len(found) if found else None
-
-
-def text_of(path: Path) -> str:
-    """What a file says, the kernel's for the most part; empty where there is none, or it can't be read."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def line_of(path: Path) -> str:
-    return text_of(path).strip()

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from llmrun import codec, fs, paths
-from llmrun.machine.sampler import NoGpus, Nvml, Unavailable
+from llmrun.machine.nvml import NoGpus, Nvml, Unavailable
 
 SCHEMA = "llmrun.ceilings/1"
 MAX_AGE_DAYS = 30.0

@@ -16,89 +16,18 @@ interval grows until it is at most 0.5 % of one core. What can't be known is Non
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+
+from llmrun.machine.nvml import GpuReading, Gpus, NoGpus, Nvml, Unavailable
+from llmrun.machine.proc import ProcessReading, Reader, open_reader
 
 MAX_SHARE = 0.005
 """Of one core, that sampling may take."""
 MAX_INTERVAL_S = 10.0
-
-_T = TypeVar("_T")
-
-
-# -- what is read -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ProcessReading:
-    """One process at one moment. None: the system doesn't tell.
-
-    Attributes:
-        rss_bytes: resident memory; where its parts are known, their sum.
-        anonymous_bytes: of it, what is the process's own: buffers, KV cache, repacked weights.
-        file_bytes: of it, pages of mapped files: weights as they lie in the file. Other processes can share them.
-        shmem_bytes: of it, shared memory without a file, as drivers use it.
-        peak_rss_bytes: the most that was ever resident, since the process began.
-        swap_bytes: of its own memory, what lies in swap.
-        cpu_s: CPU time of all its threads since it began.
-        major_faults: since it began, pages that had to be read from the disk.
-    """
-
-    rss_bytes: int | None = None
-    anonymous_bytes: int | None = None
-    file_bytes: int | None = None
-    shmem_bytes: int | None = None
-    peak_rss_bytes: int | None = None
-    swap_bytes: int | None = None
-    cpu_s: float | None = None
-    major_faults: int | None = None
-
-
-@dataclass(frozen=True)
-class MachineReading:
-    """CPU time of the whole machine since it started, all cores together.
-
-    Attributes:
-        busy_s: spent in programs and the kernel, whoever they ran for.
-        steal_s: this virtual machine wanted to run, and the host ran another.
-    """
-
-    busy_s: float | None = None
-    steal_s: float | None = None
-
-
-@dataclass(frozen=True)
-class GpuReading:
-    """One GPU at one moment. None: the driver doesn't tell.
-
-    Attributes:
-        index: NVML's, which is by PCI bus and need not be CUDA's.
-        used_bytes: by everybody, the driver's own part included.
-        process_bytes: by the engine alone; None in a container, whose process ids the driver doesn't know.
-        utilization: share of the last moments (a sixth of a second to one) in which any kernel ran, 0 to 1.
-        energy_j: since the driver was loaded.
-        throttled: why the clocks are lower than they could be, in words; empty if they aren't.
-    """
-
-    index: int
-    name: str | None = None
-    total_bytes: int | None = None
-    used_bytes: int | None = None
-    process_bytes: int | None = None
-    utilization: float | None = None
-    power_w: float | None = None
-    energy_j: float | None = None
-    sm_mhz: int | None = None
-    memory_mhz: int | None = None
-    temperature_c: int | None = None
-    throttled: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,330 +136,6 @@ class Usage:
         return seconds / self.watched_s if seconds is not None and self.watched_s else None
 
 
-# -- where it is read -------------------------------------------------------------------------------------------------
-
-
-class Reader(Protocol):
-    """Where the sampler asks for the process and the machine. A process that is no more is None."""
-
-    def process(self) -> ProcessReading | None: ...
-
-    def machine(self) -> MachineReading: ...
-
-
-class ProcReader:
-    """Linux: three small files of /proc, 15 µs together. `smaps_rollup` would walk every page of a mapped model."""
-
-    def __init__(self, pid: int, proc: Path = Path("/proc"), *, ticks_per_s: int | None = None) -> None:
-        self._status = os.fspath(proc / str(pid) / "status")
-        self._stat = os.fspath(proc / str(pid) / "stat")
-        self._machine = os.fspath(proc / "stat")
-        self._tick_s = 1 / (ticks_per_s or os.sysconf("SC_CLK_TCK"))
-        self._began: str | None = None
-
-    def process(self) -> ProcessReading | None:
-        stat = _text_of(self._stat)
-        # The name stands in brackets, and may hold blanks and brackets itself.
-        fields = stat.rpartition(")")[2].split() if stat else []
-        if not fields or fields[0] in ("Z", "X"):  # gone, or dead and waiting for its parent to notice
-            return None
-        began = _at(fields, 19)
-        if self._began is None:
-            self._began = began
-        elif began != self._began:  # another process has got its number
-            return None
-        lines = _kib_lines(_text_of(self._status) or "")
-        anonymous, file, shmem = lines.get("RssAnon"), lines.get("RssFile"), lines.get("RssShmem")
-        user, system = _number(_at(fields, 11)), _number(_at(fields, 12))
-        return ProcessReading(
-            rss_bytes=lines.get("VmRSS"),
-            anonymous_bytes=anonymous,
-            file_bytes=file,
-            shmem_bytes=shmem,
-            peak_rss_bytes=lines.get("VmHWM"),
-            swap_bytes=lines.get("VmSwap"),
-            cpu_s=None if user is None or system is None else (user + system) * self._tick_s,
-            major_faults=_number(_at(fields, 9)),
-        )
-
-    def machine(self) -> MachineReading:
-        name, *fields = (_text_of(self._machine) or "").partition("\n")[0].split() or [""]
-        ticks = [_number(each) for each in fields]
-        if name != "cpu" or len(ticks) < 7 or None in ticks:
-            return MachineReading()
-        user, nice, system, _idle, _iowait, irq, softirq, *rest = (n for n in ticks if n is not None)
-        # Time of guests, which stands behind steal, is in user and nice already.
-        busy = user + nice + system + irq + softirq
-        return MachineReading(busy * self._tick_s, rest[0] * self._tick_s if rest else None)
-
-
-class PsutilReader:
-    """Where there is no /proc (macOS): what psutil finds out."""
-
-    def __init__(self, pid: int) -> None:
-        import psutil  # 20 ms: only where it is needed
-
-        self._psutil = psutil
-        try:
-            self._process: psutil.Process | None = psutil.Process(pid)
-        except psutil.Error:
-            self._process = None
-
-    def process(self) -> ProcessReading | None:
-        psutil = self._psutil
-        if self._process is None:
-            return None
-        try:
-            with self._process.oneshot():
-                if not self._process.is_running() or self._process.status() == psutil.STATUS_ZOMBIE:
-                    return None
-                memory, times = self._process.memory_info(), self._process.cpu_times()
-        except (psutil.Error, OSError):
-            return None
-        return ProcessReading(
-            rss_bytes=memory.rss, cpu_s=times.user + times.system, major_faults=getattr(memory, "pageins", None)
-        )
-
-    def machine(self) -> MachineReading:
-        try:
-            times = self._psutil.cpu_times()
-        except (self._psutil.Error, OSError):
-            return MachineReading()
-        return MachineReading(times.user + times.system + getattr(times, "nice", 0.0), getattr(times, "steal", None))
-
-
-def open_reader(pid: int) -> Reader:
-    return ProcReader(pid) if sys.platform == "linux" else PsutilReader(pid)
-
-
-def _text_of(path: str) -> str | None:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return os.read(file, 1 << 14).decode(errors="replace")  # the first lines of /proc/stat are all that counts
-    except OSError:  # it ended between the two calls
-        return None
-    finally:
-        os.close(file)
-
-
-def _kib_lines(text: str) -> dict[str, int]:
-    """Lines such as "VmRSS:     1676 kB", as bytes; the others are left out."""
-    found: dict[str, int] = {}
-    for line in text.splitlines():
-        if line.endswith(" kB"):
-            name, _, value = line[:-3].partition(":")
-            n = _number(value.strip())
-            if n is not None:
-                found[name] = n * 1024
-    return found
-
-
-def _at(fields: Sequence[str], index: int) -> str | None:
-    return fields[index] if index < len(fields) else None
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
-
-
-# -- NVML -------------------------------------------------------------------------------------------------------------
-
-
-class Unavailable(Exception):
-    """The driver does not tell this. Its text says why."""
-
-
-@dataclass(frozen=True)
-class NoGpus:
-    """There is nobody to ask about GPUs, and why."""
-
-    reason: str
-
-
-class Nvml(Protocol):
-    """What is asked of NVML, GPU by GPU, in the units of `GpuReading`. Any of it may raise `Unavailable`."""
-
-    def n_gpus(self) -> int: ...
-
-    def name(self, gpu: int) -> str: ...
-
-    def memory(self, gpu: int) -> tuple[int, int]:
-        """Bytes in use, and in all."""
-
-    def process_bytes(self, gpu: int, pid: int) -> int | None: ...
-
-    def utilization(self, gpu: int) -> float: ...
-
-    def power_w(self, gpu: int) -> float: ...
-
-    def energy_j(self, gpu: int) -> float: ...
-
-    def sm_mhz(self, gpu: int) -> int: ...
-
-    def memory_mhz(self, gpu: int) -> int: ...
-
-    def max_memory_mhz(self, gpu: int) -> int: ...
-
-    def bus_width_bits(self, gpu: int) -> int:
-        """Of its memory."""
-
-    def temperature_c(self, gpu: int) -> int: ...
-
-    def throttled(self, gpu: int) -> tuple[str, ...]: ...
-
-
-# Bits of nvmlDeviceGetCurrentClocksThrottleReasons. Idle (1) is none, and neither is what a user has set (2, 0x100).
-_THROTTLES: Mapping[int, str] = {
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x10: "sync boost",
-    0x20: "temperature (driver)",
-    0x40: "temperature (hardware)",
-    0x80: "power brake",
-}
-
-# The initial process namespace (Linux: PROC_PID_INIT_INO). In any other, NVML's process ids are not ours.
-_FIRST_NAMESPACE = "pid:[4026531836]"
-
-
-class _Pynvml:
-    """NVML through `pynvml`. One function here is one call there."""
-
-    def __init__(self, pynvml: Any, *, pids_are_ours: bool) -> None:
-        self._nvml = pynvml
-        self._pids_are_ours = pids_are_ours
-        self._handles: dict[int, Any] = {}
-
-    def n_gpus(self) -> int:
-        return int(self._translated(lambda: self._nvml.nvmlDeviceGetCount()))
-
-    def name(self, gpu: int) -> str:
-        name = self._ask(gpu, "nvmlDeviceGetName")
-        return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-
-    def memory(self, gpu: int) -> tuple[int, int]:
-        memory = self._ask(gpu, "nvmlDeviceGetMemoryInfo")
-        return int(memory.used), int(memory.total)
-
-    def process_bytes(self, gpu: int, pid: int) -> int | None:
-        if not self._pids_are_ours:
-            raise Unavailable("process ids in a container are not the driver's")
-        # A process that computes and draws (Vulkan) stands in both lists, with the same figure.
-        taken = [
-            int(each.usedGpuMemory)
-            for function in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
-            for each in self._ask(gpu, function)
-            if each.pid == pid and each.usedGpuMemory is not None
-        ]
-        return max(taken, default=None)
-
-    def utilization(self, gpu: int) -> float:
-        return float(self._ask(gpu, "nvmlDeviceGetUtilizationRates").gpu) / 100
-
-    def power_w(self, gpu: int) -> float:
-        return float(self._ask(gpu, "nvmlDeviceGetPowerUsage")) / 1000
-
-    def energy_j(self, gpu: int) -> float:
-        return float(self._ask(gpu, "nvmlDeviceGetTotalEnergyConsumption")) / 1000
-
-    def sm_mhz(self, gpu: int) -> int:
-        return int(self._ask(gpu, "nvmlDeviceGetClockInfo", 1))  # NVML_CLOCK_SM
-
-    def memory_mhz(self, gpu: int) -> int:
-        return int(self._ask(gpu, "nvmlDeviceGetClockInfo", 2))  # NVML_CLOCK_MEM
-
-    def max_memory_mhz(self, gpu: int) -> int:
-        return int(self._ask(gpu, "nvmlDeviceGetMaxClockInfo", 2))  # NVML_CLOCK_MEM
-
-    def bus_width_bits(self, gpu: int) -> int:
-        return int(self._ask(gpu, "nvmlDeviceGetMemoryBusWidth"))
-
-    def temperature_c(self, gpu: int) -> int:
-        return int(self._ask(gpu, "nvmlDeviceGetTemperature", 0))  # NVML_TEMPERATURE_GPU
-
-    def throttled(self, gpu: int) -> tuple[str, ...]:
-        bits = int(self._ask(gpu, "nvmlDeviceGetCurrentClocksThrottleReasons"))
-        return tuple(reason for bit, reason in _THROTTLES.items() if bits & bit)
-
-    def _ask(self, gpu: int, function: str, *arguments: int) -> Any:
-        def call() -> Any:
-            if gpu not in self._handles:
-                self._handles[gpu] = self._nvml.nvmlDeviceGetHandleByIndex(gpu)
-            return getattr(self._nvml, function)(self._handles[gpu], *arguments)
-
-        return self._translated(call)
-
-    def _translated(self, call: Callable[[], _T]) -> _T:
-        try:
-            return call()
-        except self._nvml.NVMLError as error:
-            raise Unavailable(f"NVML: {error}") from None
-        except (
-            AttributeError,
-            OSError,
-            UnicodeError,
-        ) as error:  # a binding or a driver that is older than the function
-            raise Unavailable(f"NVML: {error}") from None
-
-
-def open_nvml(marks: Sequence[Path] = (Path("/dev/nvidiactl"), Path("/dev/dxg"))) -> Nvml | NoGpus:
-    """NVML, or why there is none. Without the driver's `marks` in /dev the library is not even looked for."""
-    if not any(mark.exists() for mark in marks):
-        return NoGpus("there is no NVIDIA driver")
-    try:
-        import pynvml
-    except ImportError as error:
-        return NoGpus(f"nvidia-ml-py can't be imported: {error}")
-    try:
-        pynvml.nvmlInit()
-    except (pynvml.NVMLError, OSError) as error:
-        return NoGpus(f"NVML can't be started: {error}")
-    try:
-        namespace = os.fspath(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        namespace = ""
-    return _Pynvml(pynvml, pids_are_ours=namespace == _FIRST_NAMESPACE)
-
-
-def _or_none(function: Callable[..., _T], *arguments: int) -> _T | None:
-    try:
-        return function(*arguments)
-    except Unavailable:
-        return None
-
-
-class _Gpus:
-    """All GPUs of the machine; what never changes is asked once."""
-
-    def __init__(self, nvml: Nvml, pid: int) -> None:
-        self._nvml, self._pid = nvml, pid
-        self.names = [_or_none(nvml.name, gpu) for gpu in range(nvml.n_gpus())]
-
-    def read(self) -> tuple[GpuReading, ...]:
-        return tuple(self._read(gpu, name) for gpu, name in enumerate(self.names))
-
-    def _read(self, gpu: int, name: str | None) -> GpuReading:
-        nvml = self._nvml
-        used, total = _or_none(nvml.memory, gpu) or (None, None)
-        return GpuReading(
-            index=gpu,
-            name=name,
-            total_bytes=total,
-            used_bytes=used,
-            process_bytes=_or_none(nvml.process_bytes, gpu, self._pid),
-            utilization=_or_none(nvml.utilization, gpu),
-            power_w=_or_none(nvml.power_w, gpu),
-            energy_j=_or_none(nvml.energy_j, gpu),
-            sm_mhz=_or_none(nvml.sm_mhz, gpu),
-            memory_mhz=_or_none(nvml.memory_mhz, gpu),
-            temperature_c=_or_none(nvml.temperature_c, gpu),
-            throttled=_or_none(nvml.throttled, gpu),
-        )
-
-
 # -- over time --------------------------------------------------------------------------------------------------------
 
 
@@ -627,34 +232,48 @@ class _GpuTally:
         )
 
 
+def _sum(value: float | None, more: float) -> float | None:
+    return None if value is None else value + more
+
+
 class Sampler:
     """Watches one process until the block is left, from a thread of its own.
 
-        with Sampler(engine.pid, nvml=open_nvml()) as sampler:
+        with Sampler(lambda: engine.pid, nvml=open_nvml()) as sampler:
             ...
         sampler.summary().peak_rss_bytes
 
     A sample is taken on entering and on leaving, and every `interval_s` between. When the process ends, the last
     sample of its life stays. Nothing that goes wrong in here reaches the block: `Usage.broke_off` says it.
+
+    A process that can be replaced by another, as the engine's is when its model is loaded again, is given by a
+    function. Its successor is watched from the next sample on, from its beginning: CPU time and page faults are
+    those of both, peaks are the larger ones. What the first one did after its last sample is not counted as its own.
     """
 
     def __init__(
         self,
-        pid: int,
+        pid: int | Callable[[], int | None],
         *,
         interval_s: float = 0.25,
         nvml: Nvml | NoGpus | None = None,
-        reader: Reader | None = None,
+        open_reader: Callable[[int], Reader] = open_reader,
         clock: Callable[[], float] = time.perf_counter,
         own_cpu: Callable[[], float] = time.process_time,
         cost_clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        """`own_cpu` tells the CPU time of this process, `cost_clock` that of the thread that asks; both in seconds."""
-        self._pid = pid
+        """`own_cpu` tells the CPU time of this process, `cost_clock` that of the thread that asks; both in seconds.
+
+        `pid` may be a function, which is asked before every sample; None: there is no such process just now.
+        """
+        self._find_pid = pid if callable(pid) else lambda: pid
+        self._may_be_replaced = callable(pid)
         self._asked_interval_s = interval_s
-        self._reader = reader
-        self._nvml = nvml or NoGpus("nobody asked for them")
-        self._gpus: _Gpus | None = None
+        self._open_reader = open_reader
+        self._pid: int | None = None
+        self._reader: Reader | None = None
+        self._nvml = nvml or NoGpus("GPUs were not asked for")
+        self._gpus: Gpus | None = None
         self._clock, self._own_cpu, self._cost_clock = clock, own_cpu, cost_clock
         self._lock = threading.Lock()  # one sample at a time, and no summary of half a one
         self._stop = threading.Event()
@@ -668,6 +287,7 @@ class Sampler:
         self._n = 0
         self._cost_s = 0.0
         self._cpu, self._others, self._steal, self._faults = (_Growth() for _ in range(4))
+        self._cpu_before, self._faults_before = 0.0, 0  # of the processes that the one watched now has replaced
         self._rss, self._record, self._anonymous, self._file, self._shmem, self._swap = (_Peak() for _ in range(6))
         self._tallies: list[_GpuTally] = []
 
@@ -730,44 +350,37 @@ class Sampler:
                 return
 
     def _take(self) -> Sample | None:
-        if self._reader is None:
-            self._reader = open_reader(self._pid)
-        if self._gpus is None and not isinstance(self._nvml, NoGpus):
-            try:
-                self._gpus = _Gpus(self._nvml, self._pid)
-            except Unavailable as error:
-                self._nvml = NoGpus(str(error))
-        process = self._reader.process()
-        if process is None:
-            self.ended = True
+        process = self._read_process()
+        if process is None or self._reader is None or self._pid is None:
+            self.ended = not self._may_be_replaced
             return None
         at_s, own, machine = self._clock(), self._own_cpu(), self._reader.machine()
-        gpus = self._gpus.read() if self._gpus else None
+        gpus = self._read_gpus(self._pid)
         last = self._last
         seconds = at_s - last.at_s if last else 0.0
         if last is None:
             self._first_at_s = at_s
-        known = machine.busy_s is not None and process.cpu_s is not None
-        others = machine.busy_s - process.cpu_s - own if known else None  # type: ignore[operator]
+        cpu_s = _sum(process.cpu_s, self._cpu_before)
+        known = machine.busy_s is not None and cpu_s is not None
+        others = machine.busy_s - cpu_s - own if known else None  # type: ignore[operator]
 
         def rate(counter: _Growth, value: float | None) -> float | None:
             before = counter.last
             counter.add(value)
             if value is None or before is None or seconds <= 0:
                 return None
-            return (
-                max(0.0, value - before) / seconds
-            )  # the kernel counts in ticks of 10 ms: a difference can be below 0
+            # The kernel counts in ticks of 10 ms: a difference can be below 0.
+            return max(0.0, value - before) / seconds
 
         taken = Sample(
             at_s=at_s,
             process=process,
-            cores=rate(self._cpu, process.cpu_s),
+            cores=rate(self._cpu, cpu_s),
             other_cores=rate(self._others, others),
             steal_cores=rate(self._steal, machine.steal_s),
             gpus=gpus,
         )
-        self._faults.add(process.major_faults)
+        self._faults.add(_sum(process.major_faults, self._faults_before))
         self._rss.add(process.rss_bytes)
         self._record.add(process.peak_rss_bytes)
         self._anonymous.add(process.anonymous_bytes)
@@ -782,6 +395,24 @@ class Sampler:
         self._n += 1
         self._last = taken
         return taken
+
+    def _read_process(self) -> ProcessReading | None:
+        pid = self._find_pid()
+        if pid is None:
+            return None
+        if pid != self._pid or self._reader is None:
+            self._pid, self._reader = pid, self._open_reader(pid)
+            self._cpu_before = self._cpu.last or 0.0
+            self._faults_before = int(self._faults.last or 0)
+        return self._reader.process()
+
+    def _read_gpus(self, pid: int) -> tuple[GpuReading, ...] | None:
+        if self._gpus is None and not isinstance(self._nvml, NoGpus):
+            try:
+                self._gpus = Gpus(self._nvml)
+            except Unavailable as error:
+                self._nvml = NoGpus(str(error))
+        return self._gpus.read(pid) if self._gpus else None
 
     def _usage(self) -> Usage:
         faults = self._faults.value

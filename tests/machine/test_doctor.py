@@ -148,12 +148,12 @@ def test_network() -> None:
 
 def test_memory() -> None:
     """16 GiB of RAM, 4 of swap of which 1 is used; less than 2 GiB available is a warning."""
-    meminfo = f"MemTotal: {16 << 20} kB\nSwapTotal: {4 << 20} kB\nSwapFree: {3 << 20} kB\n"
+    meminfo = {"MemTotal": 16 * GIB, "SwapTotal": 4 * GIB, "SwapFree": 3 * GIB}
     check = doctor.memory(meminfo, 8 * GIB)
     assert check.status == "ok"
     assert check.message == "16.0 GiB, 8.00 GiB available; 1.00 GiB of 4.00 GiB swap in use"
     assert doctor.memory(meminfo, GIB).status == "warn"
-    assert doctor.memory("", None).message == "–, – available"
+    assert doctor.memory({}, None).message == "–, – available"
 
 
 def test_limits() -> None:
@@ -238,13 +238,13 @@ def test_power(tmp_path: Path, supplies: dict[str, dict[str, str]], statuses: li
 
 
 def test_load() -> None:
-    """Of 100 ticks CPU 0 was idle for 50 and waited for the disk for 10: 0.4 busy. CPU 1 all: 1. CPU 2 is not ours."""
-    before = "cpu  1 2 3\ncpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0\n"
-    after = "cpu0 40 0 0 50 10 0 0 0 40 0\ncpu1 50 0 0 0 0 0 0 50 0 0\ncpu2 100 0 0 0 0 0 0 0\n"
+    """Of 100 ticks CPU 0 had nothing to do in 60: 0.4 busy. CPU 1 in none: 1. CPU 2 is not ours."""
+    before = {0: (900, 100), 1: (900, 100), 2: (900, 100)}
+    after = {0: (1000, 160), 1: (1000, 100), 2: (1000, 100)}
     check = only(doctor.load(before, after, {0, 1}))
     assert check.status == "warn" and check.message == "others use 1.4 of 2 CPUs right now"
     assert only(doctor.load(before, before, {0, 1})).status == "ok"
-    assert doctor.load("", "", {0}) == []
+    assert doctor.load({}, {}, {0}) == []
 
 
 @pytest.mark.parametrize(

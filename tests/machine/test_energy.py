@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_resources import Clock, FakeNvml
+from fake_machine import Clock, FakeNvml
 from waiting import until
 
 from llmrun.bench.record import Row, Sample, Steps
 from llmrun.bench.spec import Test
 from llmrun.machine import energy
 from llmrun.machine.energy import Energy, EnergyMeter, Joules, cost_per_million_tokens, measure_idle
-from llmrun.machine.sampler import NoGpus
+from llmrun.machine.nvml import NoGpus
 
 NO_GPUS = NoGpus("there is no NVIDIA driver")
 

@@ -176,9 +176,10 @@ class Repl:
         self.switch(self.reference)
 
     def _watch_engine(self) -> None:
-        from llmrun.machine.sampler import Sampler, open_nvml
+        from llmrun.machine.nvml import open_nvml
+        from llmrun.machine.sampler import Sampler
 
-        self._sampler = self._watch.enter_context(Sampler(self.chat.engine.pid, nvml=open_nvml()))
+        self._sampler = self._watch.enter_context(Sampler(lambda: self.chat.engine.pid, nvml=open_nvml()))
         if not self.chat.is_templated:
             self.say(f"{self.found.name} has no chat template: ChatML is used, which it may not know")
 

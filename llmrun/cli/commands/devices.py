@@ -95,9 +95,9 @@ def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5,
 
 def _measured(prober: Prober, seconds: float) -> list[Ceiling]:
     """The ceilings of every device: of the CPU with one thread and with as many as we take by default."""
-    from llmrun.machine import hardware, peaks, sampler
+    from llmrun.machine import hardware, nvml, peaks
 
-    nvml = sampler.open_nvml()
+    gpus = nvml.open_nvml()
     made: list[Ceiling] = []
     for device in prober.found.devices:
         if device.kind in ("accel", "meta"):  # they compute in another one's memory
@@ -105,7 +105,7 @@ def _measured(prober: Prober, seconds: float) -> list[Ceiling]:
         threads = sorted({1, hardware.default_threads()}) if device.kind == "cpu" else [None]
         for n_threads in threads:
             screen.note(f"measuring {device.name}{f', threads: {n_threads}' if n_threads else ''} …")
-            paper = peaks.datasheet_bytes_per_s(nvml, device.description)
+            paper = peaks.datasheet_bytes_per_s(gpus, device.description)
             try:
                 made.append(prober.ceiling(device, n_threads, seconds, datasheet_bytes_per_s=paper))
             except EngineCrashed as error:

@@ -85,7 +85,8 @@ def run(
         )
 
     from llmrun.engine.engine import started_early
-    from llmrun.machine.sampler import Sampler, open_nvml
+    from llmrun.machine.nvml import open_nvml
+    from llmrun.machine.sampler import Sampler
 
     with ExitStack() as stack:
         child = stack.enter_context(started_early())
@@ -99,7 +100,7 @@ def run(
         engine = load_model.loaded(
             model, found, load, child, *expected_tokens(before, sampling.max_tokens), quiet=quiet
         )
-        sampler = stack.enter_context(Sampler(engine.pid, nvml=open_nvml()))
+        sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
         answer = Answer(engine, asked, sampling, answers, kept, model)
         stack.callback(answer.close)
         with screen.bar("reading the prompt", shown=not quiet) as bar:

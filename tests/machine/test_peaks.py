@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 from conftest import RunLlmrun
-from test_resources import FakeNvml
+from fake_machine import FakeNvml
 from waiting import HANGS_S
 
 from llmrun.engine.jobs.roofline import Prober, key_of
 from llmrun.errors import DiskError, EngineCrashed
 from llmrun.machine import hardware, peaks
 from llmrun.machine.hardware import last_level_cache_bytes
+from llmrun.machine.nvml import NoGpus
 from llmrun.machine.peaks import GIB, MIB, Ceiling, Key, Spread, datasheet_bytes_per_s, read_size
-from llmrun.machine.sampler import NoGpus
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 KEY = Key("Some CPU", 8, 16, None, 8, (("CPU", "Some CPU", 32),), "1.2 abc")
