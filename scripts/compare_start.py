@@ -1,82 +1,78 @@
-"""How long `llmrun --help` and `--version` take, and what scripts/llmrun adds; prints Markdown.
+"""How long llmrun takes to start, in bare starts of Python; prints Markdown.
 
-The medians of interleaved starts, beside a bare `python -c pass`. Then what is read and judged before a model loads:
-the catalog, and the worst that is known of grammars, schemas and chat templates (those of the tests). Exit 1 where the
-catalog takes more than 20 ms at best, or the worst of the others more than two seconds.
+The medians of interleaved runs, beside `python -c pass`, and the median of the ratios of the pairs. Ten models of one
+short file each are what `list` shows. Byte code is compiled first, whatever the shell says.
+
+    scripts/compare_start.py [ROUNDS]
 """
 
 from __future__ import annotations
 
-import contextlib
+import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / name) for name in (".", "constrain", "engine"))]
-
-from test_chat_template import BOMBS, render  # noqa: E402
-from test_gbnf import BAD  # noqa: E402
-from test_output_format import REFUSED  # noqa: E402
-
-from llmrun.constrain import gbnf, output_format  # noqa: E402
-from llmrun.engine.child.chat_template import TemplateError  # noqa: E402
-from llmrun.errors import LlmrunError  # noqa: E402
-from llmrun.models import catalog  # noqa: E402
-
-COMMAND = Path(sys.executable).with_name("llmrun")
-CASES: dict[str, list[Path | str]] = {
-    "python -c pass": [sys.executable, "-c", "pass"],
-    "llmrun --version": [COMMAND, "--version"],
-    "llmrun --help": [COMMAND, "--help"],
-    "llmrun run --help": [COMMAND, "run", "--help"],
-    "scripts/llmrun --version": [ROOT / "scripts" / "llmrun", "--version"],
+PYTHON = sys.executable
+BARE = "python -c pass"
+LLMRUN = [PYTHON, "-m", "llmrun"]
+CASES: dict[str, list[str]] = {
+    BARE: [PYTHON, "-c", "pass"],
+    "llmrun --version": [*LLMRUN, "--version"],
+    "llmrun --help": [*LLMRUN, "--help"],
+    "llmrun run --help": [*LLMRUN, "run", "--help"],
+    "llmrun list (10 models)": [*LLMRUN, "list"],
+    "llmrun run tiny Hi -n 8 -q": [*LLMRUN, "run", "tiny", "Hi", "-n", "8", "-q"],
+    "scripts/llmrun --version": [os.fspath(ROOT / "scripts" / "llmrun"), "--version"],
+}
+AT_MOST = {
+    "llmrun --version": 2.5,
+    "llmrun --help": 6,
+    "llmrun run --help": 10,
+    "llmrun list (10 models)": 10,
+    "llmrun run tiny Hi -n 8 -q": 18,
 }
 
 
-def taken_ms(what: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    with contextlib.suppress(LlmrunError, TemplateError):
-        what()
-    return (time.perf_counter() - begin) * 1e3
-
-
-def before_loading(rounds: int) -> bool:
-    """Print the second table; returns whether all of it is quick enough."""
-    catalog_ms = [taken_ms(lambda: catalog.read(ROOT / "models.toml")) for _ in range(rounds)]
-    grammars = [taken_ms(partial(gbnf.check, text)) for text, *_ in BAD]
-    judged = taken_ms(lambda: gbnf.parse('root ::= a\na ::= "x" a "y" | "x" a "z" | ""').judge("x" * 60))
-    schemas = [taken_ms(partial(output_format.of_schema, schema)) for schema, _ in REFUSED]
-    bombs = [taken_ms(partial(render, text)) for text, _ in BOMBS]
-    print("\n| what | median | fastest | slowest |\n|---|---|---|---|")
-    for name, times in (
-        ("the catalog", catalog_ms),
-        (f"{len(grammars)} bad grammars", grammars),
-        ("a text with 2⁶⁰ readings", [judged]),
-        (f"{len(schemas)} bad schemas", schemas),
-        (f"{len(bombs)} hostile chat templates", bombs),
-    ):
-        print(f"| {name} | {statistics.median(times):.1f} ms | {min(times):.1f} ms | {max(times):.1f} ms |")
-    return min(catalog_ms) < 20 and max(*grammars, judged, *schemas, *bombs) < 2000
-
-
-def main() -> int:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 31
-    taken: dict[str, list[float]] = {name: [] for name in CASES}
-    for _ in range(rounds):
-        for name, command in CASES.items():
-            begin = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            taken[name].append((time.perf_counter() - begin) * 1e3)
-    print("| command | median | fastest |\n|---|---|---|")
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 21
+    with tempfile.TemporaryDirectory() as home:
+        environment = {
+            **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+            "LLMRUN_HOME": f"{home}/home",
+            "LLMRUN_CONFIG_DIR": f"{home}/config",
+            "HF_HUB_CACHE": f"{home}/hub",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.fspath(ROOT),
+        }
+        _import_models(Path(home), environment)
+        taken: dict[str, list[float]] = {name: [] for name in CASES}
+        for i in range(rounds + 2):  # the first two compile, and bring the files into memory
+            for name, command in CASES.items():
+                begin = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True, env=environment, stdin=subprocess.DEVNULL)
+                if i > 1:
+                    taken[name].append((time.perf_counter() - begin) * 1e3)
+    print("| command | median | fastest | bare starts | at most |\n|---|---|---|---|---|")
     for name, times in taken.items():
-        print(f"| `{name}` | {statistics.median(times):.0f} ms | {min(times):.0f} ms |")
-    return 0 if before_loading(rounds) else 1
+        ratio = statistics.median(mine / bare for mine, bare in zip(times, taken[BARE], strict=True))
+        most = AT_MOST.get(name, "")
+        print(f"| `{name}` | {statistics.median(times):.0f} ms | {min(times):.0f} ms | {ratio:.1f} | {most} |")
+
+
+def _import_models(home: Path, environment: dict[str, str]) -> None:
+    """Ten models in the store of that folder."""
+    file = home / "tiny.gguf"
+    shutil.copy(ROOT / "llmrun" / "data" / "tiny.gguf", file)
+    for i in range(10):
+        command = [*LLMRUN, "import", os.fspath(file), "--name", f"model-{i}", "-q"]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,6 @@ LEFT = {
     ("perplexity.py", "llmrun.bench"),
     ("doctor.py", "llmrun.models"),
     ("resolve.py", "llmrun.engine"),
-    ("user_config.py", "llmrun.models"),
     ("quantize.py", "llmrun.cli.commands.pull"),
     ("store.py", "llmrun.cli.commands.quantize"),
 }
@@ -59,6 +59,27 @@ DOORS = {
     "pygments": {"cli"},
     "sqlite3": {"chat", "models"},
     "matplotlib": {"bench"},
+}
+
+# Modules of the core that still spell options of the command line; each goes with the work on its package.
+SPELLS_OPTIONS: set[str] = {
+    "bench/record.py",
+    "engine/child/generate.py",
+    "engine/child/main.py",
+    "engine/child/prompts.py",
+    "engine/devices.py",
+    "engine/engine.py",
+    "engine/jobs/perplexity.py",
+    "engine/jobs/quantize.py",
+    "engine/layout.py",
+    "engine/rpc/child.py",
+    "engine/rpc/host.py",
+    "gguf/rules.py",
+    "machine/doctor.py",
+    "models/catalog.py",
+    "models/hub.py",
+    "models/store.py",
+    "planning/placement.py",
 }
 
 # What `from llmrun import NAME` finds in the package itself: __version__ and what it names lazily.
@@ -151,6 +172,63 @@ def test_one_door(path: Path) -> None:
     for name in imports_of(path):
         doors = DOORS.get(name.partition(".")[0])
         assert doors is None or room in doors, f"{room} imports {name}: that is for {' and '.join(sorted(doors))}"
+
+
+def _words_of_the_command_line() -> re.Pattern[str]:
+    """Every option as it is typed, and "llmrun" with a command behind it."""
+    from llmrun.cli import app
+    from llmrun.cli.framework.parser import HELP, HELP_ALL
+    from llmrun.cli.framework.spelling import names_of
+
+    commands = {path: app.command(path) for path in app.COMMANDS}
+    names = {name for command in commands.values() for option in command.options for name in names_of(option)}
+    words = [
+        *(re.escape(name) for name in (*names, *HELP, *HELP_ALL)),
+        f"llmrun (?:{'|'.join(map(re.escape, commands))})",
+    ]
+    return re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(words, key=len, reverse=True))})(?![\w-])")
+
+
+# Of other programs, whose options are theirs.
+_OTHERS = re.compile(r"\b(?:ulimit|iconv|docker run|taskset)\b[^;,()]*|^-[cm]$")
+
+
+def strings_of(source: str) -> list[tuple[int, str]]:
+    """Line and text of every string of a module that is not a docstring."""
+    tree = ast.parse(source)
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs)
+    return [(node.lineno, node.value) for node in constants if isinstance(node.value, str)]
+
+
+def test_the_core_speaks_no_command_line() -> None:
+    """Nothing outside `cli/` spells an option of ours or names a command: a server would tell its clients to type them.
+
+    Say it by field: `UsageError("512 is outside 1 to 16", field="n_threads", value=512)`, other fields in a message in
+    backticks, `flash_attn`; remedies as data, `hint=Change({"n_ctx": 4096})`, `hint=Act("show", path)`. How a field is
+    spelled is in its declaration (`options/load.py`, or the signature of a command).
+    """
+    words = _words_of_the_command_line()
+    found: dict[str, list[str]] = {}
+    for path in MODULES:
+        if room_of(path) != "cli" and path.name != "__main__.py":
+            said = [
+                f"{line}: {text[:60]}"
+                for line, text in strings_of(path.read_text())
+                if words.search(_OTHERS.sub("", text))
+            ]
+            if said:
+                found[str(path.relative_to(PACKAGE))] = said
+    extra = {name: said for name, said in found.items() if name not in SPELLS_OPTIONS}
+    assert not extra, f"{extra}\n{test_the_core_speaks_no_command_line.__doc__}"
+    done = SPELLS_OPTIONS - set(found)
+    assert not done, f"{sorted(done)} spell no option any more: take them off SPELLS_OPTIONS"
+
+
+def test_strings_without_docstrings() -> None:
+    """Parts of f-strings count; docstrings of modules, functions and attributes don't."""
+    source = '"""-c"""\nx = 1\n"""-d"""\ndef f():\n    """-e"""\n    return f"-g {x}"\n'
+    assert strings_of(source) == [(6, "-g ")]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])

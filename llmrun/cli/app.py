@@ -54,12 +54,10 @@ COMMANDS = {
         "compare", "compare", "Compare two benches: how much faster is B than A, and is that more than chance?"
     ),
     "plot": Entry("plot", "plot", "Draw benches: curves of a sweep, bars side by side, batch scaling, a roofline."),
-    "devices": Entry(
-        "devices", "devices", "Show what llama.cpp can compute on, with memory, features and default threads."
-    ),
+    "devices": Entry("devices", "devices", "Show what llama.cpp can compute on, with memory, features and versions."),
     "worker": Entry("worker", "worker", "Lend this machine's devices to `llmrun run --rpc` on another."),
     "doctor": Entry(
-        "doctor", "doctor", "Check this machine for what makes runs fail or slow, and say what would help."
+        "doctor", "doctor", "Check this machine for what makes runs fail or slow, and say what to do about it."
     ),
     "history": Entry("history", "history", "Show the conversations of `llmrun chat`, search, export and remove them."),
     "history list": Entry("history", "list_", "Show the conversations of this machine, the last changed first."),
