@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -24,11 +24,13 @@ from llmrun.bench.record import Row, Sample, Steps
 from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.bench.warnings import RowWarning, warnings_of
 from llmrun.clock import utc
-from llmrun.engine.engine import Engine
 from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.layout import by_device, settings_of
-from llmrun.engine.protocol import Probed
+from llmrun.engine.meter import Timing
+from llmrun.engine.protocol import Buffer, Loaded, Probed, Tried
 from llmrun.errors import EngineCrashed, OutOfMemory
+from llmrun.gguf.reader import Header
+from llmrun.machine.device import Device
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
 from llmrun.machine.environment import on_battery
 from llmrun.machine.hardware import cpu_mhz
@@ -38,19 +40,62 @@ from llmrun.models.resolve import Model
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU, flops_per_token, step_reads
-from llmrun.planning.placement import main_type
+from llmrun.planning.placement import Plan, main_type
 
 _PROBE_S = 0.1
 """Of each ceiling, between two samples."""
 
-OpenEngine = Callable[[Model, LoadConfig], Engine]
-OnEngine = Callable[[Engine], None]
+
+class BenchGeneration(Protocol):
+    """An answer, as far as a bench looks at it."""
+
+    @property
+    def buffers(self) -> Sequence[Buffer]: ...
+    @property
+    def timing(self) -> Timing: ...
+    def __iter__(self) -> Iterator[str]: ...
+
+
+class BenchEngine(Protocol):
+    """A loaded model, as far as a bench asks it: `engine.engine.Engine` is one, a test's script another."""
+
+    @property
+    def header(self) -> Header: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def devices(self) -> Sequence[Device]: ...
+    @property
+    def loaded(self) -> Loaded: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+    @property
+    def n_threads(self) -> int: ...
+    @property
+    def system_info(self) -> str: ...
+    @property
+    def versions(self) -> Mapping[str, str]: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def alive(self) -> bool: ...
+    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried: ...
+    def generate(
+        self, prompt: str | Sequence[dict[str, str]], sampling: SamplingConfig | None = None
+    ) -> BenchGeneration: ...
+    def close(self) -> None: ...
+
+
+OpenEngine = Callable[[Model, LoadConfig], BenchEngine]
+OnEngine = Callable[[BenchEngine], None]
 OnSample = Callable[[Case, int, int], None]
 """Called with the case, the samples that it has and those it will have, whenever there is one more."""
 
 
-def open_engine(model: Model, config: LoadConfig) -> Engine:
+def open_engine(model: Model, config: LoadConfig) -> BenchEngine:
     """The model in a child process. Raises what `Engine` raises."""
+    from llmrun.engine.engine import Engine
+
     return Engine(model.path, model.header, config)
 
 
@@ -152,7 +197,7 @@ def measure(
             yield from (_failed(case, error.message) for case in same)
             continue
         is_first = False
-        with engine:
+        with closing(engine):
             if on_engine:
                 on_engine(engine)
             instruments.measure_idle()
@@ -185,7 +230,7 @@ def measure_interleaved(
     started_s = instruments.clock_s()
     n_ctx = max(test.n_ctx for test in tests)
     with ExitStack() as stack:
-        engines = [stack.enter_context(open_engine(model, replace(config, n_ctx=n_ctx))) for config in (a, b)]
+        engines = [stack.enter_context(closing(open_engine(model, replace(config, n_ctx=n_ctx)))) for config in (a, b)]
         for engine in engines if on_engine else ():
             on_engine(engine)  # type: ignore[misc]
         instruments.measure_idle()
@@ -210,7 +255,7 @@ def _failed(case: Case, error: str) -> Row:
     return Row(case.test, asked_settings(case.config), error=error, started=utc())
 
 
-def _load_s(engine: Engine) -> float:
+def _load_s(engine: BenchEngine) -> float:
     return engine.loaded.end_s - engine.loaded.begin_s
 
 
@@ -222,7 +267,7 @@ class _Measured:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: BenchEngine,
         case: Case,
         options: MeasurementOptions,
         instruments: Instruments,
@@ -349,8 +394,8 @@ class _Measured:
         total = None if timing.ttft_s is None else timing.ttft_s + timing.decode_s
         return Sample(timing.prefill_s, Steps.of(timing.step_s), timing.ttft_s, total)
 
-    def _note_buffers(self, buffers: Sequence[object]) -> None:
-        found = by_device(buffers, self.engine.devices)  # type: ignore[arg-type]
+    def _note_buffers(self, buffers: Sequence[Buffer]) -> None:
+        found = by_device(buffers, self.engine.devices)
         self.buffers = {_memory(device): dict(kinds) for device, kinds in found.items()}
 
     def probe(self) -> None:
@@ -382,7 +427,7 @@ def _memory(device: str) -> str:
     return "RAM" if device == CPU else device
 
 
-def text_of(engine: Engine, n_tokens: int) -> str | list[dict[str, str]]:
+def text_of(engine: BenchEngine, n_tokens: int) -> str | list[dict[str, str]]:
     """A message, or a text where the model has no template, of `n_tokens` tokens with everything around it.
 
     As near as it gets: a template alone may have more.

@@ -19,10 +19,17 @@ from llmrun.bench.journal import Journal
 from llmrun.bench.observer import Observer
 from llmrun.bench.quality import Quality
 from llmrun.bench.record import Record, Row
-from llmrun.bench.run import Instruments, OpenEngine, measure, measure_interleaved, open_engine, open_instruments
+from llmrun.bench.run import (
+    BenchEngine,
+    Instruments,
+    OpenEngine,
+    measure,
+    measure_interleaved,
+    open_engine,
+    open_instruments,
+)
 from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.clock import new_id, utc
-from llmrun.engine.engine import Engine
 from llmrun.engine.jobs.perplexity import score
 from llmrun.machine.environment import describe_build, describe_machine
 from llmrun.models.model_info import describe_model
@@ -53,7 +60,7 @@ def bench(
         record: Record | None = None
         journal: Journal | None = None
 
-        def opened(engine: Engine) -> None:
+        def opened(engine: BenchEngine) -> None:
             nonlocal record, journal
             for each in observers:
                 each.loaded(engine.notes)
@@ -105,7 +112,7 @@ def bench_interleaved(
     options = options or MeasurementOptions()
     begun: list[Record] = []
 
-    def opened(engine: Engine) -> None:
+    def opened(engine: BenchEngine) -> None:
         begun.append(_begun(model, engine, options, None, command))
 
     def sampled(case: Case, done: int, of: int) -> None:
@@ -147,7 +154,7 @@ def quality_of(
 
 def _begun(
     model: Model,
-    engine: Engine,
+    engine: BenchEngine,
     options: MeasurementOptions,
     quality: Mapping[str, Any] | None,
     command: Sequence[str],

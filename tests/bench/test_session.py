@@ -1,0 +1,347 @@
+"""A bench without a model: what is measured in which order, what is kept, and what makes a row doubtful.
+
+The engine is a script that answers at once with seconds that it was given, and writes down what it was asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmrun.bench import journal
+from llmrun.bench.observer import Observer
+from llmrun.bench.record import Record, Row
+from llmrun.bench.run import Instruments
+from llmrun.bench.session import bench, bench_interleaved
+from llmrun.bench.spec import Case, MeasurementOptions, Test
+from llmrun.engine.meter import Timing
+from llmrun.engine.protocol import Buffer, Loaded, Probed, Tried
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
+from llmrun.machine.device import Device
+from llmrun.machine.energy import Joules
+from llmrun.machine.sampler import Usage
+from llmrun.models.resolve import Model, find_model
+from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.planning.placement import make_plan
+
+TG, PP, E2E = Test("tg", n_gen=4), Test("pp", n_prompt=8), Test("e2e", 16, 4)
+ONE, TWO = LoadConfig(n_threads=1), LoadConfig(n_threads=2)
+QUIET = Usage(5, 1.0, other_cpu_s=0.0, cost_s=0.0, interval_s=0.25)
+CPU = Device("CPU", "A CPU", "cpu", "CPU", 8 << 30, 4 << 30)
+
+
+class Generation:
+    """An answer of four tokens, 10 ms apart, after 50 ms; the prompt has as many tokens as the text has words."""
+
+    buffers: Sequence[Buffer] = ()
+
+    def __init__(self, n_prompt: int, n_gen: int) -> None:
+        step_s = (0.01,) * max(0, n_gen - 1)
+        self.timing = Timing(0.1, n_prompt, 0, 0.04, 0.05, step_s, n_gen, None, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("text")
+
+
+class Engine:
+    """A script: what each trial takes, in turn, the last one for ever; an error instead is raised."""
+
+    def __init__(self, script: Script, model: Model, config: LoadConfig) -> None:
+        self._script, self._name = script, f"-t {config.n_threads}"
+        self.header, self.devices, self.notes = model.header, [CPU], [f"loaded {self._name}"]
+        self.plan = make_plan(model.header, config, (), ram_free=None, measure=lambda _layout, _n_ctx: None)
+        self.loaded = Loaded(256, 100, 4_000_000, "llama ?B Q8_0", True, 1.0, 1.5)
+        self.n_threads, self.system_info = config.n_threads or 1, "CPU : AVX2 = 1 | "
+        self.versions = {"ggml": "1.2"}
+        self.pid, self.alive = os.getpid(), True
+
+    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried:
+        self._script.log(f"{self._name}: {n_prompt},{n_gen}")
+        seconds = self._script.next_trial()
+        if isinstance(seconds, LlmrunError):
+            self.alive = False
+            raise seconds
+        return Tried(seconds if n_prompt else None, [seconds] * n_gen, [Buffer("CPU", "model", 5)])
+
+    def generate(self, prompt: str | Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> Generation:
+        assert sampling and not isinstance(prompt, str)
+        n_template = 3
+        n_prompt = len(prompt[0]["content"].split()) + n_template
+        self._script.log(f"{self._name}: asks {n_prompt},{sampling.max_tokens}")
+        return Generation(n_prompt, sampling.max_tokens)
+
+    def close(self) -> None:
+        self._script.log(f"{self._name}: closed")
+
+
+class Script:
+    """Opens scripted engines, and is the prober and the watch beside them."""
+
+    cpu_s = 0.0
+
+    def __init__(self, trials: Sequence[float | LlmrunError] = (0.1,), usage: Usage = QUIET) -> None:
+        self._trials = list(trials)
+        self._usage = usage
+        self.events: list[str] = []
+        self.unloadable: dict[int | None, LlmrunError] = {}
+        self.broken_prober = False
+
+    def log(self, event: str) -> None:
+        self.events.append(event)
+
+    def next_trial(self) -> float | LlmrunError:
+        return self._trials.pop(0) if len(self._trials) > 1 else self._trials[0]
+
+    def open(self, model: Model, config: LoadConfig) -> Engine:
+        if error := self.unloadable.get(config.n_threads):
+            raise error
+        self.log(f"-t {config.n_threads}: opened, n_ctx {config.n_ctx}")
+        return Engine(self, model, config)
+
+    def probe(self, device: str, kind: str, n_threads: int, seconds: float, *, repack: bool = False) -> Probed:
+        if self.broken_prober:
+            raise EngineCrashed("it died")
+        self.log(f"probe {device}")
+        return Probed([10e9], [1e12])
+
+    def instruments(self, *, ceilings: bool = False, on_battery: bool = False) -> Instruments:
+        return Instruments(
+            Joules(),
+            lambda _pid, _own_cpu_s: self,
+            self if ceilings else None,
+            cpu_mhz=lambda: 2000.0,
+            on_battery=lambda: on_battery,
+            clock_s=lambda: 0.0,
+            sleep=lambda seconds: self.log(f"rest {seconds:g}") if seconds else None,
+        )
+
+    def __enter__(self) -> Script:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def summary(self) -> Usage:
+        return self._usage
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLMRUN_HOME", str(tmp_path))
+    return tmp_path
+
+
+def run(script: Script, cases: Sequence[Case], instruments: Instruments | None = None, **options: Any) -> Record:
+    return bench(
+        find_model("tiny"),
+        cases,
+        MeasurementOptions(**{"repetitions": 3, **options}),
+        instruments=instruments or script.instruments(),
+        open_engine=script.open,
+    )
+
+
+# -- the order ---------------------------------------------------------------------------------------------------------
+
+
+def test_order() -> None:
+    """One engine for cases with the same settings; a warm-up of each case that is not counted; then its samples."""
+    script = Script()
+    record = run(script, [Case(ONE, PP), Case(ONE, TG), Case(TWO, TG)], repetitions=2)
+    assert script.events == [
+        *("-t 1: opened, n_ctx 8", "-t 1: 8,0", "-t 1: 8,0", "-t 1: 8,0", "-t 1: 0,1", "-t 1: 0,4", "-t 1: 0,4"),
+        *("-t 1: closed", "-t 2: opened, n_ctx 4", "-t 2: 0,1", "-t 2: 0,4", "-t 2: 0,4", "-t 2: closed"),
+    ]
+    assert [(row.test, row.settings["n_threads"], len(row.samples)) for row in record.rows] == [
+        (PP, 1, 2),
+        (TG, 1, 2),
+        (TG, 2, 2),
+    ]
+    assert [row.load_s for row in record.rows] == [0.5, None, 0.5]
+
+
+def test_without_warm_up_and_with_rests() -> None:
+    """The first run counts; before each case the machine rests."""
+    script = Script()
+    run(script, [Case(ONE, TG), Case(ONE, PP)], repetitions=1, warm_up=False, delay_s=1.5)
+    assert script.events[1:-1] == ["rest 1.5", "-t 1: 0,4", "rest 1.5", "-t 1: 8,0"]
+
+
+def test_ceilings_are_measured_behind_every_sample() -> None:
+    """Beside the samples and not before them; each sample has one of its own."""
+    script = Script()
+    (row,) = run(script, [Case(ONE, TG)], script.instruments(ceilings=True)).rows
+    assert script.events[1:-1] == ["-t 1: 0,1", *["-t 1: 0,4", "probe CPU"] * 3]
+    assert row.ceiling_bytes_per_s == {"RAM": (10e9,) * 3} and row.ceiling_flops_per_s == (1e12,) * 3
+    assert row.mbu and row.buffers == {"RAM": {"weights": 5}}
+
+
+def test_a_prober_that_dies() -> None:
+    """The bench goes on without ceilings, and says so."""
+    script = Script()
+    script.broken_prober = True
+    record = run(script, [Case(ONE, TG), Case(ONE, PP)], script.instruments(ceilings=True))
+    assert [len(row.samples) for row in record.rows] == [3, 3] and record.ended
+    assert "ceilings are not known: it died" in map(str, record.rows[0].warnings)
+
+
+def test_end_to_end() -> None:
+    """A text of exactly so many tokens with its template; a warm-up of two tokens; TTFT, gaps and all of it."""
+    script = Script()
+    (row,) = run(script, [Case(ONE, E2E)], repetitions=1).rows
+    assert script.events[1:-1] == [
+        *("-t 1: asks 19,0", "-t 1: asks 16,0", "-t 1: asks 16,2", "-t 1: asks 16,4"),
+    ]
+    (sample,) = row.samples
+    assert (sample.prefill_s, sample.ttft_s) == (0.04, 0.05) and sample.total_s == pytest.approx(0.08)
+    assert row.mean_tps == pytest.approx(50) and sample.cpu_mhz == 2000
+
+
+def test_in_turn() -> None:
+    """Both engines are loaded; who is first changes from pair to pair; two records know of each other."""
+    script = Script()
+    a, b = bench_interleaved(
+        find_model("tiny"),
+        ONE,
+        TWO,
+        [TG],
+        MeasurementOptions(repetitions=3),
+        instruments=script.instruments(),
+        open_engine=script.open,
+    )
+    assert script.events == [
+        *("-t 1: opened, n_ctx 4", "-t 2: opened, n_ctx 4", "-t 1: 0,1", "-t 2: 0,1"),
+        *("-t 1: 0,4", "-t 2: 0,4", "-t 2: 0,4", "-t 1: 0,4", "-t 1: 0,4", "-t 2: 0,4"),
+        *("-t 2: closed", "-t 1: closed"),
+    ]
+    assert a.interleaved_with == b.id and b.interleaved_with == a.id and a.ended
+    assert {each.id for each in journal.stored()} == {a.id, b.id}
+
+
+def test_half_a_comparison_is_none() -> None:
+    """A side that dies ends it, and nothing is kept."""
+    script = Script([0.1, 0.1, 0.1, EngineCrashed("it died")])
+    with pytest.raises(EngineCrashed, match="it died"):
+        bench_interleaved(find_model("tiny"), ONE, TWO, [TG], instruments=script.instruments(), open_engine=script.open)
+    assert journal.stored() == [] and script.events[-2:] == ["-t 2: closed", "-t 1: closed"]
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_can_not_be_loaded() -> None:
+    """Later on they are rows with an error; of the first settings the error is the bench's own, with its way out."""
+    script = Script()
+    script.unloadable[2] = OutOfMemory("needs 64 GiB", hint="less")
+    record = run(script, [Case(ONE, TG), Case(TWO, TG), Case(TWO, PP), Case(ONE, PP)])
+    assert [row.error for row in record.rows] == [None, "needs 64 GiB", "needs 64 GiB", None] and record.ended
+    with pytest.raises(OutOfMemory) as error:
+        run(script, [Case(TWO, TG), Case(ONE, TG)])
+    assert error.value.hint == "less" and len(journal.stored()) == 1
+
+
+def test_an_engine_that_dies() -> None:
+    """Its row keeps the samples that it has; the rest of its cases can't be measured; others go on."""
+    script = Script([0.1, 0.1, 0.1, EngineCrashed("the engine was killed"), 0.2])
+    record = run(script, [Case(ONE, TG), Case(ONE, PP), Case(TWO, TG)])
+    assert [(len(row.samples), row.error) for row in record.rows] == [
+        (2, "the engine was killed"),
+        (0, "the engine is gone"),
+        (3, None),
+    ]
+    assert record.rows[0].usage == QUIET and record.rows[1].usage is None
+
+
+# -- who is told -------------------------------------------------------------------------------------------------------
+
+
+class Told(Observer):
+    """Notes what it is told; `interrupt` is called with each row."""
+
+    def __init__(self, interrupt: Callable[[Row], None] = lambda row: None) -> None:
+        self.events: list[str] = []
+        self._interrupt = interrupt
+
+    def loaded(self, notes: Sequence[str]) -> None:
+        self.events += notes
+
+    def began(self, record: Record, planned: Sequence[Row], *, energy: bool) -> None:
+        assert not record.rows and not energy
+        self.events.append(f"began with {', '.join(row.test.name for row in planned)}")
+
+    def sampled(self, case: Case, done: int, of: int) -> None:
+        self.events.append(f"{case.test.name} {done}/{of}")
+
+    def finished(self, row: Row) -> None:
+        self.events.append(f"finished {row.test.name}")
+        self._interrupt(row)
+
+    def ended(self, record: Record) -> None:
+        self.events.append(f"ended with {len(record.rows)}, {'cut short' if record.ended is None else 'complete'}")
+
+
+def told_of(script: Script, told: Told) -> Record:
+    cases = [Case(ONE, PP), Case(ONE, TG), Case(TWO, TG)]
+    return bench(
+        find_model("tiny"),
+        cases,
+        MeasurementOptions(repetitions=2),
+        observers=[told],
+        quality={"ppl": 8.0},
+        command=["llmrun", "bench"],
+        instruments=script.instruments(),
+        open_engine=script.open,
+    )
+
+
+def test_observers_and_journal() -> None:
+    """Everything in its order; the journal has the record that is returned."""
+    told = Told()
+    record = told_of(Script(), told)
+    assert told.events == [
+        *("loaded -t 1", "began with pp8, tg4, tg4", "pp8 1/2", "pp8 2/2", "finished pp8"),
+        *("tg4 1/2", "tg4 2/2", "finished tg4", "loaded -t 2", "tg4 1/2", "tg4 2/2", "finished tg4"),
+        "ended with 3, complete",
+    ]
+    (stored,) = journal.stored()
+    assert stored.record == record and record.command == ("llmrun", "bench") and record.quality == {"ppl": 8.0}
+    assert record.settings["repetitions"] == 2 and record.build.ggml == "1.2"
+    assert record.machine.devices[0].name == "CPU" and record.model.name == "tiny"
+
+
+def test_interrupted() -> None:
+    """Ctrl-C while a row is shown: its engine is closed, the row is kept, and the record is cut short."""
+
+    def interrupt(row: Row) -> None:
+        if row.test == TG:
+            raise KeyboardInterrupt
+
+    script, told = Script(), Told(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        told_of(script, told)
+    assert script.events[-1] == "-t 1: closed" and told.events[-1] == "ended with 2, cut short"
+    (stored,) = journal.stored()
+    assert stored.record and stored.record.ended is None
+    assert [row.test for row in stored.record.rows] == [PP, TG]
+
+
+# -- warnings ----------------------------------------------------------------------------------------------------------
+
+
+def codes(script: Script, **options: Any) -> list[str]:
+    on_battery = options.pop("on_battery", False)
+    (row,) = run(script, [Case(ONE, TG)], script.instruments(on_battery=on_battery), **options).rows
+    return [warning.code for warning in row.warnings]
+
+
+def test_warnings() -> None:
+    """A quiet machine has none; what was seen while the samples ran is in the row."""
+    assert codes(Script()) == []
+    assert codes(Script(), repetitions=2) == ["few-samples"]
+    assert codes(Script([0.1, 0.1, 0.2, 0.3])) == ["noisy"]
+    assert codes(Script(), on_battery=True) == ["battery"]
+    assert codes(Script(usage=replace(QUIET, other_cpu_s=0.5, major_faults=3))) == ["others-busy", "read-from-disk"]
