@@ -16,31 +16,57 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llmrun.api import benchmark as benchmark
+    from llmrun.api import open_model as open_model
+    from llmrun.api import pull as pull
+    from llmrun.bench.record import Record as Record
+    from llmrun.bench.spec import MeasurementOptions as MeasurementOptions
+    from llmrun.bench.spec import Test as BenchTest
     from llmrun.engine.engine import Engine as Engine
     from llmrun.engine.engine import Generation as Generation
     from llmrun.engine.meter import Timing as Timing
     from llmrun.errors import LlmrunError as LlmrunError
-    from llmrun.models.resolve import open_model as open_model
     from llmrun.options.load import LoadConfig as LoadConfig
     from llmrun.options.sampling import SamplingConfig as SamplingConfig
 
 __version__ = "0.1.0"
 
+# Each name, and where it lives. "bench" is a package of ours, so that the function is `benchmark`.
 _HOMES = {
-    "Engine": "llmrun.engine.engine",
-    "Generation": "llmrun.engine.engine",
-    "LlmrunError": "llmrun.errors",
-    "LoadConfig": "llmrun.options.load",
-    "SamplingConfig": "llmrun.options.sampling",
-    "Timing": "llmrun.engine.meter",
-    "open_model": "llmrun.models.resolve",
+    "BenchTest": "llmrun.bench.spec:Test",
+    "Engine": "llmrun.engine.engine:Engine",
+    "Generation": "llmrun.engine.engine:Generation",
+    "LlmrunError": "llmrun.errors:LlmrunError",
+    "LoadConfig": "llmrun.options.load:LoadConfig",
+    "MeasurementOptions": "llmrun.bench.spec:MeasurementOptions",
+    "Record": "llmrun.bench.record:Record",
+    "SamplingConfig": "llmrun.options.sampling:SamplingConfig",
+    "Timing": "llmrun.engine.meter:Timing",
+    "benchmark": "llmrun.api:benchmark",
+    "open_model": "llmrun.api:open_model",
+    "pull": "llmrun.api:pull",
 }
-__all__ = ["Engine", "Generation", "LlmrunError", "LoadConfig", "SamplingConfig", "Timing", "__version__", "open_model"]
+__all__ = [
+    "BenchTest",
+    "Engine",
+    "Generation",
+    "LlmrunError",
+    "LoadConfig",
+    "MeasurementOptions",
+    "Record",
+    "SamplingConfig",
+    "Timing",
+    "__version__",
+    "benchmark",
+    "open_model",
+    "pull",
+]
 
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         import importlib
 
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, _, there = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(module), there)
     raise AttributeError(f"module 'llmrun' has no attribute '{name}'")

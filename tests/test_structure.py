@@ -44,7 +44,6 @@ LEFT = {
     ("load_model.py", "llmrun.cli.commands.pull"),
     ("perplexity.py", "llmrun.bench"),
     ("doctor.py", "llmrun.models"),
-    ("resolve.py", "llmrun.engine"),
     ("quantize.py", "llmrun.cli.commands.pull"),
     ("store.py", "llmrun.cli.commands.quantize"),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from llmrun import units
@@ -49,3 +52,16 @@ def test_rates_and_counts() -> None:
     assert units.rate(41.83) == "41.8 t/s" and units.rate(0.0042) == "0.00420 t/s"
     assert units.bandwidth(33.14e9) == "33.1 GB/s" and units.bandwidth(12.3e6) == "0.0123 GB/s"
     assert units.count(1_235_814_400) == "1.24 B" and units.count(4_066_560) == "4.07 M" and units.count(512) == "512"
+
+
+def test_as_other_programs_print_it() -> None:
+    """So many decimals, whatever the size."""
+    assert units.fixed(243.1, 2) == "243.10" and units.fixed(0.00004, 3) == "0.000" and units.fixed(None, 2) == "–"
+
+
+def test_the_only_place_that_rounds() -> None:
+    """No other module gives a number its decimals."""
+    package = Path(units.__file__).parent
+    rounds = re.compile(r"""\{[^{}]*:[^{}"']*\.\d*[feg%]\}|%\.\d*[feg]""")
+    found = [path.name for path in package.rglob("*.py") if rounds.search(path.read_text())]
+    assert found == ["units.py"]

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmrun import fs, paths
 from llmrun.clock import utc
 from llmrun.errors import Act, DiskError, LlmrunError, NotFound, UsageError
+from llmrun.units import fixed
 
 if TYPE_CHECKING:
     import sqlite3
@@ -600,7 +601,7 @@ def _translated(path: Path, reason: str, *, damaged: bool) -> LlmrunError:
     if "unable to open" in reason:
         return DiskError(f"opening {path}: no permission, or no file that can be opened")
     if "locked" in reason:
-        return DiskError(f"{path} has been in use by another program for {BUSY_S:.0f} s", hint=_LIST)
+        return DiskError(f"{path} has been in use by another program for {fixed(BUSY_S, 0)} s", hint=_LIST)
     if "disk I/O" in reason:
         return DiskError(f"{path}: the disk failed, or a file may not grow further (ulimit -f): {reason}")
     if damaged or any(sign in reason for sign in ("malformed", "no such", "has no column", "decode")):

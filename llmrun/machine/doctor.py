@@ -22,7 +22,7 @@ from llmrun.machine.gpus import Gpu
 from llmrun.machine.proc import CpuTicks, Proc, line_of, text_of
 from llmrun.models import store
 from llmrun.text import printable
-from llmrun.units import duration, significant, size
+from llmrun.units import duration, fixed, significant, size
 
 Status = Literal["ok", "warn", "problem"]
 
@@ -367,7 +367,7 @@ def load(before: CpuTicks, after: CpuTicks, usable: set[int]) -> list[Check]:
     for cpu in usable & before.keys() & after.keys():
         total, idle = (now - then for now, then in zip(after[cpu], before[cpu], strict=True))
         busy += max(0.0, 1 - idle / total) if total > 0 else 0.0
-    message = f"others use {busy:.1f} of {len(usable)} CPUs right now"
+    message = f"others use {fixed(busy, 1)} of {len(usable)} CPUs right now"
     if busy > BUSY_SHARE * len(usable):
         return [Check("load", "warn", message, "end what computes (top shows it), or take fewer threads: -t")]
     return [Check("load", "ok", message)]

@@ -14,9 +14,7 @@ from llmrun.models.catalog import Embedded, HubFile, LocalFile, parse
 from llmrun.models.quants import split_parts
 
 if TYPE_CHECKING:
-    from llmrun.engine.engine import Engine
     from llmrun.models.store import StoredModel
-    from llmrun.options.load import LoadConfig
 
 _COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,39}")
 Fetch = Callable[[HubFile], Path]
@@ -97,17 +95,3 @@ def _fetch_quietly(named: HubFile) -> Path:
     from llmrun.models import hub
 
     return hub.pull(hub.resolve(named))
-
-
-def open_model(
-    reference: str, config: LoadConfig | None = None, *, on_progress: Callable[[float], None] | None = None
-) -> Engine:
-    """Load a model in a process of its own; use it as a context manager.
-
-    `reference` is what the command line takes: "tiny", "qwen3:4b", "user/repo:Q4_K_M", a path to a GGUF file. What is
-    missing is pulled. Raises what `find_model` and `Engine` raise, all of it `LlmrunError`.
-    """
-    from llmrun.engine.engine import Engine
-
-    model = find_model(reference)
-    return Engine(model.path, model.header, config, on_progress=on_progress)

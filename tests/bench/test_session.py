@@ -26,7 +26,8 @@ from llmrun.machine.device import Device
 from llmrun.machine.energy import Joules
 from llmrun.machine.sampler import Usage
 from llmrun.models.resolve import Model, find_model
-from llmrun.options.config import LoadConfig, SamplingConfig
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.placement import make_plan
 
 TG, PP, E2E = Test("tg", n_gen=4), Test("pp", n_prompt=8), Test("e2e", 16, 4)

@@ -16,13 +16,14 @@ import pytest
 from conftest import ENDLESS, ENDLESS_PROMPT, EXACT, PATIENT
 from waiting import HANGS_S, until_gone, until_it_sleeps, until_worked
 
+from llmrun.api import open_model
 from llmrun.engine.engine import Engine, Limits
 from llmrun.engine.process import Child
 from llmrun.engine.protocol import Buffer, Cancel, Done, Tokens, decode, encode
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.models.resolve import find_model, open_model
+from llmrun.models.resolve import find_model
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 

@@ -12,7 +12,7 @@ from llmrun.cli.terminal import screen
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU
-from llmrun.units import UNKNOWN, bandwidth, count, duration, percent, rate, size
+from llmrun.units import UNKNOWN, bandwidth, count, duration, fixed, percent, rate, size
 
 if TYPE_CHECKING:
     from llmrun.engine.engine import Engine, Generation
@@ -84,7 +84,7 @@ def details(run: Run) -> list[str]:
 
 
 def cores(n: float | None) -> str:
-    return UNKNOWN if n is None else f"{n:.2f} cores"
+    return UNKNOWN if n is None else f"{fixed(n, 2)} cores"
 
 
 def layers(devices: Sequence[str]) -> str:

@@ -143,7 +143,7 @@ def _age(seconds: float | None) -> str:
         return UNKNOWN
     for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds // length:.0f} {unit} ago"
+            return f"{int(seconds // length)} {unit} ago"
     return "just now"
 
 

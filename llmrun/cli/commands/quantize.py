@@ -23,7 +23,7 @@ from llmrun.errors import UsageError
 from llmrun.models import quants
 from llmrun.models.catalog import LocalFile
 from llmrun.text import printable
-from llmrun.units import count, duration, significant, size
+from llmrun.units import count, duration, fixed, significant, size
 
 if TYPE_CHECKING:
     from llmrun.engine.jobs.quantize import Plan, Quantizer
@@ -396,7 +396,7 @@ def _columns(parameters: str) -> tuple[Column, ...]:
 def _level_rows(n_params: float) -> Iterator[list[str]]:
     for level in _levels():
         n_bytes = n_params * level.bits_per_weight / 8
-        yield [level.name, f"{level.bits_per_weight:.2f}", "~" + size(n_bytes), level.good_for]
+        yield [level.name, fixed(level.bits_per_weight, 2), "~" + size(n_bytes), level.good_for]
 
 
 def levels_help() -> str:

@@ -11,7 +11,7 @@ from llmrun.cli.framework import options
 from llmrun.cli.loading import lookup
 from llmrun.cli.terminal import screen, tables
 from llmrun.models.catalog import HubFile, parse
-from llmrun.units import count, size
+from llmrun.units import count, percent, size
 
 if TYPE_CHECKING:
     from llmrun.gguf.reader import Header
@@ -90,7 +90,7 @@ def _shown(name: str, value: Any) -> str:
     if name == "levels":
         return ", ".join(f"{quant} {size(n_bytes)}" for quant, n_bytes in value.items())
     if isinstance(value, dict):
-        return ", ".join(f"{key} {share:.1%}" for key, share in value.items())
+        return ", ".join(f"{key} {percent(share)}" for key, share in value.items())
     return str(value)
 
 

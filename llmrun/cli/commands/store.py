@@ -17,7 +17,7 @@ from llmrun.cli.terminal.tables import Column
 from llmrun.clock import utc_of
 from llmrun.errors import IntegrityError, NotInStore, UsageError
 from llmrun.models import quants
-from llmrun.units import UNKNOWN, count, size
+from llmrun.units import UNKNOWN, count, percent, size
 
 if TYPE_CHECKING:
     from llmrun.cli.commands.quantize import Workshop
@@ -133,7 +133,7 @@ _WORKSHOP_WORDS = "of a quantizer that was killed"
 
 
 def _leftover_row(item: Leftover, name: str) -> dict[str, Any]:
-    share = f"{item.size / item.total:.0%} of {size(item.total)}, " if item.total else ""
+    share = f"{percent(item.size / item.total)} of {size(item.total)}, " if item.total else ""
     return {
         "name": name,
         "repo": item.repo,

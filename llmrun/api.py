@@ -1,0 +1,72 @@
+"""llmrun from Python: what `import llmrun` offers, each with the work of the command of its name behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmrun.bench.observer import Observer
+    from llmrun.bench.record import Record
+    from llmrun.bench.spec import MeasurementOptions, Test
+    from llmrun.engine.engine import Engine
+    from llmrun.options.load import LoadConfig
+
+
+def open_model(
+    reference: str, config: LoadConfig | None = None, *, on_progress: Callable[[float], None] | None = None
+) -> Engine:
+    """Loads a model in a process of its own; use it as a context manager.
+
+    `reference` is what the command line takes: "tiny", "qwen3:4b", "user/repo:Q4_K_M", a path to a GGUF file. What is
+    missing is pulled. `on_progress` gets the share that is loaded, 0 to 1. Raises what `find_model` and `Engine` raise,
+    all of it `LlmrunError`.
+    """
+    from llmrun.engine.engine import Engine
+    from llmrun.models.resolve import find_model
+
+    model = find_model(reference)
+    return Engine(model.path, model.header, config, on_progress=on_progress)
+
+
+def pull(reference: str) -> Path:
+    """Makes sure that a model is on this machine, whole and checked. Returns its file, of a split model the first.
+
+    `reference` as in `open_model`. Raises `LlmrunError`.
+    """
+    from llmrun.models.resolve import find_model
+
+    return find_model(reference).path
+
+
+def benchmark(
+    reference: str,
+    tests: Sequence[Test] | None = None,
+    configs: Sequence[LoadConfig] | None = None,
+    options: MeasurementOptions | None = None,
+    *,
+    observers: Sequence[Observer] = (),
+) -> Record:
+    """Measures tokens per second as `llmrun bench` does, and keeps the record in its history.
+
+        record = llmrun.benchmark("tiny", [llmrun.BenchTest("tg", n_gen=128)])
+        print(record.rows[0].median_tps, "t/s")
+
+    Attributes:
+        reference: as in `open_model`.
+        tests: what is measured; None: a prompt of 512 tokens, and 128 tokens generated.
+        configs: settings to load the model with, every test with each; None: the defaults.
+        options: how often, with a warm-up or not, beside ceilings or not.
+        observers: are told of every sample and row as it is measured.
+
+    Raises what `find_model` and `Engine` raise, and `DiskError`, all of it `LlmrunError`. Settings that do not fit are
+    a row with an `error`, except the first.
+    """
+    from llmrun.bench.session import bench
+    from llmrun.bench.spec import Case, make_tests
+    from llmrun.models.resolve import find_model
+    from llmrun.options.load import LoadConfig
+
+    cases = [Case(config, test) for config in configs or [LoadConfig()] for test in tests or make_tests()]
+    return bench(find_model(reference), cases, options, observers=observers)
