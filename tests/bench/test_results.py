@@ -336,7 +336,10 @@ while True:
 def test_killed_writer(tmp_path: Path) -> None:
     """SIGKILL in the middle of writing: journal, JSON and CSV have every row that was reported finished."""
     paths = [tmp_path / name for name in ("j.jsonl", "o.json", "o.csv")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "bench")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "bench"))),
+    }
     writer = subprocess.Popen(
         [sys.executable, "-c", _WRITER, *map(str, paths)], stdout=subprocess.PIPE, text=True, env=environment
     )
