@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 ROOT = Path("/proc")
 
@@ -40,8 +39,7 @@ def line_of(path: Path) -> str:
 # -- readings ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MemoryReading:
+class MemoryReading(NamedTuple):
     """Memory of one process at one moment. None: the system doesn't tell.
 
     Attributes:
@@ -63,21 +61,26 @@ class MemoryReading:
     address_space_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class ProcessReading(MemoryReading):
-    """One process at one moment. None: the system doesn't tell.
+class ProcessReading(NamedTuple):
+    """One process at one moment: its memory as in `MemoryReading`, and more. None: the system doesn't tell.
 
     Attributes:
         cpu_s: CPU time of all its threads since it began.
         major_faults: since it began, pages that had to be read from the disk.
     """
 
+    rss_bytes: int | None = None
+    anonymous_bytes: int | None = None
+    file_bytes: int | None = None
+    shmem_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    swap_bytes: int | None = None
+    address_space_bytes: int | None = None
     cpu_s: float | None = None
     major_faults: int | None = None
 
 
-@dataclass(frozen=True)
-class MachineReading:
+class MachineReading(NamedTuple):
     """CPU time of the whole machine since it started, all cores together.
 
     Attributes:
