@@ -108,7 +108,7 @@ def test_stop_and_bias_options(llmrun: RunLlmrun) -> None:
         (("run", "tiny", "a", "-t", "100000"), 2, "--threads: 100000 is outside 1 to 512"),
         (("run", "tiny", "a", "--repack", "maybe"), 2, "none of auto, on, off"),
         (("run", "tiny", "a", "--logit-bias", "x"), 2, "TOKEN+BIAS"),
-        (("run", "tiny", "a", "--raw", "--system", "s"), 2, "--system has no place"),
+        (("run", "tiny", "a", "--raw", "--system", "s"), 2, "--system has no effect"),
         (("run", "tiny", "a", "--no-such-option"), 2, "--no-such-option"),
         (("runn", "tiny"), 2, "run"),
         (("run", "./nothing.gguf", "a"), 4, "nothing.gguf"),
@@ -339,7 +339,7 @@ def test_an_answer_that_was_cut_is_none(llmrun: RunLlmrun) -> None:
     """Half of a JSON document is exit 13, with the way out; what there is stays on stdout."""
     done = llmrun("run", "tiny", "Tell me a story", "--json-schema", PERSON, "-n", "3", "--seed", "1")
     assert done.returncode == 13 and done.stdout.startswith("{")
-    assert "is not what was asked for" in done.stderr and "a larger -n than 3" in done.stderr
+    assert "has the wrong format" in done.stderr and "a larger -n than 3" in done.stderr
 
 
 @pytest.mark.parametrize(

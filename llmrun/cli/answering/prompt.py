@@ -42,6 +42,21 @@ def gather(argument: str | None, files: Sequence[Path]) -> Parts:
     return Parts(piped, "\n\n".join(part for part in read if part), argument or "")
 
 
+def composed(argument: str | None, files: Sequence[Path], template: str | None, fields: Sequence[str]) -> str | None:
+    """The prompt, of all parts and the template. Raises `UsageError`, `NotFound`.
+
+    None if there is neither a part nor a template; empty if they hold no text.
+    """
+    values = parse_fields(fields)
+    if values and template is None:
+        raise UsageError("--field: there is no template for it", hint="--template NAME")
+    source = open_template(template) if template is not None else None
+    parts = gather(argument, files)
+    if source is None:
+        return parts.input or None
+    return filled(source, parts, values)
+
+
 def _from_stdin() -> str:
     """What was piped or redirected into us; terminals and devices are not read."""
     try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import screen
+from llmrun.errors import UsageError, WrongFormat
+from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -17,6 +20,122 @@ if TYPE_CHECKING:
     from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.terminal.markdown import Plain
     from llmrun.engine.engine import Engine, Generation
+    from llmrun.engine.process import Child
+    from llmrun.models.resolve import Model
+
+
+def answer_prompt(
+    model: str,
+    text: str,
+    load: LoadConfig,
+    sampling: SamplingConfig,
+    answers: AnswerOptions,
+    *,
+    child: Child,
+    system: str | None,
+    resume: bool,
+    keep: bool,
+    copy: bool,
+    raw: bool,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Answers one prompt: the answer to stdout, what it took to stderr, or both as one JSON document.
+
+    All that is needed is imported before the engine is asked for anything: while it computes, this process leaves the
+    cores to it. Raises `WrongFormat` for an answer that has not the format that was asked for.
+    """
+    with ExitStack() as stack:
+        kept = _kept(stack, system, resume=resume) if keep else None
+        found = load_model.found(model, quiet=quiet)
+        asked = _asked(found, text, system, raw=raw, template=answers.chat_template)
+        if answers.output_format and answers.output_format.left_to_validation and not quiet:
+            left = ", ".join(answers.output_format.left_to_validation)
+            screen.note(f"checked only when the answer is complete: {left}")
+        before = [*(kept.messages() if kept else []), *(asked if isinstance(asked, list) else [])] or asked
+        from llmrun.cli.answering import report
+        from llmrun.machine.nvml import open_nvml
+        from llmrun.machine.sampler import Sampler
+
+        thoughts = Thoughts(answers.think if screen.is_terminal(sys.stdout) and not as_json else "hide")
+        engine = load_model.loaded(
+            model, found, load, child, *_expected_tokens(before, sampling.max_tokens), quiet=quiet
+        )
+        sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
+        answer = Answer(engine, asked, sampling, answers, kept, model)
+        stack.callback(answer.close)
+        with screen.bar("reading the prompt", shown=not quiet) as bar:
+            answer.begin((lambda done, of: bar.update(done / of)) if bar else None)
+        if not quiet:
+            for note in engine.notes:
+                screen.note(note)
+        if as_json:
+            answer.finish()
+        else:
+            answer.show(thoughts, quiet=quiet)
+        generation = answer.generation
+        run = report.Run(found, engine, generation, load, sampling, sampler.summary())
+        if as_json:
+            screen.out_json(report.as_document(run))
+        elif not quiet:
+            screen.note(report.meter_line(run))
+            if verbose:
+                for line in report.details(run):
+                    screen.note(line)
+        if kept is not None and kept.id is not None and not quiet:
+            screen.note(f"kept as {kept.id}; llmrun chat --resume {kept.id}")
+        if copy:
+            from llmrun.cli.terminal import clipboard
+
+            done = clipboard.copy(answer.text)
+            if not quiet:
+                screen.note(done)
+        if answers.output_format is not None and (problem := answers.output_format.problem(answer.text)):
+            raise WrongFormat(f"the answer has the wrong format: {problem}", hint=_remedy(generation, sampling))
+
+
+def _remedy(generation: Generation, sampling: SamplingConfig) -> str | None:
+    """For an answer that was cut."""
+    if generation.stop_reason == "length":
+        return f"a larger -n than {sampling.max_tokens}"
+    return "a larger -c" if generation.stop_reason == "context" else None
+
+
+def _kept(stack: ExitStack, system: str | None, *, resume: bool) -> Kept:
+    from llmrun.chat.store import Conversations
+
+    store = stack.enter_context(Conversations())
+    kept = Kept(store, store.read(store.find("last")) if resume else None, system)
+    stack.callback(kept.close)
+    return kept
+
+
+def _expected_tokens(asked: str | list[dict[str, str]], max_tokens: int) -> tuple[int, int]:
+    """About how many tokens prompt and answer will have, and how few would do: memory is planned before the prompt can
+    be counted.
+
+    English has some four bytes to a token, other languages and code fewer; a prompt that turns out longer is planned
+    for again (`Engine.try_longer`). An answer without a bound gets room as the engine will give it.
+    """
+    texts = [asked] if isinstance(asked, str) else [message["content"] for message in asked]
+    n_prompt = sum(len(text.encode(errors="replace")) for text in texts) // 3 + 64 * len(texts)
+    if max_tokens >= 0:
+        return n_prompt + max_tokens, n_prompt + max_tokens
+    return max(COMFORTABLE_CTX, n_prompt + COMFORTABLE_CTX // 2), n_prompt
+
+
+def _asked(
+    found: Model, text: str, system: str | None, *, raw: bool, template: str | None = None
+) -> str | list[dict[str, str]]:
+    """The text as it is, or as messages if there is a chat template."""
+    if raw or (found.header.chat_template is None and template is None):
+        if system:
+            why = "--raw leaves the chat template out" if raw else "this model has no chat template"
+            raise UsageError(f"--system has no effect: {why}", hint="put it at the beginning of the prompt")
+        return text
+    messages = [{"role": "user", "content": text}]
+    return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 class Kept:
@@ -112,17 +231,15 @@ class Answer:
         for _ in self._all():
             pass
 
-    def show(self, *, quiet: bool) -> None:
+    def show(self, thoughts: Thoughts, *, quiet: bool) -> None:
         """Streams the answer to stdout; the thinking only to a terminal."""
-        on_terminal = screen.is_terminal(sys.stdout)
-        thoughts = Thoughts(self._answers.think if on_terminal else "hide")
         try:
             for piece in whole_line_ends(thoughts.split_off(self._all())):
                 screen.out(piece)
         finally:
             # Whatever comes next, an error or the shell's prompt, begins on a line of its own.
             thoughts.close()
-            if on_terminal and self.text and not self.text.endswith("\n"):
+            if screen.is_terminal(sys.stdout) and self.text and not self.text.endswith("\n"):
                 screen.out("\n")
         if self._answers.think == "fold" and not quiet and (n := self.generation.n_thinking):
             screen.note(f"thought for {n} tokens")
