@@ -40,6 +40,12 @@ def test_text_and_tags(process: TemplateProcess) -> None:
     assert render(process, EACH + "<think>", enable_thinking=False) == ("<s>[user]U</s><think>", THINK)
 
 
+def test_text_that_is_no_text(process: TemplateProcess) -> None:
+    """Half of a surrogate pair, as an argument that is not UTF-8 has it, is what the tokenizer makes of it."""
+    messages = [{"role": "user", "content": "a\udcffb"}]
+    assert process.render(EACH, messages, bos_token="", eos_token="")[0] == "[user]a?b"
+
+
 def test_a_template_that_fills_memory(process: TemplateProcess) -> None:
     """It is stopped there, in words; the process goes on, and this one never had a limit."""
     before = resource.getrlimit(resource.RLIMIT_AS)

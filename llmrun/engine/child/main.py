@@ -52,7 +52,8 @@ from llmrun.engine.protocol import (
     encode,
     out_of_memory,
 )
-from llmrun.options.load import COMFORTABLE_CTX
+from llmrun.machine.proc import Proc
+from llmrun.options.defaults import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
     from llmrun.engine.child import native
@@ -329,19 +330,13 @@ def resident_memory() -> tuple[int | None, int | None, int | None]:
 
     Linux's VmHWM belongs to this program alone. `ru_maxrss` does not: it begins with what the parent had at the fork.
     """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        import resource
+    found = Proc().memory()
+    if found.peak_rss_bytes is not None:
+        return found.peak_rss_bytes, found.rss_bytes, found.anonymous_bytes
+    import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return (peak if sys.platform == "darwin" else peak * 1024), None, None
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-
-    def of(name: str) -> int | None:
-        return int(fields[name].split()[0]) * 1024 if name in fields else None
-
-    return of("VmHWM"), of("VmRSS"), of("RssAnon")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (peak if sys.platform == "darwin" else peak * 1024), None, None
 
 
 def main(kind: type[Worker] = Worker) -> None:

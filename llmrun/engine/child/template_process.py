@@ -14,12 +14,12 @@ import os
 import resource
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from llmrun import codec
 from llmrun.engine.child.chat_template import MEMORY_LIMIT, TemplateError, Templates
 from llmrun.engine.child.reasoning import Tags
+from llmrun.machine.proc import Proc
 
 RENDER_CPU_S = 1.5
 """For one conversation, compiling the template included. The slowest of those that llama.cpp ships takes 0.05."""
@@ -78,8 +78,10 @@ class TemplateProcess:
 
         Raises `TemplateError`, `TemplateProcessDied`.
         """
+        # Half of a surrogate pair, from an argument that is not UTF-8, becomes "?": so the tokenizer would write it, too.
+        clean = [{key: text.encode(errors="replace").decode() for key, text in message.items()} for message in messages]
         try:
-            self._to.write(codec.encode(Job(template, [*messages], bos_token, eos_token, enable_thinking)) + b"\n")
+            self._to.write(codec.encode(Job(template, clean, bos_token, eos_token, enable_thinking)) + b"\n")
             self._to.flush()
             outcome = codec.decode(self._from.readline(), Outcome)
         except (OSError, ValueError):  # the end of a pipe, half an answer, a stream that was closed before
@@ -153,9 +155,8 @@ def _rendered(templates: Templates, job: Job) -> Outcome:
 
 def _limit_memory() -> None:
     """Let the process grow by no more than `MEMORY_LIMIT`, for good."""
-    try:
-        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except OSError:  # macOS has no statm, and does not enforce RLIMIT_AS either
+    in_use = Proc().memory().address_space_bytes
+    if in_use is None:  # macOS does not tell, and does not enforce RLIMIT_AS either
         return
     limits = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
     limit = min([in_use + MEMORY_LIMIT, *limits])
