@@ -78,7 +78,7 @@ class TemplateProcess:
 
         Raises `TemplateError`, `TemplateProcessDied`.
         """
-        # Half of a surrogate pair, from an argument that is not UTF-8, becomes "?": so the tokenizer would write it, too.
+        # Half of a surrogate pair, from an argument that is not UTF-8, becomes "?", as the tokenizer would write it.
         clean = [{key: text.encode(errors="replace").decode() for key, text in message.items()} for message in messages]
         try:
             self._to.write(codec.encode(Job(template, clean, bos_token, eos_token, enable_thinking)) + b"\n")
