@@ -43,7 +43,6 @@ LEFT = {
     ("completion.py", "llmrun.cli.loading"),
     ("load_model.py", "llmrun.cli.commands.pull"),
     ("perplexity.py", "llmrun.bench"),
-    ("doctor.py", "llmrun.models"),
     ("quantize.py", "llmrun.cli.commands.pull"),
     ("store.py", "llmrun.cli.commands.quantize"),
 }

@@ -32,8 +32,7 @@ from llmrun.errors import EngineCrashed, OutOfMemory
 from llmrun.gguf.reader import Header
 from llmrun.machine.device import Device
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
-from llmrun.machine.environment import on_battery
-from llmrun.machine.hardware import cpu_mhz
+from llmrun.machine.hardware import cpu_mhz, on_battery
 from llmrun.machine.nvml import open_nvml
 from llmrun.machine.sampler import Sampler, Usage
 from llmrun.models.resolve import Model

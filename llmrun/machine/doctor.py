@@ -1,8 +1,8 @@
-"""What goes wrong on real machines, looked at before it does: each check is a function of what it is given.
+"""Checks of what makes runs fail or slow on real machines: each is a function of what it is given.
 
-A check says what it found in one line, and what to type where something should change. `problem` is what makes a run
-fail, `warn` what makes it slow, or fail later. Roots of /proc and /sys and the environment are arguments: tests give
-them trees of their own.
+A check says what it found in one line, and what helps where something should change. `problem` is what makes a run
+fail, `warn` what makes it slow, or fail later. Roots of /proc and /sys and the environment are arguments, so that
+tests can give them trees of their own.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from llmrun import paths
-from llmrun.errors import DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory
-from llmrun.machine import gpus, hardware
+from llmrun.errors import Act, DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory, Remedy
+from llmrun.fs import FREE_SPACE
+from llmrun.machine import gpus, hardware, packages
 from llmrun.machine.gpus import Gpu
 from llmrun.machine.proc import CpuTicks, Proc, line_of, text_of
-from llmrun.models import store
 from llmrun.text import printable
 from llmrun.units import duration, fixed, significant, size
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 Status = Literal["ok", "warn", "problem"]
 
@@ -39,24 +42,40 @@ BUSY_SHARE = 0.15
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `llmrun doctor`.
+    """What one look has found.
 
     Attributes:
         name: what was looked at; stays the same, for scripts.
-        message: what was found, with numbers.
-        remedy: what to type or do; None where nothing is to be done.
+        message: what was found, with numbers; fields of options stand in backticks, as in an error.
+        remedies: what helps, in this order; empty where nothing is to be done.
         exit_code: of a problem: that with which a run would end.
     """
 
     name: str
     status: Status
     message: str
-    remedy: str | None = None
+    remedies: tuple[Remedy, ...] = ()
     exit_code: int = 0
 
 
-def _problem(name: str, message: str, remedy: str | None, kind: type[LlmrunError]) -> Check:
-    return Check(name, "problem", message, remedy, kind.exit_code)
+class Leftover(Protocol):
+    """Bytes in the store that are no model."""
+
+    @property
+    def kind(self) -> str:
+        """ "partial", "damaged"…"""
+        ...
+
+    @property
+    def size(self) -> int: ...
+
+
+def _check(name: str, status: Status, message: str, *remedies: Remedy | None) -> Check:
+    return Check(name, status, message, tuple(each for each in remedies if each is not None))
+
+
+def _problem(name: str, message: str, kind: type[LlmrunError], *remedies: Remedy) -> Check:
+    return Check(name, "problem", message, remedies, kind.exit_code)
 
 
 def exit_code(checks: Sequence[Check]) -> int:
@@ -71,15 +90,15 @@ def llama_cpp(error: LlmrunError | None, clone: Path | None) -> Check:
     """Whether llama.cpp starts. `error`: what came of trying; None: it does."""
     name = "llama.cpp"
     if error is None:
-        version = installed("llama-cpp-python")
+        version = packages.installed("llama-cpp-python")
         return Check(name, "ok", f"starts (llama-cpp-python {version or 'of unknown version'})")
     again = gpus.rebuild_command(clone=clone)
     if "SIGILL" in error.message:
         # Built with -march=native, so that a folder that was moved or an image made elsewhere ends like this.
-        return _problem(name, "it was built for another CPU: illegal instruction (SIGILL)", again, EngineCrashed)
+        return _problem(name, "it was built for another CPU: illegal instruction (SIGILL)", EngineCrashed, again)
     if "ModuleNotFoundError" in error.message or "is not installed" in error.message:
-        return _problem(name, "llama-cpp-python is not installed", again, EngineCrashed)
-    return Check(name, "problem", f"it does not start: {error.message}", again, error.exit_code)
+        return _problem(name, "llama-cpp-python is not installed", EngineCrashed, again)
+    return Check(name, "problem", f"it does not start: {error.message}", (again,), error.exit_code)
 
 
 def unused_gpu(gpu: Gpu, clone: Path | None) -> tuple[str, str | None]:
@@ -103,7 +122,7 @@ def gpu_checks(found: Sequence[Gpu], backends: Sequence[str] | None, clone: Path
             lines.append(Check("GPU", "ok", what if backends is None else f"{what}, in use"))
         else:
             # Intel's are mostly part of the CPU and read the same memory: not worth a warning on every laptop.
-            lines.append(Check("GPU", "ok" if gpu.vendor == "Intel" else "warn", *unused_gpu(gpu, clone)))
+            lines.append(_check("GPU", "ok" if gpu.vendor == "Intel" else "warn", *unused_gpu(gpu, clone)))
     return lines
 
 
@@ -114,66 +133,39 @@ def nvidia(driver: str | None, library: str | None) -> list[Check]:
     if library is None or library == driver:
         return [Check("NVIDIA driver", "ok", driver)]
     message = f"the kernel runs {driver}, the library is {library}: CUDA and NVML will refuse to work"
-    return [_problem("NVIDIA driver", message, "restart the machine (sudo reboot)", EngineCrashed)]
+    return [_problem("NVIDIA driver", message, EngineCrashed, "restart the machine (sudo reboot)")]
 
 
 # -- what is installed ------------------------------------------------------------------------------------------------
 
 
-def installed(package: str) -> str | None:
-    """The version of a package; None where it is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def python(version: tuple[int, int, int], is_64_bit: bool) -> Check:
     shown = ".".join(map(str, version))
     if version < (3, 10) or not is_64_bit:
-        return _problem("Python", f"{shown}: llmrun needs 3.10 or newer, of 64 bits", None, EngineCrashed)
+        return _problem("Python", f"{shown}: llmrun needs 3.10 or newer, of 64 bits", EngineCrashed)
     return Check("Python", "ok", shown)
 
 
-def packages(requirements: Sequence[str], version_of: Callable[[str], str | None] = installed) -> Check:
-    """Whether what is installed is what llmrun asks for (`importlib.metadata.requires`)."""
+def required_packages(
+    requirements: Sequence[Requirement], version_of: Callable[[str], str | None] = packages.installed
+) -> Check:
+    """Whether what is installed is what llmrun asks for."""
     wrong = []
-    for line in requirements:
-        requirement, _, marker = line.partition(";")
-        if "extra" in marker or "python_version" in marker:
-            continue
-        match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*)", requirement)
-        if match is None:
-            continue
-        package, bounds = match[1], match[2].strip()
-        there = version_of(package)
+    said = []
+    for each in requirements:
+        there = version_of(each.name)
         if there is None:
-            wrong.append(f"{package} is missing")
-        elif not all(_fits(there, bound.strip()) for bound in bounds.split(",") if bound.strip()):
-            wrong.append(f"{package} is {there}, not {bounds}")
+            said.append(f"{each.name} is missing")
+        elif not each.specifier.contains(there, prereleases=True):
+            said.append(f"{each.name} is {there}, not {each.specifier}")
+        else:
+            continue
+        wrong.append(f"'{each.name}{each.specifier}'")
     if wrong:
-        names = " ".join(f"'{line.partition(';')[0].strip()}'" for line in requirements if "extra" not in line)
-        command = f"{sys.executable} -m pip install {names}"
-        return _problem("packages", "; ".join(wrong), command, EngineCrashed)
+        return _problem(
+            "packages", "; ".join(said), EngineCrashed, f"{sys.executable} -m pip install {' '.join(wrong)}"
+        )
     return Check("packages", "ok", "the versions that llmrun asks for")
-
-
-def _fits(version: str, bound: str) -> bool:
-    """Whether "1.2.3" is within ">=1.2"; what is no plain comparison counts as fitting."""
-    match = re.fullmatch(r"(==|>=|<=|<|>)\s*([0-9.]+)", bound)
-    if match is None:
-        return True
-    have, want = _numbers(version), _numbers(match[2])
-    length = max(len(have), len(want))
-    have, want = have + (0,) * (length - len(have)), want + (0,) * (length - len(want))
-    return {"==": have == want, ">=": have >= want, "<=": have <= want, "<": have < want, ">": have > want}[match[1]]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 # -- the store and the hub --------------------------------------------------------------------------------------------
@@ -184,22 +176,22 @@ def cache_folder(folder: Path, free_bytes: int | None, writable: bool) -> Check:
     name, where = "model folder", printable(str(folder), 200)
     move = "HF_HUB_CACHE=/another/disk/hub in your profile moves it"
     if not writable:
-        return _problem(name, f"{where} can't be written to: nothing can be pulled", move, DiskError)
+        return _problem(name, f"{where} can't be written to: nothing can be pulled", DiskError, move)
     if free_bytes is not None and free_bytes < NO_DISK_BYTES:
-        return _problem(name, f"{where}: only {size(free_bytes)} free", f"llmrun rm MODEL; {move}", DiskError)
+        return _problem(name, f"{where}: only {size(free_bytes)} free", DiskError, FREE_SPACE, move)
     if free_bytes is not None and free_bytes < LITTLE_DISK_BYTES:
-        return Check(name, "warn", f"{where}: only {size(free_bytes)} free", f"llmrun rm MODEL; {move}")
+        return _check(name, "warn", f"{where}: only {size(free_bytes)} free", FREE_SPACE, move)
     return Check(name, "ok", f"{where}: {size(free_bytes)} free")
 
 
-def leftovers(found: Sequence[store.Leftover]) -> Check:
+def leftovers(found: Sequence[Leftover]) -> Check:
     """Bytes in the store that are no model."""
     if not found:
         return Check("store", "ok", "nothing unfinished or damaged")
     kinds = sorted({item.kind for item in found})
     message = f"{len(found)} files that are no models ({', '.join(kinds)}), {size(sum(item.size for item in found))}"
     damaged = any(item.kind == "damaged" for item in found)
-    return Check("store", "warn" if damaged else "ok", message, "llmrun list; llmrun rm --partials frees them")
+    return _check("store", "warn" if damaged else "ok", message, Act("list"), Act("rm", fields={"partials": True}))
 
 
 def hub(environ: Mapping[str, str], token_file: Path) -> list[Check]:
@@ -207,7 +199,7 @@ def hub(environ: Mapping[str, str], token_file: Path) -> list[Check]:
     lines = []
     said = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
     if said.upper() in {"1", "ON", "YES", "TRUE"}:
-        lines.append(Check("hub", "warn", "HF_HUB_OFFLINE is set: nothing can be pulled", "unset HF_HUB_OFFLINE"))
+        lines.append(_check("hub", "warn", "HF_HUB_OFFLINE is set: nothing can be pulled", "unset HF_HUB_OFFLINE"))
     if endpoint := environ.get("HF_ENDPOINT"):
         lines.append(Check("hub", "ok", f"HF_ENDPOINT is {printable(without_password(endpoint), 200)}"))
     named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if environ.get(name)), None)
@@ -233,7 +225,7 @@ def network(endpoint: str, ask: Callable[[str], float]) -> Check:
     except OSError as error:
         reason = printable(str(getattr(error, "reason", error)), 200)
         remedy = "is a proxy needed? HTTPS_PROXY=http://proxy:port"
-        return _problem("network", f"{shown} can't be reached: {reason}", remedy, NetworkError)
+        return _problem("network", f"{shown} can't be reached: {reason}", NetworkError, remedy)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -246,7 +238,7 @@ def memory(meminfo: Mapping[str, int], available_bytes: int | None) -> Check:
     message = f"{size(total)}, {size(available_bytes)} available"
     message += "" if swap is None else "; no swap" if swap == 0 else f"; {size(swapped)} of {size(swap)} swap in use"
     if available_bytes is not None and available_bytes < LITTLE_RAM_BYTES:
-        return Check("RAM", "warn", message, "end what takes the memory; llmrun list --catalog shows small models")
+        return _check("RAM", "warn", message, "end what takes the memory", Act("list", fields={"catalog": True}))
     return Check("RAM", "ok", message)
 
 
@@ -255,7 +247,7 @@ def container_memory(limit_bytes: int | None, physical_bytes: int | None) -> lis
     if limit_bytes is None or (physical_bytes is not None and limit_bytes >= physical_bytes):
         return []
     message = f"this container may use {size(limit_bytes)} of the machine's {size(physical_bytes)}"
-    return [Check("container memory", "warn", message, "docker run --memory, or MemoryMax= of its systemd unit")]
+    return [_check("container memory", "warn", message, "docker run --memory, or MemoryMax= of its systemd unit")]
 
 
 def address_space(limit_bytes: int | None) -> list[Check]:
@@ -264,16 +256,16 @@ def address_space(limit_bytes: int | None) -> list[Check]:
         return []
     message = f"ulimit -v leaves {size(limit_bytes)} of address space, weights that are only mapped included"
     if limit_bytes < LITTLE_ADDRESS_SPACE_BYTES:
-        return [_problem("address space", message, "ulimit -v unlimited", OutOfMemory)]
-    return [Check("address space", "warn", message, "ulimit -v unlimited")]
+        return [_problem("address space", message, OutOfMemory, "ulimit -v unlimited")]
+    return [_check("address space", "warn", message, "ulimit -v unlimited")]
 
 
 def locked_memory(limit_bytes: int | None) -> Check:
-    """`ulimit -l`. Only --mlock needs it."""
+    """`ulimit -l`. Only `mlock` needs it."""
     if limit_bytes is None:
-        return Check("locked memory", "ok", "no limit: --mlock can hold a model in RAM")
+        return Check("locked memory", "ok", "no limit: `mlock` can hold a model in RAM")
     remedy = None if limit_bytes >= LITTLE_MEMLOCK_BYTES else "ulimit -l unlimited (limits.conf: memlock)"
-    return Check("locked memory", "ok", f"--mlock can hold {size(limit_bytes)} in RAM", remedy)
+    return _check("locked memory", "ok", f"`mlock` can hold {size(limit_bytes)} in RAM", remedy)
 
 
 def huge_pages(setting: str) -> list[Check]:
@@ -289,7 +281,7 @@ def huge_pages(setting: str) -> list[Check]:
     remedy = (
         None if match[1] == "always" else "to try: echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
     )
-    return [Check("huge pages", "ok", words.get(match[1], match[1]), remedy)]
+    return [_check("huge pages", "ok", words.get(match[1], match[1]), remedy)]
 
 
 # -- the CPU ----------------------------------------------------------------------------------------------------------
@@ -302,10 +294,10 @@ def cpus(usable: int, machine: int, physical: int, quota: float | None, threads:
     lines = [Check(name, "ok", found)]
     if usable < machine:
         message = f"this process may run on {usable} of the machine's {machine} CPUs"
-        lines.append(Check("affinity", "ok", message, "taskset -p $$ shows it; cpuset of the container or the job"))
+        lines.append(_check("affinity", "ok", message, "taskset -p $$ shows it; cpuset of the container or the job"))
     if quota is not None and quota < physical:
         message = f"{significant(quota)} CPUs' worth of time for {physical} cores: more threads than that only wait"
-        lines.append(Check("CPU quota", "warn", message, "docker run --cpus, or CPUQuota= of its systemd unit"))
+        lines.append(_check("CPU quota", "warn", message, "docker run --cpus, or CPUQuota= of its systemd unit"))
     return lines
 
 
@@ -315,16 +307,16 @@ def openmp(environ: Mapping[str, str], threads: int) -> list[Check]:
     limit = environ.get("OMP_THREAD_LIMIT", "")
     if limit.isdecimal() and int(limit) < threads:
         message = f"OMP_THREAD_LIMIT={limit} leaves fewer than the {threads} threads that there are cores for"
-        lines.append(Check("OpenMP", "warn", message, "unset OMP_THREAD_LIMIT"))
+        lines.append(_check("OpenMP", "warn", message, "unset OMP_THREAD_LIMIT"))
     for variable in ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES"):
         if environ.get(variable, "false").lower() not in ("", "false", "disabled", "none"):
             message = f"{variable} ties threads to CPUs: right for one run alone, slow for two at a time"
-            lines.append(Check("OpenMP", "warn", message, f"unset {variable}"))
+            lines.append(_check("OpenMP", "warn", message, f"unset {variable}"))
     if environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
         message = "OMP_WAIT_POLICY=PASSIVE: threads sleep at barriers, good on a busy machine, slower on an idle one"
-        lines.append(Check("OpenMP", "ok", message, "unset OMP_WAIT_POLICY"))
+        lines.append(_check("OpenMP", "ok", message, "unset OMP_WAIT_POLICY"))
     if environ.get("OMP_NUM_THREADS"):
-        lines.append(Check("OpenMP", "ok", "OMP_NUM_THREADS is set, which llama.cpp overrides: -t counts"))
+        lines.append(Check("OpenMP", "ok", "OMP_NUM_THREADS is set, but llama.cpp overrides it: `n_threads` counts"))
     return lines
 
 
@@ -339,24 +331,15 @@ def governor(cpufreq: Path) -> list[Check]:
     slow = preference in ("power", "balance_power") if own else chosen == "powersave"
     message = f"{chosen}{f', preference {preference}' if preference else ''} ({driver or 'unknown driver'})"
     if slow:
-        return [Check("CPU frequency", "warn", message, "sudo cpupower frequency-set -g performance")]
+        return [_check("CPU frequency", "warn", message, "sudo cpupower frequency-set -g performance")]
     return [Check("CPU frequency", "ok", message)]
 
 
-def power(supplies: Path) -> list[Check]:
-    """Battery or mains, from /sys/class/power_supply. Machines without a battery are not worth a line."""
-    try:
-        found = [
-            (line_of(folder / "type"), line_of(folder / "online"), line_of(folder / "scope"))
-            for folder in supplies.iterdir()
-        ]
-    except OSError:
-        return []
-    if not any(kind == "Battery" and scope != "Device" for kind, _, scope in found):  # a mouse's battery is no matter
-        return []
-    if any(online == "1" for kind, online, _ in found if kind != "Battery"):
-        return [Check("power", "ok", "mains")]
-    return [Check("power", "warn", "on battery: most machines compute slower then", "plug it in")]
+def power(source: hardware.PowerSource | None) -> list[Check]:
+    """Battery or mains. Machines without a battery are not worth a line."""
+    if source == "battery":
+        return [_check("power", "warn", "on battery: most machines compute slower then", "plug it in")]
+    return [Check("power", "ok", source)] if source else []
 
 
 def load(before: CpuTicks, after: CpuTicks, usable: set[int]) -> list[Check]:
@@ -369,7 +352,7 @@ def load(before: CpuTicks, after: CpuTicks, usable: set[int]) -> list[Check]:
         busy += max(0.0, 1 - idle / total) if total > 0 else 0.0
     message = f"others use {fixed(busy, 1)} of {len(usable)} CPUs right now"
     if busy > BUSY_SHARE * len(usable):
-        return [Check("load", "warn", message, "end what computes (top shows it), or take fewer threads: -t")]
+        return [_check("load", "warn", message, "end what computes (top shows it), or take fewer threads: `n_threads`")]
     return [Check("load", "ok", message)]
 
 
@@ -383,7 +366,7 @@ def terminal(environ: Mapping[str, str]) -> Check:
     if re.search(r"utf-?8", locale, re.IGNORECASE) or sys.platform == "darwin":
         return Check("terminal", "ok", f"UTF-8 ({locale})" if locale else "UTF-8")
     message = f"the locale is {printable(locale, 60) or 'not set'}, not UTF-8: other letters than ASCII may look wrong"
-    return Check("terminal", "warn", message, "export LANG=C.UTF-8")
+    return _check("terminal", "warn", message, "export LANG=C.UTF-8")
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------
@@ -391,21 +374,19 @@ def terminal(environ: Mapping[str, str]) -> Check:
 
 def of_this_machine(
     wait: Callable[[], None],
+    list_leftovers: Callable[[], Sequence[Leftover]],
     environ: Mapping[str, str] = os.environ,
     proc: Path = Path("/proc"),
     sys_root: Path = Path("/sys"),
 ) -> list[Check]:
-    """Every check that asks neither llama.cpp nor the network. `wait` is called between two looks at the load."""
-    from importlib.metadata import PackageNotFoundError, requires
+    """Every check that asks neither llama.cpp nor the network.
 
+    `wait` is called between two looks at the load; `list_leftovers` tells what lies in the store and is no model.
+    """
     kernel = Proc(proc)
     before = kernel.cpu_ticks()
     wait()
     after = kernel.cpu_ticks()
-    try:
-        required = requires("llmrun") or []
-    except PackageNotFoundError:
-        required = []
     folder = paths.hub_cache()
     free, writable = disk_of(folder)
     usable = hardware.usable_cpus()
@@ -413,12 +394,12 @@ def of_this_machine(
     cores, quota = hardware.physical_cores(usable), hardware.cpu_quota()
     checks = [
         python((sys.version_info[0], sys.version_info[1], sys.version_info[2]), sys.maxsize > 1 << 32),
-        packages(required),
+        required_packages(packages.requirements()),
         *nvidia(gpus.nvidia_driver(proc), gpus.nvidia_library()),
         cache_folder(folder, free, writable),
     ]
     try:
-        checks.append(leftovers(store.list_leftovers()))
+        checks.append(leftovers(list_leftovers()))
     except (OSError, LlmrunError) as error:
         checks.append(Check("store", "warn", f"it can't be read: {printable(str(error), 200)}"))
     token_file = Path(environ.get("HF_TOKEN_PATH") or folder.parent / "token")
@@ -434,7 +415,7 @@ def of_this_machine(
         *cpus(len(usable), os.cpu_count() or len(usable), cores, quota, threads),
         *openmp(environ, threads),
         *governor(sys_root / f"devices/system/cpu/cpu{min(usable)}/cpufreq"),
-        *power(sys_root / "class/power_supply"),
+        *power(hardware.power_source(sys_root / "class/power_supply")),
         *load(before, after, usable),
         terminal(environ),
     ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmrun import __version__
-from llmrun.machine import doctor, gpus, hardware
+from llmrun.machine import gpus, hardware, packages
 from llmrun.machine.device import Device, DeviceKind
 from llmrun.machine.proc import text_of
 
@@ -162,7 +162,7 @@ def describe_machine(
         os=_os_name(),
         kernel=platform.release() or None,
         governor=governor or None,
-        on_battery=on_battery(sys_root / "class/power_supply"),
+        on_battery=hardware.on_battery(sys_root / "class/power_supply"),
         huge_pages=_chosen(text_of(sys_root / "kernel/mm/transparent_hugepage/enabled")),
         environment={name: value for name, value in sorted(environ.items()) if _VARIABLES.fullmatch(name)},
         devices=tuple(_device(device) for device in devices),
@@ -178,7 +178,7 @@ def describe_build(system_info: str | None = None, versions: Mapping[str, str] |
     said = versions or {}
     return BuildInfo(
         llmrun=__version__,
-        llama_cpp_python=doctor.installed("llama-cpp-python"),
+        llama_cpp_python=packages.installed("llama-cpp-python"),
         ggml=said.get("ggml"),
         ggml_commit=said.get("ggml commit"),
         system_info=" | ".join(p.strip() for p in system_info.split("|") if p.strip()) if system_info else None,
@@ -212,13 +212,6 @@ def _os_name() -> str | None:
     with suppress(OSError):
         return platform.freedesktop_os_release().get("PRETTY_NAME")
     return platform.system() or None
-
-
-def on_battery(supplies: Path = Path("/sys/class/power_supply")) -> bool | None:
-    """None where the system does not tell; machines without a battery are on mains."""
-    if not supplies.is_dir():
-        return None
-    return any(check.status == "warn" for check in doctor.power(supplies))
 
 
 def _chosen(setting: str) -> str | None:

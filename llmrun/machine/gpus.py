@@ -27,6 +27,7 @@ _FLAGS: dict[Vendor, str] = {
     "Intel": "-DGGML_VULKAN=on",
     "Apple": "-DGGML_METAL=on",
 }
+_BINDING = "llama-cpp-python"
 # As llama.cpp names the backends that can use them. Vulkan's one device may be another vendor's: taken for used.
 _BACKENDS: dict[Vendor, set[str]] = {
     "NVIDIA": {"CUDA", "Vulkan"},
@@ -142,7 +143,7 @@ def clone_folder() -> Path | None:
 
 
 def rebuild_command(*flags: str, clone: Path | None = None) -> str:
-    """What to type to have llama.cpp built with more flags: in `clone`, or else where llmrun is installed."""
+    """The shell command that builds llama.cpp with more flags: in `clone`, or else where llmrun is installed."""
     if clone is not None:
         return f'cd {shlex.quote(str(clone))} && LLMRUN_CMAKE_ARGS="{" ".join(flags)}" scripts/setup'
     wanted = " ".join(dict.fromkeys([*flags, "-DGGML_RPC=on"]))
@@ -153,12 +154,7 @@ def rebuild_command(*flags: str, clone: Path | None = None) -> str:
 
 def pinned_binding() -> str:
     """The requirement that llmrun has for llama-cpp-python: "llama-cpp-python==0.3.36"."""
-    from importlib.metadata import PackageNotFoundError, requires
+    from llmrun.machine import packages
 
-    try:
-        listed = requires("llmrun") or []
-    except PackageNotFoundError:
-        listed = []
-    return next(
-        (line.partition(";")[0].strip() for line in listed if line.startswith("llama-cpp-")), "llama-cpp-python"
-    )
+    needed = next((each for each in packages.requirements() if each.name == _BINDING), None)
+    return f"{_BINDING}{needed.specifier}" if needed else _BINDING

@@ -9,10 +9,12 @@ import math
 import os
 import resource
 from pathlib import Path
+from typing import Literal
 
-from llmrun.machine.proc import ROOT, Proc
+from llmrun.machine.proc import ROOT, Proc, line_of
 
 _CPUS = Path("/sys/devices/system/cpu")
+_SUPPLIES = Path("/sys/class/power_supply")
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = ROOT / "self/cgroup"
 
@@ -188,3 +190,25 @@ def cpu_mhz(cpus: Path = _CPUS) -> float | None:
         except (OSError, ValueError):
             continue
     return sum(found) / len(found) if found else None
+
+
+PowerSource = Literal["battery", "mains"]
+
+
+def power_source(supplies: Path = _SUPPLIES) -> PowerSource | None:
+    """What feeds a machine that has a battery; None: it has none, or the system does not tell."""
+    try:
+        found = [
+            (line_of(folder / "type"), line_of(folder / "online"), line_of(folder / "scope"))
+            for folder in supplies.iterdir()
+        ]
+    except OSError:
+        return None
+    if not any(kind == "Battery" and scope != "Device" for kind, _, scope in found):  # a mouse's battery is no matter
+        return None
+    return "mains" if any(online == "1" for kind, online, _ in found if kind != "Battery") else "battery"
+
+
+def on_battery(supplies: Path = _SUPPLIES) -> bool | None:
+    """None where the system does not tell; machines without a battery are on mains."""
+    return power_source(supplies) == "battery" if supplies.is_dir() else None

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from conftest import RunLlmrun
+from packaging.requirements import Requirement
 
-from llmrun.errors import EngineCrashed, OutOfMemory
-from llmrun.machine import doctor
+from llmrun.errors import EngineCrashed, OutOfMemory, Remedy
+from llmrun.machine import doctor, packages
 from llmrun.machine.doctor import GIB, Check
 from llmrun.machine.gpus import Gpu
+from llmrun.machine.hardware import power_source
 from llmrun.models.store import Leftover
 
 CLONE = Path("/clone")
@@ -23,11 +25,16 @@ def only(found: list[Check]) -> Check:
     return check
 
 
+def only_remedy(check: Check) -> Remedy:
+    (remedy,) = check.remedies
+    return remedy
+
+
 def test_exit_code() -> None:
     """Warnings are no failure; of several problems the first one counts."""
     warning = Check("a", "warn", "")
     assert doctor.exit_code([warning]) == 0
-    assert doctor.exit_code([warning, Check("b", "problem", "", None, 7), Check("c", "problem", "", None, 9)]) == 7
+    assert doctor.exit_code([warning, Check("b", "problem", "", (), 7), Check("c", "problem", "", (), 9)]) == 7
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,7 @@ def test_llama_cpp_does_not_start(said: str, told: str, code: int) -> None:
     """Why, as far as it can be known, and the command that builds it anew."""
     check = doctor.llama_cpp(EngineCrashed(said), CLONE)
     assert check.status == "problem" and told in check.message and check.exit_code == code
-    assert check.remedy and "scripts/setup" in check.remedy
+    assert "scripts/setup" in str(only_remedy(check))
 
 
 def test_llama_cpp() -> None:
@@ -56,7 +63,7 @@ def test_gpus() -> None:
     assert only(doctor.gpu_checks([], ["CPU"], None)).status == "ok"
     assert only(doctor.gpu_checks([gpu], ["CUDA", "CPU"], None)).message == "NVIDIA H200, in use"
     unused = only(doctor.gpu_checks([gpu], ["CPU"], CLONE))
-    assert unused.status == "warn" and unused.remedy and "-DGGML_CUDA=on" in unused.remedy
+    assert unused.status == "warn" and "-DGGML_CUDA=on" in str(only_remedy(unused))
     assert only(doctor.gpu_checks([gpu], None, None)).status == "ok"
 
 
@@ -81,15 +88,20 @@ def test_python() -> None:
         ("llama-cpp-python==0.3.36", "0.3.35", "problem"),
         ("huggingface-hub<3,>=1.0", "2.4.0", "ok"),
         ("huggingface-hub<3,>=1.0", "3", "problem"),
-        ("rich>=14", "14.0.0rc1", "ok"),
+        ("rich>=14", "14.1.0rc1", "ok"),
+        ("rich>=14", "14.0.0rc1", "problem"),
         ("rich>=14", None, "problem"),
-        ("tomli>=2; python_version < '3.11'", None, "ok"),
+        ("rich~=14.1", "14.2", "ok"),
+        ("rich!=14.2", "14.2.0", "problem"),
+        ("tomli>=2; python_version < '3'", None, "ok"),
+        ("tomli>=2; python_version >= '3'", None, "problem"),
         ("nvidia-ml-py>=13; extra == 'nvidia'", None, "ok"),
     ],
 )
 def test_packages(requirement: str, there: str | None, status: str) -> None:
-    """Numbers are compared as numbers, missing parts as 0; what only some need is left out."""
-    assert doctor.packages([requirement], lambda _: there).status == status
+    """Versions are compared as Python's packaging standard has it; what only some need is left out."""
+    needed = packages.applicable([Requirement(requirement)])
+    assert doctor.required_packages(needed, lambda _: there).status == status
 
 
 @pytest.mark.parametrize(
@@ -163,13 +175,13 @@ def test_limits() -> None:
     assert doctor.address_space(None) == []
     assert only(doctor.address_space(8 * GIB)).status == "warn"
     assert only(doctor.address_space(GIB)).exit_code == 10
-    assert doctor.locked_memory(None).remedy is None
-    assert doctor.locked_memory(8 << 20).remedy
+    assert doctor.locked_memory(None).remedies == ()
+    assert doctor.locked_memory(8 << 20).remedies
 
 
 def test_huge_pages() -> None:
     assert doctor.huge_pages("") == []
-    assert only(doctor.huge_pages("[always] madvise never")).remedy is None
+    assert only(doctor.huge_pages("[always] madvise never")).remedies == ()
     assert "madvise" in only(doctor.huge_pages("always [madvise] never\n")).message
 
 
@@ -234,7 +246,7 @@ def test_power(tmp_path: Path, supplies: dict[str, dict[str, str]], statuses: li
         (tmp_path / name).mkdir()
         for file, text in files.items():
             (tmp_path / name / file).write_text(text + "\n")
-    assert [check.status for check in doctor.power(tmp_path)] == statuses
+    assert [check.status for check in doctor.power(power_source(tmp_path))] == statuses
 
 
 def test_load() -> None:

@@ -151,7 +151,7 @@ def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
     """The document that `--json` prints: sizes in bytes, None where unknown."""
     import platform
 
-    from llmrun.machine import doctor, gpus, hardware
+    from llmrun.machine import doctor, gpus, hardware, packages
 
     cpus = hardware.usable_cpus()
     backends = {device.backend for device in found.devices}
@@ -171,7 +171,7 @@ def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
         "system_info": " | ".join(part.strip() for part in found.system_info.split("|") if part.strip()),
         "versions": {
             "llmrun": __version__,
-            "llama-cpp-python": doctor.installed("llama-cpp-python"),
+            "llama-cpp-python": packages.installed("llama-cpp-python"),
             **found.versions,
             "python": platform.python_version(),
             "nvidia_driver": gpus.nvidia_driver(),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from llmrun.cli.framework import options
+from llmrun.cli.framework import options, spelling
 from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import LlmrunError
+
+if TYPE_CHECKING:
+    from llmrun.machine.doctor import Check
 
 _LOOK_S = 0.25
 _NETWORK_S = 10
@@ -27,6 +29,7 @@ def doctor(
     """
     from llmrun.engine.devices import find_devices
     from llmrun.machine import doctor, gpus
+    from llmrun.models import store
 
     clone = gpus.clone_folder()
     backends: list[str] | None = None
@@ -38,23 +41,32 @@ def doctor(
     found = [
         doctor.llama_cpp(failure, clone),
         *doctor.gpu_checks(gpus.find_gpus(), backends, clone),
-        *doctor.of_this_machine(lambda: time.sleep(_LOOK_S)),
+        *doctor.of_this_machine(lambda: time.sleep(_LOOK_S), store.list_leftovers),
     ]
     if network:
         found.append(doctor.network(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", _seconds_to_answer))
     code = doctor.exit_code(found)
+    shown = [(each.name, each.status, spelling.text(each.message), _remedy(each)) for each in found]
     if as_json:
-        screen.out_json({"checks": [asdict(check) for check in found], "exit_code": code})
+        checks = [
+            {"name": name, "status": status, "message": message, "remedy": remedy, "exit_code": check.exit_code}
+            for (name, status, message, remedy), check in zip(shown, found, strict=True)
+        ]
+        screen.out_json({"checks": checks, "exit_code": code})
     else:
         columns = (tables.Column("CHECK"), tables.Column("STATUS"), tables.Column("WHAT WAS FOUND", flexible=True))
         rows: list[tuple[str, str, str]] = []
-        for check in found:
-            rows.append((check.name, check.status, check.message))
-            if check.remedy and check.status != "ok":
-                rows.append(("", "", f"try: {check.remedy}"))
+        for name, status, message, remedy in shown:
+            rows.append((name, status, message))
+            if remedy and status != "ok":
+                rows.append(("", "", f"try: {remedy}"))
         tables.show(columns, rows)
     if code:
         raise SystemExit(code)
+
+
+def _remedy(check: Check) -> str | None:
+    return "; ".join(map(spelling.typed, check.remedies)) or None
 
 
 def _seconds_to_answer(endpoint: str) -> float:

@@ -76,7 +76,7 @@ def message(error: LlmrunError) -> str:
 
 def hint(error: LlmrunError) -> str | None:
     """What to type next."""
-    return "  or  ".join(map(_typed, error.remedies)) or None
+    return "  or  ".join(map(typed, error.remedies)) or None
 
 
 def options(fields: Mapping[str, object]) -> str:
@@ -94,7 +94,8 @@ def _typed_option(field: str, value: object) -> str:
     return " ".join(f"{name} {shlex.quote(each)}" for each in option.texts(value))
 
 
-def _typed(remedy: Remedy) -> str:
+def typed(remedy: Remedy) -> str:
+    """A remedy as one types it."""
     match remedy:
         case Change(fields):
             return options(fields)
@@ -102,6 +103,14 @@ def _typed(remedy: Remedy) -> str:
             return f"llmrun {target} --help" if target else "llmrun --help"
         case Act(action, target, fields):
             words = ["llmrun", action, *([target if target.isupper() else shlex.quote(target)] if target else [])]
-            return " ".join([*words, *([options(fields)] if fields else [])])
+            return " ".join([*words, *(_option_of_another(*each) for each in (fields or {}).items())])
         case _:
-            return remedy
+            return text(remedy)
+
+
+def _option_of_another(field: str, value: object) -> str:
+    """An option of a command that may not be the one that runs: where nobody here knows it, by its full name."""
+    if option_of(field):
+        return _typed_option(field, value)
+    name = f"--{field.replace('_', '-')}"
+    return name if value is True else f"{name} {shlex.quote(str(value))}"
