@@ -73,7 +73,6 @@ SPELLS_OPTIONS: set[str] = {
     "engine/rpc/child.py",
     "engine/rpc/host.py",
     "gguf/rules.py",
-    "machine/doctor.py",
     "models/catalog.py",
     "models/hub.py",
     "models/store.py",
