@@ -17,8 +17,6 @@ from conftest import RunLlmrun
 from terminal import Terminal
 from waiting import HANGS_S, children_of, until_gone, until_it_sleeps
 
-from llmrun.cli.chat import slash
-
 PROMPT = ">>>"
 READY, GONE = b"\x1b[?2004h", b"\x1b[?2004l"
 """What the line editor begins and ends every prompt with: pastes are to be marked, and no longer."""
@@ -240,62 +238,55 @@ def test_the_editor(chat: Open, tmp_path: Path) -> None:
     terminal.wait_for(TOKEN)
 
 
-def test_every_command(chat: Open, tmp_path: Path) -> None:
-    """Each of them does what its help says, on the screen."""
-    notes = tmp_path / "notes.txt"
-    notes.write_text("a note")
-    terminal = chat("--seed", "1", columns=100, lines=40)
-    seen = set()
+# Slash commands: what each does is in test_slash.py; here, what needs a screen or a model.
 
-    def do(typed: str, expect: str) -> str:
-        seen.add(typed.split()[0])
-        return say(terminal, typed, expect)
 
-    do("/help", "the last 20 conversations")
-    do("/?", "begin another conversation")
-    do("/stats", "there is no answer yet")
+def test_what_runs_here(chat: Open) -> None:
+    """/show, /tokens and /stats have the real engine's figures."""
+    terminal = chat(columns=100, lines=40)
+    say(terminal, "/stats", "there is no answer yet")
     say(terminal, "What is a token?", TOKEN)
-    do("/stats", "remembered")
-    do("/show", "of weights")
-    do("/tokens", "as the template has it")
-    do("/tokens one two", "\n")
-    do("/set", "repeat-penalty")
-    do("/set temp 0.5", "temp is 0.5")
-    do("/set temp", "0 always takes the likeliest")
-    do("/set tmep 1", "the nearest is temp")
-    do("/set temp hot", "is not a number")
-    do("/set temp 900", "outside 0 to 100")
-    do("/set temp 0", "temp is 0.0")
-    do("/regen", TOKEN)
-    do("/system Be brief.", "counts from the next answer on")
-    do("/system", "Be brief.")
-    do("/system off", "no system prompt")
-    do("/think fold", "thinking: fold")
-    do("/think budget 9", "at most 9 tokens")
-    do("/think loud", "none of show, fold, hide, off")
-    do(f"/read {notes}", "before your")
-    say(terminal, "What is a token?")
-    say(terminal, "/tokens", "a note")
-    do("/undo", "taken back: a note")
-    do("/edit What is the KV cache?", "KV cache")
-    do(f"/export {tmp_path}/talk.md", "2 turns in")
-    do(f"/export {tmp_path}/talk.json", "2 turns in")
-    do(f"/export {tmp_path}/talk.json", "exists already")
-    do("/save My talk", "kept as 2")
-    do("/list", "My talk")
-    do("/model tiny", "the conversation goes on")
-    do("/model ./nothing.gguf", "nothing.gguf")
-    do("/copy", "clipboard")
-    do("/copy code", "there is no code")
-    do("/clear", "a new conversation")
-    do("/load My talk", "2 turns")
-    do(f"/load {tmp_path}/talk.json", "2 turns")
-    do("/hlep", "the nearest is /help")
-    say(terminal, "/bye extra", "takes nothing")
-    assert "KV cache" in (tmp_path / "talk.md").read_text()
-    assert json.loads((tmp_path / "talk.json").read_text())["messages"][0]["role"] == "user"
-    seen |= {"/exit", "/bye"}
-    assert {name for each in slash.COMMANDS for name in (each.name, *each.aliases)} <= seen
+    say(terminal, "/stats", "remembered")
+    say(terminal, "/show", "of weights")
+    say(terminal, "/tokens", "as the template has it")
+
+
+def test_another_answer(chat: Open) -> None:
+    """/regen and /edit answer on the screen as a message does."""
+    terminal = chat()
+    say(terminal, "What is a token?", TOKEN)
+    say(terminal, "/regen")
+    assert terminal.text.count(TOKEN) == 2
+    say(terminal, "/edit What is the KV cache?", "The KV cache ")
+
+
+def test_another_model(chat: Open) -> None:
+    """What can't be loaded changes nothing; what can be goes on with the conversation."""
+    terminal = chat()
+    say(terminal, "What is a token?", TOKEN)
+    say(terminal, "/model ./nothing.gguf", "nothing.gguf")
+    say(terminal, "/model tiny", "the conversation goes on")
+    say(terminal, "What is the KV cache?", "The KV cache ")
+
+
+def test_a_conversation_that_is_loaded_is_shown(chat: Open) -> None:
+    """Its end stands on the screen as it did when it was said."""
+    terminal = chat(columns=100, lines=40)
+    say(terminal, "What is a token?", TOKEN)
+    say(terminal, "/save My talk", "kept as 2")
+    say(terminal, "/list", "My talk")
+    say(terminal, "/clear", "a new conversation")
+    say(terminal, "/load My talk", "2 turns")
+    assert terminal.text.count(">>> What is a token?") == 2 and terminal.text.count(TOKEN) == 2
+
+
+def test_a_command_that_fails(chat: Open) -> None:
+    """An error, what to type next, and the chat goes on."""
+    terminal = chat()
+    say(terminal, "/hlep", "error: there is no command /hlep; the nearest is /help")
+    say(terminal, "/copy", "there is no answer yet")
+    say(terminal, "What is a token?", TOKEN)
+    say(terminal, "/copy", "clipboard")
     terminal.type("/exit\r")
     assert terminal.wait() == 0
 
