@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from llmrun.bench import quality  # noqa: E402
-from llmrun.engine.jobs.perplexity import score  # noqa: E402
+from llmrun.bench.perplexity import score  # noqa: E402
 from llmrun.engine.jobs.quantize import Quantizer, Recipe, level_of  # noqa: E402
 from llmrun.machine.hardware import default_threads  # noqa: E402
 from llmrun.models.resolve import Model, find_model, open_whole  # noqa: E402

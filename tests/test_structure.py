@@ -42,7 +42,6 @@ CLI_FLOORS = [
 LEFT = {
     ("completion.py", "llmrun.cli.loading"),
     ("load_model.py", "llmrun.cli.commands.pull"),
-    ("perplexity.py", "llmrun.bench"),
     ("quantize.py", "llmrun.cli.commands.pull"),
     ("store.py", "llmrun.cli.commands.quantize"),
 }
@@ -61,13 +60,11 @@ DOORS = {
 
 # Modules of the core that still spell options of the command line; each goes with the work on its package.
 SPELLS_OPTIONS: set[str] = {
-    "bench/record.py",
     "engine/child/generate.py",
     "engine/child/main.py",
     "engine/child/prompts.py",
     "engine/devices.py",
     "engine/engine.py",
-    "engine/jobs/perplexity.py",
     "engine/jobs/quantize.py",
     "engine/layout.py",
     "engine/rpc/child.py",

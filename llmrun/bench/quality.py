@@ -266,11 +266,13 @@ def default_text() -> str:
 def read_text(path: Path) -> str:
     """A text to be scored. One line end at its end is left out, as in `llama-perplexity -f`.
 
-    Raises `NotFound`, and `UsageError` for what is no text.
+    Raises `NotFound`, and `UsageError` for what is not text.
     """
     try:
         if path.is_file() and path.stat().st_size > MAX_TEXT_BYTES:
-            raise UsageError(f"{path.name} has more than {MAX_TEXT_BYTES >> 20} MiB: that is no text to score")
+            raise UsageError(
+                f"{path.name} has more than {MAX_TEXT_BYTES >> 20} MiB: that is too large for a text to score"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise NotFound(f"{path.name}: {error.strerror}", hint="a file of plain text") from None
@@ -278,5 +280,6 @@ def read_text(path: Path) -> str:
         return data.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path.name} is no UTF-8 text: byte {error.start} is {data[error.start]:#04x}", hint="a file of plain text"
+            f"{path.name} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}",
+            hint="a file of plain text",
         ) from None

@@ -367,7 +367,7 @@ def read_record(document: Any, where: str) -> Record:
     """The record in plain data. `where` names it in messages. Raises `UsageError`, naming the field."""
     schema = document.get("schema") if isinstance(document, Mapping) else None
     if not isinstance(schema, str) or not schema.startswith("llmrun.bench/"):
-        raise UsageError(f"{where}: not a record of llmrun bench")
+        raise UsageError(f"{where}: not a record of a bench")
     if schema.partition("/")[2].partition(".")[0] != SCHEMA.partition("/")[2]:
         raise UsageError(
             f"{where} is written as {schema!r}, this llmrun reads {SCHEMA!r}",

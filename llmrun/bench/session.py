@@ -17,6 +17,7 @@ from typing import Any
 
 from llmrun.bench.journal import Journal
 from llmrun.bench.observer import Observer
+from llmrun.bench.perplexity import score
 from llmrun.bench.quality import Quality
 from llmrun.bench.record import Record, Row
 from llmrun.bench.run import (
@@ -30,7 +31,6 @@ from llmrun.bench.run import (
 )
 from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.clock import new_id, utc
-from llmrun.engine.jobs.perplexity import score
 from llmrun.machine.environment import describe_build, describe_machine
 from llmrun.models.model_info import describe_model
 from llmrun.models.resolve import Model

@@ -24,11 +24,11 @@ import pytest
 from conftest import ENDLESS_PROMPT, ROOT, TINY
 from waiting import HANGS_S, until_worked
 
+from llmrun.bench.perplexity import Scorer, score
 from llmrun.bench.quality import Quality, Tally, default_text, quantile, read_text
 from llmrun.engine.child.score import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
 from llmrun.engine.devices import find_devices
 from llmrun.engine.engine import Engine
-from llmrun.engine.jobs.perplexity import Scorer, score
 from llmrun.engine.jobs.quantize import Quantizer, Recipe
 from llmrun.errors import BadModel, EngineCrashed, NotFound, OutOfMemory, UsageError
 from llmrun.gguf import synth
@@ -448,7 +448,7 @@ def test_too_large_is_said_before(tmp_path: Path) -> None:
     """The same under a limit that is known: nothing is loaded."""
     model = made(tmp_path / "wide.gguf", synth.Shape(1, 64, 128, 2, 2, 128_000, n_ctx_train=8192))
     code = (
-        "import sys, resource; from llmrun.engine.jobs.perplexity import score; from llmrun.errors import OutOfMemory; "
+        "import sys, resource; from llmrun.bench.perplexity import score; from llmrun.errors import OutOfMemory; "
         "from llmrun.models.resolve import find_model; "
         "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))\n"
         "try: score(find_model(sys.argv[1]), 'word ' * 10000, n_ctx=4096)\n"

@@ -194,7 +194,7 @@ def test_unknown_fields_and_missing_ones() -> None:
         (("machine", "devices"), {}, "machine.devices must be a list, not an object"),
         (("rows", 1, "buffers", "RAM"), 5, r"rows\[1\].buffers\[...\] must be an object, not a whole number"),
         (("schema",), "llmrun.bench/2", "written as 'llmrun.bench/2', this llmrun reads 'llmrun.bench/1'"),
-        (("schema",), "other/1", "not a record of llmrun bench"),
+        (("schema",), "other/1", "not a record of a bench"),
     ],
 )
 def test_wrong_types_are_refused(path: tuple[Any, ...], value: Any, message: str) -> None:

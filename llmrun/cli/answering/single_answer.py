@@ -265,7 +265,7 @@ class Thoughts:
             from llmrun.cli.terminal import status_line
             from llmrun.cli.terminal.markdown import Plain
 
-            self._plain = Plain(status_line.width, style="2", color=status_line.has_color())
+            self._plain = Plain(screen.width, style="2", color=status_line.has_color())
         self._open = False
 
     def split_off(self, pieces: Iterable[tuple[str, str]]) -> Iterator[str]:

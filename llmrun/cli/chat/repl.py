@@ -261,8 +261,8 @@ class Repl:
     def stream(self) -> Stream:
         """What turns the text of an answer into what is drawn."""
         if self.plain:
-            return Plain(status_line.width, color=status_line.has_color())
-        return Markdown(status_line.width, color=status_line.has_color())
+            return Plain(screen.width, color=status_line.has_color())
+        return Markdown(screen.width, color=status_line.has_color())
 
     def show_resumed(self) -> None:
         """Show the end of a conversation that goes on."""
@@ -292,7 +292,7 @@ class Repl:
 
     def status(self) -> str:
         """The parts that fit into one line of the terminal, the most important first."""
-        room = status_line.width() - 1
+        room = screen.width() - 1
         line = ""
         for part in self._parts():
             longer = f"{line} · {part}" if line else part
@@ -391,7 +391,7 @@ class _View:
     def add(self, piece: Piece) -> None:
         if piece.thought and self._repl.chat.options.think == "show":
             if self._thought is None:
-                self._thought = Plain(status_line.width, style="2", color=status_line.has_color())
+                self._thought = Plain(screen.width, style="2", color=status_line.has_color())
             self._stage.write(self._thought.feed(piece.thought), self._thought.column)
         elif piece.thought:
             self._stage.refresh()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -65,5 +64,5 @@ def plot(
     elif output is None:
         from llmrun.bench.plot.text import sketch
 
-        width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else PIPE_WIDTH
+        width = screen.width() if screen.is_terminal(sys.stdout) else PIPE_WIDTH
         screen.out(sketch(figure, width))

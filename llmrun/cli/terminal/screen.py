@@ -27,6 +27,10 @@ _HARMFUL = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_BIDI}]")
 _TO_ESCAPE = re.compile(f"[\x7f-\x9f\u2028\u2029\ud800-\udfff{_BIDI}]")
 
 
+_WIDTH = 80
+"""Where the terminal does not tell."""
+
+
 class OutputClosed(LlmrunError):
     """Whoever read our output wants no more. Not worth a word."""
 
@@ -48,6 +52,14 @@ def harmless(text: str) -> str:
 
 def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
+
+
+def width() -> int:
+    """Of the terminal on stdout, in cells; asked of itself, because the variable COLUMNS does not follow a resize."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _WIDTH
+    except (OSError, ValueError):
+        return _WIDTH
 
 
 def out(text: str) -> None:

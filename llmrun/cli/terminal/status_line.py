@@ -15,15 +15,6 @@ from contextlib import contextmanager, suppress
 from llmrun.cli.terminal import screen
 
 _REDRAW_S = 0.1
-_WIDTH = 80
-
-
-def width() -> int:
-    """Of the terminal, in cells; asked of itself, because the variable COLUMNS does not follow a resize."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or _WIDTH
-    except (OSError, ValueError):
-        return _WIDTH
 
 
 def has_color() -> bool:

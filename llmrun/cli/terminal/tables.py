@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import textwrap
 import unicodedata
@@ -28,14 +27,14 @@ class Column:
 
 def show(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """The table on stdout, in a pipe one line per row, nothing at all without rows."""
-    width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else None
+    width = screen.width() if screen.is_terminal(sys.stdout) else None
     screen.out("".join(line + "\n" for line in lines(columns, rows, width)))
 
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Two columns without titles: name and value."""
     columns = (Column(""), Column("", flexible=True))
-    width = shutil.get_terminal_size().columns if screen.is_terminal(sys.stdout) else None
+    width = screen.width() if screen.is_terminal(sys.stdout) else None
     screen.out("".join(line + "\n" for line in lines(columns, pairs, width)[1:]))
 
 

@@ -1,7 +1,7 @@
 """Perplexity of a model on a text, and its divergence from a reference, as llama.cpp's llama-perplexity has them.
 
 `score()` loads the model (and the reference) as an `Engine` does, plan and offload included, in a child that gives the
-logits of many tokens; the arithmetic is in `llmrun/quality.py`. Two models take their chunks in turns, the reference
+logits of many tokens; the arithmetic is in `bench/quality.py`. Two models take their chunks in turns, the reference
 first: each then has the cores to itself, and one chunk's logits are all that lies between them: n_ctx/2 rows of the
 vocabulary in float32, 131 MB at n_ctx 512 and 128 k tokens.
 
@@ -25,7 +25,7 @@ from llmrun.bench.quality import Quality, Tally
 from llmrun.engine.child.score import n_counted
 from llmrun.engine.engine import Engine, Limits
 from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
-from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, UsageError
+from llmrun.errors import BadModel, Change, EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header, StringArray
 from llmrun.machine.hardware import available_memory
 from llmrun.options.load import MAX_CTX, LoadConfig
@@ -111,8 +111,8 @@ class Scorer(Engine):
         return error
 
     @property
-    def _smaller_batch(self) -> str:
-        return f"a smaller batch: -b {max(1, self._n_outputs // 4)}"
+    def _smaller_batch(self) -> Change:
+        return Change({"n_batch": max(1, self._n_outputs // 4)})
 
     def _planned(self, rooms: Sequence[Room], measure: Measure) -> Plan:
         try:
@@ -177,8 +177,8 @@ def score(
         _check_vocabularies(model, reference)
         if config.rpc:
             raise UsageError(
-                "a worker serves one model at a time, so none can be compared with a reference over --rpc",
-                hint="without --rpc, or without the reference",
+                "a worker serves one model at a time, so none can be compared with a reference over `rpc`",
+                remedies=(Change({"rpc": None}), Change({"reference": None})),
             )
     with ExitStack() as stack:
 
@@ -247,7 +247,7 @@ def _check_predicts(model: Scorable) -> None:
     if "bert" in architecture or model.header.hparam("attention.causal") is False:
         raise BadModel(
             f"{model.name} ({printable(architecture, 40)}) predicts no next token: it has no perplexity",
-            hint="a model that llmrun run can generate with",
+            hint="a model that generates text",
         )
 
 
