@@ -441,7 +441,7 @@ def test_out_of_memory_names_a_smaller_batch(tmp_path: Path) -> None:
         resource.prlimit(scorer.pid, resource.RLIMIT_AS, (now + (500 << 20), now + (500 << 20)))
         with pytest.raises(OutOfMemory, match=r"logits of 2048 tokens 0\.977 GiB") as caught:
             scorer.chunk(0)
-        assert "-b 512" in (caught.value.hint or "")
+        assert "n_batch=512" in (caught.value.hint or "")
 
 
 def test_too_large_is_said_before(tmp_path: Path) -> None:
@@ -456,7 +456,7 @@ def test_too_large_is_said_before(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(model.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
-    assert "900 MiB free" in done.stderr and "-b 512" in done.stderr, done.stderr
+    assert "900 MiB free" in done.stderr and "n_batch=512" in done.stderr, done.stderr
 
 
 # -- how it ends ---
