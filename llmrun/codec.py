@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 
 _T = TypeVar("_T")
 
+Raw = msgspec.Raw
+"""A part of JSON that is not decoded yet, for a field whose type another field tells."""
 
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
@@ -64,10 +67,11 @@ def plain(value: object) -> Any:
     return _finite(msgspec.to_builtins(value, str_keys=True))
 
 
-def decode(data: bytes | str, kind: type[_T]) -> _T:
+def decode(data: bytes | str | Raw, kind: type[_T]) -> _T:
     """The value of this type in `data`. Raises `Malformed`."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        decoder: msgspec.json.Decoder[_T] = _decoder(kind)  # type: ignore[arg-type]  # types are hashable
+        return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(str(error)) from error
 
@@ -78,6 +82,11 @@ def convert(value: object, kind: type[_T]) -> _T:
         return msgspec.convert(value, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise Malformed(str(error)) from error
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
 
 
 def _finite(value: Any) -> Any:

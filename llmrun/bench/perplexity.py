@@ -91,8 +91,7 @@ class Scorer(Engine):
         return answer
 
     def _answer(self, message: Tokenize | Score) -> object:
-        self.send(message)
-        answer = self.receive()
+        answer = self.ask(message)
         if isinstance(answer, Failed):
             raise self.translate(answer)
         return answer

@@ -13,10 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmrun.engine.process import Child, Death, Gone
-from llmrun.engine.protocol import Devices, Failed, FindDevices, Message, Ready, decode, encode
+from llmrun.engine.channel import Channel, Died
+from llmrun.engine.process import Child, Death
+from llmrun.engine.protocol import WIRE, Devices, Failed, FindDevices, Message, Ready
+from llmrun.engine.wire import NO_REQUEST
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.machine.device import Device
+from llmrun.text import printable
 
 START_S = 120
 """From the child's start to its first words, and for drivers to start: from a cold disk, on a busy machine."""
@@ -46,73 +49,58 @@ def find_devices(rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Foun
     Raises `EngineCrashed` where no worker answers, or llama.cpp itself does not start; `UsageError` where this build
     knows no RPC; `OutOfMemory`.
     """
-    child = Child("child.main")
+    channel = new_channel()
     try:
-        return start(child, rpc, answer_s=answer_s)
+        return ask(channel, rpc, answer_s=answer_s)
     finally:
-        child.close()
+        channel.close()
 
 
-def start(child: Child, rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Found:
-    """Wait until a new child is there, and ask it. Raises as `find_devices` does."""
-    try:
-        ready = _next(child, START_S)
-    except Gone:
-        raise _died(child) from None
-    if not isinstance(ready, Ready):
-        raise EngineCrashed(f"llama.cpp did not start within {START_S} s")
-    found = ask(child, rpc, answer_s=answer_s)
-    return Found(found.devices, ready.system_info, found.versions)
+def new_channel(module: str = "child.main", *, idle_s: float = 300) -> Channel[Message]:
+    """A child that speaks the engine's protocol; it begins to import llama.cpp at once."""
+    return Channel(Child(module), WIRE, idle_s=idle_s)
 
 
-def ask(child: Child, rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Devices:
-    """Ask a child that is `Ready` and idle; the workers are known to it afterwards. Raises as `find_devices` does.
+def ask(
+    channel: Channel[Message], rpc: Sequence[str] = (), *, start_s: float = START_S, answer_s: float = ANSWER_S
+) -> Found:
+    """Wait until a new child is there, and ask it; the workers are known to it afterwards. Raises as `find_devices`.
 
     After an error the child is of no use any more: it is dead, or waits for a worker.
     """
     try:
-        answer = _asked(child, FindDevices([]), START_S)
-    except Gone:
-        raise _died(child) from None
+        ready = channel.answer_within(NO_REQUEST, start_s, "starting")
+        channel.forget(NO_REQUEST)
+        answer = _asked(channel, FindDevices([]), START_S)
+    except Died as error:
+        raise _why_dead(error.death) from None
+    if not isinstance(ready, Ready):
+        raise channel.ended(f"sent {type(ready).__name__} while starting")
     if answer is None:
         raise EngineCrashed(f"the devices of this machine did not answer within {START_S} s")
     for endpoint in rpc:  # one at a time: who does not answer is then known
         try:
-            answer = _asked(child, FindDevices([endpoint]), answer_s)
-        except Gone:
-            raise _unreached(endpoint, child) from None
+            answer = _asked(channel, FindDevices([endpoint]), answer_s)
+        except Died as error:
+            raise _unreached(endpoint, error.death) from None
         if answer is None:
             raise _silent(endpoint, answer_s)
-    return answer
+    return Found(answer.devices, ready.system_info, answer.versions)
 
 
-def _asked(child: Child, question: FindDevices, timeout_s: float) -> Devices | None:
-    child.send(encode(question))
-    match _next(child, timeout_s):
-        case Devices() as answer:
+def _asked(channel: Channel[Message], question: FindDevices, timeout_s: float) -> Devices | None:
+    number = channel.request(question)
+    answer = channel.receive(number, time.monotonic() + timeout_s)
+    channel.forget(number)
+    match answer:
+        case None | Devices():
             return answer
-        case None:
-            return None
         case Failed(kind="usage", message=message):
-            raise UsageError(message)
+            raise UsageError(printable(message))
         case Failed(message=message):
-            raise EngineCrashed(message)
+            raise EngineCrashed(printable(message))
         case other:
-            raise EngineCrashed(f"the engine sent {type(other).__name__} out of turn")
-
-
-def _next(child: Child, timeout_s: float) -> Message | None:
-    line = child.line(time.monotonic() + timeout_s)
-    if line is None:
-        return None
-    try:
-        return decode(line)
-    except ValueError as error:
-        raise EngineCrashed(f"the engine sent what is {error}") from None
-
-
-def _died(child: Child) -> LlmrunError:
-    return _why_dead(child.death())
+            raise channel.ended(f"sent {type(other).__name__} instead of its devices")
 
 
 def _why_dead(death: Death) -> LlmrunError:
@@ -121,9 +109,8 @@ def _why_dead(death: Death) -> LlmrunError:
     return EngineCrashed(f"the engine {death.reason}", hint="llmrun doctor", log=death.log)
 
 
-def _unreached(endpoint: str, child: Child) -> LlmrunError:
+def _unreached(endpoint: str, death: Death) -> LlmrunError:
     """Why the child has died of asking a worker, found out by a look of our own."""
-    death = child.death()
     if death.killer in (signal.SIGKILL, signal.SIGTERM):  # not by what it was told there
         return _why_dead(death)
     host, _, port = endpoint.rpartition(":")

@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 from llmrun.engine import devices
+from llmrun.engine.channel import Channel, Died
 from llmrun.engine.layout import Check, by_device, checks, rooms_of, settings_of
 from llmrun.engine.meter import Meter, Timing
-from llmrun.engine.process import Child, Gone, IdleWatch
+from llmrun.engine.process import Death
 from llmrun.engine.protocol import (
     Asking,
     Buffer,
@@ -36,17 +38,12 @@ from llmrun.engine.protocol import (
     Message,
     Prefilled,
     Prepare,
-    Prepared,
     Progress,
-    Ready,
-    Rendering,
     Started,
     StopReason,
     Tokens,
     Trial,
     Tried,
-    decode,
-    encode,
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.gguf.reader import Header
@@ -72,7 +69,6 @@ class Limits:
         header_bytes: private memory meanwhile. Damaged ones are known to grow without end.
         idle_s: without using the CPU, in any later phase: a deadlock, or a device or worker that does not answer.
             A busy child is given as long as it takes: a prompt can take hours on a slow machine.
-        template_s: of CPU time, rendering the chat template.
         cancel_s: from `Cancel` to the end of the generation, before the child is killed.
     """
 
@@ -80,12 +76,13 @@ class Limits:
     header_s: float = 60
     header_bytes: int = 4 << 30
     idle_s: float = 300
-    template_s: float = 1.5
     cancel_s: float = 0.5
 
 
 _RETRY_WITH = 0.85
 """After an out-of-memory, the share of what was tried on each device that is tried next."""
+
+_FLOAT_MAX = 3.4028234e38
 
 _ONE_AT_A_TIME = "another generation of this engine is running; wait for it, or open a second"
 
@@ -110,7 +107,6 @@ class Generation:
         self._request = request
         self._on_prefill = on_prefill
         self.meter = Meter(engine.reads)
-        self.meter.feed(engine.loaded)
         self.text = self.thinking = ""
         self.thinks: bool | None = None
         self.token_ids: list[int] = []
@@ -120,23 +116,24 @@ class Generation:
         self.buffers: list[Buffer] = []
         self.done: Done | None = None
         self.seed: int = request.sampling["seed"]
-        self._sent = self._cancel_asked = False
+        self._number: int | None = None  # of the request that is being answered
+        self._cancel_asked = False
         self._events = self._run()
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Pieces[str]:
         """Pieces of the answer."""
-        return (event.text for event in self._events if event.text)
+        return Pieces(self, (event.text for event in self._events if event.text))
 
-    def pieces(self) -> Iterator[tuple[str, str]]:
+    def pieces(self) -> Pieces[tuple[str, str]]:
         """Pieces of the answer and of the thinking; one of the two is usually empty."""
-        return ((event.text, event.thought) for event in self._events)
+        return Pieces(self, ((event.text, event.thought) for event in self._events))
 
     def cancel(self) -> None:
         """Have it end soon, by itself, with the stop reason "cancelled". May be called by a signal handler."""
         self._cancel_asked = True
-        if self._sent and self.stop_reason is None:
+        if self._number is not None:
             with suppress(LlmrunError):  # a dead engine is what the iteration will find
-                self._engine.send(Cancel())
+                self._engine.cancel(self._number)
 
     def close(self) -> None:
         """End the generation if it still runs. The engine is free for the next one afterwards."""
@@ -148,31 +145,29 @@ class Generation:
 
     def _run(self) -> Generator[Tokens]:
         engine = self._engine
-        n_prompt, rendering = 0, False
+        n_prompt = 0
         with engine.turn_of(self):
             try:
-                engine.send(self._request)
-                self._sent = True
-                if self._cancel_asked:
-                    engine.send(Cancel())
+                self._ask()
                 while self.stop_reason is None:
+                    assert self._number is not None
                     try:
-                        event = engine.receive(engine.limits.template_s if rendering else None)
+                        event = engine.receive(self._number)
                         if isinstance(event, Failed):
+                            self._forget()
                             may_lengthen = event.kind == "prompt" and not self._request.asking.reuse
                             if may_lengthen and engine.try_longer(event.numbers["n_prompt"]):
-                                engine.send(self._request)
+                                self._ask()
                                 continue
                             raise engine.translate(event)
                     except OutOfMemory:
+                        self._forget()
                         if self.token_ids or not engine.try_smaller():
                             raise
-                        engine.send(self._request)
+                        self._ask()
                         continue
                     self._take(event)
                     match event:
-                        case Rendering():
-                            rendering = not event.done
                         case Started():
                             n_prompt = event.n_prompt
                         case Prefilled():
@@ -189,11 +184,23 @@ class Generation:
                 self.stop_reason = self.stop_reason or "cancelled"  # there is nothing to drain
                 raise
             finally:
-                if self.stop_reason is None:
-                    if self._sent:
-                        self._drain()
-                    else:  # half a request, perhaps
-                        engine.close()
+                if self.stop_reason is None and self._number is not None:
+                    self._drain(self._number)
+                self._forget()
+
+    def _ask(self) -> None:
+        """Send the request: the first time, and again to an engine that has loaded its model again."""
+        self.meter.feed(self._engine.loaded)
+        self._number = number = self._engine.new_request()
+        self._engine.send(number, self._request)
+        if self._cancel_asked:  # before there was a number, or while the model was loaded again
+            self._engine.cancel(number)
+
+    def _forget(self) -> None:
+        """The request is over. A cancel that comes now is meant for the next one, if there is one."""
+        if self._number is not None:
+            self._engine.forget(self._number)
+        self._number = None
 
     def _take(self, event: Message) -> None:
         """Note what an event says of this generation."""
@@ -213,30 +220,53 @@ class Generation:
             case _:
                 pass
 
-    def _drain(self) -> None:
+    def _drain(self, number: int) -> None:
         """The caller wants no more: have the child stop, and take what it still has to say."""
         engine = self._engine
         if not engine.alive:
             return
-        with engine.in_step() as done:
-            engine.send(Cancel())
+        try:
+            engine.cancel(number)
             deadline = time.monotonic() + engine.limits.cancel_s
             while self.stop_reason is None:
-                event = engine.receive_until(deadline)
-                if event is None:
-                    self.stop_reason = "cancelled"
-                    return  # deep in a native call; it will not end by asking, and is ended
+                event = engine.receive_until(number, deadline)
+                if event is None:  # deep in a native call: it will not end by asking
+                    break
                 self._take(event)
-            done()
+        finally:
+            if self.stop_reason is None:
+                self.stop_reason = "cancelled"
+                engine.close()
+
+
+P = TypeVar("P")
+
+
+class Pieces(Generator[P, None, None]):
+    """What a generation makes, piece by piece; closing this closes the generation."""
+
+    def __init__(self, generation: Generation, pieces: Iterator[P]) -> None:
+        self._generation, self._pieces = generation, pieces
+
+    def send(self, value: None) -> P:
+        return next(self._pieces)
+
+    def throw(self, *error: Any) -> P:
+        self._generation.close()
+        return super().throw(*error)
+
+
+EarlyChild = Channel[Message]
+"""A child that was started before it is known what to load."""
 
 
 @contextmanager
-def started_early() -> Iterator[Child]:
+def started_early() -> Iterator[EarlyChild]:
     """The child of an engine, importing llama.cpp while the caller still looks for the model and reads its header.
 
     Leaving the block ends it, whether an engine took it or not.
     """
-    child = Child("child.main")
+    child = devices.new_channel()
     try:
         yield child
     finally:
@@ -267,7 +297,7 @@ class Engine:
         *,
         limits: Limits | None = None,
         on_progress: Callable[[float], None] | None = None,
-        child: Child | None = None,
+        child: EarlyChild | None = None,
         expected_tokens: int | None = None,
         least_tokens: int | None = None,
     ) -> None:
@@ -283,13 +313,14 @@ class Engine:
         self._on_progress = on_progress
         self._expected_tokens, self._least_tokens = expected_tokens, least_tokens
         self._may_lengthen = True
-        self._is_preparing = False
+        self._left: int | None = None  # a request that was left before it was answered, or is not meant to be
         self._may_retry = self._may_measure = True
         self._holds_model = False
         self._adapters = [open_adapter(adapter.path, header.architecture) for adapter in self.config.lora]
         self._running: Generation | None = None
         self._turn = threading.Lock()
-        self._child = child or Child(self._module)
+        self._channel = child or devices.new_channel(self._module)
+        self._channel.idle_s = self.limits.idle_s
         try:
             self._find_devices()
             self.plan = self._make_plan(rooms_of(self.config, self.devices))
@@ -308,10 +339,8 @@ class Engine:
 
     def _find_devices(self) -> None:
         """Wait for the child, and ask it what there is."""
-        ready = self._expect(Ready, self.limits.start_s, "starting")
-        self.system_info = ready.system_info
-        found = devices.ask(self._child, self.config.rpc)
-        self.devices, self.versions = found.devices, found.versions
+        found = devices.ask(self._channel, self.config.rpc, start_s=self.limits.start_s)
+        self.devices, self.system_info, self.versions = found.devices, found.system_info, found.versions
 
     def _make_plan(self, rooms: Sequence[Room]) -> Plan:
         try:
@@ -343,13 +372,12 @@ class Engine:
             self.config, layout, n_ctx=n_ctx, n_ctx_most=None, n_threads=self.n_threads, repack=repack
         )
         try:
-            self.send(Measure(path, replace(settings, lora=[])))
-            event = self.receive()
+            event = self.ask(Measure(path, replace(settings, lora=[])))
         except EngineCrashed:
             # What can be loaded can't be laid out: of no harm but for this child, and what it had loaded.
             self._may_measure = False
             if not self._holds_model:
-                self._child = Child(self._module)
+                self._start_again()
                 self._find_devices()
             return None
         match event:
@@ -417,9 +445,14 @@ class Engine:
         self.notes.append(f"the prompt has {n_prompt} tokens, more than was planned for: loaded again")
         return True
 
+    def _start_again(self) -> None:
+        """A new child, for one that is gone."""
+        self._channel = devices.new_channel(self._module, idle_s=self.limits.idle_s)
+        self._holds_model, self._left = False, None
+
     def _load_again(self, rooms: Sequence[Room]) -> None:
-        self._child.close()
-        self._child, self._holds_model = Child(self._module), False
+        self._channel.close()
+        self._start_again()
         try:
             self._find_devices()
             self.plan = self._make_plan(rooms)
@@ -449,16 +482,16 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        return self._child.alive
+        return self._channel.alive
 
     @property
     def pid(self) -> int:
         """The child's process id."""
-        return self._child.pid
+        return self._channel.pid
 
     def close(self) -> None:
         """End the child, whatever it is doing, and wait until it is gone. Safe to call twice."""
-        self._child.close()
+        self._channel.close()
 
     def generate(
         self,
@@ -476,7 +509,9 @@ class Engine:
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
         fields = asdict(replace(sampling, logit_bias={}))
-        fields["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
+        # JSON has no infinity; the largest number of single precision does the same to a logit.
+        biases = {token: max(-_FLOAT_MAX, min(bias, _FLOAT_MAX)) for token, bias in sampling.logit_bias.items()}
+        fields["logit_bias"] = [[token, bias] for token, bias in biases.items()]
         fields["stop"] = list(sampling.stop)
         request = Generate(
             fields,
@@ -488,66 +523,43 @@ class Engine:
 
     def count(self, prompt: str | Sequence[dict[str, str]], *, template: str | None = None, thinks: bool = True) -> int:
         """The tokens that a text has, or messages once they are rendered for an answer. Not while one is made."""
-        if not self._turn.acquire(blocking=False):
-            raise UsageError(_ONE_AT_A_TIME)
         messages = None if isinstance(prompt, str) else [*prompt]
-        try:
-            match self._ask(Count(prompt if isinstance(prompt, str) else None, messages, template, thinks)):
-                case Counted(n_tokens):
-                    return n_tokens
-                case Failed() as failed:
-                    raise self.translate(failed)
-                case event:
-                    raise self.out_of_turn(event, "for a count")
-        finally:
-            self._turn.release()
-
-    def _ask(self, message: Message) -> Message:
-        """Send something and wait for what it is answered with, past the rendering of a template."""
-        with self.in_step() as done:
-            self.send(message)
-            rendering = False
-            while True:
-                match self.receive(self.limits.template_s if rendering else None):
-                    case Rendering(is_done):
-                        rendering = not is_done
-                    case event:
-                        done()
-                        return event
-
-    @contextmanager
-    def in_step(self) -> Iterator[Callable[[], None]]:
-        """Whoever leaves the block without calling what it is given has left an answer unread, at a Ctrl-C for one:
-        the next request would take it for its own, so the engine is closed."""
-        is_done = False
-
-        def done() -> None:
-            nonlocal is_done
-            is_done = True
-
-        try:
-            yield done
-        finally:
-            if not is_done:
-                self.close()
-
-    def out_of_turn(self, event: Message, what: str) -> EngineCrashed:
-        """For a message that nobody waits for: who is out of step once stays so."""
-        self.close()
-        return EngineCrashed(f"the engine sent {type(event).__name__} {what}")
+        with self._turn_taken():
+            event = self.ask(Count(prompt if isinstance(prompt, str) else None, messages, template, thinks))
+        match event:
+            case Counted(n_tokens):
+                return n_tokens
+            case Failed() as failed:
+                raise self.translate(failed)
+            case event:
+                raise self.out_of_turn(event, "for a count")
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried:
         """Bare speed: random tokens, nothing sampled (see `protocol.Trial`). Not while a generation runs."""
-        if self._running is not None:
-            raise UsageError("a generation of this engine is running; wait for it, or open a second")
-        self.send(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx))
-        match self.receive():
+        with self._turn_taken():
+            event = self.ask(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx))
+        match event:
             case Tried() as tried:
                 return tried
             case Failed() as failed:
                 raise self.translate(failed)
             case event:
                 raise self.out_of_turn(event, "for the outcome of a trial")
+
+    def prepare(self, messages: Sequence[dict[str, str]], *, template: str | None = None, thinks: bool = True) -> None:
+        """Compute what a conversation begins with while nobody asks for anything; the next request ends it."""
+        with self._turn_taken():
+            self._left = self.new_request()
+            self.send(self._left, Prepare([*messages], template, thinks))
+
+    @contextmanager
+    def _turn_taken(self) -> Iterator[None]:
+        if not self._turn.acquire(blocking=False):
+            raise UsageError(_ONE_AT_A_TIME)
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     @contextmanager
     def turn_of(self, generation: Generation) -> Iterator[None]:
@@ -561,81 +573,84 @@ class Engine:
                 left.close()
             except ValueError:  # Python's word for a generator that is being run just now
                 raise UsageError(_ONE_AT_A_TIME) from None
-        if not self._turn.acquire(blocking=False):
-            raise UsageError(_ONE_AT_A_TIME)
-        self._running = generation
-        try:
-            yield
-        finally:
-            self._running = None
-            self._turn.release()
+        with self._turn_taken():
+            self._running = generation
+            try:
+                yield
+            finally:
+                self._running = None
 
     # -- the conversation with the child ------------------------------------------------------------------------------
 
-    def prepare(self, messages: Sequence[dict[str, str]], *, template: str | None = None, thinks: bool = True) -> None:
-        """Compute what a conversation begins with while nobody asks for anything; the next request ends it."""
-        self.send(Prepare([*messages], template, thinks))
-        self._is_preparing = True
-
-    def _end_preparing(self) -> None:
-        self._is_preparing = False
-        event = self._ask(Cancel())
-        if not isinstance(event, Prepared | Failed):  # what failed, the next request will meet as well
-            raise self.out_of_turn(event, "while preparing")
-
-    def send(self, message: Message) -> None:
-        if self._is_preparing:
-            self._end_preparing()
+    def new_request(self) -> int:
+        """A number for the next request, once the child has finished with one that was left."""
         self._check_open()
+        if self._left is not None:
+            left = self._left
+            self.cancel(left)
+            self._last_answer(left)
+        return self._channel.new_request()
+
+    def ask(self, message: Message) -> Message:
+        """Send something and wait for what it is answered with.
+
+        Left before that, at a Ctrl-C for one, it is ended before the next request is sent.
+        """
+        self._left = number = self.new_request()
+        self.send(number, message)
+        return self._last_answer(number)
+
+    def _last_answer(self, number: int) -> Message:
+        event = self.receive(number)
+        self._left = None
+        self._channel.forget(number)
+        return event
+
+    def forget(self, number: int) -> None:
+        """The request is over."""
+        self._channel.forget(number)
+
+    def out_of_turn(self, event: Message, what: str) -> EngineCrashed:
+        """For a message that nobody waits for: who is out of step once stays so."""
+        return self._channel.ended(f"sent {type(event).__name__} {what}")
+
+    def send(self, number: int, message: Message) -> None:
+        self._check_open()
+        with self._deaths():
+            self._channel.send(number, message)
+
+    def cancel(self, number: int) -> None:
+        """Have the child end a request, which is answered as always. May be called by a signal handler."""
+        self.send(number, Cancel())
+
+    def receive(self, number: int) -> Message:
+        """The next message about a request. Raises when the child dies, or hangs."""
+        self._check_open()
+        with self._deaths():
+            return self._channel.answer(number)
+
+    def receive_until(self, number: int, deadline: float) -> Message | None:
+        """The next message about a request, or None at the deadline (on `time.monotonic`)."""
+        self._check_open()
+        with self._deaths():
+            return self._channel.receive(number, deadline)
+
+    @contextmanager
+    def _deaths(self) -> Iterator[None]:
         try:
-            if not self._child.send(encode(message), idle_s=self.limits.idle_s):
-                raise self._hung(f"did nothing for {duration(self.limits.idle_s)}")
-        except Gone:
-            raise self._death() from None
+            yield
+        except Died as error:
+            raise self._why_dead(error.death) from None
 
     def _check_open(self) -> None:
-        if self._child.closed:
+        if self._channel.closed:
             raise UsageError("the engine is closed", hint="open the model again")
-
-    def receive(self, template_s: float | None = None) -> Message:
-        """The next message. Raises when the child dies, hangs, or computes for `template_s` without one."""
-        watch = IdleWatch(self._child.pid, self.limits.idle_s)
-        while True:
-            event = self.receive_until(time.monotonic() + (1 if template_s is None else 0.1))
-            if event is not None:
-                return event
-            if template_s is not None and watch.cpu_s >= template_s:
-                raise self._hung(f"was still at the chat template after {duration(template_s)}")
-            if watch.is_idle():
-                raise self._hung(f"did nothing for {duration(self.limits.idle_s)}")
-
-    def receive_until(self, deadline: float) -> Message | None:
-        """The next message, or None at the deadline (on `time.monotonic`)."""
-        self._check_open()
-        try:
-            line = self._child.line(deadline)
-        except Gone:
-            raise self._death() from None
-        if line is None:
-            return None
-        try:
-            return decode(line)
-        except ValueError as error:
-            raise self._hung(f"sent what is {error}") from None
-
-    def _expect(self, kind: type[Ready], limit_s: float, doing: str) -> Ready:
-        event = self.receive_until(time.monotonic() + limit_s)
-        if event is None:
-            raise self._hung(f"was still {doing} after {duration(limit_s)}")
-        if isinstance(event, Failed):
-            raise self.translate(event)
-        if not isinstance(event, kind):
-            raise EngineCrashed(f"the engine sent {type(event).__name__} while {doing}")
-        return event
 
     def _load(self) -> None:
         plan = self.plan
+        number = self.new_request()
         self.send(
+            number,
             Load(
                 # Not resolved: in the cache a name links to a blob, and the other parts lie beside the name.
                 path=os.fspath(self.path.absolute()),
@@ -648,24 +663,25 @@ class Engine:
                     repack=plan.repack,
                 ),
                 has_template=self.header.chat_template is not None,
-            )
+            ),
         )
-        self.loaded = self._wait_for_load()
+        self.loaded = self._wait_for_load(number)
+        self._channel.forget(number)
         if self.loaded.warnings:
             self.notes.append("the model is not locked in RAM: the limit on locked memory (ulimit -l) is too small")
         self._holds_model = True
 
-    def _wait_for_load(self) -> Loaded:
+    def _wait_for_load(self, number: int) -> Loaded:
         deadline = time.monotonic() + self.limits.header_s
         in_header = True
         while True:
             if in_header:
-                event = self.receive_until(min(deadline, time.monotonic() + 0.2))
+                event = self.receive_until(number, min(deadline, time.monotonic() + 0.2))
                 if event is None:
                     self._check_header_phase(deadline)
                     continue
             else:
-                event = self.receive()
+                event = self.receive(number)
             match event:
                 case Progress():
                     in_header = False
@@ -679,12 +695,14 @@ class Engine:
                     raise EngineCrashed(f"the engine sent {type(event).__name__} while loading")
 
     def _check_header_phase(self, deadline: float) -> None:
-        taken = _private_bytes(self._child.pid)
+        taken = _private_bytes(self._channel.pid)
         if taken is not None and taken > self.limits.header_bytes:
-            raise self._hung(f"took {size(taken)} before a single weight was read; the file is probably damaged")
+            raise self._channel.ended(
+                f"took {size(taken)} before a single weight was read; the file is probably damaged"
+            )
         if time.monotonic() >= deadline:
             limit = duration(self.limits.header_s)
-            raise self._hung(f"was still reading the header after {limit}; the file is probably damaged")
+            raise self._channel.ended(f"was still reading the header after {limit}; the file is probably damaged")
 
     # -- errors ---
 
@@ -737,13 +755,7 @@ class Engine:
             f"out of memory: {', '.join(parts)}; {size(available)} of RAM available", hint="  or  ".join(ways[:3])
         )
 
-    def _hung(self, what: str) -> EngineCrashed:
-        self.close()
-        return EngineCrashed(f"the engine {what}, and was ended")
-
-    def _death(self) -> LlmrunError:
-        """Why the child is gone. It is: its pipe has ended."""
-        death = self._child.death()
+    def _why_dead(self, death: Death) -> LlmrunError:
         if death.out_of_memory:
             return self._out_of_memory(self.config.n_ctx or None)
         if self.config.rpc and "RPC server" in death.reason:
@@ -755,7 +767,7 @@ class Engine:
 
     def log_tail(self) -> str:
         """The last 20 kB of llama.cpp's log."""
-        return self._child.log_tail()
+        return self._channel.log_tail()
 
 
 def _private_bytes(pid: int) -> int | None:

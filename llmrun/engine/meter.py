@@ -27,7 +27,8 @@ class Timing:
         load_s: loading the model, from the file to the first request that can be served.
         n_prompt: tokens of the prompt; `n_cached` of them were in the KV cache already and not computed.
         prefill_s: computing the prompt, tokenization and template left out.
-        ttft_s: from the request to the first token: template, tokenization, context, prefill and sampling.
+        ttft_s: from the request to the first token: queue, template, tokenization, context, prefill and sampling.
+        queue_s: the part of it in which the engine was busy with requests before this one; None: not known.
         step_s: the gaps between tokens, N-1 for N tokens: sampling, detokenization and computing one token.
         n_generated: tokens that were made, the one that ends the answer not counted.
         read_bytes: bytes of weights and KV cache that the gaps read.
@@ -43,6 +44,7 @@ class Timing:
     n_generated: int
     read_bytes: int | None
     peak_rss_bytes: int | None
+    queue_s: float | None = None
 
     @property
     def pp_tps(self) -> float | None:
@@ -146,4 +148,5 @@ class Meter:
             n_generated=len(token_s),
             read_bytes=read_bytes,
             peak_rss_bytes=self._done.peak_rss_bytes if self._done else None,
+            queue_s=started.served_s - started.request_s if started and started.served_s is not None else None,
         )

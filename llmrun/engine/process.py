@@ -87,21 +87,20 @@ class Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def send(self, line: bytes, *, idle_s: float = 300) -> bool:
-        """Write one line to the child's stdin; False when it takes none and idles for `idle_s`. Raises `Gone`."""
+    def write(self, data: bytes) -> int:
+        """Write to the child's stdin without waiting; returns how many bytes it took. Raises `Gone`."""
         assert self._process.stdin
-        descriptor = self._process.stdin.fileno()
-        watch = IdleWatch(self.pid, idle_s)
-        while line:
-            try:
-                line = line[os.write(descriptor, line) :]
-            except BlockingIOError:
-                if watch.is_idle():
-                    return False
-                _wait_for(descriptor, select.POLLOUT, 0.5)
-            except BrokenPipeError:
-                raise Gone from None
-        return True
+        try:
+            return os.write(self._process.stdin.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except (BrokenPipeError, ValueError):  # ValueError: closed by us
+            raise Gone from None
+
+    def wait_for_room(self, timeout_s: float) -> None:
+        """Until the child's stdin takes more, or the time is over."""
+        assert self._process.stdin
+        _wait_for(self._process.stdin.fileno(), select.POLLOUT, timeout_s)
 
     def line(self, deadline: float) -> bytes | None:
         """The next line, or None at the deadline (on `time.monotonic`). Raises `Gone`, `ValueError` once closed."""

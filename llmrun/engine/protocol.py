@@ -1,17 +1,16 @@
-"""The messages between the two sides of the engine: one JSON object a line, `{"Tokens": {...}}`.
+"""The messages between the two sides of the engine; how they are written is the business of `wire.py`.
 
-JSON and not pickle, because a hostile model file may own the child: what comes back must stay data.
+Each is about a request, whose number travels beside it. A child may compute one request at a time; the protocol does
+not ask for that: whatever comes back tells which request it belongs to, and `Cancel` is for one alone.
 Times are seconds on `time.perf_counter()`, one clock for all processes of a machine (CLOCK_MONOTONIC).
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, is_dataclass
-from functools import cache
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
+from llmrun.engine.wire import Wire
 from llmrun.machine.device import Device
 
 
@@ -237,12 +236,16 @@ class Probed:
 
 @dataclass
 class Cancel:
-    """Parent → child, at any time: end the generation now. Answered by `Done` with stop reason "cancelled"."""
+    """Parent → child, at any time: end the request that this is about, and no other.
+
+    It is answered as always: a generation by `Done` with stop reason "cancelled". For a request that is over already,
+    or is not known, it changes nothing.
+    """
 
 
 @dataclass
 class Ready:
-    """Child → parent: llama.cpp is loaded and can be asked."""
+    """Child → parent, about no request: llama.cpp is loaded and can be asked."""
 
     system_info: str
 
@@ -328,19 +331,13 @@ class Scored:
 
 
 @dataclass
-class Rendering:
-    """Child → parent: the chat template begins (everything it needs is imported), or is done."""
-
-    done: bool
-
-
-@dataclass
 class Started:
     """Child → parent: the request is tokenized and prefill begins.
 
     Attributes:
         n_cached: tokens of the prompt that are in the memory already and are not computed.
         request_s: when the request arrived in the child: TTFT counts from here.
+        served_s: when its turn came: what lies between is the wait for requests before it. None: not known.
         n_ctx: tokens of context that prompt and answer share.
         buffers: what llama.cpp holds now, by device.
         thinks: the template has tags for thinking, so that an answer may begin with it.
@@ -353,6 +350,7 @@ class Started:
     begin_s: float
     buffers: list[Buffer]
     thinks: bool = False
+    served_s: float | None = None
 
 
 @dataclass
@@ -450,7 +448,6 @@ Message = (
     | Loaded
     | Tokenized
     | Scored
-    | Rendering
     | Started
     | Prefilled
     | Tokens
@@ -459,62 +456,7 @@ Message = (
     | Done
     | Failed
 )
-_TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Message)}
-
-
-def encode(message: Message) -> bytes:
-    """One line of JSON, newline included."""
-    return json.dumps({type(message).__name__: message}, default=vars).encode() + b"\n"
-
-
-def decode(line: bytes) -> Message:
-    """The message in one line, its fields of the types declared; `ValueError` when it is none of ours."""
-    try:
-        ((name, fields),) = json.loads(line).items()
-        return _built(_TYPES[name], fields)  # type: ignore[no-any-return]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"not a message of the engine: {line[:200]!r}") from error
-
-
-def _built(kind: type, fields: Any) -> Any:
-    """The dataclass from its fields, those that are dataclasses or lists of them built as well."""
-    made = dict(fields)
-    for name, declared in _field_types(kind).items():
-        if name not in made:
-            continue
-        inner = next((item for item in get_args(declared) if is_dataclass(item)), None)
-        if get_origin(declared) is list and isinstance(inner, type):
-            made[name] = [_built(inner, item) for item in made[name]]
-        elif is_dataclass(declared) and isinstance(declared, type):
-            made[name] = _built(declared, made[name])
-        elif not _fits(made[name], declared):
-            raise ValueError(f"{kind.__name__}.{name}")
-    return kind(**made)
-
-
-@cache
-def _field_types(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _fits(value: object, declared: Any) -> bool:
-    """Whether a value from JSON is what a field was declared as."""
-    origin, arguments = get_origin(declared), get_args(declared)
-    if declared is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin is Literal:
-        return value in arguments
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
-    if declared is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if declared is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, declared)
+WIRE: Wire[Message] = Wire(get_args(Message))
 
 
 OUT_OF_MEMORY_SIGNS = (

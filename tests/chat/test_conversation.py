@@ -207,13 +207,6 @@ def test_nothing_answered_is_nothing_kept(engine: Engine, kept: Conversations) -
     assert kept.list() == []
 
 
-def test_interrupted_in_the_middle_of_a_request(engine: Engine) -> None:
-    """Whoever leaves without the answer to a request does not read it as the answer to the next."""
-    with pytest.raises(KeyboardInterrupt), engine.in_step():
-        raise KeyboardInterrupt
-    assert not engine.alive
-
-
 class FullDisk(Conversations):
     """There is room for the first piece, and then there is none."""
 

@@ -13,9 +13,7 @@ from conftest import RunLlmrun
 from waiting import HANGS_S
 
 from llmrun.engine.devices import find_devices
-from llmrun.engine.protocol import Devices, decode, encode
 from llmrun.machine import gpus, hardware
-from llmrun.machine.device import Device
 from llmrun.machine.doctor import unused_gpu
 from llmrun.machine.gpus import Gpu, find_gpus, nvidia_driver, nvidia_library, rebuild_command
 
@@ -169,12 +167,6 @@ def test_errors(llmrun: RunLlmrun) -> None:
     assert done.returncode == 9
     assert "no worker answers at 127.0.0.1:1: connection refused" in done.stderr
     assert "llmrun worker --port 1" in done.stderr
-
-
-def test_messages() -> None:
-    """Features and versions survive the pipe."""
-    device = Device("CPU", "Some CPU", "cpu", "CPU", 2, 1, {"AVX2": "1"})
-    assert decode(encode(Devices([device], {"ggml": "1"}))) == Devices([device], {"ggml": "1"})
 
 
 def test_connections_to_workers_are_looked_after() -> None:

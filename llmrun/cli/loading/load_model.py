@@ -9,8 +9,7 @@ from llmrun.cli.terminal import screen
 from llmrun.options.load import LoadConfig
 
 if TYPE_CHECKING:
-    from llmrun.engine.engine import Engine, Limits
-    from llmrun.engine.process import Child
+    from llmrun.engine.engine import EarlyChild, Engine, Limits
     from llmrun.models.resolve import Model
 
 
@@ -28,7 +27,7 @@ def loaded(
     reference: str,
     model: Model,
     load: LoadConfig,
-    child: Child | None,
+    child: EarlyChild | None,
     expected_tokens: int,
     least_tokens: int,
     *,

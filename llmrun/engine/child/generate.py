@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol
 
 from llmrun.engine.child import native, sampler
 from llmrun.engine.child.answer_text import AnswerText
+from llmrun.engine.child.inbox import Request
 from llmrun.engine.child.kv_context import KVContext
 from llmrun.engine.child.prompts import Prompts
 from llmrun.engine.child.template_process import TemplateProcess
@@ -197,6 +198,7 @@ class Host(Protocol):
     settings: Settings
     cancelled: native.CancelFlag
     templates: TemplateProcess
+    request: Request
 
     def send(self, message: Message) -> None: ...
 
@@ -211,7 +213,7 @@ class Generator:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._llama, self._vocab, self._kv = host.llama, host.vocab, host.kv
-        self._prompts = Prompts(host.llama, host.model, host.vocab, host.templates, host.send)
+        self._prompts = Prompts(host.llama, host.model, host.vocab, host.templates)
 
     def count(self, request: Count) -> None:
         text = request.prompt or ""
@@ -232,7 +234,7 @@ class Generator:
 
     def generate(self, request: Generate) -> StopReason:
         """Send the answer as it is made; returns why it ended."""
-        request_s = time.perf_counter()
+        served_s = time.perf_counter()
         host, kv, sampling, options = self._host, self._kv, request.sampling, request.asking
         tokens, thinking = self._prompts.of(request, kv.tokens + kv.pending)
         n_ctx = self._make_room(len(tokens), sampling["max_tokens"], keep=options.reuse)
@@ -247,7 +249,16 @@ class Generator:
         try:
             begin_s = time.perf_counter()
             host.send(
-                Started(len(tokens), n_cached, n_ctx, request_s, begin_s, host.buffers(), thinks=thinking is not None)
+                Started(
+                    n_prompt=len(tokens),
+                    n_cached=n_cached,
+                    n_ctx=n_ctx,
+                    request_s=host.request.received_s,
+                    served_s=served_s,
+                    begin_s=begin_s,
+                    buffers=host.buffers(),
+                    thinks=thinking is not None,
+                )
             )
             source.accept_prompt(tokens)
             reason = self._prefill(tokens[n_cached:], on_batch=lambda n: host.send(Prefilled(n, time.perf_counter())))

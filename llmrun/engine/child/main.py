@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import queue
 import re
 import select
 import sys
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmrun.engine.child import bootstrap
+from llmrun.engine.child.inbox import Inbox, Request
 from llmrun.engine.child.kv_context import KVContext
 from llmrun.engine.child.template_process import TemplateProcess
 from llmrun.engine.protocol import (
+    WIRE,
     Buffer,
-    Cancel,
     Count,
     Counted,
     Devices,
@@ -48,10 +48,9 @@ from llmrun.engine.protocol import (
     Tokenized,
     Trial,
     Tried,
-    decode,
-    encode,
     out_of_memory,
 )
+from llmrun.engine.wire import NO_REQUEST
 from llmrun.machine.proc import Proc
 from llmrun.options.defaults import COMFORTABLE_CTX
 
@@ -79,9 +78,9 @@ class Outbox:
         self._unsent = b""
         os.set_blocking(descriptor, False)
 
-    def send(self, message: Message) -> None:
-        """Send, and wait for a reader only with the messages that end something."""
-        self._unsent += encode(message)
+    def send(self, request: int, message: Message) -> None:
+        """Send what is about a request, and wait for a reader only with the messages that end something."""
+        self._unsent += WIRE.encode(request, message)
         while self._unsent:
             try:
                 self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
@@ -112,18 +111,21 @@ class Worker:
         self.products: Products | None = None
         self.generator: Generator | None = None
         self.vocab: native.Vocab
-        outbox.send(Ready(self.llama.llama_print_system_info().decode(errors="replace")))
+        self.request: Request
+        outbox.send(NO_REQUEST, Ready(self.llama.llama_print_system_info().decode(errors="replace")))
 
     def send(self, message: Message) -> None:
-        self.outbox.send(message)
+        """Send what is about the request being served."""
+        self.outbox.send(self.request.number, message)
 
-    def serve(self, message: Message) -> None:
+    def serve(self, request: Request) -> None:
+        self.request = request
         try:
-            self._do(message)
+            self._do(request.message)
         except RequestFailed as error:
-            self.outbox.send(error.failed)
+            self.send(error.failed)
         except MemoryError:
-            self.outbox.send(Failed("memory", "Python could not allocate memory"))
+            self.send(Failed("memory", "Python could not allocate memory"))
 
     def _do(self, message: Message) -> None:
         if isinstance(message, Load):
@@ -152,7 +154,7 @@ class Worker:
                     raise RequestFailed("engine", f"the worker at {endpoint} offers no device")
             except OSError as error:
                 raise RequestFailed("usage", f"--rpc: {error}") from None
-        self.outbox.send(Devices(self.ggml.devices(), self.ggml.versions()))
+        self.send(Devices(self.ggml.devices(), self.ggml.versions()))
 
     # -- load ---------------------------------------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class Worker:
             nonlocal last_sent
             if fraction - last_sent >= 0.01 or fraction >= 1:
                 last_sent = fraction
-                self.outbox.send(Progress(fraction))
+                self.send(Progress(fraction))
             return not self.cancelled
 
         keep = self.llama.llama_progress_callback(progress)
@@ -191,7 +193,7 @@ class Worker:
         self.kv = KVContext(self.llama, self.model, settings, self._make_context)
         description = ctypes.create_string_buffer(256)
         self.llama.llama_model_desc(self.model, description, len(description))
-        self.outbox.send(
+        self.send(
             Loaded(
                 n_ctx_train=self.llama.llama_model_n_ctx_train(self.model),
                 n_vocab=self.vocab.n_tokens,
@@ -258,7 +260,7 @@ class Worker:
         self.log.lines.clear()
         of_the_loaded, self.log.buffers = self.log.buffers, []
         try:
-            self.outbox.send(Measured(self._laid_out(message, params)))
+            self.send(Measured(self._laid_out(message, params)))
         finally:
             self.log.buffers = of_the_loaded
 
@@ -287,7 +289,7 @@ class Worker:
             prefill_s, step_s = self.raw_bench.run(message)
         except TrialFailed as error:
             self.fail_from_log("engine", str(error))
-        self.outbox.send(Tried(prefill_s, step_s, list(self.log.buffers)))
+        self.send(Tried(prefill_s, step_s, list(self.log.buffers)))
 
     def _trial_context(self, n_ctx: int, n_seq: int) -> Any:
         context = self._make_context(n_ctx, n_seq)
@@ -303,7 +305,7 @@ class Worker:
             from llmrun.engine.child.roofline import Products
 
             self.products = Products()
-        self.outbox.send(self.products.probe(handle, message))
+        self.send(self.products.probe(handle, message))
 
     # -- generate -----------------------------------------------------------------------------------------------------
 
@@ -341,25 +343,19 @@ def resident_memory() -> tuple[int | None, int | None, int | None]:
 
 def main(kind: type[Worker] = Worker) -> None:
     templates = TemplateProcess()  # forks: first of all
-    inbox, descriptor = bootstrap.begin()
-    outbox = Outbox(descriptor)
-    worker = kind(outbox, templates)
-    requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    lines, descriptor = bootstrap.begin()
+    worker = kind(Outbox(descriptor), templates)
+    inbox = Inbox(worker.cancelled)
 
     def listen() -> None:
-        for line in inbox:
-            message = decode(line)
-            # Here and not where the request is served: a Cancel may be read before that begins.
-            if isinstance(message, Cancel):
-                worker.cancelled.set()
-            else:
-                worker.cancelled.clear()
-                requests.put(message)
+        for line in lines:
+            inbox.put(*WIRE.decode(line))
         os._exit(0)  # the parent is gone: nobody wants the rest
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        worker.serve(requests.get())
+        worker.serve(inbox.next())
+        inbox.done()
 
 
 if __name__ == "__main__":

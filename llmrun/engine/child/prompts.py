@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from llmrun.engine.child.answer_text import overlap
@@ -12,7 +12,7 @@ from llmrun.engine.child.native import Vocab
 from llmrun.engine.child.reasoning import Tags, opened_by
 from llmrun.engine.child.template_process import TemplateProcess, TemplateProcessDied
 from llmrun.engine.child.thinking import Thinking, way_out
-from llmrun.engine.protocol import Generate, Message, Rendering, RequestFailed
+from llmrun.engine.protocol import Generate, RequestFailed
 
 
 class _Pieces(Protocol):
@@ -32,10 +32,8 @@ class _Pieces(Protocol):
 class Prompts:
     """Makes prompts for one loaded model."""
 
-    def __init__(
-        self, llama: Any, model: Any, vocab: Vocab, templates: TemplateProcess, send: Callable[[Message], None]
-    ) -> None:
-        self._vocab, self._templates, self._send = vocab, templates, send
+    def __init__(self, llama: Any, model: Any, vocab: Vocab, templates: TemplateProcess) -> None:
+        self._vocab, self._templates = vocab, templates
         own = llama.llama_model_chat_template(model, None)
         self._own_template: str | None = None if own is None else own.decode(errors="replace")
 
@@ -69,7 +67,6 @@ class Prompts:
         if source is None:
             raise RequestFailed("usage", "this model has no chat template")
         bos = self._vocab.special_text("bos")
-        self._send(Rendering(done=False))
         try:
             text, tags = self._templates.render(
                 source, messages, bos_token=bos, eos_token=self._vocab.special_text("eos"), enable_thinking=thinks
@@ -80,7 +77,6 @@ class Prompts:
             raise RequestFailed("model", f"its chat template fails: {error}") from error
         except TemplateProcessDied as error:
             raise RequestFailed("engine", f"the chat template {error}") from error
-        self._send(Rendering(done=True))
         # Where the vocabulary adds BOS by itself, a template's own would be the second.
         if self._vocab.adds_bos and bos:
             text = text.removeprefix(bos)

@@ -6,12 +6,13 @@ this imports no native code: the parent's side takes the messages from here.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from llmrun.engine.wire import Wire
 
 MAX_VALUE_BYTES = 127
 """Of a text that llama.cpp's quantizer can add to the metadata."""
@@ -72,21 +73,7 @@ class Refused:
 
 
 Message = Job | Tensor | Finished | Refused
-_TYPES: dict[str, type[Message]] = {cls.__name__: cls for cls in (Job, Tensor, Finished, Refused)}
-
-
-def encode(message: Message) -> bytes:
-    return json.dumps({type(message).__name__: vars(message)}).encode() + b"\n"
-
-
-def decode(line: bytes) -> Message:
-    """The message in one line; `ValueError` when it is none of ours."""
-    try:
-        ((name, fields),) = json.loads(line).items()
-        return _TYPES[name](**fields)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"not a message of the quantizer: {line[:200]!r}") from error
-
+WIRE: Wire[Message] = Wire((Job, Tensor, Finished, Refused))
 
 _TENSOR = re.compile(r"^\[ *(\d+)/ *(\d+)\] (\S+)")
 _SIZE = re.compile(r"quant size *= *([\d.]+) MiB")
@@ -157,7 +144,7 @@ def _read_imatrix(llama: Any, path: Path) -> Any:
 _kept: list[Any] = []  # what llama.cpp was given a pointer to
 
 
-def _serve(outbox: BinaryIO, job: Job) -> Message:
+def _serve(outbox: BinaryIO, request: int, job: Job) -> Message:
     from llmrun.engine.child import native
 
     class ReadLog(native.Log):
@@ -166,7 +153,7 @@ def _serve(outbox: BinaryIO, job: Job) -> Message:
         def _write(self, level: int, text: bytes | None, user: object) -> None:
             found = _TENSOR.match((text or b"").decode(errors="replace"))
             if found and not job.dry_run:
-                outbox.write(encode(Tensor(found[3], int(found[1]), int(found[2]))))
+                outbox.write(WIRE.encode(request, Tensor(found[3], int(found[1]), int(found[2]))))
                 outbox.flush()
             super()._write(level, text, user)
 
@@ -185,7 +172,7 @@ def main() -> None:
     ggml.on_abort(bootstrap.last_words)
     native.llama.llama_backend_init()
     for line in inbox:
-        job = decode(line)
+        request, job = WIRE.decode(line)
         assert isinstance(job, Job)
-        outbox.write(encode(_serve(outbox, job)))
+        outbox.write(WIRE.encode(request, _serve(outbox, request, job)))
         outbox.flush()

@@ -133,7 +133,7 @@ class Scorer(worker.Worker):
         if self.kv.reserve(self.n_ctx) is None:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {self.n_ctx} tokens", n_ctx=self.n_ctx)
         digest = hashlib.sha256(array("i", self.tokens).tobytes()).hexdigest()
-        self.outbox.send(Tokenized(n_tokens, digest))
+        self.send(Tokenized(n_tokens, digest))
 
     def score(self, message: Score) -> None:
         import numpy as np
@@ -168,7 +168,7 @@ class Scorer(worker.Worker):
             raise RequestFailed(
                 "model", f"it computes {error} at chunk {message.index + 1}: damaged, or too large for its numbers"
             ) from None
-        self.outbox.send(scored)
+        self.send(scored)
 
     def _logits(self, chunk: list[int]) -> Iterator[Logits]:
         """Of a chunk's second half, batch by batch: (n, n_vocab), to be used before the next one is asked for."""

@@ -7,15 +7,15 @@ quantizer itself checks little: on a full disk it may report success.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmrun import __version__, fs
-from llmrun.engine.child.quantize import Finished, Job, Refused, Tensor, decode, encode
-from llmrun.engine.process import Child, Gone, IdleWatch
+from llmrun.engine.channel import Channel, Died
+from llmrun.engine.child.quantize import WIRE, Finished, Job, Refused, Tensor
+from llmrun.engine.process import Child
 from llmrun.engine.protocol import out_of_memory
 from llmrun.errors import BadModel, DiskError, EngineCrashed, LlmrunError, NotFound, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
@@ -24,7 +24,7 @@ from llmrun.gguf.types import FILE_TYPES
 from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.models import quants
 from llmrun.text import printable
-from llmrun.units import duration, size
+from llmrun.units import size
 
 FILE_TYPE_NUMBERS = {name: number for number, name in FILE_TYPES.items() if name != "NVFP4"}
 """The levels that llama.cpp can quantize to (NVFP4 it only reads), with their numbers in `enum llama_ftype`."""
@@ -88,17 +88,17 @@ class Quantizer:
         self.source, self.header, self.recipe = source, header, recipe
         if recipe.imatrix is not None and not recipe.imatrix.is_file():
             raise NotFound(f"no such file: {printable(str(recipe.imatrix), 200)}")
-        self._child = Child("child.quantize")
+        self._channel = Channel(Child("child.quantize"), WIRE, who="quantizer", idle_s=_IDLE_S)
 
     def __enter__(self) -> Quantizer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._child.close()
+        self._channel.close()
 
     @property
     def pid(self) -> int:
-        return self._child.pid
+        return self._channel.pid
 
     def plan(self) -> Plan:
         """How large the result will be: llama.cpp's own choice of a type for every tensor, without their weights."""
@@ -178,9 +178,9 @@ class Quantizer:
         sizes = {tensor.name: tensor.n_bytes for tensor in self.header.tensors}
         total, done, current = sum(sizes.values()), 0, ""
         try:
-            self._child.send(encode(job))
-            for message in self._messages():
-                match message:
+            number = self._channel.request(job)
+            while True:
+                match message := self._channel.answer(number):
                     case Tensor():
                         done += sizes.get(current, 0)
                         current = message.name
@@ -192,27 +192,12 @@ class Quantizer:
                         return message
                     case Refused():
                         raise self._refused(message.reason, target)
-        except Gone:
-            death = self._child.death()
-            if death.out_of_memory:
+                    case other:
+                        raise self._channel.ended(f"sent {type(other).__name__} out of turn")
+        except Died as error:
+            if error.death.out_of_memory:
                 raise self._no_memory() from None
-            raise EngineCrashed(f"the quantizer {death.reason}") from None
-        raise AssertionError("unreachable")
-
-    def _messages(self) -> Iterator[object]:
-        watch = IdleWatch(self._child.pid, _IDLE_S)
-        while True:
-            line = self._child.line(time.monotonic() + 1)
-            if line is None:
-                if watch.is_idle():
-                    self._child.close()
-                    raise EngineCrashed(f"the quantizer did nothing for {duration(_IDLE_S)}, and was ended")
-                continue
-            try:
-                yield decode(line)
-            except ValueError as error:
-                self._child.close()
-                raise EngineCrashed(f"the quantizer sent what is {error}") from None
+            raise EngineCrashed(f"the quantizer {error}") from None
 
     def _refused(self, reason: str, target: Path) -> LlmrunError:
         if out_of_memory(reason):

@@ -8,9 +8,10 @@ from types import TracebackType
 
 from llmrun.clock import utc
 from llmrun.engine import devices
+from llmrun.engine.channel import Died
 from llmrun.engine.devices import Found
-from llmrun.engine.process import Child, Gone, IdleWatch
-from llmrun.engine.protocol import Probe, Probed, decode, encode
+from llmrun.engine.process import IdleWatch
+from llmrun.engine.protocol import Probe, Probed
 from llmrun.errors import EngineCrashed
 from llmrun.machine import hardware, peaks
 from llmrun.machine.device import Device
@@ -25,15 +26,15 @@ class Prober:
     def __init__(self, rpc: Sequence[str] = ()) -> None:
         """`rpc`: workers at "host:port", whose devices are then known as well."""
         self._rpc = rpc
-        self._child = Child("child.main")
-        self._watch = IdleWatch(self._child.pid, _WAIT_S)
+        self._channel = devices.new_channel(idle_s=_WAIT_S)
+        self._watch = IdleWatch(self._channel.pid, _WAIT_S)
         self._found: Found | None = None
 
     def __enter__(self) -> Prober:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._child.close()
+        self._channel.close()
 
     @property
     def cpu_s(self) -> float:
@@ -44,7 +45,7 @@ class Prober:
     def found(self) -> Found:
         """What llama.cpp sees. Waits, the first time, until the child is there; raises as `find_devices` does."""
         if self._found is None:
-            self._found = devices.start(self._child, self._rpc)
+            self._found = devices.ask(self._channel, self._rpc)
         return self._found
 
     def read_size(self, device: str) -> int | None:
@@ -74,12 +75,11 @@ class Prober:
         if n_bytes is None:
             n_bytes = self.read_size(device) or 0
         try:
-            self._child.send(encode(Probe(device, n_bytes, kind, n_threads, seconds, repack)))
-            line = self._child.line(time.monotonic() + _WAIT_S + 2 * seconds)
-            answer = None if line is None else decode(line)
-        except (Gone, ValueError) as error:
-            reason = self._child.death().reason if isinstance(error, Gone) else str(error)
-            raise EngineCrashed(f"measuring what {device} can do failed: the engine {reason}") from None
+            number = self._channel.request(Probe(device, n_bytes, kind, n_threads, seconds, repack))
+            answer = self._channel.receive(number, time.monotonic() + _WAIT_S + 2 * seconds)
+            self._channel.forget(number)
+        except Died as error:
+            raise EngineCrashed(f"measuring what {device} can do failed: the engine {error}") from None
         if not isinstance(answer, Probed):
             raise EngineCrashed(f"measuring what {device} can do failed: {answer or 'no answer'}")
         return answer

@@ -7,15 +7,15 @@ imports no native code: the parent's side takes the messages from here.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from llmrun.engine.wire import Wire
 from llmrun.machine.device import Device
 from llmrun.machine.hardware import memory_limit, physical_memory
 
@@ -66,23 +66,8 @@ class PortTaken(Refused):
     """Child → parent: somebody else has taken the port since the parent looked."""
 
 
-Message = Serve | Listening | Client | Refused
-_TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in (Serve, Listening, Client, Refused, PortTaken)}
-
-
-def encode(message: Message) -> bytes:
-    return json.dumps({type(message).__name__: asdict(message)}).encode() + b"\n"
-
-
-def decode(line: bytes) -> Message:
-    """The message in one line; `ValueError` when it is none of ours."""
-    try:
-        ((name, fields),) = json.loads(line).items()
-        if name == Listening.__name__:
-            fields["devices"] = [Device(**device) for device in fields["devices"]]
-        return _TYPES[name](**fields)  # type: ignore[no-any-return]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"not a message of the worker: {line[:200]!r}") from error
+Message = Serve | Listening | Client | Refused | PortTaken
+WIRE: Wire[Message] = Wire((Serve, Listening, Client, Refused, PortTaken))
 
 
 class _Refusal(Exception):
@@ -90,13 +75,16 @@ class _Refusal(Exception):
 
 
 class _Outbox:
-    def __init__(self, descriptor: int) -> None:
+    """Everything is about the one request that there is, to serve."""
+
+    def __init__(self, descriptor: int, request: int) -> None:
         self._file = os.fdopen(descriptor, "wb")
+        self._request = request
         self._lock = threading.Lock()
 
     def send(self, message: Message) -> None:
         with self._lock:
-            self._file.write(encode(message))
+            self._file.write(WIRE.encode(self._request, message))
             self._file.flush()
 
 
@@ -185,10 +173,10 @@ def main() -> None:
     from llmrun.engine.child import bootstrap, ggml, native
 
     inbox, descriptor = bootstrap.begin()
-    outbox = _Outbox(descriptor)
     # Else ggml has a debugger look at every crash, which stops it for a third of a second, and more with much memory.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    job = decode(inbox.readline())
+    request, job = WIRE.decode(inbox.readline())
+    outbox = _Outbox(descriptor, request)
     assert isinstance(job, Serve)
     ggml.on_abort(bootstrap.last_words)
     native.Log()

@@ -16,8 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmrun.engine.process import Child, Death, Gone
-from llmrun.engine.rpc.child import Client, Listening, PortTaken, Refused, Serve, decode, encode
+from llmrun.engine.channel import Channel, Died
+from llmrun.engine.process import Child, Death
+from llmrun.engine.rpc.child import WIRE, Client, Listening, Message, PortTaken, Refused, Serve
+from llmrun.engine.wire import NO_REQUEST
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.machine.gpus import clone_folder, rebuild_command
 from llmrun.machine.hardware import default_threads
@@ -79,7 +81,8 @@ class Server:
         self._offer = offer
         self.host = address_of(offer.host)
         self._claim: socket.socket | None = None
-        self._child: Child | None = None
+        self._channel: Channel[Message] | None = None
+        self._serving = NO_REQUEST
         self._crashes: list[float] = []
         self.port = offer.port
         try:
@@ -97,23 +100,22 @@ class Server:
     @property
     def pid(self) -> int:
         """Of the process that does the work."""
-        assert self._child
-        return self._child.pid
+        assert self._channel
+        return self._channel.pid
 
     def close(self) -> None:
-        if self._child:
-            self._child.close()
+        if self._channel:
+            self._channel.close()
         if self._claim:
             self._claim.close()
 
     def events(self) -> Iterator[Client | Restarted]:
         """Clients that come and go, crashes that were survived; until the child is gone for good, which raises."""
         while True:
-            assert self._child
             try:
-                message = self._next(self._child, float("inf"))
-            except Gone:
-                yield Restarted(self._revived(self._child.death()))
+                message = self._next(float("inf"))
+            except Died as error:
+                yield Restarted(self._revived(error.death))
                 continue
             if isinstance(message, Client):
                 yield message
@@ -134,15 +136,15 @@ class Server:
     def _start(self) -> Listening | PortTaken:
         if sys.platform != "linux" and self._claim:
             self._claim.close()  # elsewhere a claim keeps out ourselves as well
-        self._child = Child("rpc.child")
+        self._channel = Channel(Child("rpc.child"), WIRE, who="worker")
         offer = self._offer
         n_threads = offer.n_threads or default_threads()
         job = Serve(self.host, self.port, list(offer.devices), n_threads, offer.limit_bytes)
         try:
-            self._child.send(encode(job))
-            message = self._next(self._child, time.monotonic() + _START_S)
-        except Gone:
-            raise _crashed(self._child.death()) from None
+            self._serving = self._channel.request(job)
+            message = self._next(time.monotonic() + _START_S)
+        except Died as error:
+            raise _crashed(error.death) from None
         if isinstance(message, Listening | PortTaken):
             return message
         if isinstance(message, Refused):
@@ -151,19 +153,13 @@ class Server:
             raise UsageError(message.message, hint=rebuild if without_rpc else "llmrun devices")
         raise EngineCrashed("the worker did not begin to listen" if message is None else _sentence(message))
 
-    @staticmethod
-    def _next(child: Child, deadline: float) -> object:
-        """The next message; None at the deadline. Raises `Gone`."""
+    def _next(self, deadline: float) -> Message | None:
+        """The next message; None at the deadline. Raises `Died`."""
+        assert self._channel
         while True:
-            line = child.line(min(deadline, time.monotonic() + 3600))
-            if line is not None:
-                try:
-                    return decode(line)
-                except ValueError as error:
-                    child.close()
-                    raise EngineCrashed(f"the worker sent what is {error}") from None
-            if time.monotonic() >= deadline:
-                return None
+            message = self._channel.receive(self._serving, min(deadline, time.monotonic() + 3600))
+            if message is not None or time.monotonic() >= deadline:
+                return message
 
     def _revived(self, death: Death) -> str:
         """Serve again after a crash; returns its reason. Raises where a new start would be of no use."""
