@@ -242,7 +242,6 @@ BOMBS = {
     "sorting again and again": "{% for i in range(9999) %}{{ range(99999)|sort|length }}{% endfor %}",
 }
 WITHIN_S, WITHIN_BYTES = 2.0, 1 << 30
-TEMPLATE_S = 1.5
 
 
 def high_water(pid: int) -> int:
