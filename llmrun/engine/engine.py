@@ -306,7 +306,7 @@ class Engine:
         self.path = path
         self.config = config or LoadConfig()
         self.header = header = overridden(header, self.config.override_kv)
-        self.limits = limits or Limits()
+        self._limits = limits or Limits()
         self.notes: list[str] = []
         self.reads = decode_reads(header, self.config.type_k, self.config.type_v)
         self.n_threads = self.config.n_threads or default_threads()
@@ -334,6 +334,15 @@ class Engine:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        self._channel.idle_s = limits.idle_s
 
     # -- before loading ---
 
