@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from llmrun.engine.engine import Engine, Limits
+from llmrun.engine.engine import Engine
 from llmrun.errors import EngineCrashed
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header

@@ -120,12 +120,12 @@ class Generation:
         self._cancel_asked = False
         self._events = self._run()
 
-    def __iter__(self) -> Pieces[str]:
-        """Pieces of the answer."""
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of the answer. A generator: closing it closes this."""
         return Pieces(self, (event.text for event in self._events if event.text))
 
-    def pieces(self) -> Pieces[tuple[str, str]]:
-        """Pieces of the answer and of the thinking; one of the two is usually empty."""
+    def pieces(self) -> Iterator[tuple[str, str]]:
+        """The same of the answer and of the thinking; one of the two is usually empty."""
         return Pieces(self, ((event.text, event.thought) for event in self._events))
 
     def cancel(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 from conftest import ENDLESS, ENDLESS_PROMPT, EXACT, PATIENT
 from waiting import HANGS_S, until_gone, until_it_sleeps, until_worked
 
+from llmrun.api import open_model
 from llmrun.engine.devices import new_channel
 from llmrun.engine.engine import Engine, Limits
 from llmrun.engine.protocol import Buffer

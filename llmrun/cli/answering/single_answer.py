@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from llmrun.chat.conversation import Chat, Event
     from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.terminal.markdown import Plain
-    from llmrun.engine.engine import Engine, Generation
-    from llmrun.engine.process import Child
+    from llmrun.engine.engine import EarlyChild, Engine, Generation
     from llmrun.models.resolve import Model
 
 
@@ -31,7 +30,7 @@ def answer_prompt(
     sampling: SamplingConfig,
     answers: AnswerOptions,
     *,
-    child: Child,
+    child: EarlyChild,
     system: str | None,
     resume: bool,
     keep: bool,
