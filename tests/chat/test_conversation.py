@@ -1,4 +1,4 @@
-"""A conversation with the real engine: what is said, taken back, kept, dropped."""
+"""A conversation: what is said, taken back, kept, dropped. With a scripted engine, unless the model is the subject."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_chat import Script, ScriptedEngine
 
 from llmrun.chat.answer_options import AnswerOptions
-from llmrun.chat.conversation import Chat, Notice, Piece
+from llmrun.chat.conversation import CHATML, Chat, Notice, Piece
 from llmrun.chat.store import Conversations
 from llmrun.constrain.output_format import of_choices
 from llmrun.engine.engine import Engine
@@ -32,6 +33,9 @@ def kept(tmp_path: Path) -> Iterator[Conversations]:
 def open_tiny(n_ctx: int | None = None) -> Engine:
     model = find_model("tiny")
     return Engine(model.path, model.header, LoadConfig(n_ctx=n_ctx))
+
+
+TOKEN, CACHE, LAYERS = "What is a token?", "What is the KV cache?", "What do GPU layers do?"
 
 
 def said(events: Iterable[object]) -> str:
@@ -58,24 +62,37 @@ def test_what_the_model_is_given(engine: Engine) -> None:
     assert "".join(engine.generate(messages[:-1], GREEDY)) == second
 
 
-def test_undo_regen_and_edit(engine: Engine, kept: Conversations) -> None:
-    """What is taken back is gone from the model's sight and from what is kept, and nothing is computed twice."""
-    chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
-    said(chat.ask("What is a token?"))
-    answer = said(chat.ask("What is the KV cache?"))
-    assert said(chat.again()) == answer and len(chat.turns) == 4
-    assert chat.generation is not None
-    assert chat.generation.timing.n_cached == chat.generation.timing.n_prompt - 1
-    assert chat.undo() == "What is the KV cache?"
-    assert [turn.role for turn in chat.turns] == ["user", "assistant"]
+def test_undo_and_regen(kept: Conversations) -> None:
+    """What is taken back is gone from the model's sight and from what is kept."""
+    engine = ScriptedEngine("one", "two", "three", "four")
+    chat = Chat(engine, "tiny", store=kept)
+    said(chat.ask(TOKEN))
+    assert said(chat.ask(CACHE)) == "two"
+    assert said(chat.again()) == "three"
+    assert [turn.content for turn in chat.turns] == [TOKEN, "one", CACHE, "three"]
+    assert engine.prompts[2] == engine.prompts[1]
+    assert chat.undo() == CACHE
     assert chat.id is not None
-    assert [turn.content for turn in kept.read(chat.id).turns] == [turn.content for turn in chat.turns]
-    said(chat.ask("What do GPU layers do?"))
-    assert chat.generation.timing.n_cached > 20
+    for turns in (chat.turns, kept.read(chat.id).turns):
+        assert [turn.content for turn in turns] == [TOKEN, "one"]
+    said(chat.ask(LAYERS))
+    assert [message["content"] for message in engine.prompts[-1]] == [TOKEN, "one", LAYERS]
     chat.undo()
     chat.undo()
     with pytest.raises(UsageError, match="there is no message yet"):
         chat.undo()
+
+
+def test_nothing_is_computed_twice(engine: Engine) -> None:
+    """Another answer to the same message computes its last token anew; what stays of a conversation is remembered."""
+    chat = Chat(engine, "tiny", sampling=GREEDY)
+    said(chat.ask(TOKEN))
+    answer = said(chat.ask(CACHE))
+    assert said(chat.again()) == answer and chat.generation is not None
+    assert chat.generation.timing.n_cached == chat.generation.timing.n_prompt - 1
+    chat.undo()
+    said(chat.ask(LAYERS))
+    assert chat.generation.timing.n_cached > 20
 
 
 def test_kept_as_it_is_said(engine: Engine, kept: Conversations) -> None:
@@ -94,69 +111,66 @@ def test_kept_as_it_is_said(engine: Engine, kept: Conversations) -> None:
 
 
 def test_resumed_where_it_was(kept: Conversations) -> None:
-    """Another process, the same conversation: the same messages, and one llmrun at a time."""
-    with open_tiny() as engine:
-        chat = Chat(engine, "tiny", sampling=GREEDY, system="Be brief.", store=kept)
-        said(chat.ask("What is a token?"))
-        messages, id = chat.messages(), chat.id
-        assert id is not None
-        with open_tiny() as other:
-            second = Chat(other, "tiny", sampling=GREEDY, store=kept)
-            chat.close()
-            second.resume(kept.read(id))
-            assert second.messages() == messages and second.id == id
-            said(second.ask("What is the KV cache?"))
-            second.close()
+    """Another engine, the same conversation: the same messages, and one llmrun at a time."""
+    chat = Chat(ScriptedEngine(), "tiny", system="Be brief.", store=kept)
+    said(chat.ask(TOKEN))
+    messages, id = chat.messages(), chat.id
+    assert id is not None
+    engine = ScriptedEngine()
+    second = Chat(engine, "tiny", store=kept)
+    chat.close()
+    second.resume(kept.read(id))
+    assert second.messages() == messages and second.id == id
+    said(second.ask(CACHE))
+    second.close()
+    assert engine.prompts == [[*messages, {"role": "user", "content": CACHE}]]
     assert len(kept.read(id).turns) == 4
 
 
-def test_nothing_kept_where_nothing_is_to_be(engine: Engine, kept: Conversations) -> None:
+def test_nothing_kept_where_nothing_is_to_be(kept: Conversations) -> None:
     """Without a store nothing is; /save keeps what was said until then, and what follows."""
-    chat = Chat(engine, "tiny", sampling=GREEDY)
-    said(chat.ask("What is a token?"))
+    chat = Chat(ScriptedEngine(), "tiny")
+    said(chat.ask(TOKEN))
     assert kept.list() == [] and chat.id is None
     id = chat.set_title("Tokens", kept)
-    said(chat.ask("What is the KV cache?"))
+    said(chat.ask(CACHE))
     conversation = kept.read(id)
     assert conversation.title == "Tokens" and len(conversation.turns) == 4
 
 
-def test_cancelled_answers(engine: Engine, kept: Conversations) -> None:
+def test_cancelled_answers(kept: Conversations) -> None:
     """What was said until then stays; a message without any answer is taken back."""
-    chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), store=kept)
-    events = chat.ask("Tell me a story about a fox")
+    chat = Chat(ScriptedEngine("one two three four"), "tiny", store=kept)
     text = ""
-    for event in events:
+    for event in chat.ask("Tell me a story about a fox"):
         text += event.text
-        if len(text) > 20:
+        if text == "one two":
             chat.cancel()
+    assert text == "one two"
     assert chat.turns[-1].content == text and chat.turns[-1].stop_reason == "cancelled"
-    said(chat.ask("What is a token?"))
+    said(chat.ask(TOKEN))
     assert len(chat.turns) == 4
-    chat.sampling = SamplingConfig(temperature=0, max_tokens=0)
+    chat.sampling = SamplingConfig(max_tokens=0)
     assert said(chat.ask("never answered")) == "" and len(chat.turns) == 4
     assert chat.id is not None and len(kept.read(chat.id).turns) == 4
 
 
-def test_a_message_that_was_never_answered(engine: Engine, kept: Conversations) -> None:
+def test_a_message_that_was_never_answered(kept: Conversations) -> None:
     """A kill between question and answer: /regen answers it, another message leaves it out."""
     id = kept.create("tiny")
-    kept.add(id, "user", "What is a token?")
-    chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+    kept.add(id, "user", TOKEN)
+    chat = Chat(ScriptedEngine(), "tiny", store=kept)
     chat.resume(kept.read(id))
     assert chat.is_unanswered
     said(chat.again())
     assert [turn.role for turn in chat.turns] == ["user", "assistant"]
     kept.add(id, "user", "lost")
     chat.close()
-    other = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+    other = Chat(ScriptedEngine(), "tiny", store=kept)
     other.resume(kept.read(id))
-    events = list(other.ask("What is the KV cache?"))
+    events = list(other.ask(CACHE))
     assert "left out" in notices(events)[0]
-    assert [turn.content for turn in other.turns if turn.role == "user"] == [
-        "What is a token?",
-        "What is the KV cache?",
-    ]
+    assert [turn.content for turn in other.turns if turn.role == "user"] == [TOKEN, CACHE]
 
 
 def test_a_crash_loses_the_engine_only(engine: Engine, kept: Conversations) -> None:
@@ -173,34 +187,52 @@ def test_a_crash_loses_the_engine_only(engine: Engine, kept: Conversations) -> N
     assert chat.id is not None and len(kept.read(chat.id).turns) == 6
 
 
-def test_no_new_answer_leaves_the_old_one(engine: Engine, kept: Conversations) -> None:
+def test_no_new_answer_leaves_the_old_one(kept: Conversations) -> None:
     """/regen and /edit give up what was there when there is something in its place: not at a crash, not at Ctrl-C."""
-    chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
-    answer = said(chat.ask("What is a token?"))
-    chat.sampling = SamplingConfig(temperature=0, max_tokens=0)
-    assert said(chat.again()) == "" and said(chat.edit("What is the KV cache?")) == ""
-    os.kill(engine.pid, signal.SIGKILL)
-    for events in (chat.again(), chat.edit("What is the KV cache?")):
-        with pytest.raises((EngineCrashed, UsageError)):
+    engine = ScriptedEngine("one", "two")
+    chat = Chat(engine, "tiny", store=kept)
+    said(chat.ask(TOKEN))
+    chat.sampling = SamplingConfig(max_tokens=0)
+    assert said(chat.again()) == "" and said(chat.edit(CACHE)) == ""
+    engine.close()
+    for events in (chat.again(), chat.edit(CACHE)):
+        with pytest.raises(EngineCrashed):
             said(events)
     assert chat.id is not None
     for turns in (chat.turns, kept.read(chat.id).turns):
-        assert [turn.content for turn in turns] == ["What is a token?", answer]
-    with open_tiny() as again:
-        chat.switch(again, "tiny")
-        chat.sampling = GREEDY
-        other = said(chat.edit("What is the KV cache?"))
-        for turns in (chat.turns, kept.read(chat.id).turns):
-            assert [turn.content for turn in turns] == ["What is the KV cache?", other]
+        assert [turn.content for turn in turns] == [TOKEN, "one"]
+    chat.switch(ScriptedEngine("three"), "tiny")
+    chat.sampling = SamplingConfig()
+    assert said(chat.edit(CACHE)) == "three"
+    for turns in (chat.turns, kept.read(chat.id).turns):
+        assert [turn.content for turn in turns] == [CACHE, "three"]
 
 
-def test_nothing_answered_is_nothing_kept(engine: Engine, kept: Conversations) -> None:
+def test_a_crash_in_the_middle(kept: Conversations) -> None:
+    """What was said before it stays, in the chat and in what is kept, as the answer that it is."""
+    chat = Chat(ScriptedEngine(Script("one two three", dies_after=2)), "tiny", store=kept)
+    with pytest.raises(EngineCrashed):
+        said(chat.ask(TOKEN))
+    assert chat.id is not None
+    for turns in (chat.turns, kept.read(chat.id).turns):
+        assert [turn.content for turn in turns] == [TOKEN, "one two"] and turns[-1].stop_reason == "cancelled"
+
+
+def test_a_crash_before_the_first_word(kept: Conversations) -> None:
+    """There is no answer: its message is taken back, and a conversation without a turn is none."""
+    chat = Chat(ScriptedEngine(Script("one", dies_after=0)), "tiny", store=kept)
+    with pytest.raises(EngineCrashed):
+        said(chat.ask(TOKEN))
+    assert chat.turns == [] and kept.list() == []
+
+
+def test_nothing_answered_is_nothing_kept(kept: Conversations) -> None:
     """A conversation without a turn, and without a name, is none."""
-    chat = Chat(engine, "tiny", sampling=SamplingConfig(max_tokens=0), store=kept)
+    chat = Chat(ScriptedEngine(), "tiny", sampling=SamplingConfig(max_tokens=0), store=kept)
     assert said(chat.ask("Hello")) == "" and kept.list() == [] and chat.id is None
     with pytest.raises(UsageError, match="there is no message yet"):
         chat.set_title("x")
-    unkept = Chat(engine, "tiny", sampling=GREEDY)
+    unkept = Chat(ScriptedEngine(), "tiny")
     with pytest.raises(UsageError, match="there is no message yet"):
         unkept.set_title("x", kept)
     said(unkept.ask("a secret"))
@@ -219,16 +251,16 @@ class FullDisk(Conversations):
         super().append(turn, content, thinking)
 
 
-def test_a_full_disk_ends_the_keeping_only(engine: Engine, tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_keeping_only(tmp_path: Path) -> None:
     """It is said once, the answer goes on, and what was kept until then can be read."""
     with FullDisk(tmp_path / "conversations.db") as kept:
-        chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
+        chat = Chat(ScriptedEngine("one two three", "four"), "tiny", store=kept)
         events = [*chat.ask("Tell me a story"), *chat.ask("And another one")]
         assert notices(events) == ["the conversation can't be kept any more: no space is left"]
-        assert len(chat.turns) == 4 and all(turn.content for turn in chat.turns) and not chat.is_kept
+        assert [turn.content for turn in chat.turns][1::2] == ["one two three", "four"] and not chat.is_kept
         assert chat.id is not None
         turn = kept.read(chat.id).turns[1]
-        assert turn.content and chat.turns[1].content.startswith(turn.content) and not turn.whole
+        assert turn.content == "one" and not turn.whole
 
 
 # -- a full context ---
@@ -236,16 +268,45 @@ def test_a_full_disk_ends_the_keeping_only(engine: Engine, tmp_path: Path) -> No
 
 def test_the_oldest_turns_are_dropped_whole() -> None:
     """The system prompt and the last message always stay; it says so; the conversation keeps everything."""
+    engine = ScriptedEngine("word " * 20, n_ctx=100)
+    chat = Chat(engine, "tiny", system="Be brief.")
+    told: list[str] = []
+    for i in range(8):
+        told += notices(chat.ask(f"{i} what is it?"))
+    for messages in engine.prompts:
+        assert messages[0] == {"role": "system", "content": "Be brief."}
+        assert messages[1]["role"] == messages[-1]["role"] == "user"
+        assert engine.count(messages) <= 100
+    assert [messages[-1]["content"][0] for messages in engine.prompts] == [*"01234567"]
+    assert told[0] == (
+        "the context of 100 tokens is full: the oldest 2 turns are no longer given to the model"
+        " (they stay in the conversation)"
+    )
+    assert len(chat.turns) == 16 and chat.n_dropped > 0
+
+
+def test_the_oldest_turns_are_dropped_by_the_real_count() -> None:
+    """The same with the engine's own count of tokens."""
     with open_tiny(160) as engine:
         chat = Chat(engine, "tiny", sampling=GREEDY, system="Be brief.")
         told: list[str] = []
-        for question in ("What is a token?", "What is the KV cache?", "What do GPU layers do?", "What is a token?") * 2:
+        for question in (TOKEN, CACHE, LAYERS, TOKEN):
             told += notices(chat.ask(question))
-            assert chat.messages()[0] == {"role": "system", "content": "Be brief."}
-            assert chat.messages()[1]["role"] == "user" and chat.messages()[-1]["role"] == "assistant"
             assert chat.n_tokens(chat.messages()) <= 160 + 40
     assert told and "the oldest 2 turns are no longer given" in told[0] and "160 tokens" in told[0]
-    assert len(chat.turns) == 16 and chat.n_dropped > 0
+
+
+def test_an_answer_goes_on_after_the_context_was_full() -> None:
+    """The rest is asked for with what there is as its beginning; together it is the whole answer."""
+    words = " ".join(f"w{i}" for i in range(40))
+    engine = ScriptedEngine("short", words, n_ctx=50)
+    chat = Chat(engine, "tiny", sampling=SamplingConfig(max_tokens=45))
+    said(chat.ask("one two three"))
+    events = list(chat.ask("four five"))
+    assert said(events) == words == chat.turns[-1].content
+    assert len(notices(events)) == 1 and chat.n_dropped == 2
+    assert words.startswith(engine.asked[-1].begun) and engine.asked[-1].begun
+    assert chat.turns[-1].timing["n_generated"] == 40
 
 
 def test_an_answer_goes_on_over_the_edge() -> None:
@@ -275,22 +336,21 @@ def test_over_the_edge_is_counted_as_one(kept: Conversations) -> None:
 
 
 def test_stop_instead_of_dropping() -> None:
-    with open_tiny(120) as engine:
-        chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), options=AnswerOptions(ctx_overflow="stop"))
-        said(chat.ask("What is a token?"))
-        events = list(chat.ask("Tell me a story about a fox"))
-        assert chat.generation is not None and chat.generation.stop_reason == "context"
-        assert not notices(events) and chat.n_dropped == 0
-        with pytest.raises(PromptTooLong):
-            said(chat.ask("What is the KV cache?"))
-        assert len(chat.turns) == 4  # the message that did not fit is taken back
+    """The answer ends at the end of the context; what does not fit at all is an error, and is taken back."""
+    chat = Chat(ScriptedEngine("word " * 100, n_ctx=60), "tiny", options=AnswerOptions(ctx_overflow="stop"))
+    events = list(chat.ask(TOKEN))
+    assert chat.generation is not None and chat.generation.stop_reason == "context"
+    assert not notices(events) and chat.n_dropped == 0
+    with pytest.raises(PromptTooLong):
+        said(chat.ask(CACHE))
+    assert len(chat.turns) == 2
 
 
 def test_one_message_too_long() -> None:
     """Nothing could be dropped for it: it is an error, and the conversation goes on without it."""
     with open_tiny(100) as engine:
         chat = Chat(engine, "tiny", sampling=GREEDY)
-        said(chat.ask("What is a token?"))
+        said(chat.ask(TOKEN))
         with pytest.raises(PromptTooLong):
             said(chat.ask("word " * 300))
         assert len(chat.turns) == 2
@@ -322,18 +382,47 @@ def test_thinking_is_kept_apart(engine: Engine, kept: Conversations) -> None:
     assert chat.id is not None and kept.read(chat.id).turns[-1].thinking == thought
 
 
-def test_thinking_alone_is_an_answer_too(engine: Engine, kept: Conversations) -> None:
-    """Cut by -n in the middle of its thoughts: the turn is there, now and after a resume."""
-    options = AnswerOptions(chat_template=THINKS)
-    chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0, max_tokens=6), options=options, store=kept)
+def test_thinking_alone_is_an_answer_too(kept: Conversations) -> None:
+    """Cut by -n in the middle of its thoughts: the turn is there, now and after a resume. Ctrl-C there leaves none."""
+    engine = ScriptedEngine(Script("never said", thinking="one two three"))
+    chat = Chat(engine, "tiny", sampling=SamplingConfig(max_tokens=2), store=kept)
     for question in ("Tell me a story", "And another"):
         said(chat.ask(question))
     assert [turn.content for turn in chat.turns] == ["Tell me a story", "", "And another", ""] and chat.id is not None
+    assert [turn.thinking for turn in chat.turns][1::2] == ["one two"] * 2
     before, id = chat.messages(), chat.id
     chat.close()
-    other = Chat(engine, "tiny", sampling=GREEDY, options=options, store=kept)
+    other = Chat(ScriptedEngine(Script("never said", thinking="one two")), "tiny", store=kept)
     other.resume(kept.read(id))
     assert other.messages() == before and not other.is_unanswered
+    for _ in (events := other.ask("Think")):
+        events.close()
+    assert other.messages() == before
+
+
+def test_thinking_is_not_given_back() -> None:
+    """The model sees its answers, never what it thought; with thinking off it is asked for none."""
+    engine = ScriptedEngine(Script("an answer", thinking="a thought"))
+    chat = Chat(engine, "tiny")
+    said(chat.ask(TOKEN))
+    assert chat.turns[-1].thinking == "a thought" and chat.turns[-1].content.strip() == "an answer"
+    chat.options = AnswerOptions(think="off", think_budget=5)
+    said(chat.ask(CACHE))
+    assert "thought" not in str(engine.prompts)
+    assert [(asked.thinks, asked.think_budget) for asked in engine.asked] == [(True, None), (False, 5)]
+
+
+def test_prepared_once() -> None:
+    """While the user types, the engine reads what there is: once, and again when it has changed."""
+    engine = ScriptedEngine()
+    chat = Chat(engine, "tiny")
+    said(chat.ask(TOKEN))
+    chat.prepare()
+    chat.prepare()
+    assert engine.prepared == [chat.messages()]
+    chat.set_system("Be brief.")
+    chat.prepare()
+    assert len(engine.prepared) == 2
 
 
 def test_thinking_turned_off(engine: Engine) -> None:
@@ -359,6 +448,19 @@ def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
         AnswerOptions(**wrong)
     assert {caught.value.field: caught.value.value} == wrong
+
+
+def test_chatml_for_a_model_without_a_template() -> None:
+    """Its end is a stop text; a template that is given is used instead."""
+    engine = ScriptedEngine(has_template=False)
+    chat = Chat(engine, "base")
+    assert not chat.is_templated
+    said(chat.ask(TOKEN))
+    assert engine.asked[-1].template == CHATML
+    given = Chat(engine, "base", options=AnswerOptions(chat_template="{{ messages }}"))
+    assert given.is_templated
+    said(given.ask(TOKEN))
+    assert engine.asked[-1].template == "{{ messages }}"
 
 
 def test_without_a_template(micro: Path) -> None:
