@@ -56,9 +56,9 @@ def find_devices(rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Foun
         channel.close()
 
 
-def new_channel(module: str = "child.main", *, idle_s: float = 300) -> Channel[Message]:
-    """A child that speaks the engine's protocol; it begins to import llama.cpp at once."""
-    return Channel(Child(module), WIRE, idle_s=idle_s)
+def new_channel(module: str = "child.main", *, child: Child | None = None, idle_s: float = 300) -> Channel[Message]:
+    """To a child that speaks the engine's protocol: a new one, which begins to import llama.cpp at once, or `child`."""
+    return Channel(child or Child(module), WIRE, idle_s=idle_s)
 
 
 def ask(

@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from llmrun.engine import devices
-from llmrun.engine.channel import Channel, Died
+from llmrun.engine.channel import Died
 from llmrun.engine.layout import Check, by_device, checks, rooms_of, settings_of
 from llmrun.engine.meter import Meter, Timing
-from llmrun.engine.process import Death
+from llmrun.engine.process import Child, Death
 from llmrun.engine.protocol import (
     Asking,
     Buffer,
@@ -256,23 +256,6 @@ class Pieces(Generator[P, None, None]):
         return super().throw(*error)
 
 
-EarlyChild = Channel[Message]
-"""A child that was started before it is known what to load."""
-
-
-@contextmanager
-def started_early() -> Iterator[EarlyChild]:
-    """The child of an engine, importing llama.cpp while the caller still looks for the model and reads its header.
-
-    Leaving the block ends it, whether an engine took it or not.
-    """
-    child = devices.new_channel()
-    try:
-        yield child
-    finally:
-        child.close()
-
-
 class Engine:
     """One model, loaded in a child process. A context manager: leaving it ends the child.
 
@@ -297,12 +280,13 @@ class Engine:
         *,
         limits: Limits | None = None,
         on_progress: Callable[[float], None] | None = None,
-        child: EarlyChild | None = None,
+        child: Child | None = None,
         expected_tokens: int | None = None,
         least_tokens: int | None = None,
     ) -> None:
-        """`child` is one of `started_early`, for those who can't wait. `expected_tokens`, of prompt and answer together
-        where they are known, is what the layout leaves memory for; `least_tokens`, if not so many fit, would do."""
+        """`child` is one of `process.started_early`, for those who can't wait. `expected_tokens`, of prompt and answer
+        together where they are known, is what the layout leaves memory for; `least_tokens`, if not so many fit, would
+        do."""
         self.path = path
         self.config = config or LoadConfig()
         self.header = header = overridden(header, self.config.override_kv)
@@ -319,7 +303,7 @@ class Engine:
         self._adapters = [open_adapter(adapter.path, header.architecture) for adapter in self.config.lora]
         self._running: Generation | None = None
         self._turn = threading.Lock()
-        self._channel = child or devices.new_channel(self._module)
+        self._channel = devices.new_channel(self._module, child=child)
         self._channel.idle_s = self.limits.idle_s
         try:
             self._find_devices()

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from llmrun.engine.protocol import out_of_memory
 from llmrun.text import printable
 
 # -c and not -m: with -m Python would put the user's folder before everything, and a file named json.py there be run.
@@ -138,6 +139,8 @@ class Child:
         log = self.log_tail()
         tail = log[-4000:]
         self.close()
+        from llmrun.engine.protocol import out_of_memory  # late: a child is started before messages are needed
+
         no_memory = out_of_memory(tail) or (code == -signal.SIGKILL and _oom_kills() > self._oom_kills)
         lines = [line for line in tail.splitlines() if line.strip()]
         aborts = [_SOURCE_FOLDER.sub("", line[len(_ABORT) :]) for line in lines if line.startswith(_ABORT)]
@@ -153,6 +156,20 @@ class Child:
             return os.pread(self._log.fileno(), 20_000, max(0, end - 20_000)).decode(errors="replace")
         except (OSError, ValueError):
             return ""
+
+
+@contextmanager
+def started_early() -> Iterator[Child]:
+    """An engine's child, importing llama.cpp while the caller imports the engine, looks for the model and reads its
+    header.
+
+    Leaving the block ends it, whether an engine took it or not.
+    """
+    child = Child("child.main")
+    try:
+        yield child
+    finally:
+        child.close()
 
 
 def _wait_for(descriptor: int, event: int, timeout_s: float) -> bool:

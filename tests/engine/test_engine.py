@@ -17,8 +17,8 @@ from conftest import ENDLESS, ENDLESS_PROMPT, EXACT, PATIENT
 from waiting import HANGS_S, until_gone, until_it_sleeps, until_worked
 
 from llmrun.api import open_model
-from llmrun.engine.devices import new_channel
 from llmrun.engine.engine import Engine, Limits
+from llmrun.engine.process import Child
 from llmrun.engine.protocol import Buffer
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
 from llmrun.gguf import synth
@@ -429,7 +429,7 @@ def test_refused_model_gives_llama_cpps_reason(tmp_path: Path, micro: Path) -> N
 
 def test_hung_start_is_ended(micro: Path) -> None:
     """A child that is stopped before it is ready is ended at the limit."""
-    child = new_channel()
+    child = Child("child.main")
     os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(EngineCrashed, match="was still starting after"):
         Engine(micro, open_header(micro), limits=Limits(start_s=0.1), child=child)
@@ -439,7 +439,7 @@ def test_hung_start_is_ended(micro: Path) -> None:
 def test_hung_load_is_ended(micro: Path, tmp_path: Path) -> None:
     """So is one that stops in the header phase: here at a pipe that nobody writes to, under the model's name."""
     os.mkfifo(tmp_path / "pipe.gguf")
-    child = new_channel()
+    child = Child("child.main")
     with pytest.raises(EngineCrashed, match="was still reading the header after"):
         Engine(tmp_path / "pipe.gguf", open_header(micro), limits=Limits(header_s=0.1), child=child)
     until_gone(child.pid)

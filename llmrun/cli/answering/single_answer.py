@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from llmrun.chat.conversation import Chat, Event
     from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.terminal.markdown import Plain
-    from llmrun.engine.engine import EarlyChild, Engine, Generation
+    from llmrun.engine.engine import Engine, Generation
+    from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
 
 
@@ -30,7 +31,7 @@ def answer_prompt(
     sampling: SamplingConfig,
     answers: AnswerOptions,
     *,
-    child: EarlyChild,
+    child: Child,
     system: str | None,
     resume: bool,
     keep: bool,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.chat.repl import Repl
     from llmrun.cli.terminal.line_editor import Lines
-    from llmrun.engine.engine import EarlyChild, Engine
+    from llmrun.engine.engine import Engine
+    from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
 
 EXPECTED_TOKENS = 2 * COMFORTABLE_CTX
@@ -36,7 +37,7 @@ def converse(
     sampling: SamplingConfig,
     answers: AnswerOptions,
     *,
-    child: EarlyChild | None = None,
+    child: Child | None = None,
     system: str | None = None,
     resume: str | None = None,
     ephemeral: bool = False,
@@ -81,7 +82,7 @@ def _resume(chat: Chat, resumed: Conversation, system: str | None) -> None:
         chat.set_system(system)
 
 
-def _open(reference: str, load: LoadConfig, child: EarlyChild | None, *, quiet: bool) -> tuple[Model, Engine]:
+def _open(reference: str, load: LoadConfig, child: Child | None, *, quiet: bool) -> tuple[Model, Engine]:
     """Finds the model, pulls it if need be, loads it."""
     found = load_model.found(reference, quiet=quiet)
     from llmrun.engine.engine import Limits

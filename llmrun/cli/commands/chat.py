@@ -70,7 +70,7 @@ def chat(
         raise UsageError("--ephemeral keeps nothing, so there is nothing to go on with", hint="leave it out")
     assert model is not None  # `_model_of` found one
     from llmrun.cli.chat.session import converse
-    from llmrun.engine.engine import started_early
+    from llmrun.engine.process import started_early
 
     answers = replace(answering.options(), ctx_overflow=ctx_overflow)  # type: ignore[arg-type]  # checked when it is made
     with started_early() as child:

@@ -56,7 +56,7 @@ def run(
     The prompt is what stands on standard input, in the files and in the argument, in this order. The answer, and
     nothing else, goes to standard output; what it took goes to standard error.
     """
-    from llmrun.engine.engine import started_early
+    from llmrun.engine.process import started_early
 
     # First of all: the child imports llama.cpp while all that follows is imported, read and looked up.
     with started_early() as child:

@@ -9,7 +9,8 @@ from llmrun.cli.terminal import screen
 from llmrun.options.load import LoadConfig
 
 if TYPE_CHECKING:
-    from llmrun.engine.engine import EarlyChild, Engine, Limits
+    from llmrun.engine.engine import Engine, Limits
+    from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
 
 
@@ -27,7 +28,7 @@ def loaded(
     reference: str,
     model: Model,
     load: LoadConfig,
-    child: EarlyChild | None,
+    child: Child | None,
     expected_tokens: int,
     least_tokens: int,
     *,
