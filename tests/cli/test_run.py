@@ -95,6 +95,24 @@ def test_stop_and_bias_options(llmrun: RunLlmrun) -> None:
     assert json.loads(llmrun(*STORY, "--json", "-l", f"{first}-inf").stdout)["tokens"][0] != first
 
 
+def test_the_child_is_started_first() -> None:
+    """Until then a run imports neither the engine nor what plans, reads headers, fetches or draws."""
+    code = "import sys; import llmrun.cli.app, llmrun.cli.commands.run, llmrun.engine.process; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS_S)
+    late = (
+        "engine.engine",
+        "engine.protocol",
+        "planning",
+        "gguf",
+        "models.hub",
+        "chat",
+        "cli.terminal.markdown",
+        "constrain",
+    )
+    assert done.returncode == 0
+    assert [name for name in done.stdout.split() if name.startswith(tuple(f"llmrun.{each}" for each in late))] == []
+
+
 # -- what goes wrong ---
 
 
