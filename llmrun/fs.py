@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -18,15 +18,21 @@ class Locked(Exception):
     """Somebody else holds the lock."""
 
 
+CHUNK_BYTES = 1 << 20
+"""Large files are read and hashed in pieces of this size."""
+OnBytes = Callable[[int], None]
+"""Gets the bytes that are done so far."""
+
 FREE_SPACE = Act("rm", "MODEL")
 """What helps where a disk is full."""
 
 
 @contextmanager
-def lock(path: Path, *, timeout_s: float = 0) -> Iterator[None]:
+def lock(path: Path, *, timeout_s: float = 0, hint: Remedy | None = None) -> Iterator[None]:
     """An exclusive lock between processes; `timeout_s` -1 waits for ever. Raises `Locked`.
 
-    It ends with its process, however that ends. The file stays: to remove it is to give two processes the lock.
+    It ends with its process, however that ends. The file stays: to remove it is to give two processes the lock. Raises
+    `DiskError`, with this hint, where files can't be locked, as on some network file systems.
     """
     from filelock import FileLock, Timeout
 
@@ -36,6 +42,8 @@ def lock(path: Path, *, timeout_s: float = 0) -> Iterator[None]:
         held.acquire(timeout=timeout_s)
     except Timeout:
         raise Locked(str(path)) from None
+    except NotImplementedError:
+        raise DiskError(f"the disk of {printable(str(path.parent), 200)} can't lock files", hint=hint) from None
     try:
         yield
     finally:
@@ -53,17 +61,41 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def check_space(folder: Path, needed: int, *, what: str, hint: Remedy | None = None) -> None:
-    """Raises `DiskError`, with this hint or the usual one, unless so many bytes are free where `folder` lies."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free where a folder lies, or will lie."""
+    return shutil.disk_usage(_there(folder)).free
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_space(folder: Path, needed: int, *, what: str, remedies: Iterable[Remedy] = (FREE_SPACE,)) -> None:
+    """Raises `DiskError`, with these remedies, unless so many bytes are free where `folder` lies."""
+    free, where = free_bytes(folder), _there(folder)
     if needed > free:
         raise DiskError(
-            f"{printable(what)} needs {units.size(needed)}, {units.size(free)} are free on the disk of {existing}",
-            hint=hint or FREE_SPACE,
+            f"{printable(what)} needs {units.size(needed)}, {units.size(free)} are free on the disk of {where}",
+            remedies=remedies,
         )
+
+
+def sha256_of(path: Path, on_bytes: OnBytes | None = None) -> str:
+    """The sha256 of a file in 64 hex digits; `on_bytes` gets the bytes read so far, once per chunk."""
+    import hashlib
+
+    sha, buffer, done = hashlib.sha256(), bytearray(CHUNK_BYTES), 0
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            sha.update(view[:n])
+            done += n
+            if on_bytes is not None:
+                on_bytes(done)
+    return sha.hexdigest()
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -28,10 +28,10 @@ from hub_server import Hub, tiny_gguf  # noqa: E402
 DRIVER = """
 import re, time
 from pathlib import Path
-from llmrun.models import hub
-from llmrun.models.catalog import HubFile
+from llmrun.models.hub import download, info
+from llmrun.models.reference import HubFile
 began = time.perf_counter()
-hub.pull(hub.resolve(HubFile("bench/model", None, None, None, "bench/model")))
+download.pull(info.resolve(HubFile("bench/model", None, None, None, "bench/model")))
 status = Path("/proc/self/status")
 peak = re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1] if status.exists() else 0
 print(time.perf_counter() - began, peak)

@@ -44,7 +44,7 @@ class RepoFile(Protocol):
 
 
 class RepoInfo(Protocol):
-    """What is used of `llmrun.models.hub.RepoInfo`."""
+    """What is used of `llmrun.models.hub.info.RepoInfo`."""
 
     @property
     def files(self) -> Sequence[RepoFile]: ...
@@ -58,7 +58,7 @@ class RepoInfo(Protocol):
 class Checked:
     """One entry: what a user who names no level would get, and what is wrong with that."""
 
-    entry: catalog.Entry
+    entry: catalog.CatalogEntry
     quant: str | None = None
     size: int | None = None
     parameters: float | None = None
@@ -67,7 +67,7 @@ class Checked:
     notes: tuple[str, ...] = ()
 
 
-def check(entry: catalog.Entry, info: RepoInfo) -> Checked:
+def check(entry: catalog.CatalogEntry, info: RepoInfo) -> Checked:
     """Compare an entry with what the hub says about its repository."""
     sizes = {file.name: file.size for file in info.files}
     wrong: list[str] = []
@@ -122,9 +122,9 @@ def main(arguments: Sequence[str] | None = None, *, model_info: Callable[[str], 
     parser.add_argument("--catalog", type=Path, default=ROOT / "models.toml", metavar="FILE")
     options = parser.parse_args(arguments)
     if model_info is None:
-        from llmrun.models import hub
+        from llmrun.models.hub import info
 
-        model_info = hub.model_info
+        model_info = info.model_info
     try:
         entries = _selected(catalog.read(options.catalog), options.names)
         n_wrong = sum(_report(entry, model_info) for entry in entries)
@@ -135,10 +135,10 @@ def main(arguments: Sequence[str] | None = None, *, model_info: Callable[[str], 
     return 1 if n_wrong else 0
 
 
-def _selected(known: catalog.Catalog, names: Sequence[str]) -> Sequence[catalog.Entry]:
+def _selected(known: catalog.Catalog, names: Sequence[str]) -> Sequence[catalog.CatalogEntry]:
     if not names:
         return known.entries
-    found: list[catalog.Entry] = []
+    found: list[catalog.CatalogEntry] = []
     for name in names:
         entry = known.find(name)
         family = known.families().get(name.lower())
@@ -148,7 +148,7 @@ def _selected(known: catalog.Catalog, names: Sequence[str]) -> Sequence[catalog.
     return list(dict.fromkeys(found))
 
 
-def _report(entry: catalog.Entry, model_info: Callable[[str], RepoInfo]) -> bool:
+def _report(entry: catalog.CatalogEntry, model_info: Callable[[str], RepoInfo]) -> bool:
     """Check one entry and print its line; whether something is wrong."""
     try:
         checked = check(entry, model_info(entry.repo))

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hub_server import STALLS, Client, Cut, Hub, Outcome, pull_together, tiny_gguf  # noqa: E402
 
-from llmrun.models import store  # noqa: E402
+from llmrun.models.store import listing, verify  # noqa: E402
 
 REPO, FILE = "user/model", "model-Q4_K_M.gguf"
 SMALL = tiny_gguf(3 << 20)
@@ -61,7 +61,7 @@ class Trial:
 
     def corrupt(self) -> int:
         """Listed models whose bytes are not what their names promise."""
-        return sum(verdict.ok is not True for verdict in store.verify(store.list_models()))
+        return sum(verdict.ok is not True for verdict in verify.verify_models(listing.list_models()))
 
     @property
     def sent(self) -> int:
@@ -82,7 +82,7 @@ def kills(t: Trial) -> Line:
         with t.client() as client:
             client.send("pull", repo=REPO)
             started = next(client.events(), None)
-            if started is None or started["event"] != "Started":
+            if started is None or started["event"] != "PullStarted":
                 break
             lost = before - started["resumed_at"]
             worst = max(worst, lost)
@@ -109,14 +109,14 @@ def kills_at_the_end(t: Trial) -> Line:
     while n < 40:
         with t.client() as client:
             client.send("pull", repo=REPO)
-            next(event for event in client.events() if event["event"] in ("Started", "Finished"))
+            next(event for event in client.events() if event["event"] in ("PullStarted", "PullFinished"))
             time.sleep(t.chance.uniform(0, 0.2))
             client.process.kill()
             client.process.wait()
         n += 1
         corrupt += t.corrupt()
-        finished += bool(store.list_models())
-        if n % 4 == 0 or store.list_models():
+        finished += bool(listing.list_models())
+        if n % 4 == 0 or listing.list_models():
             with t.client() as client:
                 failed += client.ask("pull", repo=REPO).exit != 0
             corrupt += t.corrupt()
@@ -134,7 +134,7 @@ def signals(t: Trial) -> Line:
         t.hub.faults.cuts = [Cut("stall", 300_000)] if i % 3 == 0 else []
         with t.client() as client:
             client.send("pull", repo=REPO, patience={"read_s": 30.0})
-            next(event for event in client.events() if event["event"] == "Progress")
+            next(event for event in client.events() if event["event"] == "PullProgress")
             time.sleep(t.chance.uniform(0.05, 0.5))
             client.process.send_signal(signum)
             began = time.monotonic()
@@ -180,7 +180,7 @@ def wrong_bytes(t: Trial) -> Line:
             else:
                 t.hub.faults.short_to = at
             exits.append(client.ask("pull", repo=REPO).exit)
-            listed += len(store.list_models())
+            listed += len(listing.list_models())
             t.hub.forget()
             failed += client.ask("pull", repo=REPO).exit != 0
     good = exits == [6] * 60 and not listed and not failed
@@ -196,7 +196,7 @@ def together(t: Trial) -> Line:
         with ExitStack() as stack:
             outcomes = pull_together(t.hub, [stack.enter_context(t.client()) for _ in range(8)], REPO)
         succeeded += sum(done.exit == 0 for done in outcomes)
-        waited += sum(bool(done.of("Waiting")) for done in outcomes)
+        waited += sum(bool(done.of("PullWaiting")) for done in outcomes)
         transfers.append(t.sent / len(SMALL))
     seen = f"{succeeded} of 40 succeeded, {waited} of 35 said that they wait; "
     return seen + f"the file was sent {max(transfers):.2f} times at most", (
@@ -211,7 +211,7 @@ def killed_holders(t: Trial) -> Line:
     pulling: SimpleQueue[Client] = SimpleQueue()
 
     def listen(client: Client) -> Outcome:
-        return client.outcome(lambda event: pulling.put(client) if event["event"] == "Started" else None)
+        return client.outcome(lambda event: pulling.put(client) if event["event"] == "PullStarted" else None)
 
     deaths = 0
     with ExitStack() as stack, ThreadPoolExecutor(max_workers=8) as pool:
@@ -241,7 +241,7 @@ def file_limit(t: Trial) -> Line:
         limit = t.chance.randrange(100_000, len(SMALL))
         with t.client() as client:
             exits.append(client.ask("pull", repo=REPO, file_limit=limit).exit)
-        store.list_models()
+        listing.list_models()
         t.hub.forget()
         with t.client() as client:
             failed += client.ask("pull", repo=REPO).exit != 0
@@ -277,7 +277,7 @@ def full_disk(t: Trial) -> Line:
             t.hub.faults.throttle_bps = 2 << 20
             with t.client() as client:
                 client.send("pull", home=home, repo=REPO)
-                next(event for event in client.events() if event["event"] == "Progress" and event["done"] > 100_000)
+                next(event for event in client.events() if event["event"] == "PullProgress" and event["done"] > 100_000)
                 resize("1500k")
                 during += client.outcome().exit == 7
                 store_loads += client.ask("list", home=home).exit == 0
@@ -324,14 +324,14 @@ def flipped(t: Trial) -> Line:
     with t.client() as client:
         for i in range(n):
             assert client.ask("pull", repo=f"user/m{i}").exit == 0
-    for model in store.list_models():
+    for model in listing.list_models():
         blob = model.path.resolve()
         content = bytearray(blob.read_bytes())
         content[t.chance.randrange(len(content))] ^= 1 << t.chance.randrange(8)
         blob.write_bytes(content)
-    verdicts = store.verify(store.list_models())
+    verdicts = verify.verify_models(listing.list_models())
     found = sum(verdict.ok is False for verdict in verdicts)
-    left = len(store.list_models())
+    left = len(listing.list_models())
     with t.client() as client:
         again = sum(client.ask("pull", repo=f"user/m{i}").exit == 0 for i in range(n))
     seen = f"{found} of {n} found, {left} still listed, {again} pulled again"

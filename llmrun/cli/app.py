@@ -42,13 +42,13 @@ COMMANDS = {
     "bench history rm": Entry("bench_history", "rm", "Remove benches."),
     "bench history path": Entry("bench_history", "path", "Print where the records are, or one of them."),
     "pull": Entry("pull", "pull", "Fetch models from the hub."),
-    "list": Entry("store", "list_", "List the models on this machine, or those of the catalog."),
-    "ls": Entry("store", "list_", "List the models on this machine, or those of the catalog.", hidden=True),
+    "list": Entry("list", "list_", "List the models on this machine, or those of the catalog."),
+    "ls": Entry("list", "list_", "List the models on this machine, or those of the catalog.", hidden=True),
     "show": Entry("show", "show", "Show what a model is: shape, weights, tokenizer, licence."),
-    "rm": Entry("store", "rm", "Remove models, and free exactly what nothing else needs."),
+    "rm": Entry("rm", "rm", "Remove models, and free exactly what nothing else needs."),
     "search": Entry("search", "search", "Search the hub for GGUF models, with their levels and sizes."),
-    "verify": Entry("store", "verify", "Read every byte again and compare it with what the hub promised."),
-    "import": Entry("store", "import_", "Make a GGUF file on this machine a model with a name."),
+    "verify": Entry("verify", "verify", "Read every byte again and compare it with what the hub promised."),
+    "import": Entry("import_", "import_", "Make a GGUF file on this machine a model with a name."),
     "quantize": Entry("quantize", "quantize", "Make a smaller model of a larger one."),
     "compare": Entry(
         "compare", "compare", "Compare two benches: how much faster is B than A, and is that more than chance?"

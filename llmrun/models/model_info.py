@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmrun import fs
 from llmrun.gguf.reader import Header
-from llmrun.models import store
 from llmrun.models.quants import split_parts
+from llmrun.models.store.state import sha256_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def describe_model(
             if on_bytes is not None:
                 on_bytes(before + done, total)
 
-        files.append(ModelFile(part.name, size, sha256_of(part, told)))
+        files.append(ModelFile(part.name, size, _sha256(part, told)))
         before += size or 0
     return ModelInfo(
         name=name,
@@ -95,30 +95,10 @@ def describe_model(
     )
 
 
-def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str | None:
-    """The sha256 of a file; computed once, and remembered for as long as its size, mtime and inode are the same.
-
-    Files of the hub are named by it in the cache: what was pulled was checked against that. None: it can't be read.
-    """
+def _sha256(path: Path, on_bytes: fs.OnBytes) -> str | None:
     with suppress(OSError):
-        target = Path(os.path.realpath(path))
-        if target.parent.name == "blobs" and store.SHA256.fullmatch(target.name):
-            return target.name
-        state = store.State()
-        known = state.verified_sha256(target)
-        if known is None:
-            before = _stamp(target)
-            known = store.hash_file(target, on_bytes)
-            if _stamp(target) != before:  # written to meanwhile: that is the hash of no file
-                return None
-            state.remember(target, sha256=known)
-        return known
+        return sha256_of(path, on_bytes)
     return None
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _size(path: Path) -> int | None:

@@ -149,6 +149,12 @@ def bits_per_weight(quant: str) -> float | None:
     return level.bits_per_weight if level else None
 
 
+def model_bytes(n_params: float, quant: str) -> int | None:
+    """About how large a model of so many weights is at this level; None for one that is unknown here."""
+    bits = bits_per_weight(quant)
+    return round(n_params * bits / 8) if bits else None
+
+
 def split_parts(filename: str) -> tuple[str, ...]:
     """The names of all parts of the model that the file belongs to, in order: of "x-00002-of-00003.gguf" all three.
 

@@ -1,4 +1,4 @@
-"""From what a user calls a model to a checked file on disk."""
+"""From what a user calls a model to a checked file on disk, or to what there is of it here or on the hub."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmrun.errors import Act, LlmrunError, NotFound, NotInStore, UsageError
 from llmrun.gguf.reader import Header, open_header
 from llmrun.gguf.rules import open_runnable, whole_header
-from llmrun.models.catalog import Embedded, HubFile, LocalFile, parse
-from llmrun.models.quants import split_parts
+from llmrun.models import quants
+from llmrun.models.reference import Embedded, HubFile, LocalFile, parse
 
 if TYPE_CHECKING:
-    from llmrun.models.store import StoredModel
+    from llmrun.models.store.listing import StoredModel
 
 _COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,39}")
 Fetch = Callable[[HubFile], Path]
@@ -27,7 +28,7 @@ class Model:
 
     Attributes:
         name: what to call it in messages.
-        note: which of several levels was taken, and why, for a command to say; empty where that is no surprise.
+        note: which of several levels was taken, and why, to be shown; empty where that is no surprise.
     """
 
     name: str
@@ -47,7 +48,15 @@ def find_model(reference: str, *, fetch: Fetch | None = None) -> Model:
         case Embedded() | LocalFile():
             path = named.path
         case HubFile():
-            path, note = _stored(named) or ((fetch or _fetch_quietly)(named), "")
+            found = find_stored(named)
+            if found is None:
+                path = (fetch or _fetch_quietly)(named)
+            else:
+                from llmrun.models.store.listing import mark_used
+
+                model, note = found
+                path = model.path
+                mark_used(model)
     first, header = open_whole(path)
     return Model(named.name, first, header, note)
 
@@ -57,41 +66,90 @@ def open_whole(path: Path) -> tuple[Path, Header]:
 
     Raises `NotFound` for a part that is not there, `BadModel` for what can't be run.
     """
-    parts = [path.with_name(name) for name in split_parts(path.name)]
+    parts = [path.with_name(name) for name in quants.split_parts(path.name)]
     if len(parts) == 1:
         return path, open_runnable(path)
     return parts[0], whole_header([(part.name, open_header(part)) for part in parts])
 
 
-def _stored(named: HubFile) -> tuple[Path, str] | None:
-    """Where the model lies already, whole, and what to say of its level; notes that it was used now."""
-    from llmrun.models import store
+def find_stored(named: HubFile) -> tuple[StoredModel, str] | None:
+    """The model if it is here, whole, and a sentence on which level was taken and why, empty where that is no surprise.
 
-    found = store.choice(in_full(named))
+    Nothing is fetched, and nothing counts as used.
+    """
+    from llmrun.models.store import listing
+
+    found = listing.choose(in_full(named))
     if found is None:
         return None
     model, why = found
-    store.touch(model)
-    return model.path, level_note(named, model, why)
+    return model, f"{named} is {model.quant}: {why}" if why else ""
 
 
-def level_note(named: HubFile, model: StoredModel, why: str) -> str:
-    """`why` of `store.choice` as a sentence; empty when it is."""
-    return f"{named} is {model.quant}: {why}" if why else ""
+def all_stored(reference: str) -> list[StoredModel]:
+    """What is here under this name, incomplete models too.
+
+    Without a level it can be several models of one repository; the same file at several commits is several as well.
+    Raises `NotInStore`, and `UsageError` for a model that is not kept in the store.
+    """
+    from llmrun.models.store import listing
+
+    named = parse(reference)
+    if isinstance(named, Embedded):
+        raise UsageError(f"{named} is a part of llmrun itself")
+    if isinstance(named, LocalFile):
+        raise UsageError(f"{named} is a file of yours, which llmrun does not keep", hint=Act("list"))
+    found = listing.find_all(in_full(named))
+    if not found:
+        raise NotInStore(f"{named} is not on this machine", hint=Act("list"))
+    return found
+
+
+def to_pull(reference: str, quant: str | None = None, revision: str | None = None) -> HubFile | Embedded:
+    """What to pull. Raises `UsageError` for a file that is here, and where quant or revision contradict the name."""
+    named = parse(reference)
+    if isinstance(named, LocalFile):
+        if named.path.is_file():
+            raise UsageError(f"{named} is a file on this machine already", hint=Act("import", str(named)))
+        meant = _as_hub_file(reference)
+        raise NotFound(f"no such file: {named}", hint=Act("pull", str(meant)) if meant else None)
+    if isinstance(named, Embedded):
+        return named
+    if quant is not None:
+        wanted = quants.normalize(quant) or quant
+        if named.file is not None:
+            raise UsageError(f"{quant}, but '{reference}' names one file already", field="quant", value=quant)
+        if named.quant not in (None, wanted):
+            raise UsageError(f"{quant}, but '{reference}' says {named.quant}", field="quant", value=quant)
+        named = replace(named, quant=wanted)
+    if revision is not None:
+        if named.revision not in (None, revision):
+            raise UsageError(f"{revision}, but '{reference}' says {named.revision}", field="revision", value=revision)
+        named = replace(named, revision=None if revision == "main" else revision)
+    return in_full(named)
+
+
+def _as_hub_file(reference: str) -> HubFile | None:
+    """The file of a repository that was perhaps meant by a path to nothing."""
+    try:
+        named = parse(f"hf://{reference}")
+    except LlmrunError:
+        return None
+    return named if isinstance(named, HubFile) and named.file else None
 
 
 def in_full(named: HubFile) -> HubFile:
     """With the whole commit, where the revision is how the commit of a model that is here begins (as `list` has it)."""
-    from llmrun.models import store
-
     if named.revision is None or not _COMMIT_PREFIX.fullmatch(named.revision):
         return named
-    here = {model.commit or "" for model in store.named(replace(named, revision=None))}
+    from llmrun.models.store import listing
+
+    here = {model.commit or "" for model in listing.find_all(replace(named, revision=None))}
     meant = [commit for commit in here if commit.startswith(named.revision)]
     return replace(named, revision=meant[0]) if len(meant) == 1 else named
 
 
 def _fetch_quietly(named: HubFile) -> Path:
-    from llmrun.models import hub
+    from llmrun.models.hub import download, info
 
-    return hub.pull(hub.resolve(named))
+    return download.pull(info.resolve(named))

@@ -17,7 +17,7 @@ from hub_server import TOKEN, Hub, tiny_gguf
 from terminal import Terminal
 from waiting import HANGS_S, until
 
-from llmrun.cli.commands.store import ago
+from llmrun.cli.commands.list import ago
 from llmrun.cli.terminal import screen
 from llmrun.cli.terminal.tables import Column, lines
 from llmrun.units import size

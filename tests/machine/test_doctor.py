@@ -15,7 +15,7 @@ from llmrun.machine import doctor, packages
 from llmrun.machine.doctor import GIB, Check
 from llmrun.machine.gpus import Gpu
 from llmrun.machine.hardware import power_source
-from llmrun.models.store import Leftover
+from llmrun.models.store.listing import Leftover
 
 CLONE = Path("/clone")
 

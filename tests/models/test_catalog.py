@@ -16,9 +16,10 @@ from hub_server import Hub
 from waiting import HANGS_S
 
 from llmrun import paths
-from llmrun.errors import LlmrunError, NetworkError, NotFound, UsageError
+from llmrun.errors import Act, LlmrunError, NetworkError, NotFound, UsageError
 from llmrun.models import catalog, quants
-from llmrun.models.catalog import Catalog, Embedded, Entry, HubFile, LocalFile
+from llmrun.models.catalog import Catalog, CatalogEntry
+from llmrun.models.reference import Embedded, HubFile, LocalFile, parse
 
 SHIPPED = catalog.read(ROOT / "models.toml")
 
@@ -77,7 +78,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_catalog_names(text: str, meant: HubFile) -> None:
     """Any case, the family alone, and the level behind a colon, an @ or a dash."""
-    assert catalog.parse(text, SHIPPED) == meant
+    assert parse(text, SHIPPED) == meant
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_catalog_names(text: str, meant: HubFile) -> None:
 )
 def test_hub_names(text: str, meant: HubFile) -> None:
     """Repositories and files of the hub in all the ways that people copy them from somewhere; case is kept."""
-    assert catalog.parse(text, SHIPPED) == meant
+    assert parse(text, SHIPPED) == meant
 
 
 @pytest.mark.parametrize(
@@ -129,35 +130,35 @@ def test_hub_names(text: str, meant: HubFile) -> None:
 )
 def test_shown_names_can_be_typed(text: str) -> None:
     """What is printed for a reference is read as the same reference."""
-    meant = catalog.parse(text, SHIPPED)
-    assert catalog.parse(str(meant), SHIPPED) == meant
+    meant = parse(text, SHIPPED)
+    assert parse(str(meant), SHIPPED) == meant
 
 
 def test_paths(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in front, a .gguf behind, or a file that exists; but a catalog name is never a file."""
     monkeypatch.setenv("HOME", "/home/someone")
-    assert catalog.parse("~/x.gguf") == LocalFile(Path("/home/someone/x.gguf"))
+    assert parse("~/x.gguf") == LocalFile(Path("/home/someone/x.gguf"))
     for text in ("./x", "../x.gguf", "/a/b c.gguf", "x.gguf", "a/b/x.GGUF", "./tiny", "Modèle é.gguf", "."):
-        assert catalog.parse(text) == LocalFile(Path(text))
+        assert parse(text) == LocalFile(Path(text))
     for name in ("weights", "qwen3"):
         Path(name).write_bytes(b"GGUF")
     Path("user").mkdir()
     Path("user/weights").write_bytes(b"GGUF")
     Path("user/repo").mkdir()
-    assert catalog.parse("weights", SHIPPED) == LocalFile(Path("weights"))
-    assert catalog.parse("user/weights", SHIPPED) == LocalFile(Path("user/weights"))
-    assert catalog.parse("user/repo", SHIPPED) == hub("user/repo")
-    assert catalog.parse("qwen3", SHIPPED) == qwen()
-    assert catalog.parse(str(catalog.parse("./qwen3")), SHIPPED) == LocalFile(Path("qwen3"))
+    assert parse("weights", SHIPPED) == LocalFile(Path("weights"))
+    assert parse("user/weights", SHIPPED) == LocalFile(Path("user/weights"))
+    assert parse("user/repo", SHIPPED) == hub("user/repo")
+    assert parse("qwen3", SHIPPED) == qwen()
+    assert parse(str(parse("./qwen3")), SHIPPED) == LocalFile(Path("qwen3"))
 
 
 def test_tiny_needs_no_catalog(elsewhere: Path) -> None:
     """The embedded model has its name even with a broken models.toml; it comes in one size only."""
     (elsewhere / "config").mkdir()
     (elsewhere / "config/models.toml").write_text("?")
-    assert catalog.parse("Tiny") == Embedded("tiny", catalog.EMBEDDED["tiny"])
+    assert parse("Tiny") == Embedded("tiny", catalog.EMBEDDED["tiny"])
     with pytest.raises(UsageError, match="one size"):
-        catalog.parse("tiny:1b", SHIPPED)
+        parse("tiny:1b", SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_tiny_needs_no_catalog(elsewhere: Path) -> None:
 def test_urls_of_a_mirror(endpoint: str, text: str, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """URLs of the hub that HF_ENDPOINT names are understood as well."""
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    assert catalog.parse(text) == hub(repo, file="x.gguf")
+    assert parse(text) == hub(repo, file="x.gguf")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_urls_of_a_mirror(endpoint: str, text: str, repo: str, monkeypatch: pyte
 def test_malformed_names(text: str) -> None:
     """What can't be a name is a usage error of one clean line that quotes no more of it than is good."""
     with pytest.raises(UsageError) as caught:
-        catalog.parse(text, SHIPPED)
+        parse(text, SHIPPED)
     message = caught.value.message
     assert message.isprintable()
     assert len(message) < 200
@@ -257,9 +258,9 @@ def test_malformed_names(text: str) -> None:
 def test_unknown_names(text: str, said: str) -> None:
     """Exit 4 with the nearest names, or the family's sizes, and how to search the hub."""
     with pytest.raises(NotFound) as caught:
-        catalog.parse(text, SHIPPED)
+        parse(text, SHIPPED)
     assert said in caught.value.message
-    assert caught.value.hint == f"llmrun search {text.partition(':')[0]}"
+    assert caught.value.remedies == (Act("search", text.partition(":")[0]),)
 
 
 # --- the catalog -----------------------------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ def test_shipped_catalog() -> None:
 
 
 @pytest.mark.parametrize("entry", SHIPPED.entries, ids=lambda entry: entry.name)
-def test_shipped_entry(entry: Entry) -> None:
+def test_shipped_entry(entry: CatalogEntry) -> None:
     """Nothing that is optional for users is missing; sizes in a name agree with the numbers; the name finds it."""
     assert entry.parameters
     assert entry.n_ctx in range(2048, 1 << 24)
@@ -283,7 +284,7 @@ def test_shipped_entry(entry: Entry) -> None:
     assert entry.seen
     assert entry.summary
     assert len(entry.summary) <= 90
-    assert catalog.parse(entry.name, SHIPPED) == HubFile(entry.repo, entry.quant, entry.file, None, entry.name)
+    assert parse(entry.name, SHIPPED) == HubFile(entry.repo, entry.quant, entry.file, None, entry.name)
     size = entry.tag.split("-")[0]
     if size.endswith("b") and size[:-1].replace(".", "").isdigit() and "x" not in size:
         # Makers round as they like: Falcon3 1B has 1.67, Command R 35B 32.3.
@@ -304,9 +305,9 @@ def test_unchanged_files_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     first = catalog.load()
     assert catalog.load() is first and first.find("mine:7b") is None
     file = write_config(tmp_path, '[[model]]\nname = "mine:7b"\nrepo = "me/one"\n')
-    assert catalog.load().find("mine:7b") == Entry("mine:7b", "me/one")
+    assert catalog.load().find("mine:7b") == CatalogEntry("mine:7b", "me/one")
     write_config(tmp_path, '[[model]]\nname = "mine:7b"\nrepo = "me/other"\n')
-    assert catalog.load().find("mine:7b") == Entry("mine:7b", "me/other")
+    assert catalog.load().find("mine:7b") == CatalogEntry("mine:7b", "me/other")
     file.unlink()
     assert catalog.load().find("mine:7b") is None
 
@@ -373,9 +374,9 @@ def test_users_catalog(elsewhere: Path) -> None:
     write_config(elsewhere, MINE)
     after = catalog.load()
     assert len(after.entries) == len(before.entries) + 1
-    assert catalog.parse("mine") == hub("me/mine-GGUF", file="mine-v2-Q6_K.gguf", name="mine:7b")
-    assert catalog.parse("mine:7b:Q8_0") == hub("me/mine-GGUF", "Q8_0", name="mine:7b")
-    assert catalog.parse("small") == hub("me/other-GGUF", "Q5_K_M", name="qwen3:4b")
+    assert parse("mine") == hub("me/mine-GGUF", file="mine-v2-Q6_K.gguf", name="mine:7b")
+    assert parse("mine:7b:Q8_0") == hub("me/mine-GGUF", "Q8_0", name="mine:7b")
+    assert parse("small") == hub("me/other-GGUF", "Q5_K_M", name="qwen3:4b")
     assert after.find("qwen3:8b") == before.find("qwen3:8b")
     mine = after.find("mine:7b")
     assert mine is not None
@@ -385,9 +386,9 @@ def test_users_catalog(elsewhere: Path) -> None:
 def test_users_alias_wins(elsewhere: Path) -> None:
     """An alias in the user's file is no longer the shipped model's."""
     write_config(elsewhere, '[[model]]\nname = "mine:7b"\naliases = ["qwen3", "gemma3:4b"]\nrepo = "me/mine"\n')
-    assert catalog.parse("qwen3") == hub("me/mine", name="mine:7b")
-    assert catalog.parse("gemma3:4b") == hub("me/mine", name="mine:7b")
-    assert catalog.parse("qwen3:4b") == qwen()
+    assert parse("qwen3") == hub("me/mine", name="mine:7b")
+    assert parse("gemma3:4b") == hub("me/mine", name="mine:7b")
+    assert parse("qwen3:4b") == qwen()
 
 
 @pytest.mark.parametrize(
@@ -442,7 +443,9 @@ def test_unreadable_users_catalog(elsewhere: Path) -> None:
 
 def test_suggestions() -> None:
     """Each suggestion is an entry's name, and there are not many."""
-    small = Catalog((Entry("qwen3:4b", "u/a", ("qwen3",)), Entry("qwen3:8b", "u/b"), Entry("phi4:14b", "u/c")))
+    small = Catalog(
+        (CatalogEntry("qwen3:4b", "u/a", ("qwen3",)), CatalogEntry("qwen3:8b", "u/b"), CatalogEntry("phi4:14b", "u/c"))
+    )
     assert small.suggest("qwen3:9b") == ("qwen3:8b", "qwen3:4b")
     assert small.suggest("fhi4") == ("phi4:14b",)
     assert small.suggest("qwen") == ("qwen3:4b", "qwen3:8b")
@@ -644,7 +647,7 @@ def script() -> ModuleType:
     return module
 
 
-ENTRY = Entry("m:4b", "u/m", parameters=4_000_000_000, licence="MIT")
+ENTRY = CatalogEntry("m:4b", "u/m", parameters=4_000_000_000, licence="MIT")
 GOOD = (File("m-Q4_K_M.gguf", 2_450_000_000), File("m-Q8_0.gguf", 4_250_000_000))
 
 
@@ -656,15 +659,15 @@ GOOD = (File("m-Q4_K_M.gguf", 2_450_000_000), File("m-Q8_0.gguf", 4_250_000_000)
         (ENTRY, Info(GOOD[1:]), ""),
         (ENTRY, Info((File("README.md", 1),)), "no GGUF model"),
         (ENTRY, Info(GOOD, gated=True), "gated, and the entry does not say so"),
-        (Entry("m:4b", "u/m", gated=True), Info(GOOD), "not gated, and the entry says so"),
-        (Entry("m:4b", "u/m", quant="Q5_K_M"), Info(GOOD), "no Q5_K_M; it has Q4_K_M, Q8_0"),
-        (Entry("m:4b", "u/m", file="m-Q6_K.gguf"), Info(GOOD), "no file m-Q6_K.gguf"),
-        (Entry("m:8b", "u/m", parameters=8_000_000_000), Info(GOOD), "8.00 B parameters, but files for 4.00 B"),
+        (CatalogEntry("m:4b", "u/m", gated=True), Info(GOOD), "not gated, and the entry says so"),
+        (CatalogEntry("m:4b", "u/m", quant="Q5_K_M"), Info(GOOD), "no Q5_K_M; it has Q4_K_M, Q8_0"),
+        (CatalogEntry("m:4b", "u/m", file="m-Q6_K.gguf"), Info(GOOD), "no file m-Q6_K.gguf"),
+        (CatalogEntry("m:8b", "u/m", parameters=8_000_000_000), Info(GOOD), "8.00 B parameters, but files for 4.00 B"),
         (ENTRY, Info((File("m-Q4_K_M-00001-of-00002.gguf", 9),)), "1 of 2 parts missing"),
         (ENTRY, Info(tuple(File(f"m-Q8_0-0000{i}-of-00002.gguf", 2_125_000_000) for i in (1, 2))), ""),
     ],
 )
-def test_check(script: ModuleType, entry: Entry, info: Info, wrong: str) -> None:
+def test_check(script: ModuleType, entry: CatalogEntry, info: Info, wrong: str) -> None:
     """Each thing that can be wrong with an entry is found, and nothing else."""
     assert "; ".join(script.check(entry, info).wrong) == wrong
 
@@ -751,6 +754,6 @@ def test_errors_are_ours() -> None:
     for i in range(4_000):
         text = "".join(words[(i * 7919 + j * j * 104_729) % len(words)] for j in range(i % 9))
         try:
-            catalog.parse(text, SHIPPED)
+            parse(text, SHIPPED)
         except LlmrunError as error:
             assert error.message.isprintable()

@@ -14,7 +14,7 @@ from conftest import ROOT
 from hub_server import FOR_EVER, STALLS, TOKEN, Client, Cut, Hub, Outcome, pull_together, split_gguf, tiny_gguf
 from waiting import HANGS_S, until
 
-from llmrun.models.hub import is_safe_name
+from llmrun.models.hub.info import is_safe_name
 
 SIZE = 3 << 20
 FILE = "model-Q4_K_M.gguf"
@@ -69,8 +69,8 @@ def bench(server: Hub, shared: Client, tmp_path: Path) -> Bench:
 
 
 def test_importing_is_cheap() -> None:
-    """`import llmrun.models.hub` loads neither huggingface_hub nor anything that it needs."""
-    code = "import sys, llmrun.models.hub, llmrun.models.store\n"
+    """`import llmrun.models.hub.download` loads neither huggingface_hub nor anything that it needs."""
+    code = "import sys, llmrun.models.hub.download, llmrun.models.hub.search, llmrun.models.store.listing\n"
     code += "print({'huggingface_hub', 'httpx2', 'sqlite3'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -105,8 +105,8 @@ def test_nothing_is_fetched_twice(bench: Bench) -> None:
     first, second = bench.pull(), bench.pull()
     assert first.exit == second.exit == 0
     assert bench.hub.seen["cdn"].bytes == sent
-    assert first.of("Checking") and not second.of("Checking")
-    assert second.of("Finished")[0]["fetched"] == 0
+    assert first.of("PullChecking") and not second.of("PullChecking")
+    assert second.of("PullFinished")[0]["fetched"] == 0
 
 
 def test_resolve_chooses_and_says_why(bench: Bench) -> None:
@@ -160,7 +160,7 @@ def test_commit_is_pinned(bench: Bench) -> None:
     with bench.new_client() as client:
         client.send("pull", repo=REPO)
         for event in client.events():
-            if event["event"] == "Retrying":
+            if event["event"] == "PullRetrying":
                 bench.hub.add(REPO, {FILE: OTHER})
                 bench.hub.faults.throttle_bps = 0
             if event["event"] == "Outcome":
@@ -173,7 +173,7 @@ def test_windows(bench: Bench) -> None:
     assert done.exit == 0
     assert [int(r.partition("=")[2].partition("-")[0]) >> 20 for r in bench.hub.seen["cdn"].ranges] == [0, 1, 2, 3]
     assert bench.hub.seen["cdn"].bytes == len(MODEL)
-    assert done.of("Retrying") == []
+    assert done.of("PullRetrying") == []
 
 
 def test_read_only_store_can_be_used(bench: Bench) -> None:
@@ -283,10 +283,10 @@ def test_kill_9_and_resume(bench: Bench) -> None:
         before = sum(path.stat().st_size for path in bench.partials())
         with bench.new_client() as client:
             client.send("pull", repo=REPO)
-            started = next(event for event in client.events() if event["event"] in ("Started", "Outcome"))
+            started = next(event for event in client.events() if event["event"] in ("PullStarted", "Outcome"))
             assert started.get("resumed_at", size) >= before - (10 << 20)
             assert started.get("resumed_at", size) == before
-            more = (event for event in client.events() if event["event"] == "Progress")
+            more = (event for event in client.events() if event["event"] == "PullProgress")
             for _ in range(chance.randrange(3)):
                 next(more)
             client.process.kill()
@@ -311,7 +311,7 @@ def test_signals(bench: Bench, signum: signal.Signals, stalled: bool) -> None:
     bench.hub.faults.cuts = [Cut("stall", 400_000)] if stalled else []
     with bench.new_client() as client:
         client.send("pull", repo=REPO, patience=FOR_EVER)
-        next(event for event in client.events() if event["event"] == "Progress")
+        next(event for event in client.events() if event["event"] == "PullProgress")
         if stalled:
             until(lambda: not bench.hub.faults.cuts[0].times, "silence")
         client.process.send_signal(signum)
@@ -333,7 +333,7 @@ def test_damaged_partial_costs_one_more_download(bench: Bench, size: int | None)
     bench.hub.forget()
     done = bench.pull()
     assert done.exit == 0
-    assert len(done.of("StartedOver")) == (0 if size == len(MODEL) + 1 else 1)
+    assert len(done.of("PullRestarted")) == (0 if size == len(MODEL) + 1 else 1)
     assert Path(done.result).read_bytes() == MODEL
 
 
@@ -348,7 +348,7 @@ def test_broken_connections(bench: Bench, kind: str) -> None:
     done = bench.pull(patience=STALLS if kind == "stall" else {})
     assert done.exit == 0
     assert Path(done.result).read_bytes() == MODEL
-    assert len(done.of("Retrying")) == 5
+    assert len(done.of("PullRetrying")) == 5
     assert bench.hub.seen["hub"].requests["HEAD"] == 6
     # What a reset finds in the receiver's socket is lost: TCP's doing, not ours.
     assert kind == "reset" or bench.hub.seen["cdn"].bytes < len(MODEL) + 5 * (64 << 10)
@@ -589,8 +589,8 @@ def test_eight_at_once(bench: Bench) -> None:
             client.__exit__()
     assert [done.exit for done in outcomes] == [0] * 8
     assert bench.hub.seen["cdn"].bytes == len(MODEL)
-    assert sum(bool(done.of("Waiting")) for done in outcomes) == 7
-    assert sum(done.of("Finished")[0]["fetched"] for done in outcomes) == len(MODEL)
+    assert sum(bool(done.of("PullWaiting")) for done in outcomes) == 7
+    assert sum(done.of("PullFinished")[0]["fetched"] for done in outcomes) == len(MODEL)
 
 
 def test_waiter_takes_over(bench: Bench) -> None:
@@ -600,11 +600,11 @@ def test_waiter_takes_over(bench: Bench) -> None:
         first.send("pull", repo=REPO, patience=FOR_EVER)
         until(lambda: any(path.stat().st_size > 500_000 for path in bench.partials()), "half a megabyte")
         second.send("pull", repo=REPO)
-        next(event for event in second.events() if event["event"] == "Waiting")
+        next(event for event in second.events() if event["event"] == "PullWaiting")
         first.process.kill()
         done = second.outcome()
     assert done.exit == 0
-    assert done.of("Started")[0]["resumed_at"] > 400_000
+    assert done.of("PullStarted")[0]["resumed_at"] > 400_000
 
 
 # --- the disk
@@ -645,7 +645,7 @@ def test_full_disk(bench: Bench) -> None:
         subprocess.run(["mount", "-o", "remount,size=8m", str(mount)], check=True)
         with bench.new_client() as client:
             client.send("pull", home=mount, repo=REPO)
-            next(event for event in client.events() if event["event"] == "Progress" and event["done"] > 100_000)
+            next(event for event in client.events() if event["event"] == "PullProgress" and event["done"] > 100_000)
             subprocess.run(["mount", "-o", "remount,size=1500k", str(mount)], check=True)
             bench.hub.faults.throttle_bps = 0
             done = client.outcome()
@@ -715,7 +715,7 @@ def test_finished_parts_of_a_pull_are_not_freed(bench: Bench) -> None:
     bench.hub.faults.throttle_bps = 100_000
     with bench.new_client() as client:
         client.send("pull", repo="user/big")
-        started = (event for event in client.events() if event["event"] == "Started")
+        started = (event for event in client.events() if event["event"] == "PullStarted")
         next(started), next(started)
         bench.hub.faults.throttle_bps = 10_000
         assert {item["kind"] for item in bench.ask("leftovers").result} == {"partial", "orphan"}
@@ -763,7 +763,7 @@ def test_bad_header_is_found_early(bench: Bench, tmp_path: Path) -> None:
     bench.hub.add("user/large", {FILE: large})
     done = bench.pull("user/large")
     assert done.exit == 8
-    assert max((event["done"] for event in done.of("Progress")), default=0) < 64 << 20
+    assert max((event["done"] for event in done.of("PullProgress")), default=0) < 64 << 20
     assert bench.partials() == []
 
 
@@ -788,10 +788,10 @@ def test_search(bench: Bench) -> None:
     bench.hub.add("user/model-hidden", {FILE: MODEL}, access="private")
     hits = bench.ask("search", words=["model"]).result
     assert [hit["repo"] for hit in hits] == ["user/model", "user/model-split"]
-    assert [(offer["quant"], offer["n_files"]) for offer in hits[1]["offers"]] == [("Q8_0", 1), ("Q4_K_M", 2)]
+    assert [(each["quant"], each["n_files"]) for each in hits[1]["quants"]] == [("Q8_0", 1), ("Q4_K_M", 2)]
     bench.hub.add("user/model-odd", {FILE: MODEL}).commit = "none at all"
     hits = bench.ask("search", words=["model"]).result
-    assert {hit["repo"]: bool(hit["offers"]) for hit in hits} == {
+    assert {hit["repo"]: bool(hit["quants"]) for hit in hits} == {
         "user/model": True,
         "user/model-split": True,
         "user/model-odd": False,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from llmrun import fs
 from llmrun.gguf.reader import open_header
 from llmrun.models import model_info
 from llmrun.models.model_info import ModelFile
-from llmrun.models.store import hash_file
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_model(micro: Path, home: Path) -> None:
         "micro", micro, open_header(micro), description="llama ?B Q8_0", on_bytes=lambda *seen: looked.append(seen)
     )
     size = micro.stat().st_size
-    assert model.files == (ModelFile("micro.gguf", size, hash_file(micro)),)
+    assert model.files == (ModelFile("micro.gguf", size, fs.sha256_of(micro)),)
     assert looked[-1] == (size, size)
     assert (model.architecture, model.quantization, model.n_params) == ("llama", "Q8_0", 1443072)
     assert sum(model.tensor_types.values()) == model.weight_bytes == 1537024
@@ -37,14 +37,3 @@ def test_model(micro: Path, home: Path) -> None:
         "micro", micro, open_header(micro), on_bytes=lambda *s: looked.append(s)
     ) == replace(model, description=None)
     assert looked == []
-
-
-def test_files_of_the_hub_are_named_by_their_hash(tmp_path: Path) -> None:
-    """Nothing is read: the cache's name of the bytes is their sha256."""
-    blob = tmp_path / "blobs" / ("a" * 64)
-    blob.parent.mkdir()
-    blob.write_bytes(b"x")
-    link = tmp_path / "m.gguf"
-    link.symlink_to(blob)
-    assert model_info.sha256_of(link) == "a" * 64
-    assert model_info.sha256_of(tmp_path / "none") is None

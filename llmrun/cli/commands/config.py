@@ -93,7 +93,7 @@ def unset(called: Invocation, key: _Key, model: _Model = None) -> None:
 
 def _check_model(model: str | None) -> None:
     if model is not None:
-        from llmrun.models.catalog import parse
+        from llmrun.models.reference import parse
 
         parse(model)
 

@@ -29,7 +29,7 @@ def doctor(
     """
     from llmrun.engine.devices import find_devices
     from llmrun.machine import doctor, gpus
-    from llmrun.models import store
+    from llmrun.models.store.listing import list_leftovers
 
     clone = gpus.clone_folder()
     backends: list[str] | None = None
@@ -41,7 +41,7 @@ def doctor(
     found = [
         doctor.llama_cpp(failure, clone),
         *doctor.gpu_checks(gpus.find_gpus(), backends, clone),
-        *doctor.of_this_machine(lambda: time.sleep(_LOOK_S), store.list_leftovers),
+        *doctor.of_this_machine(lambda: time.sleep(_LOOK_S), list_leftovers),
     ]
     if network:
         found.append(doctor.network(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", _seconds_to_answer))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.tables import Column
 from llmrun.units import UNKNOWN, size
+
+if TYPE_CHECKING:
+    from llmrun.models.hub.search import SearchResult
 
 
 def search(
@@ -18,13 +20,13 @@ def search(
     as_json: options.Json = False,
 ) -> None:
     """Search the hub for GGUF models, with their levels and sizes."""
-    from llmrun.models import hub
+    from llmrun.models.hub import search as hub_search
 
-    hits = hub.search(words, limit)
+    found = hub_search.search(words, limit)
     if as_json:
-        screen.out_json([asdict(hit) for hit in hits])
+        screen.out_json([_document(each) for each in found])
         return
-    if not hits:
+    if not found:
         screen.note(f"the hub has no GGUF repository with '{' '.join(words)}' in its name")
     columns = (
         Column("REPOSITORY"),
@@ -36,11 +38,21 @@ def search(
         columns,
         (
             [
-                hit.repo,
-                UNKNOWN if hit.downloads is None else f"{hit.downloads:,}",
-                (hit.licence or UNKNOWN) + (" (gated)" if hit.gated else ""),
-                ", ".join(f"{offer.quant} {size(offer.size)}" for offer in hit.offers) or UNKNOWN,
+                each.repo,
+                UNKNOWN if each.downloads is None else f"{each.downloads:,}",
+                (each.licence or UNKNOWN) + (" (gated)" if each.gated else ""),
+                ", ".join(f"{files.quant} {size(files.size)}" for files in each.quants) or UNKNOWN,
             ]
-            for hit in hits
+            for each in found
         ),
     )
+
+
+def _document(found: SearchResult) -> dict[str, Any]:
+    return {
+        "repo": found.repo,
+        "downloads": found.downloads,
+        "licence": found.licence,
+        "gated": found.gated,
+        "offers": [vars(files) for files in found.quants],
+    }

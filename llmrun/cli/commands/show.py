@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrun.cli.framework import options
-from llmrun.cli.loading import lookup
 from llmrun.cli.terminal import screen, tables
-from llmrun.models.catalog import HubFile, parse
+from llmrun.models.reference import HubFile, parse
+from llmrun.models.resolve import find_stored, open_whole
 from llmrun.units import count, percent, size
 
 if TYPE_CHECKING:
@@ -34,31 +34,27 @@ def show(models: options.ModelNames, offline: options.Offline = False, as_json: 
 
 def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
     """`facts_of` the model that the user named, and where it is."""
-    from llmrun.models.resolve import in_full, level_note, open_whole
-
     named = parse(reference)
     if not isinstance(named, HubFile):
         path, header = open_whole(named.path)
         return {**facts_of(named.name, header), **_place(path, header)}
-
-    from llmrun.models import store
-
-    chosen = store.choice(in_full(named))
-    if chosen is not None:
-        found, why = chosen
-        if why:
-            screen.note(level_note(named, found, why))
+    stored = find_stored(named)
+    if stored is not None:
+        found, note = stored
+        if note:
+            screen.note(note)
         path, header = open_whole(found.path)
         facts = facts_of(str(named), header)
         return {**facts, "repository": found.repo, "commit": found.commit, **_place(path, header)}
 
-    from llmrun.models import hub
+    from llmrun.models.hub.info import model_info, quants_of, resolve
+    from llmrun.models.hub.remote import remote_header
 
-    resolved = hub.resolve(named, offline=offline)
+    resolved = resolve(named, offline=offline)
     if resolved.why:
         screen.note(f"{named} is {resolved.quant} ({resolved.why}) of {resolved.repo}; it is not here, asking the hub")
-    facts = facts_of(str(named), lookup.remote_header(resolved))
-    offers = hub.offers_of(hub.model_info(resolved.repo, resolved.commit))
+    facts = facts_of(str(named), remote_header(resolved))
+    on_offer = quants_of(model_info(resolved.repo, resolved.commit))
     return {
         **facts,
         "licence": facts["licence"] or resolved.licence,
@@ -67,7 +63,7 @@ def facts_of_named(reference: str, *, offline: bool = False) -> dict[str, Any]:
         "file": resolved.files[0].name,
         "files": len(resolved.files),
         "file_bytes": resolved.total_bytes,
-        "levels": {offer.quant: offer.size for offer in offers},
+        "levels": {each.quant: each.size for each in on_offer},
         "path": None,
     }
 

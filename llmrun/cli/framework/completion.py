@@ -18,13 +18,13 @@ def model_names(prefix: str) -> list[str]:
 def _known(prefix: str) -> Iterable[str]:
     yield "tiny"
     try:
-        from llmrun.cli.loading import lookup
+        from llmrun.models import catalog
+        from llmrun.models.naming import ModelNames
 
-        yield from lookup.listed_names().values()
+        entries = catalog.load().entries
+        yield from ModelNames(entries).listed()
         if prefix:
-            from llmrun.models import catalog
-
-            yield from (entry.name for entry in catalog.load().entries)
+            yield from (entry.name for entry in entries)
     except (LlmrunError, OSError):  # a Tab is no place for errors
         return
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from llmrun.errors import LlmrunError
 from llmrun.models import quants
-from llmrun.models.catalog import HubFile, parse
+from llmrun.models.reference import HubFile, parse
+from llmrun.planning.fit import largest_that_fits
 from llmrun.planning.placement import DoesNotFit
 
 if TYPE_CHECKING:
     from llmrun.models.resolve import Model
+
+_MADE = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")
 
 
 def with_smaller_quantization(error: DoesNotFit, reference: str, found: Model) -> DoesNotFit:
@@ -22,48 +26,33 @@ def with_smaller_quantization(error: DoesNotFit, reference: str, found: Model) -
     Of a model of the hub, one that its repository has; where the hub can't be asked, and of a file, one that
     `llmrun quantize` would make.
     """
-    here = found.header.weight_bytes
-    smaller = {
-        error.needed - here + n_bytes: typed
-        for typed, n_bytes in _in_repository(reference) or _to_be_made(reference, found)
-        if n_bytes < 0.98 * here
-    }
-    if not smaller:
+    sizes = _in_repository(reference) or _to_be_made(reference, found)
+    best = largest_that_fits(sizes, found.header.weight_bytes, needed=error.needed, free=error.free)
+    if best is None or (best[1] > error.free and error.ways):
         return error
-    needed = max((needed for needed in smaller if needed <= error.free), default=min(smaller))
-    if needed > error.free and error.ways:
-        return error
-    ways = [(smaller[needed], needed), *error.ways]
-    return DoesNotFit(error.message, needed=error.needed, free=error.free, ways=ways[:3])
+    return DoesNotFit(error.message, needed=error.needed, free=error.free, ways=[best, *error.ways][:3])
 
 
-def _in_repository(reference: str) -> list[tuple[str, int]]:
-    """(what to type, bytes) of every level in the model's repository; empty where that can't be known."""
-    from llmrun.models import hub
+def _in_repository(reference: str) -> Mapping[str, int]:
+    """What to type for every level in the model's repository, with its bytes; empty where that can't be known."""
+    from llmrun.models.hub.http import is_offline
+    from llmrun.models.hub.info import model_info
 
     named = parse(reference)
-    if not isinstance(named, HubFile) or hub.is_offline():
-        return []
+    if not isinstance(named, HubFile) or is_offline():
+        return {}
     try:
-        files = hub.model_info(named.repo, named.revision).models
+        files = model_info(named.repo, named.revision).models
     except LlmrunError:
-        return []
-    sizes: dict[str, int] = {}
+        return {}
+    sizes: Counter[str] = Counter()
     for file in files:
-        quant = quants.quant_of(file.name)
-        if quant is not None:
-            sizes[quant] = sizes.get(quant, 0) + file.size
-    return [(f"{named.name}:{quant}", n_bytes) for quant, n_bytes in sizes.items()]
+        if quant := quants.quant_of(file.name):
+            sizes[f"{named.name}:{quant}"] += file.size
+    return sizes
 
 
-_MADE: Iterable[str] = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")
-
-
-def _to_be_made(reference: str, found: Model) -> list[tuple[str, int]]:
-    made = []
-    for level in _MADE:
-        bits = quants.bits_per_weight(level)
-        if bits is not None:
-            n_bytes = round(found.header.n_params * bits / 8)
-            made.append((f"llmrun quantize {shlex.quote(reference)} {level}", n_bytes))
-    return made
+def _to_be_made(reference: str, found: Model) -> Mapping[str, int]:
+    n_params = found.header.n_params
+    made = {level: quants.model_bytes(n_params, level) for level in _MADE}
+    return {f"llmrun quantize {shlex.quote(reference)} {level}": n_bytes for level, n_bytes in made.items() if n_bytes}

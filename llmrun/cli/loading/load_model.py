@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmrun.cli.commands.pull import fetch_with_progress
+from llmrun.cli.loading.fetch import fetch_with_progress
 from llmrun.cli.terminal import screen
 from llmrun.options.load import LoadConfig
 

@@ -1,0 +1,170 @@
+"""`llmrun list WORDS...`: the models on this machine, or those that have a short name."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Argument, Option
+from llmrun.cli.loading import stored
+from llmrun.cli.terminal import screen, tables
+from llmrun.cli.terminal.tables import Column
+from llmrun.models import quants
+from llmrun.units import UNKNOWN, count, percent, size
+
+if TYPE_CHECKING:
+    from llmrun.models.store.listing import Leftover
+    from llmrun.models.store.state import State
+
+
+def list_(
+    words: Annotated[
+        list[str] | None,
+        Argument("WORD", "Only what has all of these words in its name."),
+    ] = None,
+    catalog: Annotated[
+        bool, Option("--catalog", help="The models that have a short name, here or not, and what they are for.")
+    ] = False,
+    names_only: Annotated[bool, Option("--names", "-q", help="Print the names only.", panel="Output")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """List the models on this machine, or those of the catalog."""
+    wanted = [word.lower() for word in words or ()]
+    rows = _catalog_rows() if catalog else _stored_rows()
+    rows = [row for row in rows if all(word in _searched(row) for word in wanted)]
+    if as_json:
+        screen.out_json([stored.json_row(row) for row in rows])
+    elif names_only:
+        names = (row["name"] for row in rows if row.get("state", "complete") == "complete")
+        screen.out("".join(screen.harmless(name) + "\n" for name in names))
+    elif catalog:
+        tables.show(_CATALOG_COLUMNS, map(_catalog_cells, rows))
+    else:
+        now_s = time.time()
+        tables.show(_STORED_COLUMNS, (_stored_cells(row, now_s) for row in rows))
+
+
+def _searched(row: dict[str, Any]) -> str:
+    return " ".join(str(row.get(key) or "") for key in ("name", "repo", "file", "summary")).lower()
+
+
+_STORED_COLUMNS = (
+    Column("NAME"),
+    Column("QUANT"),
+    Column("SIZE", right=True),
+    Column("PARAMETERS", right=True),
+    Column("USED"),
+    Column("WHERE", flexible=True),
+)
+
+
+def _stored_rows() -> list[dict[str, Any]]:
+    from llmrun.models.store.listing import list_leftovers, list_models
+    from llmrun.models.store.state import State
+
+    state, names = State(), stored.names()
+    rows = [_tiny_row(state)]
+    models = list_models(state=state)
+    rows += [stored.model_row(model, name) for model, name in zip(models, names.of_each(models), strict=True)]
+    rows += [_leftover_row(item, names.of(item)) for item in list_leftovers(state=state)]
+    return rows
+
+
+def _tiny_row(state: State) -> dict[str, Any]:
+    from llmrun.gguf.reader import open_header
+    from llmrun.models.catalog import EMBEDDED
+
+    ((name, path),) = EMBEDDED.items()
+    header = open_header(path)
+    return {
+        "name": name,
+        "repo": None,
+        "commit": None,
+        "file": path.name,
+        "quant": header.quantization_label,
+        "size": path.stat().st_size,
+        "parameters": header.n_params,
+        "architecture": header.architecture,
+        "last_used_s": state.last_used().get(name),
+        "path": os.fspath(path),
+        "where": "part of llmrun",
+        "state": "complete",
+    }
+
+
+def _leftover_row(item: Leftover, name: str) -> dict[str, Any]:
+    share = f"{percent(item.size / item.total)} of {size(item.total)}, " if item.total else ""
+    return {
+        "name": name,
+        "repo": item.repo,
+        "commit": None,
+        "file": item.file,
+        "quant": quants.quant_of(item.file or ""),
+        "size": item.size,
+        "total": item.total,
+        "parameters": None,
+        "architecture": None,
+        "last_used_s": None,
+        "path": os.fspath(item.path),
+        "where": share + stored.LEFTOVER_WORDS[item.kind],
+        "state": "partial" if item.kind == "quantizing" else item.kind,
+    }
+
+
+def _stored_cells(row: dict[str, Any], now_s: float) -> list[str]:
+    return [
+        row["name"],
+        row["quant"] or UNKNOWN,
+        size(row["size"]),
+        count(row["parameters"]),
+        UNKNOWN if row["last_used_s"] is None else ago(now_s - row["last_used_s"]),
+        row["where"],
+    ]
+
+
+def ago(seconds: float) -> str:
+    """ "just now", "5 minutes ago", "yesterday", "3 weeks ago"."""
+    if seconds < 60:
+        return "just now"
+    for unit, length, limit in (("minute", 60, 60), ("hour", 3600, 24), ("day", 86_400, 14), ("week", 604_800, 9)):
+        n = int(seconds // length)
+        if n < limit:
+            return "yesterday" if (unit, n) == ("day", 1) else f"{n} {unit}{'s' if n > 1 else ''} ago"
+    n = int(seconds // 2_629_800)
+    return f"{n} months ago" if n < 24 else f"{n // 12} years ago"
+
+
+_CATALOG_COLUMNS = (
+    Column("NAME"),
+    Column("PARAMETERS", right=True),
+    Column("ACTIVE", right=True),
+    Column("SIZE", right=True),
+    Column("CONTEXT", right=True),
+    Column("LICENCE"),
+    Column("GOOD FOR", flexible=True),
+)
+
+
+def _catalog_rows() -> list[dict[str, Any]]:
+    from llmrun.models import catalog
+
+    rows = []
+    for entry in catalog.load().entries:
+        level = entry.quant or quants.quant_of(entry.file or "") or quants.DEFAULT
+        n_bytes = quants.model_bytes(entry.parameters, level) if entry.parameters else None
+        rows.append({**vars(entry), "aliases": [*entry.aliases], "usual_quant": level, "usual_bytes": n_bytes})
+    return rows
+
+
+def _catalog_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        count(row["parameters"]),
+        count(row["active_parameters"]) if row["active_parameters"] else "",
+        "~" + size(row["usual_bytes"]) if row["usual_bytes"] else UNKNOWN,
+        str(row["n_ctx"] or UNKNOWN),
+        (row["licence"] or UNKNOWN) + (" (gated)" if row["gated"] else ""),
+        row["summary"] or "",
+    ]

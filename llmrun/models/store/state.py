@@ -1,0 +1,163 @@
+"""What is remembered of models: facts of headers, what has been verified, when a model was last used.
+
+One small SQLite file. It is only a memory: losing it costs time, not models.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmrun import codec, fs, paths
+from llmrun.models.store.layout import SHA256
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from llmrun.gguf.reader import Header
+
+
+@dataclass(frozen=True)
+class HeaderFacts:
+    """What `list` shows of a header without reading it again."""
+
+    n_params: int
+    architecture: str | None
+    label: str | None
+    n_ctx_train: int | None
+
+    @classmethod
+    def of(cls, header: Header) -> HeaderFacts:
+        return cls(header.n_params, header.architecture, header.quantization_label, header.n_ctx_train)
+
+
+def database() -> Path:
+    return paths.state() / "store.sqlite"
+
+
+class State:
+    """Remembers facts about files by path, size, mtime and inode, and when a model was last used.
+
+    What can't be read or written (a full disk, a locked or damaged database) is as if forgotten.
+    """
+
+    _TABLES = """
+        create table if not exists files (path text primary key, stamp text, sha256 text, facts text);
+        create table if not exists used (model text primary key, at_s real);
+        create table if not exists pulls (blob text primary key, repo text, file text, total integer);
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or database()
+
+    def _run(self, *statements: tuple[str, tuple[object, ...]]) -> list[tuple[Any, ...]]:
+        import sqlite3
+
+        rows: list[tuple[Any, ...]] = []
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=2)) as db:
+                # Losing the last moments of a memory in a power cut is no reason to wait for the disk.
+                db.execute("pragma synchronous = off")
+                self._prepare(db)
+                with db:
+                    for sql, values in statements:
+                        rows = db.execute(sql, values).fetchall()
+        except sqlite3.OperationalError:
+            return []
+        except sqlite3.DatabaseError:
+            with suppress(OSError):
+                self._path.unlink()
+        except OSError:
+            return []
+        return rows
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        if not db.execute("select 1 from sqlite_master where name = 'pulls'").fetchone():
+            db.executescript(self._TABLES)
+
+    def files(self) -> dict[str, tuple[str, str | None, HeaderFacts | None]]:
+        """All that is remembered about files: path -> (stamp, sha256, facts)."""
+        rows = self._run(("select path, stamp, sha256, facts from files", ()))
+        return {path: (stamp, sha, _facts(text)) for path, stamp, sha, text in rows}
+
+    def verified_sha256(self, path: Path) -> str | None:
+        """What the file hashed to, if it is still the file that was hashed."""
+        with suppress(OSError):
+            real = os.path.realpath(path)
+            rows = self._run(("select sha256 from files where path = ? and stamp = ?", (real, stamp(path))))
+            return rows[0][0] if rows else None
+        return None
+
+    def remember(self, path: Path, *, sha256: str | None = None, facts: HeaderFacts | None = None) -> None:
+        """Adds to what is known of the file as it is now."""
+        text = None if facts is None else codec.encode(facts).decode()
+        with suppress(OSError):
+            real = os.path.realpath(path)
+            self._run(
+                ("delete from files where path = ? and stamp <> ?", (real, stamp(path))),
+                (
+                    "insert into files values (?, ?, ?, ?) on conflict (path) do update set "
+                    "sha256 = coalesce(excluded.sha256, sha256), facts = coalesce(excluded.facts, facts)",
+                    (real, stamp(path), sha256, text),
+                ),
+            )
+
+    def forget(self, path: Path) -> None:
+        """Drops what is known of the file."""
+        self._run(("delete from files where path = ?", (os.path.realpath(path),)))
+
+    def last_used(self) -> dict[str, float]:
+        """Model -> Unix time of its last use."""
+        return dict(self._run(("select model, at_s from used", ())))
+
+    def used_now(self, key: str) -> None:
+        self._run(("insert or replace into used values (?, ?)", (key, time.time())))
+
+    def pull_begins(self, blob: Path, repo: str, file: str, total: int) -> None:
+        """Lets `list` say which file a partial is to become, and how much of it is missing."""
+        self._run(("insert or replace into pulls values (?, ?, ?, ?)", (str(blob), repo, file, total)))
+
+    def pull_ended(self, blob: Path) -> None:
+        self._run(("delete from pulls where blob = ?", (str(blob),)))
+
+    def pulls(self) -> dict[str, tuple[str, int]]:
+        """Blob -> (file, bytes in all) of the pulls that have begun and not ended."""
+        return {blob: (file, total) for blob, file, total in self._run(("select blob, file, total from pulls", ()))}
+
+
+def stamp(path: Path) -> str:
+    """What changes when a file's content does. Raises `OSError`."""
+    status = path.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+
+
+def sha256_of(path: Path, on_bytes: fs.OnBytes | None = None, *, state: State | None = None) -> str | None:
+    """The sha256 of a file; computed once, and remembered for as long as its size, mtime and inode are the same.
+
+    Files of the hub are named by it in the cache: what was pulled was checked against that. None: the file was written
+    to while it was read. Raises `OSError` for one that can't be read.
+    """
+    target = Path(os.path.realpath(path))
+    if "blobs" in (target.parent.name, target.parent.parent.name) and SHA256.fullmatch(target.name):
+        return target.name
+    state = state or State()
+    known = state.verified_sha256(target)
+    if known is None:
+        before = stamp(target)
+        known = fs.sha256_of(target, on_bytes)
+        if stamp(target) != before:
+            return None
+        state.remember(target, sha256=known)
+    return known
+
+
+def _facts(text: str | None) -> HeaderFacts | None:
+    try:
+        return None if text is None else codec.decode(text, HeaderFacts)
+    except codec.Malformed:
+        return None
