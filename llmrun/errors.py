@@ -26,14 +26,13 @@ other words of the same error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A remedy: the same again with these fields, by name: `Change({"n_ctx": 4096})`.
 
     Names are those of `LoadConfig` (of its `offload` and `rope` as well), `SamplingConfig` and the other option
@@ -43,8 +42,7 @@ class Change:
     fields: Mapping[str, object]
 
 
-@dataclass(frozen=True)
-class Act:
+class Act(NamedTuple):
     """A remedy: an action of llmrun, by name: `Act("pull", "qwen3:4b")`; `Act("help", "run")` is to read its help.
 
     Attributes:

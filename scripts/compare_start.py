@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 BARE = "python -c pass"
-LLMRUN = [PYTHON, "-m", "llmrun"]
+LLMRUN = [os.fspath(Path(PYTHON).with_name("llmrun"))]
 CASES: dict[str, list[str]] = {
     BARE: [PYTHON, "-c", "pass"],
     "llmrun --version": [*LLMRUN, "--version"],

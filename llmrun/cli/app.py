@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmrun import __version__
-from llmrun.cli.framework import help
+from llmrun.cli.framework import page
 from llmrun.cli.terminal import screen
 from llmrun.errors import Act, UsageError
 
@@ -92,7 +92,7 @@ def _run(words: list[str]) -> None:
 
         shells.complete(words, {name: entry.help for name, entry in _shown().items()}, command, TITLE)
     elif not words or words[0] in ("-h", "--help", "--help-all"):
-        screen.out(help.of_program(TITLE, OPTIONS, _rows("")))
+        screen.out(page.of_program(TITLE, OPTIONS, _rows("")))
         if not words:
             raise SystemExit(2)
     elif words[0] == "--version":

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from llmrun.cli.framework import help, options, parser, spelling, sweeps
+from llmrun.cli.framework import options, parser, spelling
+from llmrun.cli.framework.page import Rows
 from llmrun.errors import Act, LlmrunError, UsageError
 from llmrun.options import spec
 from llmrun.options.settings import Given, resolve
@@ -117,12 +118,17 @@ class Command:
         ]
         for group, swept in self.groups.values():
             mine = spec.options_of(group)
-            found += mine if swept is None else sweeps.swept(mine, swept.without)
+            if swept is None:
+                found += mine
+            else:
+                from llmrun.cli.framework import sweeps
+
+                found += sweeps.swept(mine, swept.without)
         return tuple(found)
 
     # -- a call ---
 
-    def run(self, words: Sequence[str], invocation: Invocation, subcommands: help.Rows = ()) -> Any:
+    def run(self, words: Sequence[str], invocation: Invocation, subcommands: Rows = ()) -> Any:
         """Read the words, fill in settings, call the function. Raises `LlmrunError`."""
         spelling.options_are(self.options)
         said = parser.read(
@@ -132,6 +138,7 @@ class Command:
             strict=self.strict,
         )
         if said.help:
+            from llmrun.cli.framework import help
             from llmrun.cli.terminal import screen
 
             everything = said.help in parser.HELP_ALL
@@ -173,6 +180,8 @@ class Command:
             if swept is None:
                 found[name] = spec.made(group, spec.field_values(mine, chosen))
             else:
+                from llmrun.cli.framework import sweeps
+
                 found[name] = list(sweeps.combinations(group, chosen))
         for name, (_, declared, parameter) in self._parameters.items():
             if isinstance(declared, options.Option):

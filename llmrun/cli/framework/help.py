@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-import textwrap
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from llmrun.cli.framework import spelling
+from llmrun.cli.framework.page import HELP, Rows, filled, page
 from llmrun.options.spec import MODEL, OFFLOAD, OUTPUT, SAMPLING, SHAPE, SPEED, TEXT, Number, Option
 
 if TYPE_CHECKING:
@@ -17,13 +14,7 @@ if TYPE_CHECKING:
 # Groups of options that only `--help-all` lists: a newcomer sees ten, not sixty.
 FOR_EXPERTS = (TEXT, SHAPE, SAMPLING, OFFLOAD, SPEED, MODEL)
 _ORDER = (None, TEXT, OUTPUT, SHAPE, SAMPLING, OFFLOAD, SPEED, MODEL)
-_HELP = ("-h, --help", "Show this message and exit.")
 _HELP_ALL = ("--help-all", "Show every option and exit.")
-Rows = Sequence[tuple[str, str]]
-
-
-def of_program(title: str, options: Rows, commands: Rows) -> str:
-    return _page("llmrun [OPTIONS] COMMAND [ARGS]...", title, [("Options", [*options, _HELP]), ("Commands", commands)])
 
 
 def of_command(path: str, command: Command, subcommands: Rows = (), *, everything: bool = False) -> str:
@@ -42,7 +33,7 @@ def of_command(path: str, command: Command, subcommands: Rows = (), *, everythin
             continue
         rows = [_row(each) for each in mine]
         if panel is None:
-            rows += [_HELP, *([_HELP_ALL] if experts else [])]
+            rows += [HELP, *([_HELP_ALL] if experts else [])]
         if rows:
             groups[panel or "Options"] = rows
     if subcommands:
@@ -55,12 +46,12 @@ def of_command(path: str, command: Command, subcommands: Rows = (), *, everythin
             *(_in_usage(each.metavar, each.required, each.many) for each in command.arguments),
         ]
     )
-    page = _page(f"{usage} COMMAND [ARGS]..." if subcommands else usage, command.help, groups.items())
+    page = page(f"{usage} COMMAND [ARGS]..." if subcommands else usage, command.help, groups.items())
     if left_out:
         about = ", ".join(panel[0].lower() + panel[1:] for panel in dict.fromkeys(left_out))
-        page += "\n" + _filled(f"--help-all lists {len(left_out)} more: {about}.", "")
+        page += "\n" + filled(f"--help-all lists {len(left_out)} more: {about}.", "")
     elif everything and command.takes_settings:
-        page += "\n" + _filled("What config.toml turns on, --no-NAME turns off.", "")
+        page += "\n" + filled("What config.toml turns on, --no-NAME turns off.", "")
     return page + (f"\n{command.epilog()}\n" if command.epilog else "")
 
 
@@ -97,44 +88,3 @@ def _range(option: Option) -> str:
     if option.attribute or not isinstance(kind, Number) or kind.low is None:
         return ""  # of a dataclass, whose ranges are so wide that they tell nobody anything
     return f"[at least {kind.low}]" if kind.high is None else f"[{kind.low} to {kind.high}]"
-
-
-# -- a page of 80 columns, as Click's ---
-
-
-def _page(usage: str, text: str, groups: Iterable[tuple[str, Rows]]) -> str:
-    parts = [textwrap.fill(f"Usage: {usage}", _width(), subsequent_indent=" " * 7) + "\n"]
-    parts += [_filled(paragraph, "  ") for paragraph in re.split(r"\n\s*\n", text)]
-    parts += [f"{title}:\n{_table(rows)}" for title, rows in groups if rows]
-    return "\n".join(parts)
-
-
-def _width() -> int:
-    columns = os.environ.get("COLUMNS", "")
-    try:
-        n = int(columns) if columns.isdecimal() else os.get_terminal_size(1).columns
-    except OSError:
-        n = 80
-    return max(min(n or 80, 80) - 2, 50)
-
-
-def _filled(text: str, indent: str) -> str:
-    return (
-        textwrap.fill(
-            " ".join(text.split()), _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-        )
-        + "\n"
-    )
-
-
-def _table(rows: Rows) -> str:
-    first = min(max(len(left) for left, _ in rows), 30) + 2
-    lines = []
-    for left, right in rows:
-        wrapped = textwrap.wrap(right, max(_width() - first - 2, 10), break_on_hyphens=False) or [""]
-        if len(left) > first - 2:
-            lines.append(f"  {left}")
-            left = ""
-        lines.append(f"  {left:<{first}}{wrapped[0]}".rstrip())
-        lines += [" " * (first + 2) + each for each in wrapped[1:]]
-    return "\n".join(lines) + "\n"

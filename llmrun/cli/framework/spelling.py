@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from llmrun.errors import Act, Change, LlmrunError, Remedy
-from llmrun.options.spec import Option
+
+if TYPE_CHECKING:
+    from llmrun.options.spec import Option
 
 _MENTION = re.compile(r"`(?:do: ([a-z ]+)|([a-z_]+))`")
 _of_command: dict[str, Option] = {}

@@ -6,7 +6,6 @@ Rich is imported only where something is drawn, which a pipe or a quick command 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import sys
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from llmrun.cli.framework import spelling
 from llmrun.errors import EXIT_BROKEN_PIPE, DiskError, LlmrunError
 
 if TYPE_CHECKING:
@@ -95,6 +93,8 @@ def out_json(data: Any) -> None:
     What `harmless` would replace is an escape instead, and so is half of a surrogate pair, which UTF-8 has no bytes
     for: harmless on a terminal too, and nothing is lost.
     """
+    import json
+
     text = json.dumps(data, indent=2, ensure_ascii=False)  # which escapes C0, so that what is left here is the rest
     out(_TO_ESCAPE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
@@ -120,6 +120,8 @@ def note(text: str) -> None:
 
 def error(problem: LlmrunError) -> int:
     """Show what went wrong and what to type next; returns the exit code."""
+    from llmrun.cli.framework import spelling
+
     if not isinstance(problem, OutputClosed):
         note(f"error: {spelling.message(problem)}")
         if hint := spelling.hint(problem):
