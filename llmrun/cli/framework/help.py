@@ -46,13 +46,13 @@ def of_command(path: str, command: Command, subcommands: Rows = (), *, everythin
             *(_in_usage(each.metavar, each.required, each.many) for each in command.arguments),
         ]
     )
-    page = page(f"{usage} COMMAND [ARGS]..." if subcommands else usage, command.help, groups.items())
+    text = page(f"{usage} COMMAND [ARGS]..." if subcommands else usage, command.help, groups.items())
     if left_out:
         about = ", ".join(panel[0].lower() + panel[1:] for panel in dict.fromkeys(left_out))
-        page += "\n" + filled(f"--help-all lists {len(left_out)} more: {about}.", "")
+        text += "\n" + filled(f"--help-all lists {len(left_out)} more: {about}.", "")
     elif everything and command.takes_settings:
-        page += "\n" + filled("What config.toml turns on, --no-NAME turns off.", "")
-    return page + (f"\n{command.epilog()}\n" if command.epilog else "")
+        text += "\n" + filled("What config.toml turns on, --no-NAME turns off.", "")
+    return text + (f"\n{command.epilog()}\n" if command.epilog else "")
 
 
 def _in_usage(metavar: str, required: bool, many: bool) -> str:
