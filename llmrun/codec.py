@@ -2,6 +2,9 @@
 
 What comes back has the types that were declared, or a `Malformed` says where it has not. Fields that are not declared
 are ignored, so that older readers can read what newer writers wrote.
+
+A `Struct` is msgspec's dataclass. `replace` and `plain` are its `dataclasses.replace` and `asdict`. A process that has
+to start fast has its types as structs: to import `dataclasses` takes as long as to start Python.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct as Struct
+from msgspec import field as field
+from msgspec.structs import replace as replace
 
 _T = TypeVar("_T")
 

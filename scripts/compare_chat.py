@@ -32,7 +32,7 @@ from compare_peers import HEAD, PEERS, check_quiet, interleaved, model_file, row
 
 from llmrun.chat.conversation import CHATML
 from llmrun.engine.engine import Engine
-from llmrun.engine.protocol import Asking
+from llmrun.engine.protocol import PromptOptions
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
@@ -186,7 +186,7 @@ def reuse(options: argparse.Namespace) -> None:
             history = "the cat sat on a mat and saw a dog run by "
             per = (engine.count(history * 11) - engine.count(history)) / 10
             messages = [{"role": "user", "content": history * round(options.tokens / per)}]
-            asking = Asking(template=CHATML, reuse=True)
+            goes_on = PromptOptions(template=CHATML, reuse=True)
             taken = []
             said = None
             for what in ("first", "next turn", "after /undo", "/regen"):
@@ -195,7 +195,7 @@ def reuse(options: argparse.Namespace) -> None:
                     messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "and then?"}]
                 elif what == "after /undo":
                     messages[-1] = {"role": "user", "content": "who was it?"}
-                generation = engine.generate(messages, sampling, asking=asking)
+                generation = engine.generate(messages, sampling, options=goes_on)
                 said = "".join(generation)
                 timing = generation.timing
                 taken.append((timing.n_prompt, timing.n_cached, (timing.ttft_s or 0) * 1e3))

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmrun.engine.engine import Engine, Generation
 from llmrun.engine.meter import Meter, Timing
-from llmrun.engine.protocol import Asking, Done, Prefilled, Started, StopReason, Tokens
+from llmrun.engine.protocol import Done, Prefilled, PromptOptions, Started, StopReason, Tokens
 from llmrun.errors import EngineCrashed, LlmrunError, PromptTooLong
 from llmrun.options.sampling import SamplingConfig
 
@@ -54,7 +54,7 @@ class ScriptedEngine(Engine):
         self.header: Any = SimpleNamespace(chat_template="{{ messages }}" if has_template else None)
         self.is_alive = True
         self.prompts: list[Sequence[dict[str, str]]] = []
-        self.asked: list[Asking] = []
+        self.asked: list[PromptOptions] = []
         self.prepared: list[Sequence[dict[str, str]]] = []
         self.left: list[tuple[str, str]] = []
         """Of an answer that the end of the context cut."""
@@ -84,14 +84,14 @@ class ScriptedEngine(Engine):
         prompt: str | Sequence[dict[str, str]],
         sampling: SamplingConfig | None = None,
         *,
-        asking: Asking | None = None,
+        options: PromptOptions | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
     ) -> Generation:
         assert not isinstance(prompt, str)
-        asking = asking or Asking()
+        options = options or PromptOptions()
         self.prompts.append([*prompt])
-        self.asked.append(asking)
-        return ScriptedGeneration(self, prompt, sampling or SamplingConfig(), asking)
+        self.asked.append(options)
+        return ScriptedGeneration(self, prompt, sampling or SamplingConfig(), options)
 
     def next_script(self) -> Script:
         return self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
@@ -99,9 +99,9 @@ class ScriptedEngine(Engine):
 
 class ScriptedGeneration(Generation):
     def __init__(
-        self, engine: ScriptedEngine, prompt: Sequence[dict[str, str]], sampling: SamplingConfig, asking: Asking
+        self, engine: ScriptedEngine, prompt: Sequence[dict[str, str]], sampling: SamplingConfig, options: PromptOptions
     ) -> None:
-        self._scripted, self._prompt, self._sampling, self._asking = engine, prompt, sampling, asking
+        self._scripted, self._prompt, self._sampling, self._options = engine, prompt, sampling, options
         self.meter = Meter()
         self.text = self.thinking = ""
         self.thinks: bool | None = None
@@ -135,7 +135,7 @@ class ScriptedGeneration(Generation):
                 self._end("cancelled")
 
     def _pieces(self) -> Iterator[tuple[str, str]]:
-        engine, begun = self._scripted, self._asking.begun
+        engine, begun = self._scripted, self._options.assistant_prefix
         if not engine.alive:
             raise EngineCrashed("the engine is dead")
         n_prompt = engine.count(self._prompt) + len(begun.split())
@@ -143,7 +143,7 @@ class ScriptedGeneration(Generation):
             raise PromptTooLong(f"{n_prompt} tokens, the context holds {engine.n_ctx_most}")
         script = engine.next_script() if not begun else Script()
         tokens = engine.left if begun else script.tokens()
-        if not self._asking.thinks:
+        if not self._options.thinks:
             tokens = [each for each in tokens if not each[1]]
         self.n_ctx, self.thinks = engine.n_ctx_most, True
         self.meter.feed(

@@ -56,14 +56,10 @@ DOORS = {
 
 # Modules of the core that still spell options of the command line; each goes with the work on its package.
 SPELLS_OPTIONS: set[str] = {
-    "engine/child/generate.py",
-    "engine/child/main.py",
-    "engine/child/prompts.py",
     "engine/devices.py",
     "engine/engine.py",
     "engine/jobs/quantize.py",
     "engine/layout.py",
-    "engine/rpc/child.py",
     "engine/rpc/host.py",
     "gguf/rules.py",
     "planning/placement.py",

@@ -14,12 +14,13 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from types import TracebackType
 from typing import Protocol
 
+from llmrun import codec
 from llmrun.bench.record import Row, Sample, Steps
 from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.bench.warnings import RowWarning, warnings_of
@@ -27,7 +28,7 @@ from llmrun.clock import utc
 from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.layout import by_device, settings_of
 from llmrun.engine.meter import Timing
-from llmrun.engine.protocol import Buffer, Loaded, Probed, Tried
+from llmrun.engine.protocol import Buffer, Loaded, Probed, TrialResult
 from llmrun.errors import EngineCrashed, OutOfMemory
 from llmrun.gguf.reader import Header
 from llmrun.machine.device import Device
@@ -78,7 +79,7 @@ class BenchEngine(Protocol):
     def pid(self) -> int: ...
     @property
     def alive(self) -> bool: ...
-    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried: ...
+    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult: ...
     def generate(
         self, prompt: str | Sequence[dict[str, str]], sampling: SamplingConfig | None = None
     ) -> BenchGeneration: ...
@@ -359,7 +360,7 @@ class _Measured:
             n_threads=engine.n_threads,
             repack=plan.repack,
         )
-        return {**asdict(settings), "n_cpu_moe": plan.layout.n_cpu_moe, "layers": list(plan.placement.layers)}
+        return {**codec.plain(settings), "n_cpu_moe": plan.layout.n_cpu_moe, "layers": list(plan.placement.layers)}
 
     def _prepared(self) -> Callable[[], Sample]:
         """What takes one sample, warmed up."""

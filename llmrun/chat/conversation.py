@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.chat.store import Conversation, Turn, title_of
 from llmrun.clock import utc
-from llmrun.engine.protocol import Asking
+from llmrun.engine.protocol import PromptOptions
 from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.options.sampling import SamplingConfig
 
@@ -371,16 +371,16 @@ class Chat:
             sampling = replace(sampling, stop=(*sampling.stop, CHATML_END))
         stretches: list[tuple[Timing, int]] = []
         while True:
-            asking = Asking(
+            options = PromptOptions(
                 template=self._template,
-                begun=begun,
+                assistant_prefix=begun,
                 reuse=True,
                 thinks=thinks,
                 think_budget=self.options.think_budget,
                 grammar=self.options.grammar if not begun else None,
             )
             generation = self.generation = self.engine.generate(
-                self.messages(), sampling, asking=asking, on_prefill=self.on_prefill
+                self.messages(), sampling, options=options, on_prefill=self.on_prefill
             )
             try:
                 for text, thought in generation.pieces():

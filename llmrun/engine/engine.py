@@ -17,13 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from llmrun import codec
 from llmrun.engine import devices
 from llmrun.engine.channel import Died
 from llmrun.engine.layout import Check, by_device, checks, rooms_of, settings_of
 from llmrun.engine.meter import Meter, Timing
 from llmrun.engine.process import Child, Death
 from llmrun.engine.protocol import (
-    Asking,
     Buffer,
     Cancel,
     Count,
@@ -39,11 +39,12 @@ from llmrun.engine.protocol import (
     Prefilled,
     Prepare,
     Progress,
+    PromptOptions,
     Started,
     StopReason,
     Tokens,
     Trial,
-    Tried,
+    TrialResult,
 )
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.gguf.reader import Header
@@ -155,7 +156,7 @@ class Generation:
                         event = engine.receive(self._number)
                         if isinstance(event, Failed):
                             self._forget()
-                            may_lengthen = event.kind == "prompt" and not self._request.asking.reuse
+                            may_lengthen = event.kind == "prompt" and not self._request.options.reuse
                             if may_lengthen and engine.try_longer(event.numbers["n_prompt"]):
                                 self._ask()
                                 continue
@@ -365,7 +366,7 @@ class Engine:
             self.config, layout, n_ctx=n_ctx, n_ctx_most=None, n_threads=self.n_threads, repack=repack
         )
         try:
-            event = self.ask(Measure(path, replace(settings, lora=[])))
+            event = self.ask(Measure(path, codec.replace(settings, lora=[])))
         except EngineCrashed:
             # What can be loaded can't be laid out: of no harm but for this child, and what it had loaded.
             self._may_measure = False
@@ -491,7 +492,7 @@ class Engine:
         prompt: str | Sequence[dict[str, str]],
         sampling: SamplingConfig | None = None,
         *,
-        asking: Asking | None = None,
+        options: PromptOptions | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
     ) -> Generation:
         """Answer messages (dicts of role and content) through the chat template, or continue a text as it is.
@@ -510,7 +511,7 @@ class Engine:
             fields,
             prompt=prompt if isinstance(prompt, str) else None,
             messages=None if isinstance(prompt, str) else [*prompt],
-            asking=asking or Asking(),
+            options=options or PromptOptions(),
         )
         return Generation(self, request, on_prefill)
 
@@ -527,12 +528,12 @@ class Engine:
             case event:
                 raise self.out_of_turn(event, "for a count")
 
-    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried:
+    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         """Bare speed: random tokens, nothing sampled (see `protocol.Trial`). Not while a generation runs."""
         with self._turn_taken():
             event = self.ask(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx))
         match event:
-            case Tried() as tried:
+            case TrialResult() as tried:
                 return tried
             case Failed() as failed:
                 raise self.translate(failed)
@@ -721,7 +722,7 @@ class Engine:
                     hint = f"shorten it: the model was trained on {numbers['n_ctx_train']} tokens"
                 return PromptTooLong(message, hint=hint)
             case "usage":
-                return UsageError(message, hint="llmrun run --help")
+                return UsageError(message, field=failed.field, hint="llmrun run --help")
             case _:
                 self.close()
                 return EngineCrashed(message)

@@ -7,15 +7,14 @@ Times are seconds on `time.perf_counter()`, one clock for all processes of a mac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from llmrun.codec import Struct, field
 from llmrun.engine.wire import Wire
 from llmrun.machine.device import Device
 
 
-@dataclass
-class Settings:
+class Settings(Struct):
     """How llama.cpp is to load a model and to make its context: checked and decided, down to the last number.
 
     Attributes:
@@ -52,8 +51,7 @@ class Settings:
     lora: list[list[Any]]
 
 
-@dataclass
-class Load:
+class Load(Struct):
     """Parent → child: load the model.
 
     `has_template` lets the child import what renders chat templates while the weights load.
@@ -64,45 +62,41 @@ class Load:
     has_template: bool
 
 
-@dataclass
-class Measure:
+class Measure(Struct):
     """Parent → child: lay out the model at `path` with these settings, taking no memory. `n_ctx` is set."""
 
     path: str
     settings: Settings
 
 
-@dataclass
-class FindDevices:
+class FindDevices(Struct):
     """Parent → child: which devices are there, those of the RPC servers at "host:port" included?"""
 
     rpc: list[str]
 
 
-@dataclass(frozen=True)
-class Asking:
+class PromptOptions(Struct, frozen=True):
     """How a prompt is meant, beside how its answer is sampled.
 
     Attributes:
         template: a chat template (Jinja) instead of the model's own.
-        begun: the beginning of the answer, which is there already.
-        reuse: the prompt goes on with a conversation: what the engine remembers of it is not computed again, and its
-            context grows with it.
+        assistant_prefix: the beginning of the answer, which is there already.
+        reuse: the prompt continues a conversation: what the context holds of it is not computed again, and the context
+            grows with it.
         thinks: False has a reasoning model answer at once.
         think_budget: the most tokens of thinking; None: no limit.
         grammar: GBNF that the answer has to keep to, checked (`gbnf.check`): native code dies of some.
     """
 
     template: str | None = None
-    begun: str = ""
+    assistant_prefix: str = ""
     reuse: bool = False
     thinks: bool = True
     think_budget: int | None = None
     grammar: str | None = None
 
 
-@dataclass
-class Generate:
+class Generate(Struct):
     """Parent → child: answer `messages` (through the chat template) or continue `prompt` (as it is).
 
     Attributes:
@@ -112,11 +106,10 @@ class Generate:
     sampling: dict[str, Any]
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
-    asking: Asking = field(default_factory=Asking)
+    options: PromptOptions = field(default_factory=PromptOptions)
 
 
-@dataclass
-class Prepare:
+class Prepare(Struct):
     """Parent → child: make a context and compute what these messages will begin with, until `Cancel`.
 
     For the time in which somebody types. The first time the weights are read once, so that they are in memory.
@@ -127,15 +120,13 @@ class Prepare:
     thinks: bool = True
 
 
-@dataclass
-class Prepared:
+class Prepared(Struct):
     """Child → parent: the answer to `Prepare`. `n_tokens` are remembered now."""
 
     n_tokens: int
 
 
-@dataclass
-class Count:
+class Count(Struct):
     """Parent → child: how many tokens have these messages, rendered for an answer, or this text?"""
 
     prompt: str | None = None
@@ -144,23 +135,20 @@ class Count:
     thinks: bool = True
 
 
-@dataclass
-class Counted:
+class Counted(Struct):
     """Child → parent: the answer to `Count`."""
 
     n_tokens: int
 
 
-@dataclass
-class Tokenize:
+class Tokenize(Struct):
     """Parent → scorer: cut `text` into chunks of `n_ctx` tokens and make a context for one of them."""
 
     text: str
     n_ctx: int
 
 
-@dataclass
-class Score:
+class Score(Struct):
     """Parent → scorer: compute chunk number `index`, counted from 0.
 
     Attributes:
@@ -173,8 +161,7 @@ class Score:
     beside: str | None = None
 
 
-@dataclass
-class Trial:
+class Trial(Struct):
     """Parent → child: compute random tokens and tell how long it took; nothing is sampled or detokenized.
 
     Attributes:
@@ -192,8 +179,7 @@ class Trial:
     n_ctx: int
 
 
-@dataclass
-class Tried:
+class TrialResult(Struct):
     """Child → parent: the answer to `Trial`.
 
     Attributes:
@@ -207,8 +193,7 @@ class Tried:
     buffers: list[Buffer]
 
 
-@dataclass
-class Probe:
+class Probe(Struct):
     """Parent → child: how fast does a device read and multiply? A model need not be loaded.
 
     Attributes:
@@ -226,16 +211,14 @@ class Probe:
     repack: bool = False
 
 
-@dataclass
-class Probed:
+class Probed(Struct):
     """Child → parent: the answer to `Probe`, one figure for every product. Empty where there is no room, or no way."""
 
     read_bytes_per_s: list[float]
     flops_per_s: list[float]
 
 
-@dataclass
-class Cancel:
+class Cancel(Struct):
     """Parent → child, at any time: end the request that this is about, and no other.
 
     It is answered as always: a generation by `Done` with stop reason "cancelled". For a request that is over already,
@@ -243,37 +226,32 @@ class Cancel:
     """
 
 
-@dataclass
-class Ready:
+class Ready(Struct):
     """Child → parent, about no request: llama.cpp is loaded and can be asked."""
 
     system_info: str
 
 
-@dataclass
-class Measured:
+class Measured(Struct):
     """Child → parent: the answer to `Measure`: the sizes of compute and output buffers."""
 
     buffers: list[Buffer]
 
 
-@dataclass
-class Devices:
+class Devices(Struct):
     """Child → parent: the answer to `FindDevices`, in ggml's order. `versions`: what ggml says of itself."""
 
     devices: list[Device]
     versions: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class Progress:
+class Progress(Struct):
     """Child → parent: the share of the weights that is loaded, 0 to 1."""
 
     fraction: float
 
 
-@dataclass
-class Buffer:
+class Buffer(Struct):
     """Memory that llama.cpp took on one device, as its log says.
 
     Attributes:
@@ -286,8 +264,7 @@ class Buffer:
     n_bytes: int
 
 
-@dataclass
-class Loaded:
+class Loaded(Struct):
     """Child → parent: the model can be used. `warnings`: what did not go as asked, in llama.cpp's words."""
 
     n_ctx_train: int
@@ -300,8 +277,7 @@ class Loaded:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Tokenized:
+class Tokenized(Struct):
     """Scorer → parent: the answer to `Tokenize`.
 
     Attributes:
@@ -313,8 +289,7 @@ class Tokenized:
     digest: str
 
 
-@dataclass
-class Scored:
+class Scored(Struct):
     """Scorer → parent: the answer to `Score`, one number for each token that counts.
 
     Attributes:
@@ -330,8 +305,7 @@ class Scored:
     n_same_top: int
 
 
-@dataclass
-class Started:
+class Started(Struct):
     """Child → parent: the request is tokenized and prefill begins.
 
     Attributes:
@@ -353,16 +327,14 @@ class Started:
     served_s: float | None = None
 
 
-@dataclass
-class Prefilled:
+class Prefilled(Struct):
     """Child → parent: so many tokens of the prompt are computed by now."""
 
     n_tokens: int
     at_s: float
 
 
-@dataclass
-class Tokens:
+class Tokens(Struct):
     """Child → parent: tokens as they were made. Fast models send several at a time.
 
     Attributes:
@@ -384,8 +356,7 @@ class Tokens:
 StopReason = Literal["end", "length", "stop", "context", "cancelled"]
 
 
-@dataclass
-class Done:
+class Done(Struct):
     """Child → parent: the generation is over.
 
     Attributes:
@@ -406,25 +377,28 @@ class Done:
 FailureKind = Literal["model", "memory", "prompt", "usage", "engine"]
 
 
-@dataclass
-class Failed:
+class Failed(Struct):
     """Child → parent: the request can't be served; the child lives on.
 
     Attributes:
+        field: the option's field that is wrong, as in `errors.LlmrunError`; None where it is not about one.
         numbers: what a message can be made of, e.g. `{"n_prompt": 5000, "n_ctx": 4096}`.
     """
 
     kind: FailureKind
     message: str
     numbers: dict[str, int] = field(default_factory=dict)
+    field: str | None = None
 
 
 class RequestFailed(Exception):
     """Raised in the child; becomes a `Failed` message."""
 
-    def __init__(self, kind: FailureKind, message: str, **numbers: int) -> None:
+    def __init__(
+        self, kind: FailureKind, message: str, numbers: dict[str, int] | None = None, *, field: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.failed = Failed(kind, message, numbers)
+        self.failed = Failed(kind, message, numbers or {}, field)
 
 
 Message = (
@@ -442,7 +416,7 @@ Message = (
     | Ready
     | Devices
     | Measured
-    | Tried
+    | TrialResult
     | Probed
     | Progress
     | Loaded

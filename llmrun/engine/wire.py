@@ -20,7 +20,7 @@ NO_REQUEST = 0
 
 
 class Wire(Generic[M]):
-    """A vocabulary: the messages that two processes understand, which are dataclasses."""
+    """A vocabulary: the messages that two processes understand, which are structs or dataclasses."""
 
     def __init__(self, kinds: Iterable[Any]) -> None:
         self._kinds: dict[str, type[M]] = {kind.__name__: kind for kind in kinds}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
+
+from llmrun.codec import Struct, field
 
 DeviceKind = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 
 
-@dataclass
-class Device:
+class Device(Struct):
     """Something that llama.cpp can compute on.
 
     Attributes:
-        name: as `--device` takes it: "CPU", "CUDA0", "RPC0".
+        name: as llama.cpp names it: "CPU", "CUDA0", "RPC0".
         description: the product's name; of an RPC device its "host:port".
         kind: as ggml has it; an RPC device counts as "gpu" whatever lies behind it.
         backend: "CPU", "CUDA", "Metal", "Vulkan", "RPC[host:port]".

@@ -20,7 +20,7 @@ from llmrun.bench.run import Instruments
 from llmrun.bench.session import bench, bench_interleaved
 from llmrun.bench.spec import Case, MeasurementOptions, Test
 from llmrun.engine.meter import Timing
-from llmrun.engine.protocol import Buffer, Loaded, Probed, Tried
+from llmrun.engine.protocol import Buffer, Loaded, Probed, TrialResult
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
 from llmrun.machine.device import Device
 from llmrun.machine.energy import Joules
@@ -61,13 +61,13 @@ class Engine:
         self.versions = {"ggml": "1.2"}
         self.pid, self.alive = os.getpid(), True
 
-    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> Tried:
+    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         self._script.log(f"{self._name}: {n_prompt},{n_gen}")
         seconds = self._script.next_trial()
         if isinstance(seconds, LlmrunError):
             self.alive = False
             raise seconds
-        return Tried(seconds if n_prompt else None, [seconds] * n_gen, [Buffer("CPU", "model", 5)])
+        return TrialResult(seconds if n_prompt else None, [seconds] * n_gen, [Buffer("CPU", "model", 5)])
 
     def generate(self, prompt: str | Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> Generation:
         assert sampling and not isinstance(prompt, str)

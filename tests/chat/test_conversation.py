@@ -305,7 +305,7 @@ def test_an_answer_goes_on_after_the_context_was_full() -> None:
     events = list(chat.ask("four five"))
     assert said(events) == words == chat.turns[-1].content
     assert len(notices(events)) == 1 and chat.n_dropped == 2
-    assert words.startswith(engine.asked[-1].begun) and engine.asked[-1].begun
+    assert words.startswith(engine.asked[-1].assistant_prefix) and engine.asked[-1].assistant_prefix
     assert chat.turns[-1].timing["n_generated"] == 40
 
 

@@ -12,14 +12,14 @@ from waiting import until_it_sleeps
 
 from llmrun.engine.child.kv_context import common_prefix
 from llmrun.engine.engine import Engine, Generation
-from llmrun.engine.protocol import Asking
+from llmrun.engine.protocol import PromptOptions
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0, max_tokens=12)
-GOES_ON = Asking(reuse=True)
+GOES_ON = PromptOptions(reuse=True)
 WORDS = "the cat sat on a mat and saw a dog run by so it hid under the old red barn until the sun went down".split()
 
 
@@ -59,13 +59,13 @@ def test_a_conversation_is_computed_once(engine: Engine) -> None:
     before = 0
     for question in ("What do GPU layers do?", "What is the KV cache?", "What is a token?"):
         messages.append({"role": "user", "content": question})
-        generation = engine.generate(messages, sampling, asking=GOES_ON)
+        generation = engine.generate(messages, sampling, options=GOES_ON)
         list(generation)
         timing = generation.timing
         assert timing.n_prompt - timing.n_cached < 20 and timing.n_cached >= before
         before = timing.n_prompt + timing.n_generated
         messages.append({"role": "assistant", "content": generation.text})
-    again = engine.generate(messages[:-1], sampling, asking=GOES_ON)
+    again = engine.generate(messages[:-1], sampling, options=GOES_ON)
     assert "".join(again) == messages[-1]["content"]
     assert again.timing.n_cached == again.timing.n_prompt - 1
 
@@ -98,7 +98,7 @@ def test_remembered_is_as_good_as_computed(tmp_path: Path, name: str) -> None:
     with open_file(path, EXACT) as engine:
         cached = []
         for prompt, answer in zip(prompts, expected, strict=True):
-            generation = engine.generate(prompt, GREEDY, asking=GOES_ON)
+            generation = engine.generate(prompt, GREEDY, options=GOES_ON)
             assert "".join(generation) == answer, prompt[:30]
             cached.append(generation.timing.n_cached)
     assert cached[0] == 0
@@ -115,15 +115,15 @@ def test_the_context_grows_and_forgets_nothing(tmp_path: Path) -> None:
     first, second = text(300), text(1000, 1)
     sampling = SamplingConfig(temperature=0, max_tokens=8)
     with open_file(path, EXACT) as engine:
-        begun = engine.generate(first, sampling, asking=GOES_ON)
+        begun = engine.generate(first, sampling, options=GOES_ON)
         list(begun)
-        longer = engine.generate(first + second, sampling, asking=GOES_ON)
+        longer = engine.generate(first + second, sampling, options=GOES_ON)
         answer = "".join(longer)
         assert begun.n_ctx is not None and longer.n_ctx is not None and longer.n_ctx > begun.n_ctx
         assert longer.timing.n_cached >= begun.timing.n_prompt - 1
     with open_file(path, replace(EXACT, n_ctx=32768)) as roomy:  # nothing ever copied
-        list(roomy.generate(first, sampling, asking=GOES_ON))
-        assert "".join(roomy.generate(first + second, sampling, asking=GOES_ON)) == answer
+        list(roomy.generate(first, sampling, options=GOES_ON))
+        assert "".join(roomy.generate(first + second, sampling, options=GOES_ON)) == answer
 
 
 def test_the_context_grows_in_the_middle_of_an_answer(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_context_grows_in_the_middle_of_an_answer(tmp_path: Path) -> None:
     with open_file(path, replace(EXACT, n_threads=1)) as engine:
         most = engine.n_ctx_most
         assert most == 4600
-        generation = engine.generate("a b", SamplingConfig(temperature=0, ignore_eos=True), asking=GOES_ON)
+        generation = engine.generate("a b", SamplingConfig(temperature=0, ignore_eos=True), options=GOES_ON)
         n = sum(1 for _ in generation)
         assert n and generation.stop_reason == "context"
         assert generation.timing.n_prompt + generation.timing.n_generated == most + 1
@@ -148,13 +148,13 @@ def test_the_context_grows_in_the_middle_of_an_answer(tmp_path: Path) -> None:
 def cancelled_in_prefill(engine: Engine, prompt: str) -> Generation:
     """Ask, cancel while the prompt is read, and ask again: that answer, not begun yet."""
     for _ in range(100):  # the child does not wait for us: a cancel may come too late
-        list(engine.generate("z", GREEDY, asking=GOES_ON))  # nothing of the prompt is remembered
+        list(engine.generate("z", GREEDY, options=GOES_ON))  # nothing of the prompt is remembered
         begun: list[Generation] = []
-        begun.append(engine.generate(prompt, ENDLESS, asking=GOES_ON, on_prefill=lambda *_: begun[0].cancel()))  # noqa: B023
+        begun.append(engine.generate(prompt, ENDLESS, options=GOES_ON, on_prefill=lambda *_: begun[0].cancel()))  # noqa: B023
         list(begun[0])
         assert begun[0].stop_reason == "cancelled"
         if not begun[0].token_ids:
-            return engine.generate(prompt, GREEDY, asking=GOES_ON)
+            return engine.generate(prompt, GREEDY, options=GOES_ON)
     raise AssertionError("no cancel came in time")
 
 
@@ -166,17 +166,17 @@ def test_cancelled_and_gone_on(exact: Path) -> None:
     with open_file(exact, config) as engine:
         again = cancelled_in_prefill(engine, prompt)
         assert "".join(again) == expected and 64 <= again.timing.n_cached < again.timing.n_prompt - 1
-        in_answer = engine.generate(prompt, ENDLESS, asking=GOES_ON)
+        in_answer = engine.generate(prompt, ENDLESS, options=GOES_ON)
         for i, _ in enumerate(in_answer):
             if i == 2:
                 in_answer.cancel()
         assert in_answer.stop_reason == "cancelled"
-        again = engine.generate(prompt, GREEDY, asking=GOES_ON)
+        again = engine.generate(prompt, GREEDY, options=GOES_ON)
         assert "".join(again) == expected and again.timing.n_cached > 0
 
 
 def test_cancel_before_it_began(engine: Engine) -> None:
-    generation = engine.generate("Once upon a time", asking=GOES_ON)
+    generation = engine.generate("Once upon a time", options=GOES_ON)
     generation.cancel()
     list(generation)
     assert generation.stop_reason == "cancelled"
@@ -187,10 +187,10 @@ def test_tokens_that_no_tokenizer_would_choose_are_kept(engine: Engine) -> None:
     """A sampled answer is remembered by its own tokens: the next turn reads none of it again."""
     wild = SamplingConfig(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=2, max_tokens=60)
     messages = [{"role": "user", "content": "Hello"}]
-    said = engine.generate(messages, wild, asking=GOES_ON)
+    said = engine.generate(messages, wild, options=GOES_ON)
     messages += [{"role": "assistant", "content": "".join(said)}, {"role": "user", "content": "And?"}]
     assert engine.count(said.text) != len(said.token_ids)
-    following = engine.generate(messages, GREEDY, asking=GOES_ON)
+    following = engine.generate(messages, GREEDY, options=GOES_ON)
     list(following)
     assert following.timing.n_cached >= said.timing.n_prompt + len(said.token_ids) - 1
 
@@ -214,12 +214,12 @@ def test_prepared_while_nobody_asks(engine: Engine) -> None:
     question = [*messages, {"role": "user", "content": "What is a token?"}]
     expected = "".join(engine.generate(question, GREEDY))
     engine.prepare(messages)
-    assert "".join(engine.generate(question, GREEDY, asking=GOES_ON)) == expected
+    assert "".join(engine.generate(question, GREEDY, options=GOES_ON)) == expected
     with open_file(engine.path) as other:
         for _ in range(20):
             other.prepare(messages)
         other.prepare([])
-        assert "".join(other.generate(question, GREEDY, asking=GOES_ON)) == expected
+        assert "".join(other.generate(question, GREEDY, options=GOES_ON)) == expected
 
 
 def test_prepared_tokens_are_remembered(engine: Engine) -> None:
@@ -227,6 +227,6 @@ def test_prepared_tokens_are_remembered(engine: Engine) -> None:
     system = [{"role": "system", "content": "Be brief. " * 20}]
     engine.prepare(system)
     until_it_sleeps(engine.pid)
-    generation = engine.generate([*system, {"role": "user", "content": "Hi"}], GREEDY, asking=GOES_ON)
+    generation = engine.generate([*system, {"role": "user", "content": "Hi"}], GREEDY, options=GOES_ON)
     list(generation)
     assert generation.timing.n_prompt - generation.timing.n_cached < 10

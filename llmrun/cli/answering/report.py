@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llmrun import codec
 from llmrun.cli.terminal import screen
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
@@ -187,7 +188,7 @@ def as_document(run: Run) -> dict[str, Any]:
             "peak_rss_bytes": timing.peak_rss_bytes,
             "rss_bytes": done.rss_bytes if done else None,
             "anonymous_bytes": done.anonymous_bytes if done else None,
-            "buffers": [vars(buffer) for buffer in generation.buffers],
+            "buffers": codec.plain(generation.buffers),
             "footprint": [{**asdict(check), "error": check.error} for check in run.checks],
             "footprint_error": total_error(run.checks),
         },
@@ -200,8 +201,8 @@ def as_document(run: Run) -> dict[str, Any]:
             "n_ctx_most": plan.n_ctx_most,
             "notes": engine.notes,
         },
-        "devices": [vars(device) for device in engine.devices],
-        "devices_after": [vars(device) for device in done.devices] if done else [],
+        "devices": codec.plain(engine.devices),
+        "devices_after": codec.plain(done.devices if done else []),
         "usage": asdict(run.usage),
         "settings": {
             **run.load.as_dict(),

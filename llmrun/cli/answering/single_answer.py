@@ -204,16 +204,18 @@ class Answer:
             asked = self._asked if isinstance(self._asked, str) else self._asked[-1]["content"]
             self._pieces = _of_chat(self._chat.ask(asked))
         else:
-            from llmrun.engine.protocol import Asking
+            from llmrun.engine.protocol import PromptOptions
 
             answers = self._answers
-            asking = Asking(
+            options = PromptOptions(
                 template=answers.chat_template,
                 thinks=answers.thinks,
                 think_budget=answers.think_budget,
                 grammar=answers.grammar,
             )
-            self._generation = self._engine.generate(self._asked, self._sampling, asking=asking, on_prefill=on_prefill)
+            self._generation = self._engine.generate(
+                self._asked, self._sampling, options=options, on_prefill=on_prefill
+            )
             self._pieces = self._generation.pieces()
         self._first = next(self._pieces, ("", ""))
 

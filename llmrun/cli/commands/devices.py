@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from llmrun import __version__
+from llmrun import __version__, codec
 from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
@@ -158,7 +158,7 @@ def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
     clone = gpus.clone_folder()
     unused = [gpu for gpu in gpus.find_gpus() if not gpu.used_by(backends)]
     return {
-        "devices": [asdict(device) for device in found.devices],
+        "devices": codec.plain(found.devices),
         "threads": {
             "default": hardware.default_threads(),
             "physical_cores": hardware.physical_cores(cpus),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
+from llmrun import codec
 from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen
@@ -77,7 +77,7 @@ def worker(
         screen.note(_WARNING.format(address=f"{host}:{port}"))
     with Server(offer) as server:
         if as_json:
-            devices = [asdict(device) for device in server.devices]
+            devices = codec.plain(server.devices)
             facts = {"host": server.host, "port": server.port, "pid": os.getpid(), "devices": devices}
             screen.out(json.dumps(facts) + "\n")
         if not quiet:

@@ -204,7 +204,7 @@ class Host(Protocol):
 
     def buffers(self) -> list[Buffer]: ...
 
-    def fail_from_log(self, kind: FailureKind, what: str, **numbers: int) -> NoReturn: ...
+    def fail_from_log(self, kind: FailureKind, what: str, *, n_ctx: int | None = None) -> NoReturn: ...
 
 
 class Generator:
@@ -235,7 +235,7 @@ class Generator:
     def generate(self, request: Generate) -> StopReason:
         """Send the answer as it is made; returns why it ended."""
         served_s = time.perf_counter()
-        host, kv, sampling, options = self._host, self._kv, request.sampling, request.asking
+        host, kv, sampling, options = self._host, self._kv, request.sampling, request.options
         tokens, thinking = self._prompts.of(request, kv.tokens + kv.pending)
         n_ctx = self._make_room(len(tokens), sampling["max_tokens"], keep=options.reuse)
         self._check_bias(sampling["logit_bias"])
@@ -265,7 +265,7 @@ class Generator:
             if reason is not None:
                 return reason
             if source.has_grammar and thinking is not None:
-                answer_begun = not options.thinks or bool(options.begun)
+                answer_begun = not options.thinks or bool(options.assistant_prefix)
                 thinking.constrain(lambda: source.argmax(kv.context), answer_begun=answer_begun)
             state = GenerationState(
                 source,
@@ -283,9 +283,8 @@ class Generator:
     def _check_bias(self, bias: list[list[float]]) -> None:
         beyond = [token for token, _ in bias if token >= self._vocab.n_tokens]
         if beyond:
-            raise RequestFailed(
-                "usage", f"--logit-bias: there is no token {beyond[0]}, the vocabulary has {self._vocab.n_tokens}"
-            )
+            there = f"there is no token {beyond[0]}, the vocabulary has {self._vocab.n_tokens}"
+            raise RequestFailed("usage", there, field="logit_bias")
 
     def _make_room(self, n_prompt: int, max_tokens: int, *, keep: bool) -> int:
         """A context for prompt and answer; returns its tokens."""
@@ -302,9 +301,11 @@ class Generator:
             raise RequestFailed(
                 "prompt",
                 f"the prompt has {n_prompt} tokens, the context holds {n_ctx}",
-                n_prompt=n_prompt,
-                n_ctx=n_ctx,
-                n_ctx_train=self._llama.llama_model_n_ctx_train(self._host.model),
+                {
+                    "n_prompt": n_prompt,
+                    "n_ctx": n_ctx,
+                    "n_ctx_train": self._llama.llama_model_n_ctx_train(self._host.model),
+                },
             )
         return n_ctx
 

@@ -6,15 +6,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llmrun.engine.protocol import Cancel, Message
 from llmrun.engine.wire import NO_REQUEST
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """Something to be answered.
 
     Attributes:

@@ -47,7 +47,7 @@ from llmrun.engine.protocol import (
     Settings,
     Tokenized,
     Trial,
-    Tried,
+    TrialResult,
     out_of_memory,
 )
 from llmrun.engine.wire import NO_REQUEST
@@ -64,7 +64,7 @@ _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
 # Each of them ends something that the parent waits for.
 _AWAITED = (
-    Ready | Devices | Measured | Tried | Probed | Loaded | Tokenized | Counted | Prepared | Scored | Done | Failed
+    Ready | Devices | Measured | TrialResult | Probed | Loaded | Tokenized | Counted | Prepared | Scored | Done | Failed
 )
 
 clock = time.perf_counter
@@ -145,7 +145,7 @@ class Worker:
         elif isinstance(message, Probe):
             self.probe(message)
         else:
-            raise RequestFailed("engine", f"nobody here serves {type(message).__name__}")
+            raise RequestFailed("engine", f"this child does not serve {type(message).__name__}")
 
     def find_devices(self, message: FindDevices) -> None:
         for endpoint in message.rpc:
@@ -153,7 +153,7 @@ class Worker:
                 if not self.ggml.add_server(endpoint):
                     raise RequestFailed("engine", f"the worker at {endpoint} offers no device")
             except OSError as error:
-                raise RequestFailed("usage", f"--rpc: {error}") from None
+                raise RequestFailed("usage", str(error), field="rpc") from None
         self.send(Devices(self.ggml.devices(), self.ggml.versions()))
 
     # -- load ---------------------------------------------------------------------------------------------------------
@@ -206,13 +206,14 @@ class Worker:
             )
         )
 
-    def fail_from_log(self, kind: FailureKind, what: str, **numbers: int) -> NoReturn:
+    def fail_from_log(self, kind: FailureKind, what: str, *, n_ctx: int | None = None) -> NoReturn:
         lines = self.log.errors()
         if out_of_memory("\n".join(lines)):
             kind = "memory"
         # The first error is the cause, those behind it are its echo; its function's name means nothing to a user.
         reason = re.sub(r"^\w+: ", "", lines[0]) if lines else "it gives no reason"
-        raise RequestFailed(kind, f"{what}: {reason}", **numbers)
+        numbers: dict[str, int] = {} if n_ctx is None else {"n_ctx": n_ctx}
+        raise RequestFailed(kind, f"{what}: {reason}", numbers)
 
     def _model_params(self, settings: Settings) -> Any:
         from llmrun.engine.child import params
@@ -289,7 +290,7 @@ class Worker:
             prefill_s, step_s = self.raw_bench.run(message)
         except TrialFailed as error:
             self.fail_from_log("engine", str(error))
-        self.send(Tried(prefill_s, step_s, list(self.log.buffers)))
+        self.send(TrialResult(prefill_s, step_s, list(self.log.buffers)))
 
     def _trial_context(self, n_ctx: int, n_seq: int) -> Any:
         context = self._make_context(n_ctx, n_seq)

@@ -42,18 +42,18 @@ class Prompts:
 
         `known` is what the context holds: see `with_known_tokens`.
         """
-        options = request.asking
+        options = request.options
         if request.messages is None:
-            return self._tokens((request.prompt or "") + options.begun, request, known), None
+            return self._tokens((request.prompt or "") + options.assistant_prefix, request, known), None
         text, tags = self.render(request.messages, options.template, thinks=options.thinks)
         if tags is None:
-            return self._tokens(text + options.begun, request, known), None
+            return self._tokens(text + options.assistant_prefix, request, known), None
         if not options.thinks:
             if opened_by(text, tags):
                 text += way_out(tags)
             else:
                 text += tags.direct[overlap(text, tags.direct) :]
-        text += options.begun
+        text += options.assistant_prefix
         budget = options.think_budget if options.thinks else 0
         thinking = Thinking(tags, self._vocab, is_open=opened_by(text, tags), budget=budget)
         return self._tokens(text, request, known), thinking
@@ -73,7 +73,7 @@ class Prompts:
             )
         except TemplateError as error:
             if template is not None:
-                raise RequestFailed("usage", f"--chat-template fails: {error}") from error
+                raise RequestFailed("usage", f"it fails: {error}", field="chat_template") from error
             raise RequestFailed("model", f"its chat template fails: {error}") from error
         except TemplateProcessDied as error:
             raise RequestFailed("engine", f"the chat template {error}") from error
@@ -98,7 +98,7 @@ class Prompts:
         tokens = self._vocab.tokenize(text)
         if not tokens:
             raise RequestFailed("usage", "the prompt is empty and this model has no token to begin with")
-        return with_known_tokens(self._vocab, text, tokens, known) if request.asking.reuse else tokens
+        return with_known_tokens(self._vocab, text, tokens, known) if request.options.reuse else tokens
 
 
 def with_known_tokens(vocab: _Pieces, text: str, tokens: list[int], known: Sequence[int]) -> list[int]:

@@ -127,8 +127,7 @@ class Scorer(worker.Worker):
             raise RequestFailed(
                 "usage",
                 f"the text has {n_tokens} tokens; {n_needed} are needed, for two chunks of {self.n_ctx}",
-                n_tokens=n_tokens,
-                n_needed=n_needed,
+                {"n_tokens": n_tokens, "n_needed": n_needed},
             )
         if self.kv.reserve(self.n_ctx) is None:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {self.n_ctx} tokens", n_ctx=self.n_ctx)

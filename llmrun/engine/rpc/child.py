@@ -56,14 +56,15 @@ class Client:
 
 @dataclass(frozen=True)
 class Refused:
-    """Child → parent: it can't be done. The child ends."""
+    """Child → parent: it can't be done. The child ends. `field`: of the options, the one that is wrong."""
 
     message: str
+    field: str | None = None
 
 
 @dataclass(frozen=True)
 class PortTaken(Refused):
-    """Child → parent: somebody else has taken the port since the parent looked."""
+    """Child → parent: the port was taken since the parent looked."""
 
 
 Message = Serve | Listening | Client | Refused | PortTaken
@@ -72,6 +73,10 @@ WIRE: Wire[Message] = Wire((Serve, Listening, Client, Refused, PortTaken))
 
 class _Refusal(Exception):
     """Becomes a `Refused` message."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.refused = Refused(message, field)
 
 
 class _Outbox:
@@ -107,7 +112,7 @@ def _chosen(names: list[str]) -> list[Any]:
 
 
 def _prepared(job: Serve) -> list[Any]:
-    """The devices to serve, rationed."""
+    """The devices to serve, with their limits."""
     from llmrun.engine.child import ggml
     from llmrun.engine.rpc import memory_limit
 
@@ -121,7 +126,7 @@ def _prepared(job: Serve) -> list[Any]:
             memory_limit.limit_device(handle, job.limit_bytes)
         except memory_limit.LayoutChanged as error:
             if job.limit_bytes is not None:
-                raise _Refusal(f"--memory does not hold with this build of llama.cpp ({error})") from None
+                raise _Refusal(f"this build of llama.cpp can't keep to it ({error})", field="memory") from None
     _bound_messages(handles)
     return handles
 
@@ -184,7 +189,7 @@ def main() -> None:
     try:
         handles = _prepared(job)
     except _Refusal as refusal:
-        outbox.send(Refused(str(refusal)))
+        outbox.send(refusal.refused)
         return
     reading, writing = os.pipe()
     os.dup2(writing, 1)

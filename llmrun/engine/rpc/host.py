@@ -150,7 +150,7 @@ class Server:
         if isinstance(message, Refused):
             without_rpc = "without RPC" in message.message
             rebuild = rebuild_command("-DGGML_RPC=on", clone=clone_folder())
-            raise UsageError(message.message, hint=rebuild if without_rpc else "llmrun devices")
+            raise UsageError(message.message, field=message.field, hint=rebuild if without_rpc else "llmrun devices")
         raise EngineCrashed("the worker did not begin to listen" if message is None else _sentence(message))
 
     def _next(self, deadline: float) -> Message | None:
