@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -520,3 +522,28 @@ def test_files_of_the_hub_are_named_by_their_hash(tmp_path: Path) -> None:
         assert state.sha256_of(link) == "a" * 64
     with pytest.raises(FileNotFoundError):
         state.sha256_of(tmp_path / "none")
+
+
+@pytest.mark.parametrize("facts", [None, "{", "[]", '{"n_params": "many"}', '{"n_params": 1, "label": 4}'])
+def test_damaged_facts_are_read_again(facts: str | None) -> None:
+    """What was not written by llmrun is not believed, and hides nothing of other models."""
+    put("user/one", "one-Q8_0.gguf", MODEL)
+    put("user/two", "two-Q8_0.gguf", OTHER)
+    before = listing.list_models()
+    with closing(sqlite3.connect(state.database())) as db, db:
+        assert db.execute("update files set facts = ? where path like '%user--one%'", (facts,)).rowcount == 1
+    assert sorted(each is None for _, _, each in State().files().values()) == [False, True]
+    assert listing.list_models() == before
+    assert None not in [each for _, _, each in State().files().values()]
+
+
+def test_facts_of_before_are_read() -> None:
+    """A row as 0.1 wrote it."""
+    path = put("user/one", "one-Q8_0.gguf", MODEL)
+    State().files()
+    written = '{"n_params": 7, "architecture": "old", "label": "Q8_0", "n_ctx_train": 64}'
+    with closing(sqlite3.connect(state.database())) as db, db:
+        row = (os.path.realpath(path), state.stamp(path), None, written)
+        db.execute("insert into files values (?, ?, ?, ?)", row)
+    (model,) = listing.list_models()
+    assert (model.n_params, model.architecture) == (7, "old")

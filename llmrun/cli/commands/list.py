@@ -73,20 +73,20 @@ def _stored_rows() -> list[dict[str, Any]]:
 
 
 def _tiny_row(state: State) -> dict[str, Any]:
-    from llmrun.gguf.reader import open_header
     from llmrun.models.catalog import EMBEDDED
+    from llmrun.models.store.listing import FactReader
 
     ((name, path),) = EMBEDDED.items()
-    header = open_header(path)
+    facts = FactReader(state).facts(path)
     return {
         "name": name,
         "repo": None,
         "commit": None,
         "file": path.name,
-        "quant": header.quantization_label,
+        "quant": facts and facts.label,
         "size": path.stat().st_size,
-        "parameters": header.n_params,
-        "architecture": header.architecture,
+        "parameters": facts and facts.n_params,
+        "architecture": facts and facts.architecture,
         "last_used_s": state.last_used().get(name),
         "path": os.fspath(path),
         "where": "part of llmrun",

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from llmrun.models.store.layout import (
     local_folder,
     write_note,
 )
-from llmrun.models.store.listing import HEADER_BUDGET_S, FactReader, StoredModel, found_in_folder
+from llmrun.models.store.listing import FactReader, StoredModel, found_in_folder
 from llmrun.models.store.state import HeaderFacts, State
 from llmrun.text import printable
 
@@ -97,7 +96,7 @@ def import_file(
             root = admit(folder, name)
     state.remember(root / sources[0].name, facts=HeaderFacts.of(header))
     (found,) = found_in_folder(LOCAL + name, None, root)
-    return FactReader(state, state.files(), time.monotonic() + HEADER_BUDGET_S).completed(found, {})
+    return FactReader(state).completed(found)
 
 
 def is_taken(name: str) -> bool:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 
 from llmrun import paths
 from llmrun.errors import LlmrunError
-from llmrun.gguf.reader import open_header
 from llmrun.models import quants
 from llmrun.models.store.layout import (
     DAMAGED,
@@ -113,10 +112,8 @@ def list_models(*, state: State | None = None, header_budget_s: float = HEADER_B
     Headers that no earlier call has read are read for at most `header_budget_s` seconds, but some in any case, and the
     rest next time: their `n_params` is None until then.
     """
-    state = state or State()
-    known, used = state.files(), state.last_used()
-    reader = FactReader(state, known, time.monotonic() + header_budget_s)
-    models = [reader.completed(found, used) for found in _all_found()]
+    reader = FactReader(state or State(), header_budget_s)
+    models = [reader.completed(found) for found in _all_found()]
     return sorted(models, key=lambda m: (m.repo.lower(), m.size, m.file))
 
 
@@ -173,9 +170,8 @@ def find_all(ref: HubFile, *, state: State | None = None) -> list[StoredModel]:
     is several as well. A level is looked for in the files' names, and in the headers only where no name has it. A
     revision is any commit, branch or tag under which the model was found.
     """
-    state = state or State()
-    reader, used = FactReader(state, state.files(), time.monotonic() + HEADER_BUDGET_S), state.last_used()
-    return [reader.completed(found, used) for found in _matching(ref, reader)]
+    reader = FactReader(state or State())
+    return [reader.completed(found) for found in _matching(ref, reader)]
 
 
 def choose(ref: HubFile, *, state: State | None = None) -> tuple[StoredModel, str] | None:
@@ -184,8 +180,7 @@ def choose(ref: HubFile, *, state: State | None = None) -> tuple[StoredModel, st
     No level named: Q4_K_M, else the nearest of those that are here. The text says why it is this one, in half a
     sentence for a person; empty when it is what was asked for, or the default.
     """
-    state = state or State()
-    reader = FactReader(state, state.files(), time.monotonic() + HEADER_BUDGET_S)
+    reader = FactReader(state or State())
     found, why = [m for m in _matching(ref, reader) if len(m.parts) == m.n_parts], ""
     if ref.file is None and found:
         # None: it was found by its header's level, of which no name knows.
@@ -201,7 +196,7 @@ def choose(ref: HubFile, *, state: State | None = None) -> tuple[StoredModel, st
     refs = _refs_of(ref.repo)
     current = {*refs.values()}
     best = max(found, key=lambda m: (refs.get("main") in m.commits, bool(m.commits & current), m.mtime_s))
-    return reader.completed(best, state.last_used()), why
+    return reader.completed(best), why
 
 
 def find(ref: HubFile, *, state: State | None = None) -> StoredModel | None:
@@ -250,14 +245,18 @@ class _Found:
 
 
 class FactReader:
-    def __init__(
-        self, state: State, known: dict[str, tuple[str, str | None, HeaderFacts | None]], until_s: float
-    ) -> None:
-        self._state, self._known, self._until_s = state, known, until_s
+    """Adds what headers say, and when a model was last used, from memory where it is known.
+
+    Other headers are read for at most `budget_s` seconds, but some in any case.
+    """
+
+    def __init__(self, state: State, budget_s: float = HEADER_BUDGET_S) -> None:
+        self._state, self._known, self._used = state, state.files(), state.last_used()
+        self._until_s = time.monotonic() + budget_s
         self._n_read = 0
 
-    def completed(self, found: _Found, used: dict[str, float]) -> StoredModel:
-        facts = [self._facts(path) for path in found.parts]
+    def completed(self, found: _Found) -> StoredModel:
+        facts = [self.facts(path) for path in found.parts]
         first = facts[0]
         n_params = sum(f.n_params for f in facts if f) if all(facts) and len(facts) == found.n_parts else None
         return StoredModel(
@@ -270,16 +269,17 @@ class FactReader:
             commit=found.commit,
             n_params=n_params,
             architecture=first.architecture if first else None,
-            last_used_s=used.get(f"{found.repo}/{found.file}"),
+            last_used_s=self._used.get(f"{found.repo}/{found.file}"),
             links=tuple(found.links),
         )
 
     def label(self, found: _Found) -> str | None:
         """The level that the header tells."""
-        facts = self._facts(found.parts[0])
+        facts = self.facts(found.parts[0])
         return quants.normalize(facts.label) if facts and facts.label else None
 
-    def _facts(self, path: Path) -> HeaderFacts | None:
+    def facts(self, path: Path) -> HeaderFacts | None:
+        """What the header of a file says; None for one that can't be read, or not in time."""
         try:
             now, real = stamp(path), os.path.realpath(path)
         except OSError:
@@ -289,6 +289,8 @@ class FactReader:
             return known[2]
         if self._n_read >= _HEADERS_AT_LEAST and time.monotonic() > self._until_s:
             return None
+        from llmrun.gguf.reader import open_header
+
         self._n_read += 1
         try:
             facts = HeaderFacts.of(open_header(path))
