@@ -18,7 +18,7 @@ def main() -> NoReturn:
         if sys.argv[1:] == ["--version"]:  # needs none of the command line's machinery
             from llmrun.cli.terminal import screen
 
-            code = screen.guarded(lambda: screen.out(f"llmrun {__version__}\n"))
+            code = screen.run_command(lambda: screen.out(f"llmrun {__version__}\n"))
         else:
             from llmrun.cli.app import run
 

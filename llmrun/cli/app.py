@@ -83,7 +83,7 @@ OPTIONS = (
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return screen.guarded(lambda: _run(words))
+    return screen.run_command(lambda: _run(words))
 
 
 def _run(words: list[str]) -> None:

@@ -13,7 +13,8 @@ import pytest
 from waiting import SOON_CPU_S
 from wcwidth import wcswidth
 
-from llmrun.cli.terminal.markdown import Markdown, Plain, Stream
+from llmrun.cli.terminal.markdown import Markdown
+from llmrun.cli.terminal.stream import Plain, Stream
 
 SGR = re.compile("\x1b\\[([0-9;]*)m")
 OURS = {"0", "1", "2", "3", "4", "9", "31", "32", "35", "36"}

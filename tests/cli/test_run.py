@@ -16,8 +16,9 @@ from conftest import ENDLESS_OPTIONS, ENDLESS_PROMPT, RunLlmrun
 from terminal import Terminal
 from waiting import HANGS_S, children_of, until_gone, until_it_has_a_child, until_it_sleeps, until_worked
 
-from llmrun.cli.terminal.screen import Bar, harmless
+from llmrun.cli.terminal import progress
 from llmrun.gguf import synth
+from llmrun.text import sanitize
 
 STORY = ("run", "tiny", "Once upon a time", "--raw", "--temp", "0", "-n", "30")
 
@@ -275,7 +276,7 @@ def test_load_bar_on_a_terminal(busy: Path) -> None:
         child = until_it_has_a_child(terminal.process.pid)
         os.kill(child, signal.SIGSTOP)
         until_it_sleeps(terminal.process.pid)  # it waits for the engine, which is not even there yet
-        time.sleep(Bar.DELAY_S)  # a blink at least, and as much longer as it likes
+        time.sleep(progress.DELAY_S)  # a blink at least, and as much longer as it likes
         os.kill(child, signal.SIGCONT)
         assert terminal.wait() == 0
         assert b"loading" in terminal.raw
@@ -313,12 +314,12 @@ def test_hostile_output_is_shown_not_obeyed(tmp_path: Path) -> None:
     assert piped.stdout.decode() == HOSTILE
 
 
-def test_harmless_keeps_text() -> None:
+def test_sanitize_keeps_text() -> None:
     """Newline, tab, other scripts and emoji with joiners are text."""
     text = "a\tb\nc 漢字 עברית 👩\u200d🚀 naïve"
-    assert harmless(text) == text
+    assert sanitize(text) == text
     every = "".join(chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t")
-    assert not set(every) & set(harmless(every))
+    assert not set(every) & set(sanitize(every))
 
 
 # -- the Python API in the README ---

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmrun import codec
-from llmrun.cli.terminal import screen
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU
+from llmrun.text import sanitize
 from llmrun.units import UNKNOWN, bandwidth, count, duration, fixed, percent, rate, size
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def details(run: Run) -> list[str]:
     timing, loaded = generation.timing, engine.loaded
     private = f"{size(usage.peak_anonymous_bytes)} of its own, {size(usage.peak_file_bytes)} mapped"
     return [
-        f"model     {screen.harmless(loaded.description)}, {count(loaded.n_params)} parameters,"
+        f"model     {sanitize(loaded.description)}, {count(loaded.n_params)} parameters,"
         f" {size(engine.header.weight_bytes)} of weights",
         f"load      {duration(timing.load_s)}, weights {'repacked' if engine.repack else 'as in the file'}",
         f"context   {generation.n_ctx} tokens of {loaded.n_ctx_train} trained, {engine.n_threads} threads",

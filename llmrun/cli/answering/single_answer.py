@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from llmrun.cli.loading import load_model
-from llmrun.cli.terminal import screen
+from llmrun.cli.terminal import progress, screen
 from llmrun.errors import UsageError, WrongFormat
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 from llmrun.options.sampling import SamplingConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.chat.conversation import Chat, Event
     from llmrun.chat.store import Conversation, Conversations
-    from llmrun.cli.terminal.markdown import Plain
+    from llmrun.cli.terminal.stream import Plain
     from llmrun.engine.engine import Engine, Generation
     from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
@@ -65,7 +65,7 @@ def answer_prompt(
         sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
         answer = Answer(engine, asked, sampling, answers, kept, model)
         stack.callback(answer.close)
-        with screen.bar("reading the prompt", shown=not quiet) as bar:
+        with progress.bar("reading the prompt", shown=not quiet) as bar:
             answer.begin((lambda done, of: bar.update(done / of)) if bar else None)
         if not quiet:
             for note in engine.notes:
@@ -265,9 +265,9 @@ class Thoughts:
         self._plain: Plain | None = None
         if think == "show":
             from llmrun.cli.terminal import status_line
-            from llmrun.cli.terminal.markdown import Plain
+            from llmrun.cli.terminal.stream import Plain
 
-            self._plain = Plain(screen.width, style="2", color=status_line.has_color())
+            self._plain = Plain(screen.columns, style="2", color=status_line.has_color())
         self._open = False
 
     def split_off(self, pieces: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -15,7 +15,8 @@ from llmrun.chat.conversation import Chat, Event, Piece
 from llmrun.chat.store import Turn
 from llmrun.cli.chat import slash
 from llmrun.cli.terminal import screen, status_line
-from llmrun.cli.terminal.markdown import Markdown, Plain, Stream
+from llmrun.cli.terminal.markdown import Markdown
+from llmrun.cli.terminal.stream import Plain, Stream
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.planning.footprint import CPU
 from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
@@ -261,8 +262,8 @@ class Repl:
     def stream(self) -> Stream:
         """What turns the text of an answer into what is drawn."""
         if self.plain:
-            return Plain(screen.width, color=status_line.has_color())
-        return Markdown(screen.width, color=status_line.has_color())
+            return Plain(screen.columns, color=status_line.has_color())
+        return Markdown(screen.columns, color=status_line.has_color())
 
     def show_resumed(self) -> None:
         """Show the end of a conversation that goes on."""
@@ -292,7 +293,7 @@ class Repl:
 
     def status(self) -> str:
         """The parts that fit into one line of the terminal, the most important first."""
-        room = screen.width() - 1
+        room = screen.columns() - 1
         line = ""
         for part in self._parts():
             longer = f"{line} · {part}" if line else part
@@ -391,7 +392,7 @@ class _View:
     def add(self, piece: Piece) -> None:
         if piece.thought and self._repl.chat.options.think == "show":
             if self._thought is None:
-                self._thought = Plain(screen.width, style="2", color=status_line.has_color())
+                self._thought = Plain(screen.columns, style="2", color=status_line.has_color())
             self._stage.write(self._thought.feed(piece.thought), self._thought.column)
         elif piece.thought:
             self._stage.refresh()

@@ -12,8 +12,8 @@ from llmrun.cli.framework import options
 from llmrun.cli.framework.bench_options import Texts, tests_of
 from llmrun.cli.framework.options import Option, Swept
 from llmrun.cli.loading import load_model
-from llmrun.cli.terminal import screen
-from llmrun.cli.terminal.count_bar import CountBar
+from llmrun.cli.terminal import progress, screen
+from llmrun.cli.terminal.progress import CountBar
 from llmrun.errors import Change, UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.spec import OUTPUT
@@ -172,7 +172,7 @@ def _judged(
     from llmrun.bench.session import quality_of
 
     beside = load_model.found(reference, quiet=quiet) if reference else None
-    with screen.bar(f"perplexity of {found.name}", shown=not quiet) as bar:
+    with progress.bar(f"perplexity of {found.name}", shown=not quiet) as bar:
 
         def tick(so_far: Quality, n_chunks: int) -> None:
             if bar:

@@ -12,7 +12,7 @@ from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import screen, tables
-from llmrun.cli.terminal.count_bar import CountBar
+from llmrun.cli.terminal.progress import CountBar
 from llmrun.errors import Change, TooSlow, UsageError
 from llmrun.units import UNKNOWN, fixed, rate, significant
 

@@ -12,6 +12,7 @@ from llmrun.cli.loading import stored
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.tables import Column
 from llmrun.models import quants
+from llmrun.text import sanitize
 from llmrun.units import UNKNOWN, count, percent, size
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def list_(
         screen.out_json([stored.json_row(row) for row in rows])
     elif names_only:
         names = (row["name"] for row in rows if row.get("state", "complete") == "complete")
-        screen.out("".join(screen.harmless(name) + "\n" for name in names))
+        screen.out("".join(sanitize(name) + "\n" for name in names))
     elif catalog:
         tables.show(_CATALOG_COLUMNS, map(_catalog_cells, rows))
     else:

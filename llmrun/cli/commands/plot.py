@@ -64,5 +64,5 @@ def plot(
     elif output is None:
         from llmrun.bench.plot.text import sketch
 
-        width = screen.width() if screen.is_terminal(sys.stdout) else PIPE_WIDTH
+        width = screen.columns() if screen.is_terminal(sys.stdout) else PIPE_WIDTH
         screen.out(sketch(figure, width))

@@ -28,6 +28,7 @@ from llmrun.models.quantize import (
 from llmrun.models.reference import LocalFile
 from llmrun.models.store.importing import checked_name
 from llmrun.models.store.layout import LOCAL, repo_of
+from llmrun.text import sanitize
 from llmrun.units import count, duration, fixed, significant, size
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def quantize(
             [("name", name), ("level", recipe.level), ("size", size(plan.n_bytes)), ("bits/weight", bits)]
         )
     else:
-        screen.out(screen.harmless(document["name"]) + "\n")
+        screen.out(sanitize(document["name"]) + "\n")
 
 
 class _Bars:

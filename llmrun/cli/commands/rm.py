@@ -13,6 +13,7 @@ from llmrun.cli.framework.options import Option
 from llmrun.cli.loading import stored
 from llmrun.cli.terminal import screen
 from llmrun.errors import Act, NotInStore, UsageError
+from llmrun.text import sanitize
 from llmrun.units import size
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def rm(
         screen.out_json({"removed": gone, "leftovers": [os.fspath(item.path) for item in wanted], "freed_bytes": freed})
     elif models or wanted:
         for name in (*gone, *map(known.of, wanted)):
-            screen.out(screen.harmless(name) + "\n")
+            screen.out(sanitize(name) + "\n")
         screen.note(f"{size(freed)} freed")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmrun.cli.loading.fetch import fetch_with_progress
-from llmrun.cli.terminal import screen
+from llmrun.cli.terminal import progress, screen
 from llmrun.options.load import LoadConfig
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def loaded(
     from llmrun.engine.engine import Engine
     from llmrun.planning.placement import DoesNotFit
 
-    with screen.bar(f"loading {model.name}", shown=not quiet) as bar:
+    with progress.bar(f"loading {model.name}", shown=not quiet) as bar:
         try:
             return Engine(
                 model.path,

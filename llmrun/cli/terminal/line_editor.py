@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmrun.cli.terminal import screen
+from llmrun.text import sanitize
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completion
@@ -98,7 +99,7 @@ class Edited:
             enable_suspend=True,
             tempfile_suffix=".md",
             enable_history_search=False,
-            bottom_toolbar=(lambda: screen.harmless(status())) if status is not None else None,
+            bottom_toolbar=(lambda: sanitize(status())) if status is not None else None,
             style=Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "noreverse ansibrightblack"}),
             # Where the answers go into a file, the prompt is still for eyes.
             output=create_output(stdout=sys.stdout if screen.is_terminal(sys.stdout) else sys.stderr),

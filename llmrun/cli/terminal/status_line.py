@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from llmrun.cli.terminal import screen
+from llmrun.text import sanitize
 
 _REDRAW_S = 0.1
 
@@ -36,7 +37,7 @@ class Stage:
         self._drawn_s = 0.0
 
     def write(self, text: str, column: int) -> None:
-        """Append `text`, which is harmless; the cursor is then at `column`, counted in cells from 0."""
+        """Append `text`, which is sanitized; the cursor is then at `column`, counted in cells from 0."""
         if self._status is None:
             screen.draw(text)
             self._column = column
@@ -68,7 +69,7 @@ class Stage:
 
     def _drawn(self) -> str:
         assert self._status is not None
-        line = screen.harmless(self._status())
+        line = sanitize(self._status())
         self._is_drawn = True
         # The line break scrolls at the bottom of the screen; one up is then the text's line all the same.
         return f"\n\r\x1b[K{dim(line)}\x1b[A\x1b[{self._column + 1}G"

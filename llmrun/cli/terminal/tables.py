@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import textwrap
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmrun.cli.terminal import screen
+from llmrun.cli.terminal import cells, screen
+from llmrun.text import sanitize
 
 _GAP = "  "
 _NARROWEST = 24
@@ -27,14 +26,14 @@ class Column:
 
 def show(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """The table on stdout, in a pipe one line per row, nothing at all without rows."""
-    width = screen.width() if screen.is_terminal(sys.stdout) else None
+    width = screen.columns() if screen.is_terminal(sys.stdout) else None
     screen.out("".join(line + "\n" for line in lines(columns, rows, width)))
 
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Two columns without titles: name and value."""
     columns = (Column(""), Column("", flexible=True))
-    width = screen.width() if screen.is_terminal(sys.stdout) else None
+    width = screen.columns() if screen.is_terminal(sys.stdout) else None
     screen.out("".join(line + "\n" for line in lines(columns, pairs, width)[1:]))
 
 
@@ -43,28 +42,28 @@ def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
 
     Where not even the other columns fit, each row is a block of titles and values.
     """
-    cells = [[_one_line(cell) for cell in row] for row in rows]
-    if not cells:
+    texts = [[_one_line(cell) for cell in row] for row in rows]
+    if not texts:
         return []
-    cells.insert(0, [column.title for column in columns])
-    widths = [max(_width(row[i]) for row in cells) for i in range(len(columns))]
+    texts.insert(0, [column.title for column in columns])
+    widths = [max(cells.of_text(row[i]) for row in texts) for i in range(len(columns))]
     last = len(columns) - 1
     before = sum(widths[:last]) + len(_GAP) * last
     needed = before - len(_GAP) if columns[last].flexible else before + widths[last]
     if width is not None and len(columns) > 2 and needed > width:
-        return _blocks(columns, cells[1:], width)
+        return _blocks(columns, texts[1:], width)
     made: list[str] = []
-    for row in cells:
+    for row in texts:
         fixed = _GAP.join(_padded(row[i], widths[i], columns[i].right) for i in range(last))
         text = _padded(row[last], widths[last], columns[last].right)
-        if width is None or not columns[last].flexible or before + _width(row[last]) <= width:
+        if width is None or not columns[last].flexible or before + cells.of_text(row[last]) <= width:
             made.append((fixed + (_GAP if last else "") + text).rstrip())
         elif width - before >= _NARROWEST:
-            first, *more = textwrap.wrap(row[last], width - before, break_on_hyphens=False) or [""]
+            first, *more = _wrapped(row[last], width - before)
             made += [fixed + _GAP + first, *(" " * before + line for line in more)]
         else:  # too little is left beside the other columns: below them, then
-            wrapped = textwrap.wrap(row[last], max(_NARROWEST, width - _INDENT), break_on_hyphens=False)
-            made += [fixed.rstrip(), *(" " * _INDENT + line for line in wrapped)]
+            below = _wrapped(row[last], max(_NARROWEST, width - _INDENT))
+            made += [fixed.rstrip(), *(" " * _INDENT + line for line in below)]
     return made
 
 
@@ -78,18 +77,16 @@ def _blocks(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int
     return made
 
 
+def _wrapped(text: str, n_cells: int) -> list[str]:
+    from llmrun.cli.terminal.page import wrapped
+
+    return wrapped(text, n_cells)
+
+
 def _one_line(text: str) -> str:
-    return screen.harmless(text).replace("\n", " ").replace("\t", " ")
-
-
-def _width(text: str) -> int:
-    """Places that the text takes on a terminal: two for most East Asian characters, none for combining ones."""
-    if text.isascii():
-        return len(text)
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+    return sanitize(text).replace("\n", " ").replace("\t", " ")
 
 
 def _padded(text: str, width: int, right: bool) -> str:
-    blank = " " * (width - _width(text))
+    blank = " " * (width - cells.of_text(text))
     return blank + text if right else text + blank
