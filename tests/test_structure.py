@@ -241,6 +241,8 @@ def test_nothing_heavy_to_say_hello(arguments: list[str]) -> None:
         "psutil",
         "jinja2",
         "httpx",
+        "typer",
+        "pydantic",
         "httpx2",
         "requests",
     }

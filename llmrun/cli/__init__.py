@@ -1,4 +1,4 @@
 """The command line: a command translates what was typed, calls, and shows.
 
-typer and rich live here and nowhere else.
+Rich, and Typer for completion in the shells, live here and nowhere else.
 """

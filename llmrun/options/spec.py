@@ -181,6 +181,8 @@ class Option:
         means: of a second option for a field: its value → the field's.
         agrees: values of the field's own option that may stand beside it.
         example: what to give instead of a wrong value.
+        show_default: whether help shows the default.
+        complete: what has been typed of a value → what it can become, for a shell.
     """
 
     name: str
