@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmrun.engine.engine import Generation as Generation
     from llmrun.engine.meter import Timing as Timing
     from llmrun.errors import LlmrunError as LlmrunError
+    from llmrun.models.hub.events import PullEvent as PullEvent
     from llmrun.options.load import LoadConfig as LoadConfig
     from llmrun.options.sampling import SamplingConfig as SamplingConfig
 
@@ -39,6 +40,7 @@ _HOMES = {
     "LlmrunError": "llmrun.errors:LlmrunError",
     "LoadConfig": "llmrun.options.load:LoadConfig",
     "MeasurementOptions": "llmrun.bench.spec:MeasurementOptions",
+    "PullEvent": "llmrun.models.hub.events:PullEvent",
     "Record": "llmrun.bench.record:Record",
     "SamplingConfig": "llmrun.options.sampling:SamplingConfig",
     "Timing": "llmrun.engine.meter:Timing",
@@ -53,6 +55,7 @@ __all__ = [
     "LlmrunError",
     "LoadConfig",
     "MeasurementOptions",
+    "PullEvent",
     "Record",
     "SamplingConfig",
     "Timing",

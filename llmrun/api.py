@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llmrun.bench.record import Record
     from llmrun.bench.spec import MeasurementOptions, Test
     from llmrun.engine.engine import Engine
+    from llmrun.models.hub.events import OnPullEvent
     from llmrun.options.load import LoadConfig
 
 
@@ -30,14 +31,41 @@ def open_model(
     return Engine(model.path, model.header, config, on_progress=on_progress)
 
 
-def pull(reference: str) -> Path:
-    """Makes sure that a model is on this machine, whole and checked. Returns its file, of a split model the first.
+def pull(
+    reference: str,
+    *,
+    quant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    on_event: OnPullEvent | None = None,
+) -> Path:
+    """Fetches a model from the hub, verified, and returns its file, of a split model the first.
 
-    `reference` as in `open_model`. Raises `LlmrunError`.
+        llmrun.pull("qwen3:4b", quant="Q8_0", on_event=print)
+
+    What is here already is not fetched again, and an interrupted pull goes on where it stopped. The hub is asked what
+    the name means now; `open_model` asks it only for what is not here.
+
+    Attributes:
+        reference: "qwen3:4b", "user/repo", a file's URL on the hub; "tiny" and imported models are here already.
+        quant: quantization level, "Q4_K_M"; None: that of the name, else the usual one.
+        revision: branch, tag or commit of the repository; None: that of the name, else the main branch.
+        offline: only look for it on this machine.
+        on_event: gets what happens, each a dataclass of `llmrun.models.hub.events`: PullStarted, PullProgress...
+
+    Raises `LlmrunError`: `UsageError` for a file, and where the name says another quant or revision; `NotFound`,
+    `NotInStore`, `NetworkError`, `IntegrityError`, `DiskError`, `BadModel`.
     """
-    from llmrun.models.resolve import find_model
+    from llmrun.models.hub import download, info
+    from llmrun.models.reference import Embedded
+    from llmrun.models.resolve import find_imported, to_pull
 
-    return find_model(reference).path
+    named = to_pull(reference, quant, revision)
+    if isinstance(named, Embedded):
+        return named.path
+    if imported := find_imported(named):
+        return imported.path
+    return download.pull(info.resolve(named, offline=offline), on_event, offline=offline)
 
 
 def benchmark(

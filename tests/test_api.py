@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hub_server import Hub, tiny_gguf
 
 import llmrun
 from llmrun.bench import journal
 
 NAMES = {
-    *("BenchTest", "Engine", "Generation", "LlmrunError", "LoadConfig", "MeasurementOptions", "Record"),
-    *("SamplingConfig", "Timing", "__version__", "benchmark", "open_model", "pull"),
+    *("BenchTest", "Engine", "Generation", "LlmrunError", "LoadConfig", "MeasurementOptions", "PullEvent"),
+    *("Record", "SamplingConfig", "Timing", "__version__", "benchmark", "open_model", "pull"),
 }
 USE = """
 import llmrun
@@ -23,7 +25,8 @@ with llmrun.open_model("tiny", llmrun.LoadConfig(n_ctx=64)) as model:
     answer = model.generate("Hi", llmrun.SamplingConfig(max_tokens=4))
     reveal_type(model)
     reveal_type(answer.timing.tg_tps)
-reveal_type(llmrun.pull("tiny"))
+def shown(event: llmrun.PullEvent) -> None: ...
+reveal_type(llmrun.pull("tiny", quant=None, on_event=shown))
 record = llmrun.benchmark("tiny", [llmrun.BenchTest("tg", n_gen=4)], options=llmrun.MeasurementOptions(1))
 reveal_type(record.rows[0].median_tps)
 """
@@ -63,8 +66,33 @@ def test_types(tmp_path: Path) -> None:
 
 
 def test_pull() -> None:
-    """What is here is not fetched; its file is returned."""
+    """What is a part of llmrun is not fetched; its file is returned."""
     assert llmrun.pull("tiny").name == "tiny.gguf"
+
+
+def test_pull_from_a_hub(tmp_path: Path) -> None:
+    """Fetched with events, then only looked for; a name that says something else is refused."""
+    code = """
+import llmrun
+def seen(event): print(type(event).__name__)
+path = llmrun.pull("user/repo", quant="q8_0", on_event=seen)
+print(path.name, path == llmrun.pull("user/repo:Q8_0", offline=True))
+try: llmrun.pull("user/repo:Q8_0", quant="Q4_0")
+except llmrun.LlmrunError as error: print(error.field, error.value, error.message)
+"""
+    with Hub() as hub:
+        hub.add("user/repo", {f"m-{quant}.gguf": tiny_gguf(90_000, seed=i) for i, quant in enumerate(("Q8_0", "Q4_0"))})
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **hub.env(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    events = done.stdout.splitlines()
+    assert (events[0], events[-3]) == ("PullStarted", "PullFinished")
+    assert events[-2:] == ["m-Q8_0.gguf True", "quant Q4_0 Q4_0, but 'user/repo:Q8_0' says Q8_0"]
 
 
 def test_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,6 @@ SPELLS_OPTIONS: set[str] = {
     "engine/jobs/quantize.py",
     "engine/layout.py",
     "engine/rpc/host.py",
-    "gguf/rules.py",
     "planning/placement.py",
 }
 

@@ -49,7 +49,7 @@ from llmrun.engine.protocol import (
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import open_adapter, overridden
-from llmrun.gguf.stub import skeleton_file
+from llmrun.gguf.stub import stub_file
 from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 from llmrun.options.sampling import MAX_SEED, SamplingConfig
@@ -338,7 +338,7 @@ class Engine:
 
     def _make_plan(self, rooms: Sequence[Room]) -> Plan:
         try:
-            with skeleton_file(self.header) as path:
+            with stub_file(self.header) as path:
                 plan = self._planned(rooms, partial(self._measure, path))
         except OSError:  # no room for it: then the compute buffers stay unknown
             plan = self._planned(rooms, lambda _layout, _n_ctx: None)
@@ -399,7 +399,7 @@ class Engine:
         if not self._turn.acquire(blocking=False):
             raise UsageError(_ONE_AT_A_TIME)
         try:
-            with skeleton_file(self.header) as path:
+            with stub_file(self.header) as path:
                 return found.with_compute(self._measure(path, self.plan.layout, n_ctx))
         except OSError:
             return found

@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from llmrun.errors import BadModel, UsageError
+from llmrun.errors import Act, BadModel, UsageError
 from llmrun.gguf.reader import (
     MAX_LAYERS,
     Header,
@@ -131,7 +131,7 @@ def open_adapter(path: str | os.PathLike[str], architecture: str | None) -> Head
     named = shown_name(path)
     kind = header.metadata.get("general.type")
     if kind != "adapter":
-        raise BadModel(f"{named} is no adapter: its general.type is {printable(str(kind or 'not said'))}")
+        raise BadModel(f"{named} is not an adapter: its general.type is {printable(str(kind or 'not given'))}")
     if header.metadata.get("adapter.type") != "lora":
         raise BadModel(f"{named} is an adapter of type {printable(str(header.metadata.get('adapter.type')))}, not lora")
     if header.architecture != architecture:
@@ -174,7 +174,7 @@ def whole_header(parts: Sequence[tuple[str, Header]]) -> Header:
 
 
 def overridden(header: Header, values: Mapping[str, int | float | bool | str]) -> Header:
-    """The header with `values` (`--override-kv`) in the place of its own: what llama.cpp will see. A header is returned
+    """The header with `values` (`override_kv`) in the place of its own: what llama.cpp will see. A header is returned
     as it is where there are none.
 
     Raises `UsageError` for a value of another type than the model has there, which llama.cpp would pass over, and for
@@ -187,17 +187,23 @@ def overridden(header: Header, values: Mapping[str, int | float | bool | str]) -
         kind = "bool" if isinstance(value, bool) else {int: "u32", float: "f32", str: "str"}[type(value)]
         there = types.setdefault(key, kind)
         if _kind_of(there) != _kind_of(kind):
-            raise UsageError(f"--override-kv {printable(key)}: the model has {there} there, no {_kind_of(kind)}")
+            raise _bad_override(key, value, f"the model has {there} there, not {_kind_of(kind)}")
         if isinstance(value, int | float) and not _fits(value, there):
-            raise UsageError(f"--override-kv {printable(key)}: {value} does not fit into {there[1:]} bits")
+            raise _bad_override(key, value, f"{value} does not fit into {there[1:]} bits")
         # As llama.cpp assigns it: -1 is 2^32 - 1 where the number has no sign.
         metadata[key] = value % (1 << int(there[1:])) if there.startswith("u") and isinstance(value, int) else value
     changed = replace(header, metadata=metadata, types=types)
     try:
         check_runnable(changed)
     except BadModel as error:
-        raise UsageError(f"--override-kv: with that, {error.message}", hint="llmrun run --help-all") from None
+        raise UsageError(
+            f"with that, {error.message}", hint=Act("help", "run"), field="override_kv", value=values
+        ) from None
     return changed
+
+
+def _bad_override(key: str, value: object, what: str) -> UsageError:
+    return UsageError(f"{printable(key)}: {what}", field="override_kv", value={key: value})
 
 
 def _fits(value: float, type_name: str) -> bool:

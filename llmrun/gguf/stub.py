@@ -22,7 +22,7 @@ _TYPE_IDS = {
 _LEFT_OUT = ("tokenizer.", "split.", "general.alignment")
 
 
-def skeleton(header: Header) -> tuple[bytes, int]:
+def stub(header: Header) -> tuple[bytes, int]:
     """The file's beginning, and how long the whole file would be with its weights."""
     arch = header.architecture
     keys = [
@@ -62,14 +62,14 @@ def _key(name: str, kind: str, value: Value) -> bytes:
 
 
 @contextmanager
-def skeleton_file(header: Header) -> Iterator[str]:
+def stub_file(header: Header) -> Iterator[str]:
     """A path that other processes of this user can open while the block runs. Raises `OSError`.
 
     As long as the model, but sparse: it takes the space of the header. In memory where the system can do that.
     """
-    begin, length = skeleton(header)
+    begin, length = stub(header)
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("llmrun-skeleton")
+        descriptor = os.memfd_create("llmrun-stub")
         try:
             os.write(descriptor, begin)
             os.ftruncate(descriptor, length)

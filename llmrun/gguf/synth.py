@@ -29,7 +29,7 @@ _BASE = {
 LEVELS = tuple(_BASE)
 
 _BLOCKS_OF_256 = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"})
-# What takes their place where a row is no multiple of 256 elements.
+# What takes their place where a row is not a multiple of 256 elements.
 _SMALLER_BLOCKS = {
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"
 }  # fmt: skip
@@ -41,7 +41,7 @@ def tensor_types(shape: Shape, level: str) -> Iterator[tuple[str, tuple[int, ...
     Without an importance matrix. Raises `UsageError` for an unknown level.
     """
     if level not in _BASE:
-        raise UsageError(f"no quantization level '{level}'; there are {', '.join(LEVELS)}")
+        raise UsageError(f"'{level}' is not a quantization level; there are {', '.join(LEVELS)}")
     values = [name for name, _ in tensors(shape) if _is_value(name)]
     for name, dims in tensors(shape):
         if not _is_quantized(name, dims):
@@ -81,7 +81,7 @@ def _more_bits(nth: int, n: int) -> bool:
 
 
 def _matrix_type(level: str, name: str, dims: tuple[int, ...], nth: int, n_values: int, shape: Shape) -> str:
-    """The type before anyone looks whether it fits; `nth` is the matrix's place among those of its kind."""
+    """The type, whether it fits or not; `nth` is the matrix's place among those of its kind."""
     base = _BASE[level]
     if name == "output.weight" or (name == "token_embd.weight" and shape.tied):
         fits = dims[0] % (256 if base in _BLOCKS_OF_256 else 32) == 0

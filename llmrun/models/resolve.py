@@ -86,6 +86,13 @@ def find_stored(named: HubFile) -> tuple[StoredModel, str] | None:
     return model, f"{named} is {model.quant}: {why}" if why else ""
 
 
+def find_imported(named: HubFile) -> StoredModel | None:
+    """The model if it is one that was imported or quantized here, which no hub knows."""
+    from llmrun.models.store import layout, listing
+
+    return listing.find(named) if layout.is_local(named.repo) else None
+
+
 def all_stored(reference: str) -> list[StoredModel]:
     """What is here under this name, incomplete models too.
 

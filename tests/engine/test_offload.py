@@ -321,7 +321,7 @@ def test_lora_that_does_not_go_with_the_model(tmp_path: Path, micro: Path) -> No
     path = tmp_path / "adapter.gguf"
     for arch, kind, message in (
         ("qwen3", "adapter", "for qwen3, the model is llama"),
-        ("llama", "model", "no adapter"),
+        ("llama", "model", "not an adapter"),
     ):
         write_adapter(path, arch, kind=kind)
         with pytest.raises(BadModel, match=message), opened(micro, offload={"n_gpu_layers": 0}, lora=(Lora(path),)):

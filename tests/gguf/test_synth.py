@@ -199,7 +199,7 @@ def test_rows_of_any_length(tmp_path: Path) -> None:
 
 def test_nothing_half_written(tmp_path: Path) -> None:
     """An unknown level or a folder that is gone leaves no file behind."""
-    with pytest.raises(UsageError, match="no quantization level 'Q9'"):
+    with pytest.raises(UsageError, match="'Q9' is not a quantization level"):
         synth.write(tmp_path / "m.gguf", MICRO, "Q9")
     assert list(tmp_path.iterdir()) == []
 

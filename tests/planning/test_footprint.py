@@ -10,7 +10,7 @@ import pytest
 
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
-from llmrun.gguf.stub import skeleton, skeleton_file
+from llmrun.gguf.stub import stub, stub_file
 from llmrun.planning.footprint import CPU, Placement, footprint, memory_by_device, place_layers, repackable_types
 from llmrun.planning.kv_layout import LayerMemory, layer_memories
 
@@ -187,15 +187,15 @@ def test_layers_that_predict_ahead_are_left_out(tmp_path: Path) -> None:
     assert found.weights == header.weight_bytes - LAYER and found.kv == 2 * 256 * 512
 
 
-# -- the skeleton ---
+# -- the stub ---
 
 
-def test_skeleton_is_a_model_without_weights(tmp_path: Path) -> None:
+def test_stub_is_a_model_without_weights(tmp_path: Path) -> None:
     """Every tensor is there with its type and shape, and no vocabulary; the file is as long as it says."""
     header = header_of(tmp_path, synth.small(synth.SHAPES["gpt-oss-20b"]), "MXFP4_MOE")
-    begin, length = skeleton(header)
+    begin, length = stub(header)
     assert len(begin) < 100_000
-    with skeleton_file(header) as path:
+    with stub_file(header) as path:
         again = open_header(path)
         assert Path(path).stat().st_size == length
     assert [(t.name, t.shape, t.type) for t in again.tensors] == [(t.name, t.shape, t.type) for t in header.tensors]

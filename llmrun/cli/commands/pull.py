@@ -13,12 +13,11 @@ from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.progress import teller
 from llmrun.errors import LlmrunError
 from llmrun.models import resolve
-from llmrun.models.reference import Embedded, HubFile
+from llmrun.models.reference import Embedded
 from llmrun.units import duration, size
 
 if TYPE_CHECKING:
     from llmrun.models.hub.info import Resolved
-    from llmrun.models.store.listing import StoredModel
 
 
 def pull(
@@ -67,7 +66,7 @@ def _one(
     if isinstance(named, Embedded):
         teller(quiet)(f"{named} is a part of llmrun: nothing to fetch")
         return {"name": named.name, "path": os.fspath(named.path)}
-    if here := _imported(named):
+    if here := resolve.find_imported(named):
         teller(quiet)(f"{named} is here already")
         return {"name": here.repo, "path": os.fspath(here.path)}
     resolved = fetch.resolve(named, offline=offline, quiet=quiet)
@@ -93,13 +92,6 @@ def _one(
     else:
         teller(quiet)(f"{resolved.name} is here already")
     return {**document, "path": os.fspath(path), "fetched_bytes": fetched, "seconds": seconds}
-
-
-def _imported(named: HubFile) -> StoredModel | None:
-    """A model that `llmrun import` or `llmrun quantize` made, of which no hub knows."""
-    from llmrun.models.store import layout, listing
-
-    return listing.find(named) if layout.is_local(named.repo) else None
 
 
 # -- dry run ---

@@ -141,7 +141,7 @@ def _remove_shared(payload: Path) -> int:
 
 
 def tidy(folder: RepoFolder) -> None:
-    """Removes refs to snapshots that are gone, and the repository's folder when nothing but its skeleton is left."""
+    """Removes refs to snapshots that are gone, and the repository's folder when nothing but empty folders is left."""
     for name, commit in folder.refs().items():
         if not (folder.snapshots / commit).is_dir() or not COMMIT.fullmatch(commit):
             _unlink(folder.path / "refs" / name)
