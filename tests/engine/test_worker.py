@@ -214,14 +214,14 @@ def test_a_message_larger_than_ram(talking: Callable[..., tuple[subprocess.Popen
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--host", "0.0.0.0"], "others could reach it"),
+        (["--host", "0.0.0.0"], "others can reach 0.0.0.0"),
         (["--host", "8.8.8.8", "--allow-remote"], "does not have that address"),
         (["--host", "::1"], "IPv4 only"),
         (["--host", "no.such.invalid"], "no such host"),
         (["--port", "70000"], "--port 70000"),
         (["--port", "-1"], "--port -1"),
-        (["--memory", "0"], "--memory 0"),
-        (["--memory", "nan"], "--memory nan"),
+        (["--memory", "0"], "--memory: 0 is not a size"),
+        (["--memory", "nan"], "--memory: nan is not a size"),
         (["--memory", "0.001"], "--memory must be"),
         (["-t", "0"], "--threads 0"),
         (["-t", "100000"], "--threads 100000"),
