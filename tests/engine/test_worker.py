@@ -221,7 +221,7 @@ def test_a_message_larger_than_ram(talking: Callable[..., tuple[subprocess.Popen
         (["--port", "70000"], "--port 70000"),
         (["--port", "-1"], "--port -1"),
         (["--memory", "0"], "--memory: 0 is not a size"),
-        (["--memory", "nan"], "--memory: nan is not a size"),
+        (["--memory", "nan"], "--memory: nan is not a number"),
         (["--memory", "0.001"], "--memory must be"),
         (["-t", "0"], "--threads 0"),
         (["-t", "100000"], "--threads 100000"),
