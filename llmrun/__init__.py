@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from llmrun.bench.record import Record as Record
     from llmrun.bench.spec import MeasurementOptions as MeasurementOptions
     from llmrun.bench.spec import Test as BenchTest
-    from llmrun.engine.engine import Engine as Engine
-    from llmrun.engine.engine import Generation as Generation
+    from llmrun.engine.interface import Engine as Engine
+    from llmrun.engine.interface import Generation as Generation
     from llmrun.engine.meter import Timing as Timing
     from llmrun.errors import LlmrunError as LlmrunError
     from llmrun.models.hub.events import PullEvent as PullEvent
@@ -35,8 +35,8 @@ __version__ = "0.1.0"
 # Each name, and where it lives. "bench" is a package of ours, so that the function is `benchmark`.
 _HOMES = {
     "BenchTest": "llmrun.bench.spec:Test",
-    "Engine": "llmrun.engine.engine:Engine",
-    "Generation": "llmrun.engine.engine:Generation",
+    "Engine": "llmrun.engine.interface:Engine",
+    "Generation": "llmrun.engine.interface:Generation",
     "LlmrunError": "llmrun.errors:LlmrunError",
     "LoadConfig": "llmrun.options.load:LoadConfig",
     "MeasurementOptions": "llmrun.bench.spec:MeasurementOptions",

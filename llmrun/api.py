@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from llmrun.bench.observer import Observer
     from llmrun.bench.record import Record
     from llmrun.bench.spec import MeasurementOptions, Test
-    from llmrun.engine.engine import Engine
+    from llmrun.engine.interface import Engine
     from llmrun.models.hub.events import OnPullEvent
     from llmrun.options.load import LoadConfig
 
@@ -24,11 +24,11 @@ def open_model(
     missing is pulled. `on_progress` gets the share that is loaded, 0 to 1. Raises what `find_model` and `Engine` raise,
     all of it `LlmrunError`.
     """
-    from llmrun.engine.engine import Engine
+    from llmrun.engine.engine import ChildEngine
     from llmrun.models.resolve import find_model
 
     model = find_model(reference)
-    return Engine(model.path, model.header, config, on_progress=on_progress)
+    return ChildEngine(model.path, model.header, config, on_progress=on_progress)
 
 
 def pull(

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -65,12 +67,12 @@ def _in_words(kinds: str) -> str:
 
 def encode(value: object) -> bytes:
     """JSON in UTF-8, on one line, of dataclasses, lists, mappings, numbers and texts. NaN and infinity become null."""
-    return msgspec.json.encode(value)
+    return msgspec.json.encode(value, enc_hook=_known)
 
 
 def plain(value: object) -> Any:
     """The same as dicts, lists, numbers and texts, for those who add to it or indent it."""
-    return _finite(msgspec.to_builtins(value, str_keys=True))
+    return _finite(msgspec.to_builtins(value, str_keys=True, enc_hook=_known))
 
 
 def decode(data: bytes | str | Raw, kind: type[_T]) -> _T:
@@ -85,14 +87,29 @@ def decode(data: bytes | str | Raw, kind: type[_T]) -> _T:
 def convert(value: object, kind: type[_T]) -> _T:
     """The value of this type that dicts, lists, numbers and texts make. Raises `Malformed`."""
     try:
-        return msgspec.convert(value, type=kind)
+        return msgspec.convert(value, type=kind, dec_hook=_made)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise Malformed(str(error)) from error
 
 
+def _known(value: object) -> object:
+    """What msgspec has no words for: names of files, and mappings that can't be changed."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not data")
+
+
+def _made(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"{kind.__name__} is not data")
+
+
 @cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
+    return msgspec.json.Decoder(kind, dec_hook=_made)
 
 
 def _finite(value: Any) -> Any:

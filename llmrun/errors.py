@@ -36,10 +36,11 @@ class Change(NamedTuple):
     """A remedy: the same again with these fields, by name: `Change({"n_ctx": 4096})`.
 
     Names are those of `LoadConfig` (of its `offload` and `rope` as well), `SamplingConfig` and the other option
-    types of `options/`. None as a value means to leave the field out.
+    types of `options/`. None as a value means to leave the field out. `note` says what comes of it.
     """
 
     fields: Mapping[str, object]
+    note: str = ""
 
 
 class Act(NamedTuple):
@@ -49,11 +50,13 @@ class Act(NamedTuple):
         action: what there is a command for: "show", "list", "pull", "rm", "devices", "doctor"...
         target: what it is done to, mostly a model; empty: nothing.
         fields: options for it, by field.
+        note: what comes of it, in brackets behind it.
     """
 
     action: str
     target: str = ""
     fields: Mapping[str, object] | None = None
+    note: str = ""
 
 
 Remedy = Change | Act | str
@@ -102,7 +105,8 @@ def _in_words(remedy: Remedy) -> str:
     if isinstance(remedy, str):
         return remedy
     fields = ", ".join(f"{name}={value}" for name, value in (remedy.fields or {}).items())
-    return fields if isinstance(remedy, Change) else " ".join(filter(None, (remedy.action, remedy.target, fields)))
+    words = ("",) if isinstance(remedy, Change) else (remedy.action, remedy.target)
+    return " ".join(filter(None, (*words, fields, f"({remedy.note})" if remedy.note else "")))
 
 
 class UsageError(LlmrunError):

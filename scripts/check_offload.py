@@ -22,8 +22,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmrun.engine.engine import Engine
-from llmrun.engine.layout import Check, total_error
+from llmrun.engine.buffers import FootprintCheck, total_error
+from llmrun.engine.engine import ChildEngine
 from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
 from llmrun.options.load import LoadConfig, Offload
@@ -45,7 +45,7 @@ class Outcome:
     text: str
     tokens: list[int]
     layers: tuple[str, ...]
-    checks: list[Check]
+    checks: list[FootprintCheck]
 
     @property
     def total_error(self) -> float | None:
@@ -76,7 +76,7 @@ def worker(memory_mib: float | None = None) -> Iterator[str]:
 
 def load(path: Path, config: LoadConfig) -> Outcome:
     model = find_model(str(path))
-    with Engine(model.path, model.header, config, expected_tokens=512) as engine:
+    with ChildEngine(model.path, model.header, config, expected_tokens=512) as engine:
         generation = engine.generate(PROMPT, SamplingConfig(temperature=0, max_tokens=N_TOKENS))
         text = "".join(generation)
         return Outcome(text, generation.token_ids, engine.plan.placement.layers, engine.checks(generation))
@@ -163,7 +163,7 @@ def check_auto(path: Path, name: str, table: Table) -> None:
 
 def measured(path: Path, config: LoadConfig) -> float:
     """MiB that so many layers would take on the worker, by the footprint: they are not loaded."""
-    from llmrun.engine.engine import Engine as Planned
+    from llmrun.engine.engine import ChildEngine as Planned
 
     model = find_model(str(path))
     with worker() as endpoint, Planned(model.path, model.header, replace(config, rpc=(endpoint,))) as engine:

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from llmrun.engine.child import native, params
 from llmrun.engine.child.raw_bench import Batch, RawBench
-from llmrun.engine.layout import settings_of
 from llmrun.engine.protocol import Trial
+from llmrun.engine.settings import settings_of
 from llmrun.gguf import synth
 from llmrun.machine.hardware import default_threads
 from llmrun.machine.sampler import Sampler
 from llmrun.options.load import LoadConfig
-from llmrun.planning.placement import Layout
+from llmrun.planning.layout import Layout
 
 llama = native.llama
 SHAPE = synth.Shape(8, 512, 1408, 8, 4, 8192)

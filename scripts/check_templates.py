@@ -292,14 +292,14 @@ def with_template(folder: Path, template: str) -> Path:
 
 
 def explode(template: str, folder: Path) -> Blast:
-    from llmrun.engine.engine import Engine
+    from llmrun.engine.engine import ChildEngine
     from llmrun.errors import LlmrunError
     from llmrun.gguf.reader import open_header
     from llmrun.options.sampling import SamplingConfig
 
     path = with_template(folder, template)
     try:
-        engine = Engine(path, open_header(path))
+        engine = ChildEngine(path, open_header(path))
     except LlmrunError as error:
         return Blast(0, 0, f"at load: {error}", True)
     before = most = high_water(engine.pid)

@@ -31,13 +31,13 @@ import psutil
 from compare_peers import HEAD, PEERS, check_quiet, interleaved, model_file, row
 
 from llmrun.chat.conversation import CHATML
-from llmrun.engine.engine import Engine
+from llmrun.engine.engine import ChildEngine
 from llmrun.engine.protocol import PromptOptions
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
 from llmrun.options.sampling import SamplingConfig
-from llmrun.planning.placement import should_repack
+from llmrun.planning.load_plan import should_repack
 
 WORD = "W"  # without a blank before it: llama-cli strips answers, and would compute them again
 QUESTION = "please tell me more of it and take your time as the others did before you came here today"
@@ -182,7 +182,7 @@ def reuse(options: argparse.Namespace) -> None:
     sampling = SamplingConfig(temperature=0, max_tokens=8)
     rows = []
     for _ in interleaved(options.rounds):
-        with Engine(path, open_header(path)) as engine:
+        with ChildEngine(path, open_header(path)) as engine:
             history = "the cat sat on a mat and saw a dog run by "
             per = (engine.count(history * 11) - engine.count(history)) / 10
             messages = [{"role": "user", "content": history * round(options.tokens / per)}]

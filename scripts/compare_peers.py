@@ -29,14 +29,14 @@ from typing import Any
 import psutil
 from check_offload import worker
 
-from llmrun.engine.engine import Engine
+from llmrun.engine.engine import ChildEngine
 from llmrun.engine.meter import Timing
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
 from llmrun.options.load import LoadConfig, Offload
 from llmrun.options.sampling import SamplingConfig
-from llmrun.planning.placement import should_repack
+from llmrun.planning.load_plan import should_repack
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
 CONTROL = 3  # LLAMA_TOKEN_TYPE_CONTROL
@@ -100,7 +100,7 @@ def greedy(options: argparse.Namespace) -> None:
     for name in options.model:
         path = model_file(name)
         header = open_header(path)
-        with Engine(path, header, LoadConfig(n_ctx=header.n_ctx_train or 0)) as engine:
+        with ChildEngine(path, header, LoadConfig(n_ctx=header.n_ctx_train or 0)) as engine:
             for prompt, penalty in [*((prompt, 1.0) for prompt in PROMPTS), (PROMPTS[0], 1.3)]:
                 command = [
                     options.peers / "llama-completion",
@@ -138,7 +138,7 @@ def greedy(options: argparse.Namespace) -> None:
 # -- engine ---
 
 
-def exact_prompt(engine: Engine, n_tokens: int) -> str:
+def exact_prompt(engine: ChildEngine, n_tokens: int) -> str:
     """A text of exactly `n_tokens` tokens: a few more or less would cost a whole micro-batch."""
     length = n_tokens
     for _ in range(8):
@@ -183,7 +183,7 @@ def compare_engine(
         repack = should_repack(header) if config.repack == "auto" else config.repack == "on"
         flags = ["-t", str(threads or default_threads()), "--repack", str(int(repack)), *arguments]
         theirs = llama_bench(options, path, n_pp, n_tg, flags)
-        with Engine(path, header, config) as ours:
+        with ChildEngine(path, header, config) as ours:
             if bare:
                 ours.trial(n_pp, 1)
                 pp, tg = ours.trial(n_pp, 0), ours.trial(0, n_tg)
@@ -214,12 +214,12 @@ def bench(options: argparse.Namespace) -> None:
     print("| model | test | llama.cpp's | llmrun | ratio (median of pairs) | range |\n|---|---|---|---|---|---|")
     for name in options.model:
         path = model_file(name)
-        with Engine(path, open_header(path), LoadConfig(repack=options.repack, n_ctx=4096)) as ours:
+        with ChildEngine(path, open_header(path), LoadConfig(repack=options.repack, n_ctx=4096)) as ours:
             for test, (a, b) in {**single(options, path, ours), **batched(options, path, ours)}.items():
                 print(f"| {path.stem} {row(test, a, b, 't/s')}", flush=True)
 
 
-def single(options: argparse.Namespace, path: Path, ours: Engine) -> Pairs:
+def single(options: argparse.Namespace, path: Path, ours: ChildEngine) -> Pairs:
     n_pp, n_tg, n_depth = options.n_prompt, options.n_gen, options.depth
     tests = {
         f"pp{n_pp}": (n_pp, 0, 0),
@@ -243,7 +243,7 @@ def single(options: argparse.Namespace, path: Path, ours: Engine) -> Pairs:
     return pairs
 
 
-def batched(options: argparse.Namespace, path: Path, ours: Engine) -> Pairs:
+def batched(options: argparse.Namespace, path: Path, ours: ChildEngine) -> Pairs:
     n_pp, n_tg = 64, 16
     sequences = (1, 2, 4, 8)
     pairs: Pairs = {f"{what}, {n} sequences": ([], []) for n in sequences for what in (f"pp{n_pp}", f"tg{n_tg}")}
@@ -307,14 +307,14 @@ def offload(options: argparse.Namespace) -> None:
                 print(f"| `{name}` {row(test, a, b, 't/s')}", flush=True)
 
 
-def run(engine: Engine, prompt: str, n: int) -> Timing:
+def run(engine: ChildEngine, prompt: str, n: int) -> Timing:
     """One greedy generation; end tokens are forbidden, or a random model might stop at once."""
     generation = engine.generate(prompt, SamplingConfig(temperature=0, max_tokens=n, logit_bias={2: float("-inf")}))
     list(generation)
     return generation.timing
 
 
-def warm_up(engine: Engine) -> None:
+def warm_up(engine: ChildEngine) -> None:
     """llama-bench warms up before each test as well."""
     run(engine, "b c d e f g h", 2)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from llmrun.engine.engine import Engine
+from llmrun.engine.engine import ChildEngine
 from llmrun.errors import EngineCrashed
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
@@ -111,7 +111,7 @@ def worker_lost(path: Path, after_s: float) -> Result:
 
 def left_alone(path: Path) -> Result:
     """Leaving an answer early in Python: seconds until the engine is free, which must have lived on."""
-    with Engine(path, open_header(path)) as engine:
+    with ChildEngine(path, open_header(path)) as engine:
         generation = engine.generate("a b c", SamplingConfig(temperature=0))
         next(iter(generation))
         begin = time.monotonic()
@@ -121,7 +121,7 @@ def left_alone(path: Path) -> Result:
 
 def looped(path: Path) -> Result:
     """A chat template that never ends: seconds until it is an error."""
-    with Engine(path, open_header(path)) as engine:
+    with ChildEngine(path, open_header(path)) as engine:
         begin = time.monotonic()
         try:
             list(engine.generate([{"role": "user", "content": "hello"}]))
@@ -151,7 +151,7 @@ def _cycle(path: Path, config: LoadConfig, n: int, worker: psutil.Process | None
     header = open_header(path)
 
     def once() -> None:
-        with Engine(path, header, config) as engine:
+        with ChildEngine(path, header, config) as engine:
             list(engine.generate("a", SamplingConfig(temperature=0, max_tokens=2)))
 
     once()

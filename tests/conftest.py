@@ -12,7 +12,8 @@ import pytest
 from filelock import FileLock
 from waiting import HANGS_S
 
-from llmrun.engine.engine import Engine, Limits
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.limits import Limits
 from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
 from llmrun.options.load import LoadConfig
@@ -88,9 +89,9 @@ ENDLESS_PROMPT = "b c d e " * 8000
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[ChildEngine]:
     model = find_model("tiny")
-    with Engine(model.path, model.header, limits=PATIENT) as opened:
+    with ChildEngine(model.path, model.header, limits=PATIENT) as opened:
         yield opened
 
 

@@ -62,7 +62,7 @@ def test_types(tmp_path: Path) -> None:
     )
     found = [line.split('"')[1] for line in done.stdout.splitlines() if "Revealed type" in line]
     assert done.returncode == 0, done.stdout
-    assert found == ["llmrun.engine.engine.Engine", "float | None", "pathlib.Path", "float | None"]
+    assert found == ["llmrun.engine.interface.Engine", "float | None", "pathlib.Path", "float | None"]
 
 
 def test_pull() -> None:

@@ -55,14 +55,7 @@ DOORS = {
 }
 
 # Modules of the core that still spell options of the command line; each goes with the work on its package.
-SPELLS_OPTIONS: set[str] = {
-    "engine/devices.py",
-    "engine/engine.py",
-    "engine/jobs/quantize.py",
-    "engine/layout.py",
-    "engine/rpc/host.py",
-    "planning/placement.py",
-}
+SPELLS_OPTIONS: set[str] = set()
 
 # What `from llmrun import NAME` finds in the package itself: __version__ and what it names lazily.
 NAMES_OF_INIT = {"__version__"}

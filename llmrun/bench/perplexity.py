@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,14 +23,14 @@ from typing import Protocol
 
 from llmrun.bench.quality import Quality, Tally
 from llmrun.engine.child.score import n_counted
-from llmrun.engine.engine import Engine, Limits
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.limits import Limits
 from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
 from llmrun.errors import BadModel, Change, EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header, StringArray
 from llmrun.machine.hardware import available_memory
 from llmrun.options.load import MAX_CTX, LoadConfig
-from llmrun.planning.footprint import CPU
-from llmrun.planning.placement import DoesNotFit, Layout, Measure, Plan, Room
+from llmrun.planning.fit import DoesNotFit
 from llmrun.text import printable
 from llmrun.units import size
 
@@ -58,13 +58,10 @@ class Read:
     digest: str
 
 
-class Scorer(Engine):
-    """A model in a child that scores. `read` first, then chunks in any order; raises what `Engine` does."""
+class Scorer(ChildEngine):
+    """A model in a child that scores. `read` first, then chunks in any order; raises what `ChildEngine` does."""
 
     _module = "child.score"
-
-    def __enter__(self) -> Scorer:
-        return self
 
     def read(self, text: str) -> Read:
         """Tokenize the text and take the memory that a chunk needs. Raises `UsageError` for one of too few tokens."""
@@ -91,34 +88,27 @@ class Scorer(Engine):
         return answer
 
     def _answer(self, message: Tokenize | Score) -> object:
-        answer = self.ask(message)
+        answer = self.connection.ask(message)
         if isinstance(answer, Failed):
-            raise self.translate(answer)
+            error = self.connection.error_of(answer)
+            if "n_needed" in answer.numbers:  # tokens of a text that is too short
+                error.remedies = ("a longer text, or a smaller n_ctx",)
+            raise error
         return answer
 
-    def translate(self, failed: Failed) -> LlmrunError:
-        error = super().translate(failed)
-        if isinstance(error, UsageError) and "n_needed" in failed.numbers:
-            error.remedies = ("a longer text, or a smaller n_ctx",)
-        return error
-
-    def _out_of_memory(self, n_ctx: int | None) -> OutOfMemory:
-        """The logits are what a smaller batch saves."""
-        error = super()._out_of_memory(n_ctx)
-        _say(error, f"{error.message}; logits of {self._n_outputs} tokens {size(self._logits_bytes)}")
-        error.remedies = (self._smaller_batch,)
+    def _explained(self, error: LlmrunError) -> LlmrunError:
+        """The logits are what takes memory here, and what a smaller batch saves."""
+        match error:
+            case DoesNotFit():
+                error.remedies = (*error.remedies, self._smaller_batch)
+            case OutOfMemory():
+                _say(error, f"{error.message}; logits of {self._n_outputs} tokens {size(self._extra_ram_bytes)}")
+                error.remedies = (self._smaller_batch,)
         return error
 
     @property
     def _smaller_batch(self) -> Change:
         return Change({"n_batch": max(1, self._n_outputs // 4)})
-
-    def _planned(self, rooms: Sequence[Room], measure: Measure) -> Plan:
-        try:
-            return super()._planned(rooms, measure)
-        except DoesNotFit as error:
-            error.remedies = (*error.remedies, self._smaller_batch)
-            raise
 
     @property
     def _n_outputs(self) -> int:
@@ -127,13 +117,9 @@ class Scorer(Engine):
         return min(self.config.n_batch, n_counted(self.config.n_ctx) + 1)
 
     @property
-    def _logits_bytes(self) -> int:
+    def _extra_ram_bytes(self) -> int:
+        """The logits, for which llama.cpp takes memory when it first computes them."""
         return 4 * self._n_outputs * (self.header.n_vocab or 0)
-
-    def _measure(self, path: str, layout: Layout, n_ctx: int) -> dict[str, int] | None:
-        """With the logits, for which llama.cpp takes memory when it first computes them, and which lie in RAM."""
-        found = super()._measure(path, layout, n_ctx)
-        return None if found is None else {**found, CPU: found.get(CPU, 0) + self._logits_bytes}
 
 
 def score(

@@ -25,10 +25,11 @@ from llmrun.bench.record import Row, Sample, Steps
 from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.bench.warnings import RowWarning, warnings_of
 from llmrun.clock import utc
+from llmrun.engine.buffers import by_device
 from llmrun.engine.jobs.roofline import Prober
-from llmrun.engine.layout import by_device, settings_of
 from llmrun.engine.meter import Timing
 from llmrun.engine.protocol import Buffer, Loaded, Probed, TrialResult
+from llmrun.engine.settings import settings_of
 from llmrun.errors import EngineCrashed, OutOfMemory
 from llmrun.gguf.reader import Header
 from llmrun.machine.device import Device
@@ -40,7 +41,7 @@ from llmrun.models.resolve import Model
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU, flops_per_token, step_reads
-from llmrun.planning.placement import Plan, main_type
+from llmrun.planning.load_plan import LoadPlan, main_type
 
 _PROBE_S = 0.1
 """Of each ceiling, between two samples."""
@@ -57,12 +58,12 @@ class BenchGeneration(Protocol):
 
 
 class BenchEngine(Protocol):
-    """A loaded model, as far as a bench asks it: `engine.engine.Engine` is one, a test's script another."""
+    """A loaded model, as far as a bench asks it: `engine.interface.Engine` is one, a test's script another."""
 
     @property
     def header(self) -> Header: ...
     @property
-    def plan(self) -> Plan: ...
+    def plan(self) -> LoadPlan: ...
     @property
     def devices(self) -> Sequence[Device]: ...
     @property
@@ -94,9 +95,9 @@ OnSample = Callable[[Case, int, int], None]
 
 def open_engine(model: Model, config: LoadConfig) -> BenchEngine:
     """The model in a child process. Raises what `Engine` raises."""
-    from llmrun.engine.engine import Engine
+    from llmrun.engine.engine import ChildEngine
 
-    return Engine(model.path, model.header, config)
+    return ChildEngine(model.path, model.header, config)
 
 
 # -- what measures beside the engine -----------------------------------------------------------------------------------

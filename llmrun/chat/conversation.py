@@ -26,7 +26,7 @@ from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.chat.store import Conversations
-    from llmrun.engine.engine import Engine, Generation
+    from llmrun.engine.interface import Engine, Generation
     from llmrun.engine.meter import Timing
 
 # A full context loses so many turns that a quarter of it is free: whatever goes, all that follows is computed anew.

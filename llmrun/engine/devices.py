@@ -17,7 +17,7 @@ from llmrun.engine.channel import Channel, Died
 from llmrun.engine.process import Child, Death
 from llmrun.engine.protocol import WIRE, Devices, Failed, FindDevices, Message, Ready
 from llmrun.engine.wire import NO_REQUEST
-from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
+from llmrun.errors import Act, EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.machine.device import Device
 from llmrun.text import printable
 
@@ -106,7 +106,7 @@ def _asked(channel: Channel[Message], question: FindDevices, timeout_s: float) -
 def _why_dead(death: Death) -> LlmrunError:
     if death.out_of_memory:
         return OutOfMemory(f"out of memory: the engine {death.reason}")
-    return EngineCrashed(f"the engine {death.reason}", hint="llmrun doctor", log=death.log)
+    return EngineCrashed(f"the engine {death.reason}", hint=Act("doctor"), log=death.log)
 
 
 def _unreached(endpoint: str, death: Death) -> LlmrunError:
@@ -114,14 +114,14 @@ def _unreached(endpoint: str, death: Death) -> LlmrunError:
     if death.killer in (signal.SIGKILL, signal.SIGTERM):  # not by what it was told there
         return _why_dead(death)
     host, _, port = endpoint.rpartition(":")
-    hint = f"llmrun worker --port {port}, on that machine"
+    hint = Act("worker", fields={"port": port}, note="on that machine")
     try:
         socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
     except OSError as error:
         return EngineCrashed(f"no worker answers at {endpoint}: {_why(error)}", hint=hint, log=death.log)
     return EngineCrashed(
         f"what listens at {endpoint} is no worker of this version of llama.cpp: asking it, the engine {death.reason}",
-        hint="install the same llmrun on both machines",
+        hint="install the same version on both machines",
         log=death.log,
     )
 
@@ -159,5 +159,5 @@ def lost(endpoints: Sequence[str], death: Death) -> EngineCrashed:
             gone.append(f"{endpoint} ({_why(error)})")
     which = " and ".join(gone) or " or ".join(endpoints)
     return EngineCrashed(
-        f"the worker at {which} broke off during the run", hint="llmrun worker, on that machine", log=death.log
+        f"the worker at {which} broke off during the run", hint=Act("worker", note="on that machine"), log=death.log
     )

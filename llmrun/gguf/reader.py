@@ -9,12 +9,11 @@ A GGUF file is, all little-endian:
 
     string = u64 length · bytes
 
-The header of a model with 256 k tokens is about 10 MB of strings, so nothing is decoded before it is asked for: an
-array stays the bytes that lie in the file (`StringArray`, `NumberArray`). Memory grows with the bytes that really
-arrive, not with the counts that a header promises: a count is compared with its bound and with the size of the file
-first.
+The header of a model with 256 k tokens is about 10 MB of strings, so nothing is decoded before somebody asks: an array
+stays the bytes that lie in the file (`StringArray`, `NumberArray`). Memory grows with the bytes that really arrive, not
+with the counts that a header promises: a count is compared with its bound and with the size of the file first.
 
-What is read here is the *format*. Whether llama.cpp can run what the header describes is `rules.check_runnable`.
+What is read here is the *format*. Whether llama.cpp can run what the header describes is `gguf_rules.check_runnable`.
 Every complaint is a `BadModel`: one sentence with the key or tensor and the numbers, safe to print on a terminal.
 """
 
@@ -246,7 +245,7 @@ class Header:
 
     @property
     def n_head_kv(self) -> tuple[int, ...]:
-        """Key-value heads of every layer (0 in a layer without attention); as many as heads by default."""
+        """Key-value heads of every layer (0 in a layer without attention); as many as heads where not said."""
         return self._per_layer("attention.head_count_kv") or self.n_head
 
     @property

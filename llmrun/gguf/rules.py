@@ -10,7 +10,7 @@ Two kinds of rules, and one principle:
 - what native code refuses in an orderly way, but only after loading: unknown architectures, missing keys, wrong shapes;
 - a model that llama.cpp runs must pass. So a rule is for all architectures only where llama.cpp's own loader has it for
   all; the shapes of tensors are checked for the plain decoders in `_PLAIN_DECODERS` alone, and what llama.cpp ignores
-  with a warning (a padding token of -1, say) is not an error here.
+  with a warning (a padding token of -1, say) is no error here.
 
 `scripts/mutate_headers.py --native` measures what share of the killers this stops. Weights are not looked at: what lies
 in them only a checksum can tell.

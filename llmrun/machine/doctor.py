@@ -59,7 +59,7 @@ class Check:
 
 
 class Leftover(Protocol):
-    """Bytes in the store that belong to no model."""
+    """Bytes in the store that are no model."""
 
     @property
     def kind(self) -> str:
@@ -185,11 +185,11 @@ def cache_folder(folder: Path, free_bytes: int | None, writable: bool) -> Check:
 
 
 def leftovers(found: Sequence[Leftover]) -> Check:
-    """Bytes in the store that belong to no model."""
+    """Bytes in the store that are no model."""
     if not found:
         return Check("store", "ok", "nothing unfinished or damaged")
     kinds = sorted({item.kind for item in found})
-    message = f"{len(found)} files that are not models ({', '.join(kinds)}), {size(sum(item.size for item in found))}"
+    message = f"{len(found)} files that are no models ({', '.join(kinds)}), {size(sum(item.size for item in found))}"
     damaged = any(item.kind == "damaged" for item in found)
     return _check("store", "warn" if damaged else "ok", message, Act("list"), Act("rm", fields={"partials": True}))
 
@@ -381,7 +381,7 @@ def of_this_machine(
 ) -> list[Check]:
     """Every check that asks neither llama.cpp nor the network.
 
-    `wait` is called between two looks at the load; `list_leftovers` tells what in the store belongs to no model.
+    `wait` is called between two looks at the load; `list_leftovers` tells what lies in the store and is no model.
     """
     kernel = Proc(proc)
     before = kernel.cpu_ticks()

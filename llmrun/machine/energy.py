@@ -60,7 +60,7 @@ class Energy:
 
     @property
     def above_idle_j(self) -> float | None:
-        """Joules that the samples took more than the machine at rest; below 0 where that is less than noise."""
+        """Joules that the samples took more than the machine at rest; below 0 where less than the rest wavers."""
         return None if self.idle_w is None or self.seconds is None else self.joules - self.idle_w * self.seconds
 
 
@@ -247,7 +247,7 @@ class EnergyMeter:
                 ...
         meter.result()  # (Energy(...), ...), or why there are none
 
-    A thread reads the counters meanwhile, as rarely as they allow: power must be added up, and RAPL's counters wrap.
+    A thread looks at the counters between, as seldom as they allow: power must be added up, and RAPL's wrap.
 
     Attributes:
         seconds: of all windows together.

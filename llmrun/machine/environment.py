@@ -194,7 +194,7 @@ def _cpu_name(devices: Sequence[Device], cpu_info: str) -> str | None:
 
 
 def _device(device: Device) -> DeviceInfo:
-    # An RPC device is described by its address, which does not belong in a record.
+    # Behind an RPC device there is an address, which is nobody's business.
     is_remote = device.backend.startswith("RPC")
     return DeviceInfo(
         device.name,

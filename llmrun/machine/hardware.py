@@ -136,7 +136,7 @@ def cgroup_free(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int |
 
 
 def physical_memory() -> int | None:
-    """Bytes of RAM in the machine, also of what this process may not use; None: unknown."""
+    """Bytes of RAM that the machine has, whoever may use them; None: unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
@@ -204,7 +204,7 @@ def power_source(supplies: Path = _SUPPLIES) -> PowerSource | None:
         ]
     except OSError:
         return None
-    if not any(kind == "Battery" and scope != "Device" for kind, _, scope in found):  # a mouse's battery does not count
+    if not any(kind == "Battery" and scope != "Device" for kind, _, scope in found):  # a mouse's battery is no matter
         return None
     return "mains" if any(online == "1" for kind, online, _ in found if kind != "Battery") else "battery"
 

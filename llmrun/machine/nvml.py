@@ -23,7 +23,7 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class NoGpus:
-    """Stands for NVML where there is none; `reason` says why."""
+    """There is no NVML, and why."""
 
     reason: str
 
@@ -60,7 +60,7 @@ class Nvml(Protocol):
     def throttled(self, gpu: int) -> tuple[str, ...]: ...
 
 
-# Bits of nvmlDeviceGetCurrentClocksThrottleReasons. Left out: idle (1) and what a user has set (2, 0x100).
+# Bits of nvmlDeviceGetCurrentClocksThrottleReasons. Idle (1) is none, and neither is what a user has set (2, 0x100).
 _THROTTLES: Mapping[int, str] = {
     0x4: "power cap",
     0x8: "hardware slowdown",

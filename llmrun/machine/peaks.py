@@ -34,7 +34,7 @@ def read_size(kind: str, free_bytes: int | None, cache_bytes: int) -> int | None
     """Bytes of the matrix whose reading is timed, so that memory is what is timed; None: too little memory is free.
 
     A device of kind "cpu" takes four times the `cache_bytes` of all its last-level caches, at least 256 MiB, at most
-    2 GiB; others, whose caches are unknown, 1 GiB. Never more than a quarter of what is free. With less than 256 MiB
+    2 GiB; others, whose caches nobody tells, 1 GiB. Never more than a quarter of what is free. With less than 256 MiB
     or twice the caches, a part of every pass would come from the cache: then it is better not measured.
     """
     least = max(LEAST_BYTES, 2 * cache_bytes) if kind == "cpu" else LEAST_BYTES
@@ -111,7 +111,7 @@ class Ceiling:
         return self.read_bytes_per_s.median / self.datasheet_bytes_per_s
 
     def age_s(self, now: datetime | None = None) -> float | None:
-        """Seconds since it was measured; None if that time can't be parsed, or lies ahead."""
+        """Seconds since it was measured; None where that is not to be understood, or lies ahead."""
         try:
             then = datetime.strptime(self.measured, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
         except ValueError:

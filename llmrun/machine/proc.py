@@ -25,7 +25,7 @@ CpuTicks = Mapping[int, tuple[int, int]]
 
 
 def text_of(path: Path) -> str:
-    """The text of a file of the kernel's; empty where there is none, or it can't be read."""
+    """What a file says, the kernel's for the most part; empty where there is none, or it can't be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:
@@ -84,7 +84,7 @@ class MachineReading(NamedTuple):
     """CPU time of the whole machine since it started, all cores together.
 
     Attributes:
-        busy_s: spent in programs and in the kernel.
+        busy_s: spent in programs and the kernel, whoever they ran for.
         steal_s: this virtual machine wanted to run, and the host ran another.
     """
 
@@ -212,7 +212,7 @@ def _number(text: str | None) -> int | None:
 
 
 class Reader(Protocol):
-    """Where a process and the machine are looked at again and again. None stands for a process that has ended."""
+    """Where a process and the machine are looked at again and again. A process that is no more is None."""
 
     def process(self) -> ProcessReading | None: ...
 

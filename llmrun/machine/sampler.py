@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from llmrun.machine.nvml import GpuReading, Gpus, NoGpus, Nvml, Unavailable
-from llmrun.machine.proc import MemoryReading, ProcessReading, Reader, open_reader
+from llmrun.machine.proc import ProcessReading, Reader, open_reader
 
 MAX_SHARE = 0.005
 """Of one core, that sampling may take."""
@@ -88,7 +88,7 @@ class Usage:
             have been at one moment, and add up to more than `peak_rss_bytes`.
         major_faults: pages read from the disk while watched.
         cpu_s: CPU time that the engine used while watched.
-        other_cpu_s, steal_s: of all other processes but this one, and taken by the host. Kernels that
+        other_cpu_s, steal_s: of all other processes (this one is none of them), and taken by the host. Kernels that
             count the machine by ticks of a timer, and processes exactly, let short work slip through: 0 is "little".
         gpus_unknown: why `gpus` is None.
         cost_s: CPU time that the samples took.
@@ -264,7 +264,7 @@ class Sampler:
     ) -> None:
         """`own_cpu` tells the CPU time of this process, `cost_clock` that of the thread that asks; both in seconds.
 
-        `pid` may be a function, which is asked before every sample; None: it is not running just now.
+        `pid` may be a function, which is asked before every sample; None: there is no such process just now.
         """
         self._find_pid = pid if callable(pid) else lambda: pid
         self._may_be_replaced = callable(pid)
@@ -288,7 +288,7 @@ class Sampler:
         self._cost_s = 0.0
         self._cpu, self._others, self._steal, self._faults = (_Growth() for _ in range(4))
         self._cpu_before, self._faults_before = 0.0, 0  # of the processes that the one watched now has replaced
-        self._memory = {name: _Peak() for name in MemoryReading._fields}
+        self._rss, self._record, self._anonymous, self._file, self._shmem, self._swap = (_Peak() for _ in range(6))
         self._tallies: list[_GpuTally] = []
 
     def __enter__(self) -> Sampler:
@@ -381,8 +381,12 @@ class Sampler:
             gpus=gpus,
         )
         self._faults.add(_sum(process.major_faults, self._faults_before))
-        for name, peak in self._memory.items():
-            peak.add(getattr(process, name))
+        self._rss.add(process.rss_bytes)
+        self._record.add(process.peak_rss_bytes)
+        self._anonymous.add(process.anonymous_bytes)
+        self._file.add(process.file_bytes)
+        self._shmem.add(process.shmem_bytes)
+        self._swap.add(process.swap_bytes)
         if gpus is not None:
             if not self._tallies:
                 self._tallies = [_GpuTally(each) for each in gpus]
@@ -412,15 +416,14 @@ class Sampler:
 
     def _usage(self) -> Usage:
         faults = self._faults.value
-        memory = {name: peak.whole for name, peak in self._memory.items()}
         return Usage(
             n_samples=self._n,
             watched_s=self._last.at_s - self._first_at_s if self._last else 0.0,
-            peak_rss_bytes=memory["rss_bytes"] if memory["peak_rss_bytes"] is None else memory["peak_rss_bytes"],
-            peak_anonymous_bytes=memory["anonymous_bytes"],
-            peak_file_bytes=memory["file_bytes"],
-            peak_shmem_bytes=memory["shmem_bytes"],
-            peak_swap_bytes=memory["swap_bytes"],
+            peak_rss_bytes=self._record.whole if self._record.value is not None else self._rss.whole,
+            peak_anonymous_bytes=self._anonymous.whole,
+            peak_file_bytes=self._file.whole,
+            peak_shmem_bytes=self._shmem.whole,
+            peak_swap_bytes=self._swap.whole,
             major_faults=None if faults is None else int(faults),
             cpu_s=self._cpu.value,
             other_cpu_s=self._others.value,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 DEFAULT = "Q4_K_M"
-"""What is taken where no level is named, by llama.cpp and other tools as well."""
+"""What llama.cpp and its neighbours take when nobody names one."""
 MAX_PARTS = 999
 """Of a split model. The largest models of the hub have a few dozen."""
 
@@ -116,7 +116,7 @@ _MEANS = frozenset({"Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "Q3_K", "Q4_K", "Q5_K"})
 _UNSLOTH = "UD-"
 _SQUEEZED = {name.replace("_", ""): name for name in (*LEVELS, *_LIKE)} | {"FP16": "F16", "FP32": "F32"}
 
-# A level inside a file name: between separators, so that the "Q2" of a model's own name does not count.
+# A level inside a file name: between separators, so that the "Q2" of a model's own name is none.
 _IN_NAME = re.compile(
     r"(?<![A-Z0-9])((?:UD-)?(?:"
     r"I?Q[1-9]_(?:0_[48]_[48]|NL_4_4|NL|[01]|XXS|XS|S|M|L|XL|K(?:_(?:XXS|XS|S|M|L|XL))?)"
@@ -132,13 +132,13 @@ _DRAFTS = ("mtp-", "eagle3-", "dflash-", "dspark-", "ggml-vocab-")
 
 
 def normalize(text: str) -> str | None:
-    """The one spelling of a level's name: "q4_k_m", "Q4-K-M" and "q4km" are "Q4_K_M". None: it is not a level."""
+    """The one spelling of a level's name: "q4_k_m", "Q4-K-M" and "q4km" are "Q4_K_M". None: it is no level's name."""
     upper = text.upper()
     prefix = _UNSLOTH if upper.startswith(_UNSLOTH) else ""
     squeezed = upper.removeprefix(prefix).replace("_", "").replace("-", "")
     if squeezed in _SQUEEZED:
         return prefix + _SQUEEZED[squeezed]
-    # Recipes that are not listed here (IQ5_K, say), as long as they look like one.
+    # Recipes that nobody has listed here (IQ5_K, say), as long as they look like one.
     return upper if _IN_NAME.fullmatch(upper) else None
 
 
@@ -158,7 +158,7 @@ def model_bytes(n_params: float, quant: str) -> int | None:
 def split_parts(filename: str) -> tuple[str, ...]:
     """The names of all parts of the model that the file belongs to, in order: of "x-00002-of-00003.gguf" all three.
 
-    A file that is not a part, or can't be one (no 4 of 3), is its model's only one.
+    A file that is no part, or can't be one (no 4 of 3), is its model's only one.
     """
     match = _SPLIT.fullmatch(filename)
     if match is None:

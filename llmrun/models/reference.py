@@ -6,7 +6,7 @@ One grammar for every command (catalog names and levels in any case):
     qwen3:4b · qwen3                    catalog; a family alone is its usual size
     qwen3:4b:Q5_K_M                     at a quantization level; qwen3:4b@Q5_K_M and qwen3:4b-q5_K_M are understood
     user/repo · user/repo:Q4_K_M        any GGUF repository on the hub; also behind hf.co/ and hf://
-    user/repo@main                      at a revision: what follows @, unless it is a level
+    user/repo@main                      at a revision: whatever after @ is no level
     hf://user/repo/file.gguf            one file; so is a URL of the hub, /resolve/ or /blob/
     ./file.gguf · ~/file.gguf           a file: has a folder in front, ends in .gguf, or exists
 
@@ -49,7 +49,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A path that the user gave, "~" expanded; it may not exist."""
+    """A path that the user gave, "~" expanded; nobody has looked whether it exists."""
 
     path: Path
 
@@ -68,7 +68,7 @@ class HubFile:
     """A model on the hub.
 
     Attributes:
-        quant: the level that was asked for, in one spelling. It may be one that does not exist (`quants.choose` tells).
+        quant: the level that was asked for, in one spelling. It may be one that nobody has (`quants.choose` says so).
         file: exactly this file of the repository; then `quant` is None.
         revision: branch, tag or commit; None is the main branch.
         name: what the user calls it, without level and revision: "qwen3:4b" or "user/repo".
@@ -182,7 +182,7 @@ def _hub_path(text: str, path: str) -> HubFile:
         return HubFile(repo, None, None, _revision(text, revision), repo)
     file = "/".join(rest)
     if not FILE.fullmatch(file):
-        _malformed(text, "the file in the repository is not a .gguf")
+        _malformed(text, "the file in the repository is no .gguf")
     return HubFile(repo, None, file, _revision(text, revision), repo)
 
 
@@ -280,12 +280,12 @@ def _unknown(text: str, name: str, catalog: Catalog) -> NoReturn:
     near = catalog.suggest(name)
     tags = [entry.tag for entry in catalog.families().get(family, ())]
     if tags:
-        what = f"{printable(family)} has no {printable(name.partition(':')[2])}; it has {', '.join(tags)}"
+        said = f"{printable(family)} has no {printable(name.partition(':')[2])}; it has {', '.join(tags)}"
     elif near:
-        what = f"no model or file is called '{printable(text)}'; similar names: {', '.join(near)}"
+        said = f"no model or file is called '{printable(text)}'; near are {', '.join(near)}"
     else:
-        what = f"no model or file is called '{printable(text)}'"
-    raise NotFound(what, hint=Act("search", printable(family, 40)))
+        said = f"no model or file is called '{printable(text)}'"
+    raise NotFound(said, hint=Act("search", printable(family, 40)))
 
 
 def _malformed(text: str, why: str) -> NoReturn:

@@ -1,14 +1,211 @@
-"""What a model takes at the least, by its header alone, before anything is chosen or loaded."""
+"""What fits: what a layout takes of every device, what is missing, how long the context can be, and the ways out.
+
+Weights and memory are computed. What llama.cpp's compute buffers take is asked through a function (`Measure`): who has
+an engine lays the model out in it, tests make numbers up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from llmrun.errors import Change, OutOfMemory, Remedy
 from llmrun.gguf.reader import Header
-from llmrun.planning.footprint import CPU, Placement, footprint
+from llmrun.options.load import LoadConfig
+from llmrun.planning.footprint import CPU, Footprint, Placement, footprint, place_layers
+from llmrun.planning.layout import DeviceBudget, Layout
+from llmrun.units import size
 
-_N_CTX = 4096
+_ESTIMATED_CTX = 4096
+CTX_STEP = 256
+"""llama.cpp rounds a context up to this."""
+
+Measure = Callable[[Layout, int], Mapping[str, int] | None]
+"""Bytes of compute buffers and logits by device, for a layout and so many tokens of context; None: can't be known."""
+
+
+class DoesNotFit(OutOfMemory):
+    """Plainly too large for the memory that there is.
+
+    Attributes:
+        needed, free: bytes where the room ends, and there.
+        ways: (what to do, bytes then needed), those first that change least.
+    """
+
+    def __init__(self, message: str, *, needed: int, free: int, ways: Sequence[tuple[Remedy, int]]) -> None:
+        super().__init__(message, remedies=[_with_size(*way) for way in ways])
+        self.needed, self.free, self.ways = needed, free, tuple(ways)
+
+
+def _with_size(remedy: Remedy, n_bytes: int) -> Remedy:
+    """With what it takes: -c 2048 (3.70 GiB)."""
+    if isinstance(remedy, str):
+        return f"{remedy} ({size(n_bytes)})"
+    return remedy._replace(note=size(n_bytes))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One model, one configuration, and the memory that there is for it.
+
+    Attributes:
+        budgets: the devices that may be used, in llama.cpp's order.
+        ram_free: bytes of RAM that can be taken; None where the system doesn't tell.
+        repacked: types of matrices that are rearranged for the CPU.
+        adapters: headers of LoRA adapters.
+    """
+
+    header: Header
+    config: LoadConfig
+    budgets: tuple[DeviceBudget, ...]
+    ram_free: int | None
+    measure: Measure
+    repacked: frozenset[str] = frozenset()
+    adapters: tuple[Header, ...] = ()
+    _measured: dict[tuple[Layout, int], Mapping[str, int] | None] = field(default_factory=dict)
+
+    def placement(self, layout: Layout) -> Placement:
+        layers = place_layers(self.header.n_layer or 0, layout.n_gpu_layers, layout.devices, layout.shares)
+        return Placement(layers, layout.overrides, self.config.offload.kv, self.repacked)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the layout is chosen here."""
+        return self.config.offload.n_gpu_layers == "auto"
+
+    def of_placement(self, placement: Placement, n_ctx: int) -> Footprint:
+        """What is computed of it; compute buffers are left unknown."""
+        return footprint_of(self.header, self.config, placement, n_ctx, self.adapters)
+
+    def unmeasured(self, layout: Layout, n_ctx: int) -> Footprint:
+        return self.of_placement(self.placement(layout), n_ctx)
+
+    def footprint(self, layout: Layout, n_ctx: int) -> Footprint:
+        """All of it, compute buffers measured, once for each layout and context."""
+        return self.unmeasured(layout, n_ctx).with_compute(self.compute(layout, n_ctx))
+
+    def compute(self, layout: Layout, n_ctx: int) -> Mapping[str, int] | None:
+        key = (layout, n_ctx)
+        if key not in self._measured:
+            self._measured[key] = self.measure(layout, n_ctx)
+        return self._measured[key]
+
+    def shortage(self, found: Footprint) -> dict[str, int]:
+        """Bytes that are missing, by device; empty where all of it fits."""
+        short = {}
+        ram = found.by_device.get(CPU)
+        if ram is not None and self.ram_free is not None:
+            needed = ram.total
+            if self.config.load_mode == "mmap":  # asked for by name: then pages may come and go
+                needed -= ram.weights - found.repacked_bytes
+            if needed > self.ram_free:
+                short[CPU] = needed - self.ram_free
+        for budget in self.budgets:
+            need = found.by_device.get(budget.name)
+            if need is None or not need.total or budget.free_bytes is None:
+                continue
+            margin = self.config.offload.fit_target if self.is_auto and need.weights else 0
+            if need.total > budget.free_bytes - margin:
+                short[budget.name] = need.total - budget.free_bytes + margin
+        return short
+
+    def most_context(self, layout: Layout, least: int, wanted: int) -> int:
+        """The longest context of `least` to `wanted` tokens that fits with this layout; `least` where none does.
+
+        Compute buffers grow in a straight line with the context, so two of them are measured and the rest lie between.
+        """
+        if least >= wanted or not self.shortage(self.footprint(layout, wanted)):
+            return max(least, wanted)
+        low, high = self.footprint(layout, least), self.footprint(layout, wanted)
+        if self.shortage(low):
+            return least
+
+        def fits(n_ctx: int) -> bool:
+            share = (n_ctx - least) / (wanted - least)
+            between = {
+                name: round((need.compute or 0) * (1 - share) + (high.by_device[name].compute or 0) * share)
+                for name, need in low.by_device.items()
+            }
+            return not self.shortage(self.unmeasured(layout, n_ctx).with_compute(between))
+
+        first, last = least // CTX_STEP, -(-wanted // CTX_STEP)  # fits, does not fit
+        while last - first > 1:
+            middle = (first + last) // 2
+            if fits(middle * CTX_STEP):
+                first = middle
+            else:
+                last = middle
+        return max(least, first * CTX_STEP)
+
+    def does_not_fit(self, layout: Layout, found: Footprint, short: Mapping[str, int]) -> DoesNotFit:
+        device = CPU if CPU in short else next(iter(short))
+        need = found.by_device[device]
+        free = self.ram_free if device == CPU else next(each.free_bytes for each in self.budgets if each.name == device)
+        assert free is not None
+        parts = [f"weights {size(need.weights)}"]
+        if need.kv:
+            parts.append(f"KV cache of {found.n_ctx} tokens {size(need.kv)}")
+        if need.compute:
+            parts.append(f"compute {size(need.compute)}")
+        where = "RAM" if device == CPU else device
+        return DoesNotFit(
+            f"needs {size(need.total)} of {where}, {size(free)} free: {', '.join(parts)}",
+            needed=need.total,
+            free=free,
+            ways=self._ways(layout, found, device, free),
+        )
+
+    def _ways(self, layout: Layout, found: Footprint, device: str, free: int) -> list[tuple[Remedy, int]]:
+        """A smaller KV cache and a shorter context, where they help. Of smaller quantizations those know that know
+        where the model is from."""
+        need = found.by_device[device]
+        compute = {name: other.compute or 0 for name, other in found.by_device.items()}
+        ways: list[tuple[Remedy, int]] = []
+        for kind in ("q8_0", "q4_0"):
+            if need.kv and self.config.flash_attn != "off" and self.config.type_k == self.config.type_v == "f16":
+                config = replace(self.config, type_k=kind, type_v=kind)
+                other = replace(self, config=config)
+                total = other.unmeasured(layout, found.n_ctx).with_compute(compute).by_device[device].total
+                if total <= free:
+                    ways.append((Change({"type_k": kind, "type_v": kind}), total))
+                    break
+        n_ctx = found.n_ctx // 2
+        while n_ctx >= CTX_STEP:
+            total = self.unmeasured(layout, n_ctx).with_compute(compute).by_device[device].total
+            if total <= free:
+                ways.append((Change({"n_ctx": n_ctx}), total))
+                break
+            n_ctx //= 2
+        return ways
+
+
+def footprint_of(
+    header: Header, config: LoadConfig, placement: Placement, n_ctx: int, adapters: Iterable[Header] = ()
+) -> Footprint:
+    """`footprint` with what a configuration says."""
+    return footprint(
+        header,
+        placement,
+        n_ctx,
+        type_k=config.type_k,
+        type_v=config.type_v,
+        n_batch=config.n_batch,
+        n_ubatch=config.n_ubatch,
+        flash_attn=config.flash_attn != "off",
+        adapters=adapters,
+    )
+
+
+def smaller_n_ctx(n_ctx: int, kv_bytes_per_token: int | None, available_bytes: int | None) -> int:
+    """The next context length to try after `n_ctx` did not fit: a power of two whose KV cache takes at most half of
+    the memory that is available."""
+    fits = n_ctx // 2
+    if kv_bytes_per_token and available_bytes:
+        fits = min(fits, available_bytes // 2 // kv_bytes_per_token)
+    return 1 << max(8, fits.bit_length() - 1)
+
+
+# -- before anything is chosen ---
 
 
 @dataclass(frozen=True)
@@ -30,7 +227,7 @@ class MemoryEstimate:
         return self.weight_bytes + (self.kv_bytes or 0)
 
 
-def estimate(header: Header, n_ctx: int = _N_CTX) -> MemoryEstimate:
+def estimate(header: Header, n_ctx: int = _ESTIMATED_CTX) -> MemoryEstimate:
     """What the model takes in RAM with so many tokens of context, or as many as it was trained for if that is less."""
     n_ctx = min(n_ctx, header.n_ctx_train or n_ctx)
     need = footprint(header, Placement((CPU,) * ((header.n_layer or 0) + 1)), n_ctx).by_device[CPU]

@@ -7,9 +7,9 @@ mixture of experts many times over.
 
 Where the bytes lie follows llama.cpp's own rules (`load_tensors` in llama-model.cpp, `llama_kv_cache`): the embedding
 always in RAM, each layer with its keys and values on one device, the output as one more layer, and before all that the
-patterns of `--override-tensor`. Weights and memory are exact. Compute buffers are not computed here: how large they are
-follows from the order in which llama.cpp's allocator meets a graph's tensors, so that it is asked (`engine/client.py`
-has it lay out a stub of it (`gguf/stub.py`), which takes milliseconds and no memory).
+patterns of `override_tensor`. Weights and memory are exact. Compute buffers are not computed here: how large they are
+follows from the order in which llama.cpp's allocator meets a graph's tensors, so that it is asked (`engine/loader.py`
+has it lay out a file without weights, `gguf/stub.py`, which takes milliseconds and no memory).
 """
 
 from __future__ import annotations

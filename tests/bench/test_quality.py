@@ -28,7 +28,7 @@ from llmrun.bench.perplexity import Scorer, score
 from llmrun.bench.quality import Quality, Tally, default_text, quantile, read_text
 from llmrun.engine.child.score import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
 from llmrun.engine.devices import find_devices
-from llmrun.engine.engine import Engine
+from llmrun.engine.engine import ChildEngine
 from llmrun.engine.jobs.quantize import Quantizer, Recipe
 from llmrun.errors import BadModel, EngineCrashed, NotFound, OutOfMemory, UsageError
 from llmrun.gguf import synth
@@ -310,7 +310,7 @@ def test_progress_is_the_figures_so_far(tiny: Model) -> None:
 def test_logits_are_planned_for(tiny: Model) -> None:
     """The plan counts the logits of half a chunk: 256 rows of 2048 numbers."""
     config = LoadConfig(n_ctx=512, n_batch=512)
-    with Engine(tiny.path, tiny.header, config) as engine, Scorer(tiny.path, tiny.header, config) as scorer:
+    with ChildEngine(tiny.path, tiny.header, config) as engine, Scorer(tiny.path, tiny.header, config) as scorer:
         usual, wide = (which.plan.footprint.by_device[CPU].compute for which in (engine, scorer))
         assert usual is not None and wide is not None
         assert wide - usual >= 256 * 2048 * 4

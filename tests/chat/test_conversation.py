@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_chat import Script, ScriptedEngine
+from scripted_engine import Script, ScriptedEngine
 
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.chat.conversation import CHATML, Chat, Notice, Piece
 from llmrun.chat.store import Conversations
 from llmrun.constrain.output_format import of_choices
-from llmrun.engine.engine import Engine
+from llmrun.engine.engine import ChildEngine
 from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
 from llmrun.models.resolve import find_model
 from llmrun.options.load import LoadConfig
@@ -30,9 +30,9 @@ def kept(tmp_path: Path) -> Iterator[Conversations]:
         yield opened
 
 
-def open_tiny(n_ctx: int | None = None) -> Engine:
+def open_tiny(n_ctx: int | None = None) -> ChildEngine:
     model = find_model("tiny")
-    return Engine(model.path, model.header, LoadConfig(n_ctx=n_ctx))
+    return ChildEngine(model.path, model.header, LoadConfig(n_ctx=n_ctx))
 
 
 TOKEN, CACHE, LAYERS = "What is a token?", "What is the KV cache?", "What do GPU layers do?"
@@ -46,7 +46,7 @@ def notices(events: Iterable[object]) -> list[str]:
     return [event.text for event in events if isinstance(event, Notice)]
 
 
-def test_what_the_model_is_given(engine: Engine) -> None:
+def test_what_the_model_is_given(engine: ChildEngine) -> None:
     """System prompt, then every turn; the answer is the engine's own for these messages."""
     chat = Chat(engine, "tiny", sampling=GREEDY, system="Be brief.")
     first = said(chat.ask("What is a token?"))
@@ -83,7 +83,7 @@ def test_undo_and_regen(kept: Conversations) -> None:
         chat.undo()
 
 
-def test_nothing_is_computed_twice(engine: Engine) -> None:
+def test_nothing_is_computed_twice(engine: ChildEngine) -> None:
     """Another answer to the same message computes its last token anew; what stays of a conversation is remembered."""
     chat = Chat(engine, "tiny", sampling=GREEDY)
     said(chat.ask(TOKEN))
@@ -95,7 +95,7 @@ def test_nothing_is_computed_twice(engine: Engine) -> None:
     assert chat.generation.timing.n_cached > 20
 
 
-def test_kept_as_it_is_said(engine: Engine, kept: Conversations) -> None:
+def test_kept_as_it_is_said(engine: ChildEngine, kept: Conversations) -> None:
     """Every piece is kept before the next one comes; at the end the whole answer with its figures."""
     chat = Chat(engine, "tiny", sampling=GREEDY, store=kept)
     so_far = ""
@@ -173,7 +173,7 @@ def test_a_message_that_was_never_answered(kept: Conversations) -> None:
     assert [turn.content for turn in other.turns if turn.role == "user"] == [TOKEN, CACHE]
 
 
-def test_a_crash_loses_the_engine_only(engine: Engine, kept: Conversations) -> None:
+def test_a_crash_loses_the_engine_only(engine: ChildEngine, kept: Conversations) -> None:
     chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0), store=kept)
     said(chat.ask("What is a token?"))
     with pytest.raises(EngineCrashed):
@@ -367,7 +367,7 @@ THINKS = (
 SHORT = SamplingConfig(temperature=0, max_tokens=30)
 
 
-def test_thinking_is_kept_apart(engine: Engine, kept: Conversations) -> None:
+def test_thinking_is_kept_apart(engine: ChildEngine, kept: Conversations) -> None:
     """A budget ends it; it has a count of its own, is kept, and is not fed back."""
     options = AnswerOptions(chat_template=THINKS, think_budget=6)
     chat = Chat(engine, "tiny", sampling=SHORT, options=options, store=kept)
@@ -425,7 +425,7 @@ def test_prepared_once() -> None:
     assert len(engine.prepared) == 2
 
 
-def test_thinking_turned_off(engine: Engine) -> None:
+def test_thinking_turned_off(engine: ChildEngine) -> None:
     """By the template's switch; where it has none, by closing what the template opens."""
     for template in (THINKS, THINKS.replace("{% if enable_thinking %}<think>{% endif %}", "<think>")):
         chat = Chat(engine, "tiny", sampling=SHORT, options=AnswerOptions(chat_template=template, think="off"))
@@ -433,7 +433,7 @@ def test_thinking_turned_off(engine: Engine) -> None:
         assert said(events) and not any(event.thought for event in events if isinstance(event, Piece))
 
 
-def test_form_after_thinking(engine: Engine) -> None:
+def test_form_after_thinking(engine: ChildEngine) -> None:
     """A grammar binds the answer and leaves the thinking free."""
     options = AnswerOptions(chat_template=THINKS, think_budget=5, output_format=of_choices(["yes", "no"]))
     chat = Chat(engine, "tiny", sampling=SHORT, options=options)
@@ -467,7 +467,7 @@ def test_without_a_template(micro: Path) -> None:
     """A base model is talked to in ChatML, whose end is not part of the answer."""
     from llmrun.gguf.reader import open_header
 
-    with Engine(micro, open_header(micro)) as engine:
+    with ChildEngine(micro, open_header(micro)) as engine:
         chat = Chat(engine, "micro", sampling=SHORT)
         assert not chat.is_templated
         said(chat.ask("a b c"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from scripted_chat import Script, ScriptedEngine
+from scripted_engine import Script, ScriptedEngine
 
 from llmrun.chat.conversation import Chat
 from llmrun.chat.store import Conversations

@@ -17,7 +17,8 @@ from conftest import ENDLESS, ENDLESS_PROMPT, EXACT, PATIENT
 from waiting import HANGS_S, until_gone, until_it_sleeps, until_worked
 
 from llmrun.api import open_model
-from llmrun.engine.engine import Engine, Limits
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.limits import Limits
 from llmrun.engine.process import Child
 from llmrun.engine.protocol import Buffer
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
@@ -30,18 +31,18 @@ from llmrun.options.sampling import SamplingConfig
 GREEDY = SamplingConfig(temperature=0, max_tokens=20)
 
 
-def ask(engine: Engine, prompt: str, sampling: SamplingConfig = GREEDY) -> str:
+def ask(engine: ChildEngine, prompt: str, sampling: SamplingConfig = GREEDY) -> str:
     return "".join(engine.generate(prompt, sampling))
 
 
-def open_file(path: Path, config: LoadConfig | None = None, limits: Limits | None = None) -> Engine:
-    return Engine(path, open_header(path), config, limits=limits or PATIENT)
+def open_file(path: Path, config: LoadConfig | None = None, limits: Limits | None = None) -> ChildEngine:
+    return ChildEngine(path, open_header(path), config, limits=limits or PATIENT)
 
 
 # -- answers ---
 
 
-def test_greedy_is_repeatable(engine: Engine) -> None:
+def test_greedy_is_repeatable(engine: ChildEngine) -> None:
     """Temperature 0 gives the same text from the same prompt, whatever the seed."""
     first = ask(engine, "Once upon a time")
     other_seed = ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=20, seed=7))
@@ -58,20 +59,20 @@ def test_a_longer_prompt_in_the_same_cells(exact: Path) -> None:
         assert ask(engine, "x " * 100, short) == again
 
 
-def test_seed_decides(engine: Engine) -> None:
+def test_seed_decides(engine: ChildEngine) -> None:
     """The same seed gives the same story; another seed another one."""
     told = [ask(engine, "Once", SamplingConfig(temperature=1.5, seed=seed, max_tokens=30)) for seed in (1, 1, 2)]
     assert told[0] == told[1] != told[2]
 
 
-def test_random_seed_is_reported(engine: Engine) -> None:
+def test_random_seed_is_reported(engine: ChildEngine) -> None:
     """A seed that was picked can be used again."""
     generation = engine.generate("Once", SamplingConfig(max_tokens=20))
     again = ask(engine, "Once", SamplingConfig(max_tokens=20, seed=generation.seed))
     assert "".join(generation) == again
 
 
-def test_max_tokens_is_never_exceeded(engine: Engine) -> None:
+def test_max_tokens_is_never_exceeded(engine: ChildEngine) -> None:
     for n in (0, 1, 2, 7):
         generation = engine.generate("Once upon a time", SamplingConfig(temperature=0, max_tokens=n))
         list(generation)
@@ -79,7 +80,7 @@ def test_max_tokens_is_never_exceeded(engine: Engine) -> None:
         assert generation.stop_reason == "length"
 
 
-def test_chat_ends_by_itself(engine: Engine) -> None:
+def test_chat_ends_by_itself(engine: ChildEngine) -> None:
     """The embedded model ends its turn, and the end token is no text."""
     generation = engine.generate([{"role": "user", "content": "What is the KV cache?"}], SamplingConfig(temperature=0))
     text = "".join(generation)
@@ -87,7 +88,7 @@ def test_chat_ends_by_itself(engine: Engine) -> None:
     assert "<" not in text and len(text) > 20
 
 
-def test_stop_text_across_tokens(engine: Engine) -> None:
+def test_stop_text_across_tokens(engine: ChildEngine) -> None:
     """A stop text that no token contains as a whole ends the answer before it, and none of it is shown."""
     whole = ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=40))
     stop = whole[15:27]
@@ -97,14 +98,14 @@ def test_stop_text_across_tokens(engine: Engine) -> None:
     assert generation.stop_reason == "stop"
 
 
-def test_stop_text_that_almost_comes(engine: Engine) -> None:
+def test_stop_text_that_almost_comes(engine: ChildEngine) -> None:
     """What looked like the beginning of a stop text is shown when it turns out to be none."""
     whole = ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=40))
     almost = whole[10:20] + "\x00"
     assert ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=40, stop=(almost,))) == whole
 
 
-def test_logit_bias_forbids_and_forces(engine: Engine) -> None:
+def test_logit_bias_forbids_and_forces(engine: ChildEngine) -> None:
     plain = engine.generate("Once upon a time", GREEDY)
     list(plain)
     first = plain.token_ids[0]
@@ -132,7 +133,7 @@ def test_penalties_change_the_answer(micro: Path) -> None:
             assert len(set(fresh.token_ids)) > len(set(plain.token_ids)), penalty
 
 
-def test_top_k_one_is_greedy(engine: Engine) -> None:
+def test_top_k_one_is_greedy(engine: ChildEngine) -> None:
     """Each filter at its narrowest leaves the likeliest token, at any temperature."""
     greedy = ask(engine, "Once upon a time")
     for narrow in (
@@ -144,7 +145,7 @@ def test_top_k_one_is_greedy(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("text", ["naïve 🙂 漢字", "עברית \u202e\x00", "\U0010ffff tabs\tand\nlines", "a  b   c"])
-def test_any_utf8_round_trips(engine: Engine, text: str) -> None:
+def test_any_utf8_round_trips(engine: ChildEngine, text: str) -> None:
     """Byte fallback: text that the vocabulary has never seen is tokens, and the same text when they are forced out."""
     code = (
         "import sys; from llmrun.engine.child.native import Vocab, llama; llama.llama_backend_init();"
@@ -249,7 +250,7 @@ def test_buffers_are_those_of_the_log(micro: Path) -> None:
 # -- the meter on real events ---
 
 
-def test_timing_of_a_real_run(engine: Engine) -> None:
+def test_timing_of_a_real_run(engine: ChildEngine) -> None:
     """Every part is there, in order, and the parts don't exceed the whole: both clocks are one."""
     begin = time.perf_counter()
     generation = engine.generate("Once upon a time", GREEDY)
@@ -308,7 +309,7 @@ def test_ctrl_c_in_prefill(busy: Path) -> None:
     until_gone(pid)
 
 
-def test_leaving_early_does_not_leak_into_the_next(engine: Engine) -> None:
+def test_leaving_early_does_not_leak_into_the_next(engine: ChildEngine) -> None:
     """`break` leaves a generation in the middle; the next question gets its own answer."""
     expected = ask(engine, "The dog")
     left = engine.generate("Once upon a time", SamplingConfig(temperature=0))
@@ -318,7 +319,7 @@ def test_leaving_early_does_not_leak_into_the_next(engine: Engine) -> None:
     assert left.stop_reason == "cancelled" and list(left) == []
 
 
-def test_one_generation_at_a_time(engine: Engine) -> None:
+def test_one_generation_at_a_time(engine: ChildEngine) -> None:
     """A second thread that asks meanwhile is told so, and disturbs nothing."""
     expected = ask(engine, "Once upon a time", SamplingConfig(temperature=0, max_tokens=60))
     refused: list[LlmrunError] = []
@@ -348,7 +349,7 @@ def test_one_generation_at_a_time(engine: Engine) -> None:
 
 def test_engine_outlives_the_thread_that_opened_it(micro: Path) -> None:
     """The child lives as long as its parent does, which for Linux can be the thread that made it (PDEATHSIG)."""
-    box: list[Engine] = []
+    box: list[ChildEngine] = []
     thread = threading.Thread(target=lambda: box.append(open_file(micro)))
     thread.start()
     thread.join()
@@ -432,7 +433,7 @@ def test_hung_start_is_ended(micro: Path) -> None:
     child = Child("child.main")
     os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(EngineCrashed, match="was still starting after"):
-        Engine(micro, open_header(micro), limits=Limits(start_s=0.1), child=child)
+        ChildEngine(micro, open_header(micro), limits=Limits(start_s=0.1), child=child)
     until_gone(child.pid)
 
 
@@ -441,7 +442,7 @@ def test_hung_load_is_ended(micro: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     child = Child("child.main")
     with pytest.raises(EngineCrashed, match="was still reading the header after"):
-        Engine(tmp_path / "pipe.gguf", open_header(micro), limits=Limits(header_s=0.1), child=child)
+        ChildEngine(tmp_path / "pipe.gguf", open_header(micro), limits=Limits(header_s=0.1), child=child)
     until_gone(child.pid)
 
 
@@ -510,7 +511,7 @@ def test_child_dies_with_its_parent(busy: Path) -> None:
     """kill -9 of the parent, in the middle of a prefill, leaves no process behind."""
     code = (
         "import sys; from pathlib import Path; from llmrun.gguf.reader import open_header; "
-        "from llmrun.engine.engine import Engine; p = Path(sys.argv[1]); e = Engine(p, open_header(p)); "
+        "from llmrun.engine.engine import ChildEngine; p = Path(sys.argv[1]); e = ChildEngine(p, open_header(p)); "
         "print(e.pid, flush=True); list(e.generate(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(busy), ENDLESS_PROMPT]
@@ -540,7 +541,7 @@ def test_out_of_memory_names_a_smaller_context(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_closed_engine_says_so(engine: Engine) -> None:
+def test_closed_engine_says_so(engine: ChildEngine) -> None:
     """Use after close is an error, not a crash."""
     engine.close()
     engine.close()

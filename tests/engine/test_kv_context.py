@@ -11,7 +11,8 @@ from conftest import ENDLESS, EXACT
 from waiting import until_it_sleeps
 
 from llmrun.engine.child.kv_context import common_prefix
-from llmrun.engine.engine import Engine, Generation
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.generation import ChildGeneration
 from llmrun.engine.protocol import PromptOptions
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
@@ -23,8 +24,8 @@ GOES_ON = PromptOptions(reuse=True)
 WORDS = "the cat sat on a mat and saw a dog run by so it hid under the old red barn until the sun went down".split()
 
 
-def open_file(path: Path, config: LoadConfig | None = None) -> Engine:
-    return Engine(path, open_header(path), config)
+def open_file(path: Path, config: LoadConfig | None = None) -> ChildEngine:
+    return ChildEngine(path, open_header(path), config)
 
 
 def small(tmp_path: Path, name: str) -> Path:
@@ -52,7 +53,7 @@ def test_common_prefix() -> None:
         assert common_prefix(one, other) == by_hand
 
 
-def test_a_conversation_is_computed_once(engine: Engine) -> None:
+def test_a_conversation_is_computed_once(engine: ChildEngine) -> None:
     """Each turn computes its own tokens alone; asked again, one token."""
     messages: list[dict[str, str]] = []
     sampling = SamplingConfig(temperature=0, max_tokens=60)
@@ -70,7 +71,7 @@ def test_a_conversation_is_computed_once(engine: Engine) -> None:
     assert again.timing.n_cached == again.timing.n_prompt - 1
 
 
-def test_nothing_is_reused_unasked(engine: Engine) -> None:
+def test_nothing_is_reused_unasked(engine: ChildEngine) -> None:
     """Two requests that do not say that they belong together are measured as if each were the first."""
     for _ in range(2):
         generation = engine.generate("Once upon a time", GREEDY)
@@ -145,11 +146,11 @@ def test_the_context_grows_in_the_middle_of_an_answer(tmp_path: Path) -> None:
         assert plain.token_ids[:shared] == generation.token_ids[:shared]
 
 
-def cancelled_in_prefill(engine: Engine, prompt: str) -> Generation:
+def cancelled_in_prefill(engine: ChildEngine, prompt: str) -> ChildGeneration:
     """Ask, cancel while the prompt is read, and ask again: that answer, not begun yet."""
     for _ in range(100):  # the child does not wait for us: a cancel may come too late
         list(engine.generate("z", GREEDY, options=GOES_ON))  # nothing of the prompt is remembered
-        begun: list[Generation] = []
+        begun: list[ChildGeneration] = []
         begun.append(engine.generate(prompt, ENDLESS, options=GOES_ON, on_prefill=lambda *_: begun[0].cancel()))  # noqa: B023
         list(begun[0])
         assert begun[0].stop_reason == "cancelled"
@@ -175,7 +176,7 @@ def test_cancelled_and_gone_on(exact: Path) -> None:
         assert "".join(again) == expected and again.timing.n_cached > 0
 
 
-def test_cancel_before_it_began(engine: Engine) -> None:
+def test_cancel_before_it_began(engine: ChildEngine) -> None:
     generation = engine.generate("Once upon a time", options=GOES_ON)
     generation.cancel()
     list(generation)
@@ -183,7 +184,7 @@ def test_cancel_before_it_began(engine: Engine) -> None:
     assert "".join(engine.generate("Once upon a time", GREEDY))
 
 
-def test_tokens_that_no_tokenizer_would_choose_are_kept(engine: Engine) -> None:
+def test_tokens_that_no_tokenizer_would_choose_are_kept(engine: ChildEngine) -> None:
     """A sampled answer is remembered by its own tokens: the next turn reads none of it again."""
     wild = SamplingConfig(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=2, max_tokens=60)
     messages = [{"role": "user", "content": "Hello"}]
@@ -195,7 +196,7 @@ def test_tokens_that_no_tokenizer_would_choose_are_kept(engine: Engine) -> None:
     assert following.timing.n_cached >= said.timing.n_prompt + len(said.token_ids) - 1
 
 
-def test_count(engine: Engine) -> None:
+def test_count(engine: ChildEngine) -> None:
     """A text's tokens, and a conversation's as the template renders it."""
     question = [{"role": "user", "content": "What is a token?"}]
     generation = engine.generate(question, GREEDY)
@@ -204,7 +205,7 @@ def test_count(engine: Engine) -> None:
     assert 0 < engine.count("What is a token?") < engine.count(question)
 
 
-def test_prepared_while_nobody_asks(engine: Engine) -> None:
+def test_prepared_while_nobody_asks(engine: ChildEngine) -> None:
     """What a conversation begins with is computed before the message comes, and a message does not wait for it."""
     messages = [
         {"role": "system", "content": "Be brief. " * 20},
@@ -222,7 +223,7 @@ def test_prepared_while_nobody_asks(engine: Engine) -> None:
         assert "".join(other.generate(question, GREEDY, options=GOES_ON)) == expected
 
 
-def test_prepared_tokens_are_remembered(engine: Engine) -> None:
+def test_prepared_tokens_are_remembered(engine: ChildEngine) -> None:
     """Left alone long enough, all but the new message is computed already."""
     system = [{"role": "system", "content": "Be brief. " * 20}]
     engine.prepare(system)

@@ -19,16 +19,17 @@ from conftest import ENDLESS
 from waiting import HANGS_S
 
 from llmrun.cli.loading.fit_hints import with_smaller_quantization
-from llmrun.engine.engine import Engine, Generation
-from llmrun.engine.layout import total_error
-from llmrun.errors import BadModel, EngineCrashed, OutOfMemory, UsageError
+from llmrun.engine.buffers import total_error
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.generation import ChildGeneration
+from llmrun.errors import BadModel, Change, EngineCrashed, OutOfMemory, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import find_model
 from llmrun.options.load import LoadConfig, Lora, Offload, Rope
 from llmrun.options.sampling import SamplingConfig
+from llmrun.planning.fit import DoesNotFit
 from llmrun.planning.footprint import CPU
-from llmrun.planning.placement import DoesNotFit
 
 MIB = 1 << 20
 PROMPT = "Once upon a time there was a machine that could count."
@@ -47,23 +48,23 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(path: Path, **fields: Any) -> Iterator[Engine]:
+def opened(path: Path, **fields: Any) -> Iterator[ChildEngine]:
     offload = Offload(**{"n_gpu_layers": "all", "fit_target": 0, **fields.pop("offload", {})})
     # A small micro-batch: what a model this small computes in would be more than all of its weights.
     usual = {"n_ctx": 256, "n_ubatch": 32, "n_threads": 1, "repack": "off", "offload": offload}
     config = LoadConfig(**{**usual, **fields})
     model = find_model(str(path))
-    with Engine(model.path, model.header, config) as engine:
+    with ChildEngine(model.path, model.header, config) as engine:
         yield engine
 
 
-def answer(engine: Engine, n: int = 8) -> Generation:
+def answer(engine: ChildEngine, n: int = 8) -> ChildGeneration:
     generation = engine.generate(PROMPT, SamplingConfig(temperature=0, max_tokens=n))
     assert "".join(generation) == generation.text
     return generation
 
 
-def check_footprint(engine: Engine, generation: Generation) -> None:
+def check_footprint(engine: ChildEngine, generation: ChildGeneration) -> None:
     """Weights and memory to the log's rounding, all of it within 3 %."""
     found = engine.checks(generation)
     for check in found:
@@ -172,7 +173,7 @@ def test_too_many_layers_by_number(rpc_worker: Worker, eight: Path) -> None:
     endpoint = rpc_worker(memory=0.02)
     with pytest.raises(OutOfMemory, match="9 layers on RPC0") as caught, opened(eight, rpc=(endpoint,)):
         pass
-    assert caught.value.hint and "-ngl 6" in caught.value.hint
+    assert Change({"n_gpu_layers": 6}) in caught.value.remedies
     with opened(eight, rpc=(endpoint,), offload={"n_gpu_layers": "auto"}) as engine:
         assert engine.plan.layout.n_gpu_layers < 9
 
@@ -199,10 +200,10 @@ def test_a_prompt_longer_than_planned(rpc_worker: Worker, eight: Path) -> None:
     model = find_model(str(eight))
     offload = Offload(fit_target=0)
     config = LoadConfig(n_ubatch=32, n_threads=1, repack="off", offload=offload, rpc=(rpc_worker(),))
-    with Engine(model.path, model.header, config, expected_tokens=64) as engine:
+    with ChildEngine(model.path, model.header, config, expected_tokens=64) as engine:
         short = engine.plan.footprint.by_device["RPC0"].total
     limited = replace(config, rpc=(rpc_worker(memory=(short + MIB // 2) / 2**30),))
-    with Engine(model.path, model.header, limited, expected_tokens=64) as engine:
+    with ChildEngine(model.path, model.header, limited, expected_tokens=64) as engine:
         assert engine.plan.layout.n_gpu_layers == 9 and (engine.plan.n_ctx_most or 0) < n_prompt
         generation = engine.generate(prompt, SamplingConfig(temperature=0, max_tokens=4))
         list(generation)
@@ -215,19 +216,19 @@ def test_nothing_fits(micro: Path) -> None:
     """Exit 10 before loading."""
     model = find_model(str(micro))
     with pytest.raises(DoesNotFit) as caught:
-        Engine(model.path, model.header, LoadConfig(n_ctx=1 << 24))
-    assert caught.value.exit_code == 10 and "-c " in (caught.value.hint or "")
+        ChildEngine(model.path, model.header, LoadConfig(n_ctx=1 << 24))
+    assert caught.value.exit_code == 10 and "n_ctx=" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"offload": {"n_gpu_layers": 3}}, "-ngl 3: there is no device"),
-        ({"offload": {"n_gpu_layers": "all"}}, "-ngl all: there is no device"),
-        ({"offload": {"devices": ("CUDA7",)}}, "there is no 'CUDA7' among none at all"),
+        ({"offload": {"n_gpu_layers": 3}}, "n_gpu_layers: 3 layers, and there is no device"),
+        ({"offload": {"n_gpu_layers": "all"}}, "n_gpu_layers: all layers, and there is no device"),
+        ({"offload": {"devices": ("CUDA7",)}}, "devices: there is no device 'CUDA7' among none at all"),
         (
             {"offload": {"n_gpu_layers": 0, "override_tensor": (("ffn", "Vulkan3"),)}},
-            "-ot: there is no device 'Vulkan3'",
+            "override_tensor: there is no device 'Vulkan3'",
         ),
         ({"offload": {"n_gpu_layers": 0, "split_mode": "none", "main_gpu": 3}}, None),
     ],
@@ -243,7 +244,10 @@ def test_devices_that_are_not_there(micro: Path, fields: dict[str, Any], message
 
 
 def test_row_split_needs_a_backend_that_can(rpc_worker: Worker, micro: Path) -> None:
-    with pytest.raises(UsageError, match="-sm row"), opened(micro, rpc=(rpc_worker(),), offload={"split_mode": "row"}):
+    with (
+        pytest.raises(UsageError, match="split_mode: row: "),
+        opened(micro, rpc=(rpc_worker(),), offload={"split_mode": "row"}),
+    ):
         pass
 
 
@@ -370,7 +374,7 @@ def test_what_can_not_be_laid_out_may_still_run(micro: Path) -> None:
     broken = replace(
         header, metadata={**header.metadata, **killer}, types={**header.types, "llama.rope.scaling.type": "str"}
     )
-    with Engine(micro, broken, LoadConfig(n_ctx=256, n_threads=1)) as engine:
+    with ChildEngine(micro, broken, LoadConfig(n_ctx=256, n_threads=1)) as engine:
         assert engine.plan.footprint.by_device[CPU].compute is None
         assert answer(engine).token_ids
         assert engine.footprint(512).by_device[CPU].compute is None

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.engine.engine import Engine
+from llmrun.engine.engine import ChildEngine
 from llmrun.errors import UsageError
 from llmrun.gguf import shapes, synth
 from llmrun.gguf.reader import NumberArray, open_header
 from llmrun.gguf.rules import check_runnable, open_runnable
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
-from llmrun.planning.placement import should_repack
+from llmrun.planning.load_plan import should_repack
 
 MICRO = synth.SHAPES["micro"]
 MIB = 1 << 20
@@ -35,7 +35,7 @@ def test_every_level_runs(tmp_path: Path, level: str) -> None:
     check_runnable(header)
     assert header.n_params == shape.n_params
     assert header.quantization_label in (level, "MXFP4")
-    with Engine(path, header) as engine:
+    with ChildEngine(path, header) as engine:
         generation = engine.generate("a b", SamplingConfig(temperature=1, max_tokens=8, seed=1))
         assert len("".join(generation)) > 0
         assert len(set(generation.token_ids)) > 1  # NaN logits would give one token for ever
@@ -58,7 +58,7 @@ def test_every_family_runs(tmp_path: Path, shape: synth.Shape) -> None:
     header = open_header(path)
     check_runnable(header)
     assert header.n_params == shape.n_params
-    with Engine(path, header) as engine:
+    with ChildEngine(path, header) as engine:
         assert "".join(engine.generate("a", SamplingConfig(temperature=0, max_tokens=3)))
 
 
@@ -82,7 +82,7 @@ def test_every_shape_runs(tmp_path: Path, name: str) -> None:
             assert tuple(found) == value, key
         else:
             assert found == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
-    with Engine(path, header, LoadConfig(n_ctx=512)) as engine:
+    with ChildEngine(path, header, LoadConfig(n_ctx=512)) as engine:
         generation = engine.generate("some text", SamplingConfig(temperature=0, max_tokens=4))
         assert "".join(generation)
     held = {kind: sum(b.n_bytes for b in generation.buffers if b.kind == kind) for kind in ("KV", "RS")}
@@ -193,7 +193,7 @@ def test_rows_of_any_length(tmp_path: Path) -> None:
         synth.write(path, shape, "Q4_K_M")
         header = open_runnable(path)
         assert {tensor.type.name for tensor in header.tensors if tensor.shape[0] == n_embd} - {"F32"} == expected
-        with Engine(path, header) as engine:
+        with ChildEngine(path, header) as engine:
             assert "".join(engine.generate("a", SamplingConfig(temperature=0, max_tokens=2)))
 
 

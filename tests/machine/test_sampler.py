@@ -13,7 +13,7 @@ from fake_machine import MIB, Clock, FakeNvml, Scripted
 from stepping import child
 from waiting import until
 
-from llmrun.engine.engine import Engine
+from llmrun.engine.interface import Engine
 from llmrun.machine.nvml import GpuReading, NoGpus, open_nvml
 from llmrun.machine.proc import MachineReading, ProcessReading
 from llmrun.machine.sampler import MAX_INTERVAL_S, Sampler

@@ -127,7 +127,7 @@ def test_resolve_chooses_and_says_why(bench: Bench) -> None:
         ({"quant": "Q2_K"}, "Q4_K_M (3.0"),
         ({"file": "other.gguf"}, "no file other.gguf"),
         ({"revision": "nowhere"}, "no revision 'nowhere'"),
-        ({"repo": "user/missing"}, "the hub has no user/missing"),
+        ({"repo": "user/missing"}, "the hub knows no user/missing"),
         ({"repo": "../../etc"}, "can't be the name of a repository"),
         ({"repo": "user/no-models"}, "has no GGUF file"),
     ],

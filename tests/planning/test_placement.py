@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
-from llmrun.errors import UsageError
+from llmrun import codec
+from llmrun.errors import Change, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
-from llmrun.options.load import LoadConfig, Offload
+from llmrun.options.load import LoadConfig, Lora, Offload
+from llmrun.planning.fit import DoesNotFit
 from llmrun.planning.footprint import CPU
-from llmrun.planning.placement import DoesNotFit, Layout, Plan, Room, fill, make_plan, should_repack
+from llmrun.planning.layout import DeviceBudget, Layout
+from llmrun.planning.load_plan import Expected, LoadPlan, make_plan, should_repack
+from llmrun.planning.placement import fill
 
+PATH = Path("model.gguf")
 MIB = 1 << 20
 GIB = 1 << 30
 COMPUTE = 3 * MIB
@@ -45,17 +50,18 @@ def _header(factory: pytest.TempPathFactory, shape: synth.Shape) -> Header:
     return open_header(path)
 
 
-def plan(header: Header, free: list[int | None], *, ram: int | None = 20 * GIB, **config: Any) -> Plan:
+def plan(header: Header, free: list[int | None], *, ram: int | None = 20 * GIB, **config: Any) -> LoadPlan:
     """A plan for devices A, B, ... with so many bytes free; nothing is left over unless asked for."""
     offload = {"fit_target": 0, **config.pop("offload", {})}
-    rooms = [Room(name, n_bytes) for name, n_bytes in zip("ABCD", free, strict=False)]
+    budgets = [DeviceBudget(name, n_bytes) for name, n_bytes in zip("ABCD", free, strict=False)]
     return make_plan(
+        PATH,
         header,
         LoadConfig(offload=Offload(**offload), **config),
-        rooms,
+        budgets,
         ram_free=ram,
         measure=compute,
-        expected_tokens=config.get("expected"),
+        expected=Expected(config.get("expected")),
     )
 
 
@@ -82,7 +88,8 @@ def test_what_is_left_free(dense: Header) -> None:
     assert plan(dense, [whole + 5 * MIB], offload={"fit_target": 5 * MIB}).layout.n_gpu_layers == 9
     assert plan(dense, [whole + 5 * MIB - 1], offload={"fit_target": 5 * MIB}).layout.n_gpu_layers < 9
     assert (
-        make_plan(dense, LoadConfig(), [Room("A", GIB)], ram_free=GIB, measure=compute).placement.layers == (CPU,) * 9
+        make_plan(PATH, dense, LoadConfig(), [DeviceBudget("A", GIB)], ram_free=GIB, measure=compute).placement.layers
+        == (CPU,) * 9
     )
 
 
@@ -145,7 +152,7 @@ def test_tensors_by_name_are_not_argued_with(dense: Header) -> None:
 def test_one_device_only(dense: Header) -> None:
     made = plan(dense, [GIB, GIB], offload={"split_mode": "none", "main_gpu": 1})
     assert made.layout.devices == ("B",) and made.placement.layers == ("B",) * 9
-    with pytest.raises(UsageError, match="-mg/--main-gpu 2: there are 2 devices"):
+    with pytest.raises(UsageError, match="main_gpu: 2: there are 2 devices"):
         plan(dense, [GIB, GIB], offload={"split_mode": "none", "main_gpu": 2})
 
 
@@ -181,11 +188,11 @@ def test_context_is_not_cut_for_a_device_that_holds_nothing(dense: Header) -> No
 
 def test_a_prompt_gets_what_it_needs(dense: Header) -> None:
     config = LoadConfig()
-    made = make_plan(dense, config, [], ram_free=20 * GIB, measure=compute, expected_tokens=10_000)
+    made = make_plan(PATH, dense, config, [], ram_free=20 * GIB, measure=compute, expected=Expected(10_000))
     assert made.n_ctx == 10_000 and made.n_ctx_most == 65_536
-    few = make_plan(dense, config, [], ram_free=20 * GIB, measure=compute, expected_tokens=10)
+    few = make_plan(PATH, dense, config, [], ram_free=20 * GIB, measure=compute, expected=Expected(10))
     assert few.n_ctx == 256
-    assert make_plan(dense, config, [], ram_free=20 * GIB, measure=compute).n_ctx == 4096
+    assert make_plan(PATH, dense, config, [], ram_free=20 * GIB, measure=compute).n_ctx == 4096
 
 
 def test_too_large_for_anything(dense: Header) -> None:
@@ -196,19 +203,19 @@ def test_too_large_for_anything(dense: Header) -> None:
     error = caught.value
     assert error.exit_code == 10 and error.needed > error.free == weights + 60 * MIB
     assert "RAM" in error.message and "KV cache of 16384 tokens 64.0 MiB" in error.message
-    typed = dict(error.ways)
-    assert typed.keys() == {"-ctk q8_0 -ctv q8_0", "-c 8192"} and all(n < error.free for n in typed.values())
-    assert error.hint and "-c 8192 (" in error.hint
+    ways = [Change({"type_k": "q8_0", "type_v": "q8_0"}), Change({"n_ctx": 8192})]
+    assert [way for way, _ in error.ways] == ways and all(n < error.free for _, n in error.ways)
+    assert error.hint and "n_ctx=8192 (" in error.hint
 
 
 def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(dense: Header) -> None:
     """Without -c the comfortable context shrinks to what prompt and answer need."""
     need = plan(dense, []).footprint.by_device[CPU]
     free = need.total - 8 * MIB
-    made = make_plan(dense, LoadConfig(), [], ram_free=free, measure=compute, expected_tokens=4096, least_tokens=300)
+    made = make_plan(PATH, dense, LoadConfig(), [], ram_free=free, measure=compute, expected=Expected(4096, 300))
     assert 300 <= made.n_ctx < 4096
     with pytest.raises(DoesNotFit):
-        make_plan(dense, LoadConfig(), [], ram_free=MIB, measure=compute, expected_tokens=300)
+        make_plan(PATH, dense, LoadConfig(), [], ram_free=MIB, measure=compute, expected=Expected(300))
 
 
 def test_mapped_weights_may_be_larger_than_ram_if_asked(dense: Header) -> None:
@@ -220,7 +227,7 @@ def test_mapped_weights_may_be_larger_than_ram_if_asked(dense: Header) -> None:
 
 
 def test_unmeasured_plans_are_made_too(dense: Header) -> None:
-    made = make_plan(dense, LoadConfig(), [], ram_free=None, measure=lambda _layout, _n_ctx: None)
+    made = make_plan(PATH, dense, LoadConfig(), [], ram_free=None, measure=lambda _layout, _n_ctx: None)
     assert made.footprint.by_device[CPU].compute is None
 
 
@@ -244,3 +251,16 @@ def test_repack_follows_the_type(dense: Header, tmp_path: Path) -> None:
     assert not should_repack(dense)
     synth.write(tmp_path / "q.gguf", synth.SHAPES["micro"], "Q4_0")
     assert should_repack(open_header(tmp_path / "q.gguf"))
+
+
+def test_a_plan_can_be_stored_and_compared(mixture: Header) -> None:
+    """As JSON and back, with everything that was asked for; another plan is not the same."""
+    config: dict[str, Any] = {
+        "lora": (Lora(Path("adapter.gguf"), 0.5),),
+        "override_kv": {"a.b": 1.0},
+        "rpc": ("box:1",),
+    }
+    made = plan(mixture, [9 * MIB, None], **config)
+    stored = codec.decode(codec.encode(made), LoadPlan)
+    assert stored == made and stored.line() == made.line()
+    assert stored != plan(mixture, [GIB, None], **config)

@@ -16,8 +16,8 @@ from llmrun.text import sanitize
 from llmrun.units import UNKNOWN, bandwidth, count, duration, fixed, percent, rate, size
 
 if TYPE_CHECKING:
-    from llmrun.engine.engine import Engine, Generation
-    from llmrun.engine.layout import Check
+    from llmrun.engine.buffers import FootprintCheck
+    from llmrun.engine.interface import Engine, Generation
     from llmrun.machine.sampler import Usage
     from llmrun.models.resolve import Model
 
@@ -34,13 +34,13 @@ class Run:
     usage: Usage
 
     @cached_property
-    def checks(self) -> list[Check]:
+    def checks(self) -> list[FootprintCheck]:
         return self.engine.checks(self.generation)
 
     @property
     def device_bytes(self) -> dict[str, int]:
         """What llama.cpp took on each device but RAM."""
-        from llmrun.engine.layout import by_device
+        from llmrun.engine.buffers import by_device
 
         taken = by_device(self.generation.buffers, self.engine.devices)
         return {device: sum(kinds.values()) for device, kinds in taken.items() if device != CPU}
@@ -106,9 +106,9 @@ def layers(devices: Sequence[str]) -> str:
     return ", ".join(named_parts)
 
 
-def _memory(checks: Sequence[Check]) -> list[str]:
+def _memory(checks: Sequence[FootprintCheck]) -> list[str]:
     """What llama.cpp took, by device, and the error of the footprint that was computed before."""
-    from llmrun.engine.layout import total_error
+    from llmrun.engine.buffers import total_error
 
     lines = []
     for device in dict.fromkeys(check.device for check in checks):
@@ -151,7 +151,7 @@ def as_document(run: Run) -> dict[str, Any]:
     from importlib.metadata import version
 
     from llmrun import __version__
-    from llmrun.engine.layout import total_error
+    from llmrun.engine.buffers import total_error
 
     found, engine, generation = run.found, run.engine, run.generation
     timing, done, plan = generation.timing, generation.done, engine.plan

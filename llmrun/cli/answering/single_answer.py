@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmrun.chat.conversation import Chat, Event
     from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.terminal.stream import Plain
-    from llmrun.engine.engine import Engine, Generation
+    from llmrun.engine.interface import Engine, Generation
     from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
 

@@ -24,7 +24,7 @@ from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 if TYPE_CHECKING:
     from llmrun.chat.store import Conversations
     from llmrun.cli.terminal.line_editor import Lines
-    from llmrun.engine.engine import Engine, Generation
+    from llmrun.engine.interface import Engine, Generation
     from llmrun.models.resolve import Model
 
 Open = Callable[[str], "tuple[Model, Engine]"]
@@ -314,7 +314,7 @@ class Repl:
         if reading is not None and reading.process.rss_bytes is not None:
             yield f"RAM {size(reading.process.rss_bytes)}"
         if generation is not None:
-            from llmrun.engine.layout import by_device
+            from llmrun.engine.buffers import by_device
 
             for device, kinds in by_device(generation.buffers, chat.engine.devices).items():
                 if device != CPU:

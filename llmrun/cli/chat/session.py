@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.chat.repl import Repl
     from llmrun.cli.terminal.line_editor import Lines
-    from llmrun.engine.engine import Engine
+    from llmrun.engine.interface import Engine
     from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
 
@@ -85,7 +85,7 @@ def _resume(chat: Chat, resumed: Conversation, system: str | None) -> None:
 def _open(reference: str, load: LoadConfig, child: Child | None, *, quiet: bool) -> tuple[Model, Engine]:
     """Finds the model, pulls it if need be, loads it."""
     found = load_model.found(reference, quiet=quiet)
-    from llmrun.engine.engine import Limits
+    from llmrun.engine.limits import Limits
 
     limits = replace(Limits(), cancel_s=CANCEL_S)
     engine = load_model.loaded(

@@ -38,7 +38,7 @@ def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5,
     """
     endpoints = parse_endpoints(rpc)
     if not 0.05 <= seconds <= 60:
-        raise UsageError(f"{seconds:g} is outside 0.05 to 60", field="seconds", value=seconds)
+        raise UsageError(f"--seconds: {seconds:g} is outside 0.05 to 60")
     from llmrun.engine.jobs.roofline import Prober, key_of
     from llmrun.machine import peaks
 

@@ -80,6 +80,6 @@ def _seconds_to_answer(endpoint: str) -> float:
         urlopen(f"{endpoint.rstrip('/')}/api/models?limit=1", timeout=_NETWORK_S).close()
     except HTTPError as error:
         error.close()
-    except (ValueError, HTTPException) as error:  # HF_ENDPOINT is not a URL, or no web server answers there
+    except (ValueError, HTTPException) as error:  # HF_ENDPOINT is no URL, or what is there no web server
         raise OSError(str(error)) from None
     return time.perf_counter() - begin_s

@@ -100,9 +100,7 @@ def _refuse_if_vague(name: str, meant: Iterable[str]) -> None:
 def _confirmed(known: ModelNames, models: list[StoredModel], leftovers: list[Leftover]) -> bool:
     """Asks on the terminal. Raises `UsageError` where there is none."""
     if not (screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stderr)):
-        raise UsageError(
-            "there is no terminal to ask on: -y removes without asking", hint=Act("rm", "NAME", {"yes": True})
-        )
+        raise UsageError("there is no terminal to ask on: say -y to remove", hint=Act("rm", "NAME", {"yes": True}))
     for model in models:
         screen.note(f"  {known.as_listed(model)}  {size(model.size)}")
     for item in leftovers:

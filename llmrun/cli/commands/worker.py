@@ -33,7 +33,7 @@ AllowRemote = Annotated[
 ]
 
 _WARNING = """\
-warning: everybody who reaches {address} can use this machine's devices, and perhaps this machine.
+warning: whoever reaches {address} can use this machine's devices, and perhaps this machine.
   The authors of llama.cpp call its RPC a proof of concept, fragile and insecure, and say never to run it on an open
   network or in a sensitive environment (llama.cpp, tools/rpc/README.md). There is no password and no encryption."""
 
@@ -60,7 +60,7 @@ def worker(
     from llmrun.engine.rpc.host import Offer, Restarted, Server, is_loopback
 
     if memory is not None and not 0 < memory < 1 << 20:  # NaN included
-        raise UsageError(f"{memory:g} is not a size: GiB, more than 0", field="memory", value=memory)
+        raise UsageError(f"--memory {memory}: GiB, more than 0")
     offer = Offer(
         host=host,
         port=port,
@@ -71,10 +71,8 @@ def worker(
     if not is_loopback(host):
         if not allow_remote:
             raise UsageError(
-                f"others can reach {host}, and llama.cpp's RPC has no protection of its own",
-                field="host",
-                value=host,
-                hint="`allow_remote`, on a closed network of machines that trust each other",
+                f"--host {host}: others could reach it, and llama.cpp's RPC has no protection of its own",
+                hint="--allow-remote, on a closed network of machines that trust each other",
             )
         screen.note(_WARNING.format(address=f"{host}:{port}"))
     with Server(offer) as server:

@@ -98,7 +98,9 @@ def _typed_option(field: str, value: object) -> str:
 
 
 def typed(remedy: Remedy) -> str:
-    """A remedy as one types it."""
+    """A remedy as one types it, and what comes of it in brackets."""
+    if not isinstance(remedy, str) and remedy.note:
+        return f"{typed(remedy._replace(note=''))} ({remedy.note})"
     match remedy:
         case Change(fields):
             return options(fields)

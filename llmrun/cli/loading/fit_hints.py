@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from llmrun.errors import LlmrunError
 from llmrun.models import quants
 from llmrun.models.reference import HubFile, parse
-from llmrun.planning.fit import largest_that_fits
-from llmrun.planning.placement import DoesNotFit
+from llmrun.planning.fit import DoesNotFit, largest_that_fits
 
 if TYPE_CHECKING:
     from llmrun.models.resolve import Model

@@ -9,7 +9,8 @@ from llmrun.cli.terminal import progress, screen
 from llmrun.options.load import LoadConfig
 
 if TYPE_CHECKING:
-    from llmrun.engine.engine import Engine, Limits
+    from llmrun.engine.interface import Engine
+    from llmrun.engine.limits import Limits
     from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
 
@@ -36,12 +37,12 @@ def loaded(
     quiet: bool,
 ) -> Engine:
     """The engine; what does not fit gets a smaller quantization among its ways out."""
-    from llmrun.engine.engine import Engine
-    from llmrun.planning.placement import DoesNotFit
+    from llmrun.engine.engine import ChildEngine
+    from llmrun.planning.fit import DoesNotFit
 
     with progress.bar(f"loading {model.name}", shown=not quiet) as bar:
         try:
-            return Engine(
+            return ChildEngine(
                 model.path,
                 model.header,
                 load,

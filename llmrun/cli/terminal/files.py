@@ -18,7 +18,7 @@ def path_of(option: str, name: str) -> Path:
         path.exists()  # too long a name, a NUL in it
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{option}: '{name[:60]}' is not a file name: {reason}") from None
+        raise UsageError(f"{option}: '{name[:60]}' is no file's name: {reason}") from None
     return path
 
 
@@ -52,4 +52,4 @@ def read_text(option: str, name: str) -> str:
     try:
         return read_bytes(option, name).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"{option}: '{name[:200]}' is not UTF-8 text") from None
+        raise UsageError(f"{option}: '{name[:200]}' is no UTF-8 text") from None

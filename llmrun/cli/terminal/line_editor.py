@@ -44,7 +44,7 @@ def plain(text: str) -> str:
 
 
 class Piped:
-    """Standard input that is not a terminal: every line is a message, unless it says that it goes on."""
+    """Standard input that is no terminal: every line is a message, if it does not say that it goes on."""
 
     def read(self, prefill: str = "") -> str:
         text = ""

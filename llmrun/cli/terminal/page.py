@@ -261,7 +261,7 @@ class Page:
         self._put(text, "", n_cells)
 
     def _whole(self) -> None:
-        """What comes is not laid by words; a bullet before it is a word of its own."""
+        """What comes is no word: a bullet before it is one."""
         self._end_word()
         self._open()
         self._write_gap(self._limit - self.column)

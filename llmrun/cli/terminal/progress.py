@@ -76,7 +76,7 @@ class Bar:
 
 @contextmanager
 def bar(what: str, *, shown: bool = True) -> Iterator[Bar | None]:
-    """A `Bar` while the block runs; None where it would not be seen."""
+    """A `Bar` while the block runs, or None where nobody would see it."""
     if not shown or not screen.is_terminal(sys.stderr):
         yield None
         return

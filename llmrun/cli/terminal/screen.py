@@ -17,7 +17,7 @@ _COLUMNS = 80
 
 
 class OutputClosed(LlmrunError):
-    """The reader of our output has closed it. It gets no message."""
+    """Whoever read our output wants no more. Not worth a word."""
 
     exit_code = EXIT_BROKEN_PIPE
 
@@ -27,7 +27,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def columns(stream: TextIO | None = None) -> int:
-    """Of the terminal on `stream`, stdout if not given; 80 where there is none, or it does not tell.
+    """Of the terminal on `stream`, stdout if not given; 80 where it does not tell, or is none.
 
     The terminal itself is asked: the variable COLUMNS does not follow a resize.
     """
@@ -83,7 +83,7 @@ def _forget(stream: TextIO) -> None:
 
 
 def note(text: str) -> None:
-    """A line of talk to stderr. It never fails, also where stderr is closed."""
+    """A line of talk to stderr. Never an error: nobody may be listening."""
     stream = sys.stderr
     if stream is None:
         return

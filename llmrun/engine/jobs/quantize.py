@@ -17,7 +17,17 @@ from llmrun.engine.channel import Channel, Died
 from llmrun.engine.child.quantize import WIRE, Finished, Job, Refused, Tensor
 from llmrun.engine.process import Child
 from llmrun.engine.protocol import out_of_memory
-from llmrun.errors import BadModel, DiskError, EngineCrashed, LlmrunError, NotFound, OutOfMemory, UsageError
+from llmrun.errors import (
+    Act,
+    BadModel,
+    Change,
+    DiskError,
+    EngineCrashed,
+    LlmrunError,
+    NotFound,
+    OutOfMemory,
+    UsageError,
+)
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import open_runnable
 from llmrun.gguf.types import FILE_TYPES
@@ -72,7 +82,7 @@ def level_of(text: str) -> str:
     near = get_close_matches(text.upper(), FILE_TYPE_NUMBERS, n=3, cutoff=0.4)
     offered = ", ".join(dict.fromkeys([*near, "Q4_K_M", "Q5_K_M", "Q8_0"]))
     raise UsageError(
-        f"'{printable(text)}' is no level to quantize to; there are {offered} and others", hint="llmrun quantize --help"
+        f"'{printable(text)}' is no level to quantize to; there are {offered} and others", hint=Act("help", "quantize")
     )
 
 
@@ -105,7 +115,7 @@ class Quantizer:
         done = self._do(Path(os.devnull), {}, dry_run=True)
         if done.needs_imatrix and self.recipe.imatrix is None:
             raise UsageError(
-                f"{self.recipe.level} needs an importance matrix (--imatrix) for this model",
+                f"{self.recipe.level} needs an importance matrix (`imatrix`) for this model",
                 hint="take Q3_K_S or a larger level: they need none",
             )
         return Plan(round(done.mib * (1 << 20)) + self.header.data_offset + _METADATA_BYTES, done.n_fallback)
@@ -211,7 +221,8 @@ class Quantizer:
 
     def _no_memory(self) -> OutOfMemory:
         return OutOfMemory(
-            f"out of memory while quantizing, {size(available_memory())} available", hint="fewer threads: -t 1"
+            f"out of memory while quantizing, {size(available_memory())} available",
+            hint=Change({"n_threads": 1}, note="fewer threads"),
         )
 
 

@@ -20,7 +20,7 @@ from llmrun.engine.channel import Channel, Died
 from llmrun.engine.process import Child, Death
 from llmrun.engine.rpc.child import WIRE, Client, Listening, Message, PortTaken, Refused, Serve
 from llmrun.engine.wire import NO_REQUEST
-from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
+from llmrun.errors import Act, Change, EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.machine.gpus import clone_folder, rebuild_command
 from llmrun.machine.hardware import default_threads
 from llmrun.options.endpoints import DEFAULT_PORT
@@ -31,6 +31,7 @@ _START_S = 120
 _CRASHES, _WITHIN_S = 5, 60
 """So many crashes in such a time, and the server gives up."""
 _LEAST_BYTES = 16 << 20
+_LOOPBACK = Change({"host": "127.0.0.1"})
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ class Offer:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise UsageError(f"--port {self.port}: it must be from 1 to 65535, or 0 for any that is free")
+            raise UsageError(
+                f"{self.port} is outside 1 to 65535; 0 takes any that is free", field="port", value=self.port
+            )
         if self.n_threads is not None and not 1 <= self.n_threads <= MAX_THREADS:
-            raise UsageError(f"-t/--threads {self.n_threads}: it must be from 1 to {MAX_THREADS}")
+            problem = f"{self.n_threads} is outside 1 to {MAX_THREADS}"
+            raise UsageError(problem, field="n_threads", value=self.n_threads)
         if self.limit_bytes is not None and self.limit_bytes < _LEAST_BYTES:
-            raise UsageError("--memory must be at least 0.016 (GiB): no model fits into less")
+            raise UsageError("no model fits into less than 0.016 GiB", field="memory", value=self.limit_bytes)
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class Server:
         if isinstance(message, Refused):
             without_rpc = "without RPC" in message.message
             rebuild = rebuild_command("-DGGML_RPC=on", clone=clone_folder())
-            raise UsageError(message.message, field=message.field, hint=rebuild if without_rpc else "llmrun devices")
+            raise UsageError(message.message, field=message.field, hint=rebuild if without_rpc else Act("devices"))
         raise EngineCrashed("the worker did not begin to listen" if message is None else _sentence(message))
 
     def _next(self, deadline: float) -> Message | None:
@@ -184,12 +188,14 @@ def address_of(host: str) -> str:
     """The IPv4 address that a host's name stands for. Raises `UsageError`."""
     if ":" in host:
         raise UsageError(
-            f"--host {printable(host, 100)}: llama.cpp's RPC server knows IPv4 only", hint="--host 127.0.0.1"
+            f"{printable(host, 100)}: llama.cpp's RPC server knows IPv4 only", field="host", value=host, hint=_LOOPBACK
         )
     try:
         return socket.gethostbyname(host)
     except (OSError, UnicodeError):
-        raise UsageError(f"--host {printable(host, 100)}: there is no such host", hint="--host 127.0.0.1") from None
+        raise UsageError(
+            f"{printable(host, 100)}: there is no such host", field="host", value=host, hint=_LOOPBACK
+        ) from None
 
 
 def is_loopback(host: str) -> bool:
@@ -208,18 +214,20 @@ def _claim(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise _taken(port) from None
         if error.errno == errno.EADDRNOTAVAIL:
-            raise UsageError(f"--host {host}: this machine does not have that address") from None
-        raise UsageError(f"can't listen at {host}:{port}: {os.strerror(error.errno or 0)}", hint="--port 0") from None
+            raise UsageError(f"{host}: this machine does not have that address", field="host", value=host) from None
+        raise UsageError(
+            f"can't listen at {host}:{port}: {os.strerror(error.errno or 0)}", hint=Change({"port": 0})
+        ) from None
     return claim
 
 
 def _taken(port: int) -> UsageError:
-    return UsageError(f"port {port} is in use", hint="--port 0 takes one that is free")
+    return UsageError(f"port {port} is in use", hint=Change({"port": 0}, note="any that is free"))
 
 
 def _crashed(death: Death) -> LlmrunError:
     if death.out_of_memory:
-        return OutOfMemory(f"the worker {death.reason}", hint="offer less: --memory 4")
+        return OutOfMemory(f"the worker {death.reason}", hint=Change({"memory": 4}, note="offer less"))
     return EngineCrashed(f"the worker {death.reason}", log=death.log)
 
 

@@ -213,7 +213,7 @@ class BlobDownload:
 
     def _fetch(self) -> None:
         """Fills the partial, verifies it and gives it its name."""
-        # O_NOFOLLOW: should a link lie there, something else made it, and what it points to must not be written.
+        # O_NOFOLLOW: should a link lie there, it is not ours, and what it points to must not be written.
         self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             self._fill_and_verify()
@@ -373,7 +373,7 @@ class BlobDownload:
             return self._checked(read_header(_GrowingFile(file.fileno(), self._file.size, self._file.size)))
 
     def _checked(self, header: Header) -> HeaderFacts:
-        # A part of a split model is not a model by itself; `_check_whole` looks at them together.
+        # A part of a split model is no model by itself; `_check_whole` looks at them together.
         if len(self._resolved.files) == 1:
             check_runnable(header)
         return HeaderFacts.of(header)

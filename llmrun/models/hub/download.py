@@ -85,7 +85,7 @@ def pull(
         if not is_safe_name(file.name):
             raise IntegrityError(f"the file name '{printable(file.name)}' would lead out of the store")
     if not COMMIT.fullmatch(resolved.commit):
-        raise IntegrityError(f"'{printable(resolved.commit)}' is not a commit")
+        raise IntegrityError(f"'{printable(resolved.commit)}' is no commit")
     if is_offline(offline):
         return _pulled_offline(resolved, folder)
     for file in resolved.files:
@@ -119,7 +119,7 @@ def _locked(resolved: Resolved, folder: RepoFolder, on_event: OnPullEvent) -> It
     """One process at a time has a blob; the others wait, and one of them takes over should it die.
 
     All of a model's at once, until its files have their names: a finished part that has none yet is not `rm`'s to free.
-    In one order for all processes, so that no two wait for each other.
+    In one order for everybody, so that no two wait for each other.
     """
     with ExitStack() as locks:
         for sha256 in sorted({str(file.sha256) for file in resolved.files}):
@@ -178,7 +178,7 @@ def _is_admitted(resolved: Resolved, folder: RepoFolder, state: State) -> bool:
 
 
 def _admit(resolved: Resolved, folder: RepoFolder) -> Path:
-    """Gives the verified blobs their names. The first part's comes last: where it can be seen, the model is whole."""
+    """Gives the verified blobs their names. The first part's comes last: who sees it, sees a whole model."""
     for file in reversed(resolved.files):
         blob, pointer = _places(resolved, file, folder)
         pointer.parent.mkdir(parents=True, exist_ok=True)

@@ -155,7 +155,7 @@ def hub_errors(repo: str, revision: str | None = None, file: str | None = None) 
         raise NotFound(f"{repo} has no revision '{printable(revision or 'main')}'", hint=Act("show", repo)) from error
     except hf.RepositoryNotFoundError as error:
         raise NotFound(
-            f"the hub has no {repo}, or it is private",
+            f"the hub knows no {repo}, or shows it only to some",
             remedies=(Act("search", repo.rpartition("/")[2]), f"if it is private, {_LOG_IN}"),
         ) from error
     except hf.EntryNotFoundError as error:

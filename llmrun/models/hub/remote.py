@@ -67,15 +67,15 @@ class RemoteFile:
                 url, timeout=self._patience.answer_timeout, library_name="llmrun", library_version=__version__
             )
         size = found.size if found.size is not None else file.size
-        for what, now, before in (
+        for what, said, before in (
             ("commit", found.commit_hash, resolved.commit),
             ("sha256", found.etag, file.sha256),
             ("size", f"{size:,}", f"{file.size:,}"),
         ):
-            if now != before:
+            if said != before:
                 raise IntegrityError(
                     f"the hub contradicts itself about {printable(file.name)}: "
-                    f"{what} {printable(str(now), 40)}, a moment ago {printable(str(before), 40)}",
+                    f"{what} {printable(str(said), 40)}, a moment ago {printable(str(before), 40)}",
                     hint=Act("pull", resolved.name),
                 )
         return urljoin(url, found.location)

@@ -71,7 +71,7 @@ def import_file(
     """
     state = state or State()
     path = path.expanduser()
-    # A link must not go through the current folder as it was typed ("..", links): that may change.
+    # A link must not go through the current folder as somebody wrote it ("..", links): that may change.
     path = path.parent.resolve() / path.name
     if not quants.is_model_file(path.name):
         raise BadModel(f"{printable(path.name)} is not named like a model file (.gguf)")
@@ -102,7 +102,7 @@ def import_file(
 def is_taken(name: str) -> bool:
     """Whether `local/<name>` is a model, or a folder with anything that is not llmrun's.
 
-    What `verify` has set aside, links to files that are gone and a split model that lacks a part are not a model: an
+    What `verify` has set aside, links to files that are gone and a split model that lacks a part are no model: an
     import takes their place.
     """
     root = local_folder(name.lower())

@@ -88,13 +88,12 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class Leftover:
-    """Bytes on disk that are not a model: an unfinished download, a damaged blob, a blob that nothing names.
+    """Bytes on disk that are no model: an unfinished download, a damaged blob, a blob that nothing names.
 
     Attributes:
-        kind: "partial" is llmrun's and will be resumed, "incomplete" another tool's. "damaged" was set aside by
-            `verify`, or is an imported link whose file is gone. "orphan" is whole but has no name: one part of a split
-            model whose pull is not finished, or the folder of an import that was killed; "quantizing" is that of a
-            quantizer that was.
+        kind: "partial" is ours and will be resumed, "incomplete" another tool's, "damaged" was set aside by `verify`
+            or is an imported link whose file is gone, "orphan" is whole but has no name: one part of a split model
+            whose pull is not finished, or the folder of an import that was killed; "quantizing" is that of a quantizer.
         repo: "user/repo", or "local/name" for what is left of an import or a quantizer.
         file, total: what it is to become and how large, where known.
     """

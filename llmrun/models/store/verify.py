@@ -91,7 +91,7 @@ def _verify_file(
         total = path.stat().st_size
         found = fs.sha256_of(path, on_bytes)
     except FileNotFoundError:
-        # Set aside a moment ago under another name, or removed by another process.
+        # Set aside a moment ago under another name, or removed by somebody.
         return Verdict(model, path.name, False, "is not here any more", missing=True)
     except OSError as error:
         if error.errno != errno.EIO:
@@ -125,7 +125,7 @@ def _set_aside(model: StoredModel, path: Path, state: State) -> Path | None:
     """Takes a damaged file out of sight; where it is then. Raises `OSError` if the store can't be changed."""
     state.forget(path)
     if model.commit is None:
-        if path.is_symlink():  # the file is the user's: only the link to it goes
+        if path.is_symlink():  # somebody else's file: only our name for it goes
             path.unlink()
             tidy_local(local_folder(model.repo))
             return None
@@ -134,7 +134,7 @@ def _set_aside(model: StoredModel, path: Path, state: State) -> Path | None:
         return aside
     folder = RepoFolder.around(path, model.commit)
     blob = blob_name(path)
-    # The names first: from here on nothing finds the blob, also after a kill.
+    # The names first: from here on nothing finds the blob, whatever happens next.
     for pointer in list(files_below(folder.snapshots)):
         if pointer == path or (blob is not None and blob_name(pointer) == blob):
             pointer.unlink(missing_ok=True)

@@ -1,0 +1,182 @@
+"""What an engine is to those who use one: a loaded model, of which there may be more kinds than one.
+
+    engine     the loaded model: weights, devices, what it was planned to take
+    session    one timeline in it: the tokens that it remembers, and what is generated behind them
+    generation one answer of a session, as it is made
+
+`engine.engine.ChildEngine` is the one that computes, in a child process. It has one timeline, and so is its own
+session; that is a limit of that child, not of these. The tests have one that says what a script says
+(`tests/scripted_engine.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+from llmrun.engine.buffers import FootprintCheck
+from llmrun.engine.meter import Meter, Timing
+from llmrun.engine.protocol import Buffer, Done, Loaded, PromptOptions, StopReason, TrialResult
+from llmrun.gguf.reader import Header
+from llmrun.machine.device import Device
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
+from llmrun.planning.footprint import DecodeReads
+from llmrun.planning.load_plan import LoadPlan
+
+Messages = Sequence[dict[str, str]]
+"""Dicts of role and content, as chat templates take them."""
+
+OnPrefill = Callable[[int, int], None]
+"""Called with the tokens of the prompt that are computed, and all of them, after each batch."""
+
+
+class Generation(Protocol):
+    """One answer, as it is made: iterate for its text, then ask for `stop_reason`, `timing` and the rest.
+
+    Attributes:
+        text: the answer so far.
+        thinking: what a reasoning model thought before it, which is no part of the answer.
+        thinks: whether it may think at all, by its template; None before prefill.
+        token_ids: the tokens of both.
+        n_thinking: how many of them were thinking.
+        stop_reason: why it ended ("end", "length", "stop", "context", "cancelled"); None while it runs.
+        n_ctx: the tokens of context it may use; None before prefill.
+        buffers: what llama.cpp holds, by device.
+        seed: the seed that was used.
+        done: what the engine told at the end; None before, and without an end of its own.
+        meter: the figures so far.
+    """
+
+    text: str
+    thinking: str
+    thinks: bool | None
+    token_ids: list[int]
+    n_thinking: int
+    stop_reason: StopReason | None
+    n_ctx: int | None
+    buffers: list[Buffer]
+    seed: int
+    done: Done | None
+    meter: Meter
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of the answer. Closing the iterator closes the generation."""
+        ...
+
+    def pieces(self) -> Iterator[tuple[str, str]]:
+        """Pieces of the answer and of the thinking; one of the two is usually empty."""
+        ...
+
+    def cancel(self) -> None:
+        """Have it end soon, by itself, with the stop reason "cancelled". May be called by a signal handler."""
+        ...
+
+    def close(self) -> None:
+        """End the generation if it still runs. The session is free for the next one afterwards."""
+        ...
+
+    @property
+    def timing(self) -> Timing: ...
+
+
+class Session(Protocol):
+    """One timeline. One thing at a time: `UsageError` for a second one meanwhile."""
+
+    @property
+    def n_ctx_most(self) -> int:
+        """The most tokens of context that a conversation can have here."""
+        ...
+
+    def generate(
+        self,
+        prompt: str | Messages,
+        sampling: SamplingConfig | None = None,
+        *,
+        options: PromptOptions | None = None,
+        on_prefill: OnPrefill | None = None,
+    ) -> Generation:
+        """Answer messages through the chat template, or continue a text as it is. Nothing is sent before it is read.
+
+        Asking for the next one ends one that was left in the middle.
+        """
+        ...
+
+    def count(self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True) -> int:
+        """The tokens that a text has, or messages once they are rendered for an answer."""
+        ...
+
+    def prepare(self, messages: Messages, *, template: str | None = None, thinks: bool = True) -> None:
+        """Compute what a conversation begins with while nobody asks for anything; the next request ends it."""
+        ...
+
+
+E = TypeVar("E")
+
+
+class Engine(Session, Protocol):
+    """A loaded model. A context manager: leaving it unloads the model, whatever it is doing.
+
+    Attributes:
+        config: what was asked for.
+        header: of the model, with the metadata that `config` overrides.
+        plan: what lies where, and why. Another one after the model had to be loaded again.
+        loaded: what the model is, and how long loading took: the last time.
+        devices: everything that llama.cpp sees, RAM among it.
+        notes: what a user should be told of how it was loaded, one sentence each.
+        reads: bytes that decoding reads.
+    """
+
+    config: LoadConfig
+    header: Header
+    notes: list[str]
+    reads: DecodeReads
+
+    @property
+    def plan(self) -> LoadPlan: ...
+    @property
+    def loaded(self) -> Loaded: ...
+    @property
+    def devices(self) -> list[Device]: ...
+    @property
+    def system_info(self) -> str:
+        """The flags that llama.cpp was built with, in its own words."""
+        ...
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What ggml says of itself: {"ggml": "0.25.3"}."""
+        ...
+
+    @property
+    def n_threads(self) -> int: ...
+    @property
+    def repack(self) -> bool:
+        """Whether the weights in RAM are rearranged."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """Of the process that computes. Another one after the model had to be loaded again."""
+        ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
+        """Bare speed: random tokens, nothing sampled (see `protocol.Trial`)."""
+        ...
+
+    def checks(self, generation: Generation) -> list[FootprintCheck]:
+        """The footprint for the context that a generation had, beside what llama.cpp took."""
+        ...
+
+    def close(self) -> None:
+        """Unload. Safe to call twice."""
+        ...
+
+    def __enter__(self: E) -> E: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...

@@ -1,0 +1,206 @@
+"""Plan, then load: layout and context are decided from the header and the machine, before anything is loaded.
+
+    header, config, devices ──► fit: what takes how much ──► placement: which layers go where ──► LoadPlan
+
+Pure. Where RAM can't take what the devices leave, the context is made shorter, if none was asked for; then:
+`DoesNotFit`, with ways out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmrun.gguf.reader import Header
+from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
+from llmrun.planning.fit import CTX_STEP, Fit, Measure
+from llmrun.planning.footprint import CPU, Footprint, Placement
+from llmrun.planning.layout import DeviceBudget, Layout
+from llmrun.planning.placement import Placer
+from llmrun.units import size
+
+# Types whose prefill more than doubles when llama.cpp rearranges the weights at load. Measured at 1.2 B parameters on
+# an AVX-512 machine with two cores, pp128 in t/s, plain against repacked: Q4_0 119 : 276, IQ4_NL 116 : 274. K-quants
+# lose (Q4_K_M 379 : 244), Q8_0 and Q6_K don't care, and the second copy costs up to two thirds more memory and doubles
+# the time to load: so everything else stays as it is in the file.
+REPACKED_TYPES = frozenset({"Q4_0", "IQ4_NL"})
+
+_RETRY_WITH = 0.85
+"""After an out-of-memory, the share of what was tried on each device that is tried next."""
+
+
+def should_repack(header: Header) -> bool:
+    """Whether the type that most of the weights have gains from repacking."""
+    return main_type(header) in REPACKED_TYPES
+
+
+def wants_repack(header: Header, config: LoadConfig) -> bool:
+    """Whether weights in RAM are rearranged at load."""
+    return should_repack(header) if config.repack == "auto" else config.repack == "on"
+
+
+def main_type(header: Header) -> str:
+    """The ggml type that most of the weights have; "F32" where there are none."""
+    sizes: Counter[str] = Counter()
+    for tensor in header.tensors:
+        sizes[tensor.type.name] += tensor.n_bytes
+    return sizes.most_common(1)[0][0] if sizes else "F32"
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """Everything that is decided before a model is loaded: it can be shown, stored (`codec`) and compared.
+
+    Attributes:
+        path: the model's file, of a split one the first.
+        config: what was asked for.
+        n_threads: threads for decoding.
+        n_ctx: tokens of context that the footprint is for.
+        n_ctx_most: tokens that would still fit with this layout; None where that is not known.
+        auto: whether the layout was chosen here, and may be chosen again with less.
+        cut_from: the context that was asked for, where it was too long.
+        budgets: the devices that it was made for.
+    """
+
+    path: Path
+    config: LoadConfig
+    n_threads: int
+    layout: Layout
+    placement: Placement
+    footprint: Footprint
+    n_ctx: int
+    n_ctx_most: int | None
+    repack: bool
+    auto: bool
+    cut_from: int | None = None
+    budgets: tuple[DeviceBudget, ...] = ()
+
+    def line(self) -> str | None:
+        """What was chosen and why, for a person; None where there was nothing to choose."""
+        parts = []
+        if self.auto and self.budgets:
+            parts.append(self._layers())
+        if self.cut_from is not None:
+            parts.append(f"context {self.n_ctx} of {self.cut_from} tokens, which is what fits")
+        return "; ".join(parts) or None
+
+    def _layers(self) -> str:
+        layers = self.placement.layers
+        free = {budget.name: budget.free_bytes for budget in self.budgets}
+        on = Counter(layers)
+        said = [
+            f"{on[name]} on {name} ({size(self.footprint.by_device[name].total)} of {size(free[name])} free)"
+            for name in self.layout.devices
+            if on[name]
+        ]
+        total = len(layers)
+        if not said:
+            told = ", ".join(f"{name} ({size(n_bytes)} free)" for name, n_bytes in free.items())
+            return f"auto: all {total} layers in RAM, none fits on {told}"
+        if on[CPU]:
+            said.append(f"{on[CPU]} in RAM")
+        if self.layout.n_cpu_moe:
+            said.append(f"experts of {self.layout.n_cpu_moe} layers in RAM")
+        return f"auto: of {total} layers " + ", ".join(said)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How much context is wanted, where nobody asked for a number.
+
+    Attributes:
+        tokens: of prompt and answer together, where they are known; None: `COMFORTABLE_CTX`.
+        least: fewer than this are of no use; None: as many as are expected.
+    """
+
+    tokens: int | None = None
+    least: int | None = None
+
+
+def make_plan(
+    path: Path,
+    header: Header,
+    config: LoadConfig,
+    budgets: Sequence[DeviceBudget],
+    *,
+    ram_free: int | None,
+    measure: Measure,
+    expected: Expected = Expected(),
+    n_threads: int = 1,
+    repackable: frozenset[str] = frozenset(),
+    adapters: Iterable[Header] = (),
+) -> LoadPlan:
+    """Decide layout and context.
+
+    Attributes:
+        budgets: the devices that may be used, in llama.cpp's order (`usable_devices`).
+        ram_free: bytes of RAM that can be taken; None where the system doesn't tell.
+        n_threads: for decoding, where `config` leaves it open.
+        repackable: types that this CPU's build can rearrange.
+
+    Raises `DoesNotFit`, and `UsageError` for options that contradict each other or the devices.
+    """
+    repack = wants_repack(header, config)
+    fit = Fit(header, config, tuple(budgets), ram_free, measure, repackable if repack else frozenset(), tuple(adapters))
+    layout, n_ctx, cut_from = _decided(fit, Placer(fit), expected)
+    found = fit.footprint(layout, n_ctx)
+    short = fit.shortage(found)
+    # A device that is too small for what was asked for by number gets its chance: llama.cpp will tell.
+    # So does one that only holds what `override_tensor` names: nothing of it was chosen here.
+    if CPU in short or (short and fit.is_auto and layout.n_gpu_layers):
+        raise fit.does_not_fit(layout, found, short)
+    trained = max(n_ctx, header.n_ctx_train or n_ctx)
+    return LoadPlan(
+        path=path,
+        config=config,
+        n_threads=config.n_threads or n_threads,
+        layout=layout,
+        placement=fit.placement(layout),
+        footprint=found,
+        n_ctx=n_ctx,
+        n_ctx_most=None if config.n_ctx else fit.most_context(layout, n_ctx, trained),
+        repack=repack,
+        auto=fit.is_auto,
+        cut_from=cut_from,
+        budgets=fit.budgets,
+    )
+
+
+def _decided(fit: Fit, placer: Placer, expected: Expected) -> tuple[Layout, int, int | None]:
+    """The layout, tokens of context, and how many they were cut from; None: not cut."""
+    trained = fit.header.n_ctx_train or COMFORTABLE_CTX
+    asked = fit.config.n_ctx
+    if asked:
+        return placer.layout_for(asked), asked, None
+    wanted = trained if asked == 0 else min(trained, max(CTX_STEP, expected.tokens or COMFORTABLE_CTX))
+    enough = COMFORTABLE_CTX if asked == 0 else max(CTX_STEP, expected.least or expected.tokens or CTX_STEP)
+    least = min(wanted, enough)
+    if asked == 0 and fit.is_auto and fit.budgets:
+        everything = placer.with_all_layers(wanted) or placer.with_all_layers(least)
+        if everything is not None:
+            n_ctx = fit.most_context(everything, least, wanted)
+            return everything, n_ctx, wanted if n_ctx < wanted else None
+        layout = placer.layout_for(least)  # and then the context that it leaves room for
+    else:
+        layout = placer.layout_for(wanted)
+        if fit.shortage(fit.footprint(layout, wanted)):
+            layout = placer.layout_for(least)
+    n_ctx = fit.most_context(layout, least, wanted)
+    return layout, n_ctx, trained if asked == 0 and n_ctx < trained else None
+
+
+def less(plan: LoadPlan) -> tuple[DeviceBudget, ...] | None:
+    """Budgets for another plan after this one ran out of memory, smaller on the devices that it has layers on.
+
+    None where the layout was the user's choice, or puts nothing on a device.
+    """
+    taken = {budget.name: plan.footprint.by_device.get(budget.name) for budget in plan.budgets}
+    if not (plan.auto and any(taken.values()) and plan.layout.n_gpu_layers):
+        return None
+    target = plan.config.offload.fit_target
+    return tuple(
+        DeviceBudget(budget.name, round(_RETRY_WITH * need.total) + target) if (need := taken[budget.name]) else budget
+        for budget in plan.budgets
+    )
