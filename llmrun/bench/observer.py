@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llmrun.bench.record import Record, Row
 from llmrun.bench.spec import Case
+from llmrun.errors import LlmrunError
 
 
 class Observer:
@@ -22,6 +23,9 @@ class Observer:
 
     def finished(self, row: Row) -> None:
         """A row is complete, or has its `error`."""
+
+    def failed(self, error: LlmrunError) -> None:
+        """A case can't be measured; its row, which comes next or once a record has begun, has the same words."""
 
     def ended(self, record: Record) -> None:
         """The record with all finished rows; its `ended` is None where the bench was cut short."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -30,7 +30,7 @@ from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.meter import Timing
 from llmrun.engine.protocol import Buffer, Loaded, Probed, TrialResult
 from llmrun.engine.settings import settings_of
-from llmrun.errors import EngineCrashed, OutOfMemory
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
 from llmrun.gguf.reader import Header
 from llmrun.machine.device import Device
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
@@ -89,6 +89,7 @@ class BenchEngine(Protocol):
 
 OpenEngine = Callable[[Model, LoadConfig], BenchEngine]
 OnEngine = Callable[[BenchEngine], None]
+OnError = Callable[[LlmrunError], None]
 OnSample = Callable[[Case, int, int], None]
 """Called with the case, the samples that it has and those it will have, whenever there is one more."""
 
@@ -180,35 +181,54 @@ def measure(
     open_engine: OpenEngine = open_engine,
     on_engine: OnEngine | None = None,
     on_sample: OnSample | None = None,
+    on_error: OnError | None = None,
 ) -> Generator[Row]:
-    """A row for every case, in order; one that can't be measured has its `error` and no samples.
+    """A row for every case, in order; one that can't be measured has its `error` and no samples, or fewer.
 
-    `on_engine` is called with every engine that is opened: once per change of settings. Raises what `Engine` raises
-    where not even the first could be opened.
+    What goes wrong is one case's alone wherever it can be: a context that does not fit is left out for the sake of the
+    shorter ones, and after an engine that died comes another. `on_engine` is called with every engine that is opened,
+    `on_error` with the error of each row that has one.
     """
-    started_s, is_first = instruments.clock_s(), True
+    started_s = instruments.clock_s()
     for config, group in groupby(cases, key=lambda case: case.config):
-        same = list(group)
-        n_ctx = max(case.test.n_ctx for case in same)
+        left = list(group)
+        while left:
+            engine, n_ctx, failed = _opened(model, config, left, open_engine)
+            load_s = None
+            with closing(engine) if engine else nullcontext():
+                if engine:
+                    load_s = engine.loaded.end_s - engine.loaded.begin_s
+                    if on_engine:
+                        on_engine(engine)
+                    instruments.measure_idle()
+                while left and (engine is None or engine.alive):
+                    case = left.pop(0)
+                    error = failed.get(case.test.n_ctx)
+                    if engine is None or error:
+                        row = Row(case.test, asked_settings(config), error=str(error), started=utc())
+                    else:
+                        instruments.sleep(options.delay_s)
+                        measured = _Measured(engine, case, options, instruments, started_s, n_ctx)
+                        row, load_s, error = measured.row(on_sample, load_s=load_s), None, measured.error
+                    if error and on_error:
+                        on_error(error)
+                    yield row
+
+
+def _opened(
+    model: Model, config: LoadConfig, cases: Sequence[Case], open_engine: OpenEngine
+) -> tuple[BenchEngine | None, int, dict[int, LlmrunError]]:
+    """An engine with the longest context of the cases that can be had, that context, and the errors of longer ones."""
+    lengths = sorted({case.test.n_ctx for case in cases}, reverse=True)
+    failed: dict[int, LlmrunError] = {}
+    for n_ctx in lengths:
         try:
-            engine = open_engine(model, replace(config, n_ctx=n_ctx))
-        except (OutOfMemory, EngineCrashed) as error:
-            if is_first:
-                raise
-            yield from (_failed(case, error.message) for case in same)
-            continue
-        is_first = False
-        with closing(engine):
-            if on_engine:
-                on_engine(engine)
-            instruments.measure_idle()
-            for i, case in enumerate(same):
-                instruments.sleep(options.delay_s)
-                measured = _Measured(engine, case, options, instruments, started_s, n_ctx)
-                yield measured.row(on_sample, load_s=_load_s(engine) if i == 0 else None)
-                if not engine.alive:
-                    yield from (_failed(each, "the engine is gone") for each in same[i + 1 :])
-                    break
+            return open_engine(model, replace(config, n_ctx=n_ctx)), n_ctx, failed
+        except LlmrunError as error:
+            failed[n_ctx] = error
+            if not (isinstance(error, OutOfMemory) or error.field == "n_ctx"):  # a shorter one would not help
+                return None, 0, {**dict.fromkeys(lengths, error), **failed}
+    return None, 0, failed
 
 
 def measure_interleaved(
@@ -245,19 +265,11 @@ def measure_interleaved(
                 for i in range(options.repetitions):
                     for side in sides if i % 2 == 0 else reversed(sides):
                         if not side.sample():
-                            raise EngineCrashed(side.error or "a sample could not be taken")
+                            raise side.error or EngineCrashed("a sample could not be taken")
                         side.probe()
                     if on_sample:
                         on_sample(sides[0].case, i + 1, options.repetitions)
             yield sides[0].made(None), sides[1].made(None)
-
-
-def _failed(case: Case, error: str) -> Row:
-    return Row(case.test, asked_settings(case.config), error=error, started=utc())
-
-
-def _load_s(engine: BenchEngine) -> float:
-    return engine.loaded.end_s - engine.loaded.begin_s
 
 
 # -- one case ----------------------------------------------------------------------------------------------------------
@@ -282,7 +294,7 @@ class _Measured:
         self.reads: dict[str, list[float]] = {}
         self.flops: list[float] = []
         self.buffers: dict[str, dict[str, int]] = {}
-        self.error: str | None = None
+        self.error: LlmrunError | None = None
         self.lost_ceilings: str | None = None
 
     def row(self, on_sample: OnSample | None, *, load_s: float | None) -> Row:
@@ -301,8 +313,8 @@ class _Measured:
         self.began = utc()
         try:
             self._take = self._prepared()
-        except (OutOfMemory, EngineCrashed) as problem:
-            self.error = problem.message
+        except LlmrunError as problem:
+            self.error = problem
         self._watch = self.instruments.watch(self.engine.pid, self.instruments.own_cpu_s)
         self._watch.__enter__()
         return self
@@ -319,8 +331,8 @@ class _Measured:
             with self.meter:
                 taken = self._take()
             self.samples.append(replace(taken, at_s=at_s, cpu_mhz=self.instruments.cpu_mhz()))
-        except (OutOfMemory, EngineCrashed) as problem:
-            self.error = problem.message
+        except LlmrunError as problem:
+            self.error = problem
         return self.error is None
 
     def made(self, load_s: float | None) -> Row:
@@ -344,7 +356,7 @@ class _Measured:
             energy_unknown=energy if isinstance(energy, str) else None,
             usage=self._watch.summary() if self.samples else None,
             buffers=self.buffers or None,
-            error=self.error,
+            error=None if self.error is None else str(self.error),
         )
         doubts = [*warnings_of(made, self.options.repetitions, on_battery=bool(self.instruments.on_battery()))]
         if self.lost_ceilings:

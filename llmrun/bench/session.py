@@ -31,6 +31,8 @@ from llmrun.bench.run import (
 )
 from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.clock import new_id, utc
+from llmrun.engine.devices import Found, find_devices
+from llmrun.errors import LlmrunError
 from llmrun.machine.environment import describe_build, describe_machine
 from llmrun.models.model_info import describe_model
 from llmrun.models.resolve import Model
@@ -45,48 +47,82 @@ def bench(
     observers: Sequence[Observer] = (),
     quality: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
+    must_load: bool = True,
     instruments: Instruments | None = None,
     open_engine: OpenEngine = open_engine,
 ) -> Record:
     """Measures the cases and keeps them in a journal. Returns the record.
 
-    `quality` and `command` are written into it. Raises what `Engine` raises where not even the first settings could be
-    loaded, and `DiskError`; settings that can't be loaded later on are a row with an `error`.
+    A case that can't be measured is a row with an `error`. Raises what `Engine` raises for the first case where no
+    settings at all could be loaded, unless `must_load` is False: then these are rows as well. Raises `DiskError`.
+    `quality` and `command` are written into the record.
     """
     options = options or MeasurementOptions()
     planned = [Row(case.test, asked_settings(case.config)) for case in cases]
+    errors: list[LlmrunError] = []
+    waiting: list[Row] = []  # for a record, which begins with the first engine
     with ExitStack() as stack:
         tools = instruments or stack.enter_context(open_instruments(ceilings=options.ceilings))
         record: Record | None = None
         journal: Journal | None = None
 
         def opened(engine: BenchEngine) -> None:
-            nonlocal record, journal
             for each in observers:
                 each.loaded(engine.notes)
             if record is None:
-                record = _begun(model, engine, options, quality, command)
-                journal = stack.enter_context(Journal.of(record))
-                stack.callback(ended)
-                for each in observers:
-                    each.began(record, planned, energy=bool(tools.joules.counters))
+                begin(engine, engine.loaded.description)
+
+        def begin(seen: BenchEngine | Found, description: str | None) -> None:
+            nonlocal record, journal
+            record = _begun(model, seen, description, options, quality, command)
+            journal = stack.enter_context(Journal.of(record))
+            stack.callback(ended)
+            for each in observers:
+                each.began(record, planned, energy=bool(tools.joules.counters))
+            for row in waiting:
+                keep(row)
 
         def sampled(case: Case, done: int, of: int) -> None:
             for each in observers:
                 each.sampled(case, done, of)
+
+        def failed(error: LlmrunError) -> None:
+            errors.append(error)
+            for each in observers:
+                each.failed(error)
+
+        def keep(row: Row) -> None:
+            nonlocal record
+            assert record and journal
+            journal.add(row)
+            record = replace(record, rows=(*record.rows, row))
+            for each in observers:
+                each.finished(row)
 
         def ended() -> None:
             assert record
             for each in observers:
                 each.ended(record)
 
-        rows = measure(model, cases, options, tools, open_engine=open_engine, on_engine=opened, on_sample=sampled)
+        rows = measure(
+            model,
+            cases,
+            options,
+            tools,
+            open_engine=open_engine,
+            on_engine=opened,
+            on_sample=sampled,
+            on_error=failed,
+        )
         for row in stack.enter_context(closing(rows)):
-            assert record and journal
-            journal.add(row)
-            record = replace(record, rows=(*record.rows, row))
-            for each in observers:
-                each.finished(row)
+            if record is None:
+                waiting.append(row)
+            else:
+                keep(row)
+        if record is None:
+            if must_load:
+                raise errors[0]
+            begin(find_devices(), None)
         assert record and journal
         record = replace(record, ended=utc())
         journal.end(record.ended)
@@ -113,7 +149,7 @@ def bench_interleaved(
     begun: list[Record] = []
 
     def opened(engine: BenchEngine) -> None:
-        begun.append(_begun(model, engine, options, None, command))
+        begun.append(_begun(model, engine, engine.loaded.description, options, None, command))
 
     def sampled(case: Case, done: int, of: int) -> None:
         for each in observers:
@@ -154,7 +190,8 @@ def quality_of(
 
 def _begun(
     model: Model,
-    engine: BenchEngine,
+    seen: BenchEngine | Found,
+    description: str | None,
     options: MeasurementOptions,
     quality: Mapping[str, Any] | None,
     command: Sequence[str],
@@ -163,9 +200,9 @@ def _begun(
     return Record(
         id=new_id(),
         created=utc(),
-        machine=describe_machine(engine.devices),
-        build=describe_build(engine.system_info, engine.versions),
-        model=describe_model(model.name, model.path, model.header, description=engine.loaded.description),
+        machine=describe_machine(seen.devices),
+        build=describe_build(seen.system_info, seen.versions),
+        model=describe_model(model.name, model.path, model.header, description=description),
         command=tuple(command),
         settings=asdict(options),
         quality=quality,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -252,6 +253,50 @@ def test_several_models(llmrun: Any, home: Path, micro: Path) -> None:
     done = llmrun("bench", "tiny", str(micro), "-p", "8", "-n", "0", "-r", "1", "--no-ceilings", "-o", "jsonl")
     names = [json.loads(line)["model_filename"] for line in done.stdout.splitlines()]
     assert len(names) == 2 and names[1].endswith("micro.gguf")
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_several_models_in_one_file(home: Path, micro: Path, suffix: str) -> None:
+    """One document with the rows of all models, whole after every row, whatever ends the bench."""
+    rows = home / f"rows.{suffix}"
+    arguments = [
+        *("tiny", str(micro)),
+        *("-p", "8", "-n", "0", "-r", "1", "-t", "1-40", "--no-ceilings", "-o", "jsonl"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmrun", "bench", *arguments, "--output", str(rows)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "LLMRUN_HOME": str(home)},
+        text=True,
+    )
+    assert process.stdout
+    while "micro.gguf" not in process.stdout.readline():
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=HANGS_S)
+    text = rows.read_text()
+    found = json.loads(text) if suffix == "json" else list(csv.DictReader(text.splitlines()))
+    assert [row["model_filename"] for row in found][39:41] == ["tiny.gguf", "micro.gguf"]
+
+
+def test_nothing_measured_is_no_success(llmrun: Any, home: Path, tmp_path: Path) -> None:
+    """One thing that can't be loaded is an error; of several the others are measured, in any order, and each has its
+    row; where none is left, the exit code is that of the first cause."""
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(find_model("tiny").path.read_bytes()[:-1_000_000])
+    arguments = ("-p", "8", "-n", "0", "-r", "1", "--no-ceilings", "-o", "csv")
+    alone = llmrun("bench", str(cut), *arguments)
+    assert (alone.returncode, alone.stdout) == (8, "")
+    for models in (("tiny", str(cut)), (str(cut), "tiny")):
+        done = llmrun("bench", *models, *arguments)
+        rows = {row["model_filename"]: row for row in csv.DictReader(done.stdout.splitlines())}
+        assert done.returncode == 0 and rows["tiny.gguf"]["avg_ts"] and not rows["tiny.gguf"]["error"]
+        assert not rows["cut.gguf"]["avg_ts"] and rows["cut.gguf"]["error"]
+    too_long = llmrun("bench", "tiny", *arguments, "-d", "16777208,16777200")
+    assert too_long.returncode == 10 and "try:" in too_long.stderr and "kept as" not in too_long.stderr
+    none = llmrun("bench", "tiny", *arguments, "-d", "16777200", "-t", "1,2")
+    assert none.returncode == 10 and len(list(csv.DictReader(none.stdout.splitlines()))) == 2
+    assert llmrun("bench", "tiny", "no-such-model", *arguments).stdout == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -281,6 +281,24 @@ def test_sql_is_read_by_sqlite() -> None:
     db.close()
 
 
+def test_numbers_are_numbers_in_sql() -> None:
+    """A strict table takes no fraction and no text for a whole number: not in what was measured, nor in what was asked
+    for and could not be."""
+    asked = asked_settings(LoadConfig(offload=Offload(n_gpu_layers="all", n_cpu_moe="all")))
+    quality = {"ppl": 8.5, "ppl_error": 0.5, "kld": {"kld": {"value": 0.25}}}
+    record = replace(
+        RECORD,
+        settings={**RECORD.settings, "price_hour": 2.5},
+        quality=quality,
+        rows=(DECODE, Row(Test("tg", 0, 4), asked, error="it did not fit")),
+    )
+    db = sqlite3.connect(":memory:")
+    db.executescript(export(record, "sql").replace("\n);\n", "\n) STRICT;\n", 1))
+    found = db.execute("select ppl, kld, typeof(cost_per_million_tokens), n_gpu_layers, n_cpu_moe from llmrun_bench")
+    assert found.fetchall() == [(8.5, 0.25, "real", None, None), (8.5, 0.25, "null", -2, None)]
+    db.close()
+
+
 def test_csv_of_what_is_unknown_and_of_quotes() -> None:
     """Unknown is empty; a quote is two."""
     row = replace(DECODE, error='say "no", please', energy=None, step_read_bytes=None)

@@ -21,12 +21,12 @@ from llmrun.bench.session import bench, bench_interleaved
 from llmrun.bench.spec import Case, MeasurementOptions, Test
 from llmrun.engine.meter import Timing
 from llmrun.engine.protocol import Buffer, Loaded, Probed, TrialResult
-from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
+from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory
 from llmrun.machine.device import Device
 from llmrun.machine.energy import Joules
 from llmrun.machine.sampler import Usage
 from llmrun.models.resolve import Model, find_model
-from llmrun.options.load import LoadConfig
+from llmrun.options.load import MAX_CTX, LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.load_plan import make_plan
 
@@ -91,6 +91,7 @@ class Script:
         self.events: list[str] = []
         self.unloadable: dict[int | None, LlmrunError] = {}
         self.broken_prober = False
+        self.most_context = MAX_CTX
 
     def log(self, event: str) -> None:
         self.events.append(event)
@@ -101,6 +102,8 @@ class Script:
     def open(self, model: Model, config: LoadConfig) -> Engine:
         if error := self.unloadable.get(config.n_threads):
             raise error
+        if (config.n_ctx or 0) > self.most_context:
+            raise OutOfMemory(f"needs {config.n_ctx} tokens")
         self.log(f"-t {config.n_threads}: opened, n_ctx {config.n_ctx}")
         return Engine(self, model, config)
 
@@ -235,26 +238,55 @@ def test_half_a_comparison_is_none() -> None:
 
 
 def test_settings_that_can_not_be_loaded() -> None:
-    """Later on they are rows with an error; of the first settings the error is the bench's own, with its way out."""
+    """They are rows with an error, wherever they stand; the error is the bench's own where nothing can be loaded."""
     script = Script()
     script.unloadable[2] = OutOfMemory("needs 64 GiB", hint="less")
     record = run(script, [Case(ONE, TG), Case(TWO, TG), Case(TWO, PP), Case(ONE, PP)])
     assert [row.error for row in record.rows] == [None, "needs 64 GiB", "needs 64 GiB", None] and record.ended
+    told = Told()
+    record = told_of(script, told, [Case(TWO, PP), Case(ONE, TG)])
+    assert [(row.error, len(row.samples)) for row in record.rows] == [("needs 64 GiB", 0), (None, 2)]
+    assert told.events[:4] == ["failed: needs 64 GiB", "loaded -t 1", "began with pp8, tg4", "finished pp8"]
+    n_stored = len(journal.stored())
     with pytest.raises(OutOfMemory) as error:
-        run(script, [Case(TWO, TG), Case(ONE, TG)])
-    assert error.value.hint == "less" and len(journal.stored()) == 1
+        run(script, [Case(TWO, TG)])
+    assert error.value.hint == "less" and len(journal.stored()) == n_stored
+
+
+def test_a_model_that_can_not_be_loaded_among_others() -> None:
+    """Its rows say why, on a machine that is described all the same."""
+    script, told = Script(), Told()
+    script.unloadable[1] = BadModel("no model")
+    record = told_of(script, told, [Case(ONE, TG)], must_load=False)
+    assert [row.error for row in record.rows] == ["no model"] and record.ended
+    assert record.machine.devices[0].name == "CPU" and record.build.ggml and record.model.description is None
+    assert told.events == ["failed: no model", "began with tg4", "finished tg4", "ended with 1, complete"]
+
+
+def test_a_context_that_does_not_fit() -> None:
+    """The case that needs it has the error, at its place; the others are measured with the longest one that fits."""
+    script = Script()
+    script.most_context = 64
+    cases = [Case(ONE, replace(TG, n_depth=n)) for n in (1 << 24, 0, 4096, 32)]
+    record = run(script, cases)
+    errors = [(row.error or "").partition(" is outside")[0] for row in record.rows]
+    assert errors == ["n_ctx: 16777220", "", "needs 4100 tokens", ""]
+    assert [len(row.samples) for row in record.rows] == [0, 3, 0, 3] and record.rows[1].settings["n_ctx"] == 36
 
 
 def test_an_engine_that_dies() -> None:
-    """Its row keeps the samples that it has; the rest of its cases can't be measured; others go on."""
+    """Its row keeps the samples that it has; the rest of its cases gets another engine."""
     script = Script([0.1, 0.1, 0.1, EngineCrashed("the engine was killed"), 0.2])
     record = run(script, [Case(ONE, TG), Case(ONE, PP), Case(TWO, TG)])
     assert [(len(row.samples), row.error) for row in record.rows] == [
         (2, "the engine was killed"),
-        (0, "the engine is gone"),
+        (3, None),
         (3, None),
     ]
-    assert record.rows[0].usage == QUIET and record.rows[1].usage is None
+    assert record.rows[0].usage == QUIET and [row.load_s for row in record.rows] == [0.5, 0.5, 0.5]
+    assert [event for event in script.events if "opened" in event] == [
+        *("-t 1: opened, n_ctx 8", "-t 1: opened, n_ctx 8", "-t 2: opened, n_ctx 4"),
+    ]
 
 
 # -- who is told -------------------------------------------------------------------------------------------------------
@@ -281,21 +313,24 @@ class Told(Observer):
         self.events.append(f"finished {row.test.name}")
         self._interrupt(row)
 
+    def failed(self, error: LlmrunError) -> None:
+        self.events.append(f"failed: {error}")
+
     def ended(self, record: Record) -> None:
         self.events.append(f"ended with {len(record.rows)}, {'cut short' if record.ended is None else 'complete'}")
 
 
-def told_of(script: Script, told: Told) -> Record:
-    cases = [Case(ONE, PP), Case(ONE, TG), Case(TWO, TG)]
+def told_of(script: Script, told: Told, cases: Sequence[Case] = (), **more: Any) -> Record:
     return bench(
         find_model("tiny"),
-        cases,
+        cases or [Case(ONE, PP), Case(ONE, TG), Case(TWO, TG)],
         MeasurementOptions(repetitions=2),
         observers=[told],
         quality={"ppl": 8.0},
         command=["llmrun", "bench"],
         instruments=script.instruments(),
         open_engine=script.open,
+        **more,
     )
 
 

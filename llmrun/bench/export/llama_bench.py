@@ -18,7 +18,12 @@ from llmrun.models.model_info import ModelInfo
 from llmrun.units import UNKNOWN, fixed
 
 Value = str | int | float | bool | None
-_FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
+# Words of settings that were asked for, as llama.cpp counts them: llama_flash_attn_type, `-ngl` of its common/arg.cpp.
+_NUMBERS: dict[str, dict[str, int]] = {
+    "flash_attn": {"auto": -1, "off": 0, "on": 1},
+    "n_gpu_layers": {"auto": -1, "all": -2},
+    "repack": {"off": 0, "on": 1},
+}
 
 # What llama-bench takes when nothing was asked for; the threads are the machine's.
 DEFAULTS: dict[str, Value] = {
@@ -68,9 +73,11 @@ def settings_of(settings: Mapping[str, Any], machine: MachineInfo) -> dict[str, 
     """Settings of a row by llama-bench's names and in its values; what the row does not tell is None."""
     known = {name: settings.get(name) for name in DEFAULTS if name not in _FIXED}
     known["n_threads"] = settings.get("n_threads")
-    offload_kv, flash_attn = settings.get("offload_kv"), settings.get("flash_attn")
+    offload_kv = settings.get("offload_kv")
     known["no_kv_offload"] = None if offload_kv is None else not offload_kv
-    known["flash_attn"] = _FLASH_ATTN.get(flash_attn) if isinstance(flash_attn, str) else None
+    for name, value in known.items():
+        if isinstance(value, str) and name not in TEXT_FIELDS:
+            known[name] = _NUMBERS.get(name, {}).get(value)
     known["devices"] = _devices(settings.get("devices"), machine)
     known["tensor_split"] = _tensor_split(settings.get("tensor_split"))
     overrides = settings.get("override_tensor")
@@ -173,7 +180,7 @@ TEXT_FIELDS = frozenset(
 
 REAL_FIELDS = frozenset(
     "avg_ts stddev_ts median_ts prefill_ts decode_ts ttft_s gap_median_s gap_p95_s load_s read_bytes_per_s mbu mfu "
-    "joules_per_token".split()
+    "joules_per_token cost_per_million_tokens ppl ppl_error kld".split()
 )
 
 

@@ -14,13 +14,12 @@ from llmrun.cli.framework.options import Option, Swept
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import progress, screen
 from llmrun.cli.terminal.progress import CountBar
-from llmrun.errors import Change, UsageError
+from llmrun.errors import Change, LlmrunError, UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.spec import OUTPUT
 
 if TYPE_CHECKING:
     from llmrun.bench.export.formats import Format
-    from llmrun.bench.export.stream import ExportStream
     from llmrun.bench.quality import Quality
     from llmrun.bench.record import Record, Row
     from llmrun.bench.spec import Case
@@ -97,29 +96,36 @@ def bench(
     if reference is not None and quality is None:
         raise UsageError("this is for `quality`", field="reference", hint=Change({"quality": "default"}))
     text = _read_text(quality) if quality is not None else None
+    models = [load_model.found(name, quiet=quiet) for name in model]
     with ExitStack() as stack:
         shown = stack.enter_context(_observer(format, len(cases) * repetitions, quiet=quiet))
         file = [stack.enter_context(ExportFile(output_file, file_format))] if output_file and file_format else []
-        for name in model:
-            found = load_model.found(name, quiet=quiet)
+        records = []
+        for found in models:
             judged = _judged(found, text, reference, cases[0].config, quiet=quiet) if text else None
-            run_bench(
-                found,
-                cases,
-                measuring,
-                observers=(*file, shown),
-                quality=judged,
-                command=("llmrun", *sys.argv[1:]),
+            records.append(
+                run_bench(
+                    found,
+                    cases,
+                    measuring,
+                    observers=(*file, shown),
+                    quality=judged,
+                    command=("llmrun", *sys.argv[1:]),
+                    must_load=len(models) * len(configs) == 1,
+                )
             )
+    if not any(row.samples for record in records for row in record.rows):
+        raise shown.errors[0]
 
 
-def _observer(format: Format, n_samples: int, *, quiet: bool) -> ExportStream:
-    """Rows on stdout as they are measured; notes and the bar on stderr."""
+def _observer(format: Format, n_samples: int, *, quiet: bool) -> Any:
+    """Rows on stdout as they are measured; notes and the bar on stderr. `errors` has those of all rows."""
     from llmrun.bench.export.stream import ExportStream
 
     class OnScreen(ExportStream):
         def __init__(self) -> None:
             super().__init__(format, self._out)
+            self.errors: list[LlmrunError] = []
             self._bar = CountBar(n_samples, shown=not quiet)
 
         def _out(self, text: str) -> None:
@@ -145,6 +151,9 @@ def _observer(format: Format, n_samples: int, *, quiet: bool) -> ExportStream:
             super().finished(row)
             if row.error:
                 self._note(f"{row.test.name}: {row.error}")
+
+        def failed(self, error: LlmrunError) -> None:
+            self.errors.append(error)
 
         def ended(self, record: Record) -> None:
             self._bar.stop()

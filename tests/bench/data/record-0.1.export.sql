@@ -61,11 +61,11 @@ CREATE TABLE IF NOT EXISTS llmrun_bench (
   mfu REAL,
   joules_per_token REAL,
   joules_boundary TEXT,
-  cost_per_million_tokens INTEGER,
+  cost_per_million_tokens REAL,
   peak_rss_bytes INTEGER,
-  ppl INTEGER,
-  ppl_error INTEGER,
-  kld INTEGER,
+  ppl REAL,
+  ppl_error REAL,
+  kld REAL,
   warnings TEXT,
   error TEXT
 );
