@@ -128,8 +128,8 @@ class Instruments:
 
     Attributes:
         joules: the machine's counters.
-        watch: makes what watches a process id; its second argument tells the CPU time that measuring took, which must
-            not count as somebody else's.
+        watch: makes what watches the process whose id its first argument tells, also after a reload; its second tells
+            the CPU time that measuring took, which must not count as somebody else's.
         prober: measures the ceilings; None: they are not measured.
         cpu_mhz: how fast the CPUs run just now.
         on_battery: None where the system does not tell.
@@ -139,7 +139,7 @@ class Instruments:
     """
 
     joules: Joules
-    watch: Callable[[int, Callable[[], float]], Watch]
+    watch: Callable[[Callable[[], int], Callable[[], float]], Watch]
     prober: CeilingProber | None = None
     cpu_mhz: Callable[[], float | None] = cpu_mhz
     on_battery: Callable[[], bool | None] = on_battery
@@ -161,8 +161,8 @@ def open_instruments(*, ceilings: bool = True) -> Iterator[Instruments]:
     """Those of this machine; `ceilings`: with a prober, in a process of its own that ends with the block."""
     nvml = open_nvml()
 
-    def watch(pid: int, own_cpu_s: Callable[[], float]) -> Watch:
-        return Sampler(pid, nvml=nvml, own_cpu=own_cpu_s)
+    def watch(find_pid: Callable[[], int], own_cpu_s: Callable[[], float]) -> Watch:
+        return Sampler(find_pid, nvml=nvml, own_cpu=own_cpu_s)
 
     with ExitStack() as stack:
         prober = stack.enter_context(Prober()) if ceilings else None
@@ -315,7 +315,7 @@ class _Measured:
             self._take = self._prepared()
         except LlmrunError as problem:
             self.error = problem
-        self._watch = self.instruments.watch(self.engine.pid, self.instruments.own_cpu_s)
+        self._watch = self.instruments.watch(lambda: self.engine.pid, self.instruments.own_cpu_s)
         self._watch.__enter__()
         return self
 

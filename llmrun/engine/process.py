@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from llmrun.machine.proc import Proc
 from llmrun.text import printable
 
 # -c and not -m: with -m Python would put the user's folder before everything, and a file named json.py there be run.
@@ -63,7 +64,7 @@ class Child:
     """A Python process that runs `main()` of a module of this package, with pipes for lines and a file for its log."""
 
     def __init__(self, module: str) -> None:
-        self._oom_kills = _oom_kills()
+        self._oom_kills = Proc().oom_kills() or 0
         self._received = b""
         self._lines: list[bytes] = []
         self._log = _scratch_file()
@@ -141,7 +142,7 @@ class Child:
         self.close()
         from llmrun.engine.protocol import out_of_memory  # late: a child is started before messages are needed
 
-        no_memory = out_of_memory(tail) or (code == -signal.SIGKILL and _oom_kills() > self._oom_kills)
+        no_memory = out_of_memory(tail) or (code == -signal.SIGKILL and (Proc().oom_kills() or 0) > self._oom_kills)
         lines = [line for line in tail.splitlines() if line.strip()]
         aborts = [_SOURCE_FOLDER.sub("", line[len(_ABORT) :]) for line in lines if line.startswith(_ABORT)]
         reason = aborts[-1] if aborts else " / ".join(lines[-2:]) or "it said nothing"
@@ -191,11 +192,11 @@ class IdleWatch:
 
     def __init__(self, pid: int, idle_s: float) -> None:
         self._pid, self._idle_s = pid, idle_s
-        self._first = self._used = _cpu_ticks(pid)
+        self._first = self._used = Proc().cpu_s(pid)
         self._begin = self._since = time.monotonic()
 
     def is_idle(self) -> bool:
-        used = _cpu_ticks(self._pid)
+        used = Proc().cpu_s(self._pid)
         if used is None or used != self._used:
             self._used, self._since = used, time.monotonic()
         return time.monotonic() - self._since >= self._idle_s
@@ -203,27 +204,10 @@ class IdleWatch:
     @property
     def cpu_s(self) -> float:
         """Seconds of CPU that the process has used since it is watched; wall time where the system doesn't tell."""
-        used = _cpu_ticks(self._pid)
+        used = Proc().cpu_s(self._pid)
         if used is None or self._first is None:
             return time.monotonic() - self._begin
-        return (used - self._first) / os.sysconf("SC_CLK_TCK")
-
-
-def _cpu_ticks(pid: int) -> int | None:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return int(fields[11]) + int(fields[12])
-
-
-def _oom_kills() -> int:
-    """How often the kernel has killed for memory since boot; 0 where it doesn't tell."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+        return used - self._first
 
 
 def _scratch_file() -> BinaryIO:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,10 +19,11 @@ from conftest import ENDLESS, ENDLESS_PROMPT, EXACT, PATIENT
 from waiting import HANGS_S, until_gone, until_it_sleeps, until_worked
 
 from llmrun.api import open_model
-from llmrun.engine.engine import ChildEngine
+from llmrun.engine.engine import ChildEngine, plan_load
+from llmrun.engine.generation import ChildGeneration
 from llmrun.engine.limits import Limits
 from llmrun.engine.process import Child
-from llmrun.engine.protocol import Buffer
+from llmrun.engine.protocol import Buffer, Count
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, PromptTooLong, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
@@ -586,3 +589,103 @@ def test_find_model_reads_before_native() -> None:
 def test_logit_bias_beyond_the_vocabulary(micro: Path) -> None:
     with open_file(micro) as engine, pytest.raises(UsageError, match="no token 99999999, the vocabulary has 512"):
         ask(engine, "a", SamplingConfig(logit_bias={99_999_999: 1.0}))
+
+
+# -- one timeline, and loading again ---
+
+
+def test_closing_the_pieces_closes_the_generation(busy: Path) -> None:
+    """Both kinds of iterators; forgetting one does not end it."""
+    with open_file(busy) as engine:
+        kinds: list[Callable[[ChildGeneration], Any]] = [iter, ChildGeneration.pieces]
+        for iterator in kinds:
+            generation = engine.generate("a", ENDLESS)
+            next(iterator(generation))
+            assert generation.stop_reason is None
+            iterator(generation).close()
+            assert generation.stop_reason == "cancelled"
+        assert ask(engine, "a")
+
+
+def test_bare_runs_and_preparing_take_turns(engine: ChildEngine) -> None:
+    """In the middle of an answer both are refused, and the answer goes on unharmed."""
+    expected = ask(engine, "Once upon a time")
+    generation = engine.generate("Once upon a time", GREEDY)
+    begun = next(iter(generation))
+    with pytest.raises(UsageError, match="another generation"):
+        engine.trial(4, 4)
+    with pytest.raises(UsageError, match="another generation"):
+        engine.prepare([{"role": "user", "content": "Hello"}])
+    assert begun + "".join(generation) == expected
+
+
+def test_preparing_is_ended_by_the_next_request(engine: ChildEngine) -> None:
+    """Which gets its own answer, whatever kind of request it is."""
+    n = engine.count("Once upon a time")
+    messages = [{"role": "system", "content": "Be brief. " * 20}]
+    for _ in range(3):
+        engine.prepare(messages)
+        assert engine.count("Once upon a time") == n
+    engine.prepare(messages)
+    assert len(engine.trial(4, 3).step_s) == 3
+    assert ask(engine, "Once upon a time")
+
+
+def test_left_in_the_middle_of_a_request(engine: ChildEngine) -> None:
+    """An interrupt while an answer is waited for: the next request gets its own, and the engine lives on."""
+    n = engine.count("Once upon a time")
+    engine.connection.begin(Count("The dog"))  # as `ask` leaves it behind at a Ctrl-C
+    assert engine.count("Once upon a time") == n and engine.alive
+
+
+def test_plan_then_load(micro: Path) -> None:
+    """A plan made without an engine is what an engine makes, loads as it is, and computes the same."""
+    config = LoadConfig(n_ctx=512, n_threads=1)
+    plan = plan_load(micro, open_header(micro), config)
+    with open_file(micro, config) as engine:
+        assert engine.plan.layout == plan.layout and engine.plan.footprint == plan.footprint
+        expected = ask(engine, "a")
+    with ChildEngine.open(plan, open_header(micro)) as engine:
+        assert engine.plan is plan and ask(engine, "a") == expected
+
+
+def open_for_short_prompts(path: Path, on_progress: Callable[[float], None] | None = None) -> ChildEngine:
+    """With a plan for 256 tokens at most: a longer prompt has the model loaded again."""
+    plan = plan_load(path, open_header(path), LoadConfig(n_threads=1))
+    return ChildEngine.open(replace(plan, n_ctx_most=256), open_header(path), limits=PATIENT, on_progress=on_progress)
+
+
+def test_a_reload_is_another_process(micro: Path) -> None:
+    """What watches the engine, its load time and the meter's are those of the child that computes now."""
+    with open_for_short_prompts(micro) as engine:
+        pid, before = engine.pid, engine.loaded
+        generation = engine.generate("b " * 180, GREEDY)
+        list(generation)
+        assert engine.notes[-1].endswith("more than was planned for: loaded again")
+        after = engine.loaded
+        assert engine.pid != pid and after.begin_s > before.end_s
+        assert generation.timing.load_s == after.end_s - after.begin_s
+
+
+def test_a_cancel_during_a_reload_is_kept(micro: Path) -> None:
+    """Ctrl-C while the model is loaded again for a longer prompt: nothing is generated, and the engine lives on."""
+    running: list[ChildGeneration] = []
+
+    def cancel(_fraction: float) -> None:
+        for generation in running:
+            generation.cancel()
+
+    with open_for_short_prompts(micro, cancel) as engine:
+        running.append(engine.generate("b " * 180, GREEDY))
+        assert "".join(running[0]) == "" and running[0].stop_reason == "cancelled"
+        assert engine.notes[-1].endswith("loaded again")
+        running.clear()
+        assert ask(engine, "a")
+
+
+def test_the_queue_is_seen(engine: ChildEngine) -> None:
+    """TTFT counts from when the request was received; what of it was waiting for others is told."""
+    generation = engine.generate("Once upon a time", GREEDY)
+    list(generation)
+    timing = generation.timing
+    assert timing.queue_s is not None and timing.ttft_s is not None and 0 <= timing.queue_s < timing.ttft_s

@@ -46,6 +46,15 @@ def test_prefill_and_ttft() -> None:
     assert timing.peak_rss_bytes == 7
 
 
+def test_the_queue_is_part_of_ttft() -> None:
+    """Received at 100 s, served at 103 s, first token at 105 s: 3 of the 5 s were waited for others."""
+    meter = Meter()
+    meter.feed(Started(10, 0, 512, request_s=100.0, begin_s=103.5, buffers=[], served_s=103.0))
+    meter.feed(Tokens([1], [105.0], "x"))
+    assert (meter.timing().queue_s, meter.timing().ttft_s) == (3.0, 5.0)
+    assert metered([100.6]).timing().queue_s is None
+
+
 def test_cached_tokens_are_not_computed() -> None:
     """Ten tokens of which four were cached, in 0.4 s, are 15 t/s."""
     assert metered([100.6], n_cached=4).timing().pp_tps == pytest.approx(15)
