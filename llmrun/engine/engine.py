@@ -47,7 +47,8 @@ class ChildEngine(Engine):
     """One model, loaded in a child process. A context manager: leaving it ends the child.
 
     Raises, from the constructor and from a generation alike: `BadModel`, `OutOfMemory`, `EngineCrashed`,
-    `PromptTooLong`, `UsageError`. After `EngineCrashed` and `OutOfMemory` the engine is closed.
+    `PromptTooLong`, `UsageError`; from the constructor also `NetworkError`, where a worker does not answer. After
+    `EngineCrashed` and `OutOfMemory` the engine is closed.
 
     Attributes:
         connection: to the child, for requests that this class has no words for.
