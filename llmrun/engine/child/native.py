@@ -15,6 +15,8 @@ import re
 import sys
 import types
 from collections import deque
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from llmrun.engine.child.bootstrap import small_typing_extensions
@@ -29,7 +31,37 @@ def _import_binding() -> Any:
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
     with small_typing_extensions():
-        return importlib.import_module("llama_cpp.llama_cpp")
+        binding = importlib.import_module("llama_cpp.llama_cpp")
+    _load_backends()
+    return binding
+
+
+@cache
+def library(stem: str) -> Any:
+    """One of the binding's own libraries: "ggml-base", "ggml", "ggml-rpc". Raises `OSError` where the build has none.
+
+    By its versioned name, as the loader knows it: under another one a second copy would be loaded.
+    """
+    names = [f"lib{stem}.so.0", f"lib{stem}.so", f"lib{stem}.0.dylib", f"lib{stem}.dylib", f"{stem}.dll"]
+    path = next((path for path in (_folder() / name for name in names) if path.exists()), None)
+    if path is None:
+        raise OSError(f"this build of llama.cpp has no {stem}")
+    return ctypes.CDLL(str(path))
+
+
+def _folder() -> Path:
+    return Path(sys.modules["llama_cpp"].__path__[0]) / "lib"
+
+
+def _load_backends() -> None:
+    """Of a build for every CPU (GGML_BACKEND_DL), load what fits this machine: the best CPU variant, RPC, GPUs.
+
+    ggml itself looks beside the program, which is Python. In a build for one CPU they are linked, and nothing is done.
+    """
+    if any(_folder().glob("*ggml-cpu-*")):
+        load = library("ggml").ggml_backend_load_all_from_path
+        load.argtypes, load.restype = [ctypes.c_char_p], None
+        load(os.fsencode(_folder()))
 
 
 llama: Any = _import_binding()
