@@ -32,6 +32,7 @@ from llmrun.errors import LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import overridden
 from llmrun.machine.device import Device
+from llmrun.machine.hardware import slow_instructions
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 from llmrun.options.sampling import MAX_SEED, SamplingConfig
 from llmrun.planning.footprint import Footprint, decode_reads
@@ -98,6 +99,11 @@ class ChildEngine(Engine):
         try:
             self._loader = Loader(self.connection, extra_ram_bytes=self._extra_ram_bytes)
             self._plan = plan or self._planned()
+            if unused := slow_instructions(self.devices):
+                self.notes.append(
+                    f"llama.cpp was built without {', '.join(unused)}, which this CPU has: 2 to 5 times slower than it "
+                    "could be; doctor says how to build it anew"
+                )
             if line := self._plan.line():  # not of a second plan, whose budgets are what may be tried, not what is free
                 self.notes.append(line)
             try:
