@@ -228,18 +228,22 @@ class ChildEngine(Engine):
         request = Generate(fields, prompt=text, messages=messages, options=options or PromptOptions())
         return ChildGeneration(self, request, on_prefill)
 
-    def count(self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True) -> int:
+    def count(
+        self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+    ) -> int:
         text, messages = _text_or_messages(prompt)
         with self._turn_taken():
-            match self.connection.ask(Count(text, messages, template, thinks)):
+            match self.connection.ask(Count(text, messages, template, thinks, special)):
                 case Counted(n_tokens):
                     return n_tokens
                 case other:
                     raise self.connection.unexpected(other, "for a count")
 
-    def prepare(self, messages: Messages, *, template: str | None = None, thinks: bool = True) -> None:
+    def prepare(
+        self, messages: Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+    ) -> None:
         with self._turn_taken():
-            self.connection.begin(Prepare([*messages], template, thinks))
+            self.connection.begin(Prepare([*messages], template, thinks, special))
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         with self._turn_taken():
