@@ -97,4 +97,5 @@ def benchmark(
     from llmrun.options.load import LoadConfig
 
     cases = [Case(config, test) for config in configs or [LoadConfig()] for test in tests or make_tests()]
-    return bench(find_model(reference), cases, options, observers=observers)
+    model = find_model(reference, to_write=any(case.test.n_gen for case in cases))
+    return bench(model, cases, options, observers=observers)

@@ -123,7 +123,7 @@ def ask_reference(program: Path, template: Path) -> list[dict[str, Any]]:
 
 
 def ours(source: str, conversation: Conversation, thinking: bool = True) -> str:
-    return Templates().render(source, conversation, bos_token=BOS, eos_token=EOS, enable_thinking=thinking)
+    return Templates().render(source, conversation, {"bos_token": BOS, "eos_token": EOS}, enable_thinking=thinking)
 
 
 def said(make: Callable[[], str]) -> tuple[str | None, str]:

@@ -15,7 +15,7 @@ fingerprint() {
 is_ready() { # FILE: true when the set-up that wrote FILE still stands
   local stamp=$1 input
   [ -f "$stamp" ] && [ -x "$root/.venv/bin/python" ] && [ -x "$root/.venv/bin/llmrun" ] || return 1
-  for input in pyproject.toml scripts/constraints.txt scripts/setup scripts/setup.sh; do
+  for input in pyproject.toml scripts/constraints.txt scripts/setup scripts/setup.sh scripts/llama_cpp.cmake; do
     if [ "$root/$input" -nt "$stamp" ]; then return 1; fi
   done
   local now then

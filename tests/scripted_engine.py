@@ -205,7 +205,7 @@ class ScriptedEngine(Engine):
         self.calls.append("close")
         self.is_alive = False
 
-    def count(self, prompt: str | Sequence[dict[str, str]], *, template: str | None = None, thinks: bool = True) -> int:
+    def count(self, prompt: str | Sequence[dict[str, str]], **_: Any) -> int:
         self.calls.append("count")
         return self.n_tokens(prompt)
 
@@ -217,7 +217,7 @@ class ScriptedEngine(Engine):
             0 if isinstance(prompt, str) else MESSAGE_TOKENS * len(texts)
         )
 
-    def prepare(self, messages: Sequence[dict[str, str]], *, template: str | None = None, thinks: bool = True) -> None:
+    def prepare(self, messages: Sequence[dict[str, str]], **_: Any) -> None:
         self.calls.append("prepare")
         self.prepared.append([*messages])
 

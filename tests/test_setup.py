@@ -20,7 +20,14 @@ def checkout(tmp_path: Path) -> Path:
     """The files that the set-up reads, and no .venv."""
     copy = tmp_path / "check out"  # a blank in the path must do no harm
     (copy / "scripts").mkdir(parents=True)
-    for name in ("scripts/setup", "scripts/setup.sh", "scripts/llmrun", "scripts/constraints.txt", "pyproject.toml"):
+    for name in (
+        "scripts/setup",
+        "scripts/setup.sh",
+        "scripts/llama_cpp.cmake",
+        "scripts/llmrun",
+        "scripts/constraints.txt",
+        "pyproject.toml",
+    ):
         shutil.copy(ROOT / name, copy / name)
     return copy
 

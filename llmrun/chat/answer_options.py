@@ -25,6 +25,7 @@ class AnswerOptions:
         think_budget: the most tokens of thinking; None: no limit.
         output_format: the format that every answer has; None: free text.
         chat_template: Jinja, instead of the model's own; None: the model's.
+        special: control tokens whose names stand in messages count as such; False: they are text, as all of it.
         ctx_overflow: what happens when the context is full: "drop" the oldest turns, or "stop".
     """
 
@@ -32,6 +33,7 @@ class AnswerOptions:
     think_budget: int | None = None
     output_format: OutputFormat | None = None
     chat_template: str | None = None
+    special: bool = False
     ctx_overflow: Overflow = "drop"
 
     def __post_init__(self) -> None:
@@ -46,6 +48,8 @@ class AnswerOptions:
                     value=value,
                     hint=Act("help", "chat"),
                 )
+        if self.chat_template is not None and not self.chat_template.strip():
+            raise UsageError("it is empty, and would leave the question out", field="chat_template")
         budget = self.think_budget
         if budget is not None and not 0 <= budget <= MAX_THINK_BUDGET:
             raise UsageError(

@@ -326,11 +326,11 @@ class Chat:
 
     def prepare(self) -> None:
         """Have the engine compute the prompt so far, while the user types."""
-        messages, template = self.messages(), self._template
-        wanted = (self.engine, messages, template, self.options.thinks)
+        messages, template, options = self.messages(), self._template, self.options
+        wanted = (self.engine, messages, template, options)
         if not self.is_unanswered and wanted != self._prepared:
             self._prepared = wanted
-            self.engine.prepare(messages, template=template, thinks=self.options.thinks)
+            self.engine.prepare(messages, template=template, thinks=options.thinks, special=options.special)
 
     def cancel(self) -> None:
         """End the answer soon; its text so far stays. May be called by a signal handler."""
@@ -378,6 +378,7 @@ class Chat:
                 thinks=thinks,
                 think_budget=self.options.think_budget,
                 grammar=self.options.grammar if not begun else None,
+                special=self.options.special,
             )
             generation = self.generation = self.engine.generate(
                 self.messages(), sampling, options=options, on_prefill=self.on_prefill
@@ -425,7 +426,8 @@ class Chat:
 
     def n_tokens(self, messages: Sequence[dict[str, str]]) -> int:
         """Tokens of the messages as the template has them."""
-        return self.engine.count(messages, template=self._template, thinks=self.options.thinks)
+        options = self.options
+        return self.engine.count(messages, template=self._template, thinks=options.thinks, special=options.special)
 
     def _may_drop(self) -> bool:
         return self.options.ctx_overflow == "drop" and self._next_user(self.n_dropped + 1) is not None

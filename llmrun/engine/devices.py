@@ -17,7 +17,7 @@ from llmrun.engine.channel import Channel, Died
 from llmrun.engine.process import Child, Death
 from llmrun.engine.protocol import WIRE, Devices, Failed, FindDevices, Message, Ready
 from llmrun.engine.wire import NO_REQUEST
-from llmrun.errors import Act, EngineCrashed, LlmrunError, OutOfMemory, UsageError
+from llmrun.errors import Act, EngineCrashed, LlmrunError, NetworkError, OutOfMemory, UsageError
 from llmrun.machine.device import Device
 from llmrun.text import printable
 
@@ -46,8 +46,8 @@ class Found:
 def find_devices(rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Found:
     """The devices here and those of the workers at "host:port" (checked: `parse_endpoints`).
 
-    Raises `EngineCrashed` where no worker answers, or llama.cpp itself does not start; `UsageError` where this build
-    knows no RPC; `OutOfMemory`.
+    Raises `NetworkError` where no worker answers, `EngineCrashed` where llama.cpp itself does not start; `UsageError`
+    where this build knows no RPC; `OutOfMemory`.
     """
     channel = new_channel()
     try:
@@ -118,7 +118,7 @@ def _unreached(endpoint: str, death: Death) -> LlmrunError:
     try:
         socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
     except OSError as error:
-        return EngineCrashed(f"no worker answers at {endpoint}: {_why(error)}", hint=hint, log=death.log)
+        return NetworkError(f"no worker answers at {endpoint}: {_why(error)}", hint=hint)
     return EngineCrashed(
         f"what listens at {endpoint} is no worker of this version of llama.cpp: asking it, the engine {death.reason}",
         hint="install the same version on both machines",
@@ -126,7 +126,7 @@ def _unreached(endpoint: str, death: Death) -> LlmrunError:
     )
 
 
-def _silent(endpoint: str, after_s: float) -> EngineCrashed:
+def _silent(endpoint: str, after_s: float) -> NetworkError:
     host, _, port = endpoint.rpartition(":")
     why = "it may be serving somebody else, and serves one at a time"
     try:
@@ -135,7 +135,7 @@ def _silent(endpoint: str, after_s: float) -> EngineCrashed:
         why = _why(error)
     except OSError as error:
         why = f"{_why(error)}; or it is serving somebody else, and serves one at a time"
-    return EngineCrashed(f"the worker at {endpoint} did not answer within {after_s:g} s: {why}")
+    return NetworkError(f"the worker at {endpoint} did not answer within {after_s:g} s: {why}")
 
 
 def _why(error: OSError) -> str:

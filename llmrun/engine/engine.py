@@ -32,6 +32,7 @@ from llmrun.errors import LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import overridden
 from llmrun.machine.device import Device
+from llmrun.machine.hardware import slow_instructions
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 from llmrun.options.sampling import MAX_SEED, SamplingConfig
 from llmrun.planning.footprint import Footprint, decode_reads
@@ -47,7 +48,8 @@ class ChildEngine(Engine):
     """One model, loaded in a child process. A context manager: leaving it ends the child.
 
     Raises, from the constructor and from a generation alike: `BadModel`, `OutOfMemory`, `EngineCrashed`,
-    `PromptTooLong`, `UsageError`. After `EngineCrashed` and `OutOfMemory` the engine is closed.
+    `PromptTooLong`, `UsageError`; from the constructor also `NetworkError`, where a worker does not answer. After
+    `EngineCrashed` and `OutOfMemory` the engine is closed.
 
     Attributes:
         connection: to the child, for requests that this class has no words for.
@@ -97,6 +99,11 @@ class ChildEngine(Engine):
         try:
             self._loader = Loader(self.connection, extra_ram_bytes=self._extra_ram_bytes)
             self._plan = plan or self._planned()
+            if unused := slow_instructions(self.devices):
+                self.notes.append(
+                    f"llama.cpp was built without {', '.join(unused)}, which this CPU has: 2 to 5 times slower than it "
+                    "could be; doctor says how to build it anew"
+                )
             if line := self._plan.line():  # not of a second plan, whose budgets are what may be tried, not what is free
                 self.notes.append(line)
             try:
@@ -221,18 +228,22 @@ class ChildEngine(Engine):
         request = Generate(fields, prompt=text, messages=messages, options=options or PromptOptions())
         return ChildGeneration(self, request, on_prefill)
 
-    def count(self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True) -> int:
+    def count(
+        self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+    ) -> int:
         text, messages = _text_or_messages(prompt)
         with self._turn_taken():
-            match self.connection.ask(Count(text, messages, template, thinks)):
+            match self.connection.ask(Count(text, messages, template, thinks, special)):
                 case Counted(n_tokens):
                     return n_tokens
                 case other:
                     raise self.connection.unexpected(other, "for a count")
 
-    def prepare(self, messages: Messages, *, template: str | None = None, thinks: bool = True) -> None:
+    def prepare(
+        self, messages: Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+    ) -> None:
         with self._turn_taken():
-            self.connection.begin(Prepare([*messages], template, thinks))
+            self.connection.begin(Prepare([*messages], template, thinks, special))
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         with self._turn_taken():

@@ -25,9 +25,9 @@ from llmrun.errors import (
 from llmrun.gguf.reader import Header
 from llmrun.machine.hardware import available_memory
 from llmrun.options.load import LoadConfig
-from llmrun.planning.fit import CTX_STEP, smaller_n_ctx
-from llmrun.planning.footprint import kv_bytes_per_token
-from llmrun.planning.load_plan import LoadPlan
+from llmrun.planning.fit import CTX_STEP
+from llmrun.planning.footprint import CPU, Need, kv_bytes_per_token
+from llmrun.planning.load_plan import RETRY_WITH, LoadPlan
 from llmrun.text import printable
 from llmrun.units import size
 
@@ -60,7 +60,7 @@ def of_failed(failed: Failed, situation: Situation) -> LlmrunError:
         case "model":
             return BadModel(f"{name}: {message}", hint=Act("show", os.fspath(situation.path)))
         case "memory":
-            return out_of_memory(situation, numbers.get("n_ctx"))
+            return out_of_memory(situation, numbers.get("n_ctx"), message)
         case "prompt":
             return PromptTooLong(message, remedies=_for_a_long_prompt(failed, situation))
         case "usage":
@@ -83,7 +83,7 @@ def of_death(death: Death, situation: Situation) -> LlmrunError:
     """The error for a child that is gone."""
     config, plan = situation.config, situation.plan
     if death.out_of_memory:
-        return out_of_memory(situation, config.n_ctx or None)
+        return out_of_memory(situation, config.n_ctx or None, death.reason)
     if config.rpc and "RPC server" in death.reason:
         return devices.lost(config.rpc, death)
     hint: Remedy = "the same with LLMRUN_DEBUG=1, which shows its log"
@@ -93,23 +93,37 @@ def of_death(death: Death, situation: Situation) -> LlmrunError:
     return EngineCrashed(f"the engine {death.reason}", hint=hint, log=death.log)
 
 
-def out_of_memory(situation: Situation, n_ctx: int | None) -> OutOfMemory:
-    """With what was to lie in memory, and smaller ones of it. `n_ctx`: of the context that was being made."""
+def out_of_memory(situation: Situation, n_ctx: int | None, message: str = "") -> OutOfMemory:
+    """Where memory ran out, with what was to lie there, and less of it that would fit.
+
+    `n_ctx`: of the context that was being made; `message`: llama.cpp's own.
+    """
     config, header, plan = situation.config, situation.header, situation.plan
-    per_token = kv_bytes_per_token(header, config.type_k, config.type_v)
-    available = available_memory()
     parts = [f"weights {size(header.weight_bytes)}"]
-    ways: list[Remedy] = []
-    if plan is not None and (n_layers := plan.layout.n_gpu_layers):
-        parts.append(f"{n_layers} layers on {', '.join(plan.layout.devices)}")
-        ways.append(Change({"n_gpu_layers": n_layers * 3 // 4}))
-    if n_ctx is not None:
-        if per_token:
-            parts.append(f"KV cache of {n_ctx} tokens {size(per_token * n_ctx)}")
-        ways.append(Change({"n_ctx": smaller_n_ctx(n_ctx, per_token, available)}))
-        if config.type_k == config.type_v == "f16" and config.flash_attn != "off":
-            ways.append(Change({"type_k": "q8_0", "type_v": "q8_0"}))
-    ways.append("a smaller quantization of the model")
+    if plan is not None and plan.layout.n_gpu_layers:
+        parts.append(f"{plan.layout.n_gpu_layers} layers on {', '.join(plan.layout.devices)}")
+    if n_ctx is not None and (per_token := kv_bytes_per_token(header, config.type_k, config.type_v)):
+        parts.append(f"KV cache of {n_ctx} tokens {size(per_token * n_ctx)}")
+    available = available_memory()
+    where, ways = f"{size(available)} of RAM available", list[tuple[Remedy, int]]()
+    if plan is not None:
+        device = _where_it_ended(plan, message)
+        need = plan.footprint.by_device.get(device, Need()).total
+        free = {CPU: available, **{budget.name: budget.free_bytes for budget in plan.budgets}}
+        if device != CPU:
+            where = f"needs {size(need)} of {device}, {size(free[device])} free"
+        free[device] = min(free[device] or need, round(RETRY_WITH * need))
+        ways = plan.again(header, free).ways_out(config, plan.footprint, device, plan.layout.n_gpu_layers)
     return OutOfMemory(
-        f"out of memory: {', '.join(parts)}; {size(available)} of RAM available", remedies=ways[:_MOST_REMEDIES]
+        f"out of memory: {', '.join(parts)}; {where}",
+        remedies=[*(way for way, _ in ways), "a smaller quantization of the model"][:_MOST_REMEDIES],
     )
+
+
+def _where_it_ended(plan: LoadPlan, message: str) -> str:
+    """The device that is too small by its own word, or that llama.cpp names; else RAM."""
+    for budget in plan.budgets:
+        need = plan.footprint.by_device.get(budget.name)
+        if need and budget.free_bytes is not None and need.total > budget.free_bytes:
+            return budget.name
+    return next((budget.name for budget in plan.budgets if budget.name in message), CPU)

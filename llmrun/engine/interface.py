@@ -103,11 +103,18 @@ class Session(Protocol):
         """
         ...
 
-    def count(self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True) -> int:
-        """The tokens that a text has, or messages once they are rendered for an answer."""
+    def count(
+        self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+    ) -> int:
+        """The tokens that a text has, or messages once they are rendered for an answer.
+
+        With `special`, control tokens count where their names stand in what is given.
+        """
         ...
 
-    def prepare(self, messages: Messages, *, template: str | None = None, thinks: bool = True) -> None:
+    def prepare(
+        self, messages: Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+    ) -> None:
         """Compute what a conversation begins with while nobody asks for anything; the next request ends it."""
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from llmrun import codec
@@ -18,6 +18,8 @@ from llmrun.gguf.rules import open_adapter
 from llmrun.gguf.stub import stub_file
 from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.machine.proc import Proc
+from llmrun.options.load import LoadConfig
+from llmrun.planning.fit import Measure as MeasureLayout
 from llmrun.planning.fit import footprint_of
 from llmrun.planning.footprint import CPU, Footprint, repackable_types
 from llmrun.planning.layout import DeviceBudget, Layout, usable_devices
@@ -59,13 +61,13 @@ class Loader:
             with stub_file(self._header) as path:
                 return self._planned(budgets, expected, partial(self._measure, path))
         except OSError:  # no room for it: then the compute buffers stay unknown
-            return self._planned(budgets, expected, lambda _layout, _n_ctx: None)
+            return self._planned(budgets, expected, lambda *_: None)
 
     def _planned(
         self,
         budgets: Sequence[DeviceBudget],
         expected: Expected,
-        measure: Callable[[Layout, int], Mapping[str, int] | None],
+        measure: MeasureLayout,
     ) -> LoadPlan:
         situation = self._connection.situation
         return make_plan(
@@ -86,21 +88,21 @@ class Loader:
         found = footprint_of(self._header, self._config, plan.placement, n_ctx, self._adapters)
         try:
             with stub_file(self._header) as path:
-                return found.with_compute(self._measure(path, plan.layout, n_ctx))
+                return found.with_compute(self._measure(path, self._config, plan.layout, n_ctx))
         except OSError:
             return found
 
-    def _measure(self, path: str, layout: Layout, n_ctx: int) -> dict[str, int] | None:
+    def _measure(self, path: str, config: LoadConfig, layout: Layout, n_ctx: int) -> dict[str, int] | None:
         """Bytes that llama.cpp would compute in, by device; None where it can't lay the model out."""
         if not self._may_measure:
             return None
         settings = settings_of(
-            self._config,
+            config,
             layout,
             n_ctx=n_ctx,
             n_ctx_most=None,
             n_threads=self._n_threads,
-            repack=wants_repack(self._header, self._config),
+            repack=wants_repack(self._header, config),
         )
         try:
             answer = self._connection.ask(Measure(path, codec.replace(settings, lora=[])))

@@ -86,6 +86,8 @@ class PromptOptions(Struct, frozen=True):
         thinks: False has a reasoning model answer at once.
         think_budget: the most tokens of thinking; None: no limit.
         grammar: GBNF that the answer has to keep to, checked (`gbnf.check`): native code dies of some.
+        special: control tokens count as such where their names stand in what is given; False: they are text. None: in
+            a prompt that is continued, not in messages, whose control tokens are their template's alone.
     """
 
     template: str | None = None
@@ -94,6 +96,7 @@ class PromptOptions(Struct, frozen=True):
     thinks: bool = True
     think_budget: int | None = None
     grammar: str | None = None
+    special: bool | None = None
 
 
 class Generate(Struct):
@@ -118,6 +121,7 @@ class Prepare(Struct):
     messages: list[dict[str, str]]
     template: str | None = None
     thinks: bool = True
+    special: bool | None = None
 
 
 class Prepared(Struct):
@@ -127,12 +131,13 @@ class Prepared(Struct):
 
 
 class Count(Struct):
-    """Parent → child: how many tokens have these messages, rendered for an answer, or this text?"""
+    """Parent → child: how many tokens have these messages, rendered for an answer, or this text? As `PromptOptions`."""
 
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
     template: str | None = None
     thinks: bool = True
+    special: bool | None = None
 
 
 class Counted(Struct):

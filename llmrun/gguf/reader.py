@@ -289,13 +289,16 @@ class Header:
 
     @property
     def chat_template(self) -> str | None:
-        return self._text("tokenizer.chat_template")
+        """The one without a name. A blank one is none: it would leave every question out."""
+        text = self._text("tokenizer.chat_template")
+        return text if text and text.strip() else None
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
         """All chat templates by name; the one without a name is "default"."""
         prefix = "tokenizer.chat_template."
-        named = {k.removeprefix(prefix): v for k, v in self.metadata.items() if k.startswith(prefix) if type(v) is str}
+        texts = {k.removeprefix(prefix): v for k, v in self.metadata.items() if k.startswith(prefix)}
+        named = {name: text for name, text in texts.items() if type(text) is str and text.strip()}
         default = self.chat_template
         return named if default is None else {"default": default, **named}
 

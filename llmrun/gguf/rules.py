@@ -45,6 +45,18 @@ MAX_WIDTH = 1 << 24
 """Of an embedding or feed-forward block, in elements: far above any model, and products of two stay within 64 bits."""
 MAX_VOCAB = 1 << 24
 
+# Architectures that do not write text, by what they do instead.
+_EMBEDDING = frozenset(
+    "bert eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llama-embed modern-bert neo-bert nomic-bert nomic-bert-moe"
+    " t5encoder".split()
+)
+_DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
+_SPEECH = frozenset({"wavtokenizer-dec", "pockettts"})
+_DRAFT_HEADS = frozenset({"eagle3", "dflash", "gemma4-assistant"})
+_RANK_POOLING = 4
+_EMBEDDING_POOLING = (1, 2, 3)
+"""llama.cpp's MEAN, CLS and LAST."""
+
 ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 N_POOLING_TYPES = 5
 N_EXPERT_GATING_FUNCS = 5
@@ -146,31 +158,61 @@ def open_adapter(path: str | os.PathLike[str], architecture: str | None) -> Head
     return header
 
 
-def open_runnable(path: str | os.PathLike[str], *, with_tensors: bool = True) -> Header:
-    """The header of a file on disk that has passed `check_runnable`. Raises NotFound, or BadModel naming the file."""
-    header = open_header(path)
+def open_runnable(path: str | os.PathLike[str]) -> Header:
+    """The header of a model in one file that can be run. Raises NotFound, or BadModel naming the file."""
+    return open_whole([path])
+
+
+def open_whole(paths: Sequence[str | os.PathLike[str]]) -> Header:
+    """The header of a model that can be run, of all its files in order. Raises NotFound, or BadModel naming a file."""
+    parts = [(os.fspath(path), open_header(path)) for path in paths]
     try:
-        check_runnable(header, with_tensors=with_tensors)
+        return whole_header(parts)
     except BadModel as error:
-        raise BadModel(f"{shown_name(path)}: {error.message}", remedies=error.remedies) from None
-    return header
+        if len(parts) > 1:
+            raise
+        raise BadModel(f"{shown_name(paths[0])}: {error.message}", remedies=error.remedies) from None
 
 
 def whole_header(parts: Sequence[tuple[str, Header]]) -> Header:
-    """The header of a split model, its parts joined and checked; `parts` are their files' names and headers, in order.
+    """The header of a model, its parts joined and checked; `parts` are their files' names and headers, in order.
 
-    Raises `BadModel` for parts that do not say the same as their names, and for what can't be run.
+    Raises `BadModel` for parts that do not say the same as their names or that are not of one model, and for what can't
+    be run.
     """
-    if len(parts) > 1:
-        for i, (name, header) in enumerate(parts):
-            if (header.split_no, header.split_count) != (i, len(parts)):
-                raise BadModel(
-                    f"{shown_name(name)} says that it is part {header.split_no + 1} of {header.split_count},"
-                    f" its name says {i + 1} of {len(parts)}"
-                )
+    for i, (name, header) in enumerate(parts):
+        check_part(name, header, i, len(parts))
     whole = replace(parts[0][1], tensors=tuple(tensor for _, header in parts for tensor in header.tensors))
+    if len(parts) > 1:
+        promised, there = whole.split_tensors_count, len(whole.tensors)
+        if promised not in (None, there):
+            raise BadModel(f"its {len(parts)} parts have {there} tensors, the first says {promised}: not one model's")
+        seen: dict[str, str] = {}
+        for name, header in parts:
+            for tensor in header.tensors:
+                if (other := seen.setdefault(tensor.name, name)) != name:
+                    both = f"{shown_name(other)} and {shown_name(name)}"
+                    raise BadModel(
+                        f"tensor {printable(tensor.name)} is in both {both}: they are not parts of one model"
+                    )
     check_runnable(whole)
     return whole
+
+
+def check_part(name: str, header: Header, index: int, n_parts: int) -> None:
+    """Whether a file is part `index` of `n_parts`, as its name has it; 0 of 1 is a model in one file."""
+    no, count = header.split_no, header.split_count
+    if (no, count) == (index, n_parts):
+        return
+    if n_parts > 1:
+        raise BadModel(
+            f"{shown_name(name)} says that it is part {no + 1} of {count}, its name says {index + 1} of {n_parts}"
+        )
+    stem = re.sub(r"([-_.]?part[-_.]?\d+([-_.]?of[-_.]?\d+)?)?(\.gguf)?$", "", shown_name(name), flags=re.IGNORECASE)
+    raise BadModel(
+        f"this is part {no + 1} of {count} of a split model; its file must be named"
+        f" {stem}-{no + 1:05}-of-{count:05}.gguf" + (", beside the others" if no == 0 else "; give the first part")
+    )
 
 
 def overridden(header: Header, values: Mapping[str, int | float | bool | str]) -> Header:
@@ -240,18 +282,60 @@ def check_runnable(header: Header, *, with_tensors: bool = True) -> None:
 
 def _check_purpose(header: Header) -> None:
     """A GGUF file holds a language model, or something that goes with one."""
-    kind = _text(header, "general.type", default="model")
     architecture = _text(header, "general.architecture", default="")
-    if architecture == "clip" or kind == "mmproj":
-        raise BadModel("this is the image or audio part of a model (mmproj), not the language model itself")
-    if kind == "adapter":
-        raise BadModel("this is a LoRA adapter, not a model")
-    if kind == "imatrix" or architecture == "imatrix":
-        raise BadModel("this is an importance matrix (imatrix), not a model")
+    _text(header, "general.type", default="model")
+    if kind := no_model(header):
+        raise BadModel(f"this is {kind}")
+    kind = writes_no_text(header)
+    if kind and kind not in KINDS_TO_KEEP:
+        raise BadModel(f"this is {kind}: it writes no text")
     if not architecture:
         raise BadModel("key general.architecture is missing")
     if architecture not in ARCHITECTURES:
         raise BadModel(f"architecture '{printable(architecture)}' is not known to this llama.cpp")
+
+
+def no_model(header: Header) -> str | None:
+    """What a file is that only goes with a model: "a LoRA adapter, not a model"; None for a model."""
+    kind, architecture = header.metadata.get("general.type"), header.architecture
+    if architecture == "clip" or kind == "mmproj":
+        return "the image or audio part of a model (mmproj), not the language model itself"
+    if kind == "adapter":
+        return "a LoRA adapter, not a model"
+    if kind == "imatrix" or architecture == "imatrix":
+        return "an importance matrix (imatrix), not a model"
+    return None
+
+
+EMBEDDING_KIND, DRAFT_KIND = "an embedding model", "a draft head, which only helps another model"
+KINDS_TO_KEEP = (EMBEDDING_KIND, DRAFT_KIND)
+"""Of those that write no text, the ones that are of use all the same."""
+
+
+def writes_no_text(header: Header) -> str | None:
+    """What a model is that can't go on with a text, token after token; None for a language model."""
+    architecture, pooling = header.architecture, header.hparam("pooling_type")
+    if architecture in _DIFFUSION:
+        return "a diffusion model"
+    if architecture in _SPEECH:
+        return "a speech model"
+    outputs = header.hparam("classifier.output_labels")
+    if (
+        pooling == _RANK_POOLING
+        or outputs is not None
+        or header.tensor("cls.weight")
+        or header.tensor("cls.output.weight")
+    ):
+        return "a reranker or classifier"
+    if architecture in _DRAFT_HEADS:
+        return DRAFT_KIND
+    is_whole = header.split_count == 1 and header.tensors
+    first_layer = any(tensor.name.startswith("blk.0.") for tensor in header.tensors)
+    if header.hparam("nextn_predict_layers") and is_whole and not first_layer:
+        return DRAFT_KIND
+    if architecture in _EMBEDDING or header.hparam("attention.causal") is False or pooling in _EMBEDDING_POOLING:
+        return EMBEDDING_KIND
+    return None
 
 
 def _check_hparams(header: Header) -> None:
@@ -489,7 +573,8 @@ def _check_tensors(header: Header) -> None:
             if (*tensor.shape, 1, 1, 1, 1)[:4] != (*shape, 1, 1, 1, 1)[:4]:
                 found, expected = (" × ".join(map(str, s)) for s in (tensor.shape, shape))
                 raise BadModel(f"tensor {printable(tensor.name)} has shape {found}, it must be {expected}")
-        if header.split_count == 1 and header.hparam("nextn_predict_layers") is None:
+        is_whole = header.split_count == 1 or len(header.tensors) == header.split_tensors_count
+        if is_whole and header.hparam("nextn_predict_layers") is None:
             _check_complete(header)
 
 

@@ -86,10 +86,18 @@ def exit_code(checks: Sequence[Check]) -> int:
 # -- llama.cpp and its devices ----------------------------------------------------------------------------------------
 
 
-def llama_cpp(error: LlmrunError | None, clone: Path | None) -> Check:
-    """Whether llama.cpp starts. `error`: what came of trying; None: it does."""
+def llama_cpp(error: LlmrunError | None, clone: Path | None, unused: Sequence[str] = ()) -> Check:
+    """Whether llama.cpp starts, and uses what this CPU can do.
+
+    `error`: what came of trying; None: it starts. `unused`: instructions that it was built without.
+    """
     name = "llama.cpp"
     if error is None:
+        if unused:
+            message = f"it was built without {', '.join(unused)}, which this CPU has: slower than it could be"
+            if hardware.CRUCIAL_INSTRUCTIONS & set(unused):
+                message += ", 2 to 5 times"
+            return Check(name, "warn", message, (gpus.rebuild_command(clone=clone),))
         version = packages.installed("llama-cpp-python")
         return Check(name, "ok", f"starts (llama-cpp-python {version or 'of unknown version'})")
     again = gpus.rebuild_command(clone=clone)

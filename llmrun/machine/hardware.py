@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import resource
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmrun.machine.proc import ROOT, Proc, line_of
+
+if TYPE_CHECKING:
+    from llmrun.machine.device import Device
 
 _CPUS = Path("/sys/devices/system/cpu")
 _SUPPLIES = Path("/sys/class/power_supply")
@@ -212,3 +217,37 @@ def power_source(supplies: Path = _SUPPLIES) -> PowerSource | None:
 def on_battery(supplies: Path = _SUPPLIES) -> bool | None:
     """None where the system does not tell; machines without a battery are on mains."""
     return power_source(supplies) == "battery" if supplies.is_dir() else None
+
+
+# Instructions that ggml's CPU code has kernels for: ggml's name of the feature, the kernel's in /proc/cpuinfo.
+_INSTRUCTIONS = {
+    "AVX2": "avx2",
+    "FMA": "fma",
+    "F16C": "f16c",
+    "AVX512": "avx512f",
+    "AVX512_VNNI": "avx512_vnni",
+    "DOTPROD": "asimddp",
+    "MATMUL_INT8": "i8mm",
+}
+CRUCIAL_INSTRUCTIONS = frozenset({"AVX2", "FMA", "F16C", "DOTPROD"})
+"""Without these, a build is 2 to 5 times slower than the CPU."""
+
+
+def slow_instructions(devices: Iterable[Device], proc: Path = ROOT) -> list[str]:
+    """Of `unused_instructions`, those that cost most."""
+    return [each for each in unused_instructions(devices, proc) if each in CRUCIAL_INSTRUCTIONS]
+
+
+def unused_instructions(devices: Iterable[Device], proc: Path = ROOT) -> list[str]:
+    """What this CPU can do and ggml's CPU code was not built for, by ggml's names ("AVX2").
+
+    Empty where the CPU device's features, or those of the CPU itself (macOS), are not known.
+    """
+    features: Mapping[str, str] = next((device.features for device in devices if device.name == "CPU"), {})
+    try:
+        cpu_info = (proc / "cpuinfo").read_text()
+    except OSError:
+        return []
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpu_info, re.MULTILINE)
+    can = set(found[1].split()) if found else set()
+    return [ours for ours, theirs in _INSTRUCTIONS.items() if features and theirs in can and ours not in features]

@@ -23,7 +23,7 @@ def requirements() -> list[Requirement]:
     from packaging.requirements import Requirement
 
     try:
-        listed = requires("llmrun") or []
+        listed = requires("llmrun-cli") or []
     except PackageNotFoundError:
         listed = []
     return applicable(map(Requirement, listed))

@@ -31,7 +31,7 @@ class ModelNames:
         """
         if is_local(model.repo):
             return model.repo
-        quant = quants.quant_of(model.file or "")
+        quant = quants.quant_of(model.file or "") if quants.is_model_file(model.file or "") else None
         if quant is None:
             return f"hf://{model.repo}/{model.file}" if model.file else model.repo
         return f"{self._by_repo.get(model.repo.lower(), model.repo)}:{quant}"

@@ -126,9 +126,15 @@ _IN_NAME = re.compile(
 )
 _AT_THE_END = re.compile(r"[-_.](Q[2-8])$", re.IGNORECASE)
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<n_parts>\d{5})(?P<end>\.gguf)", re.IGNORECASE | re.DOTALL)
-# As in llama.cpp's common/download.cpp: projectors, importance matrices and draft heads lie beside the model.
-_BESIDE = ("mmproj", "imatrix")
-_DRAFTS = ("mtp-", "eagle3-", "dflash-", "dspark-", "ggml-vocab-")
+# What lies beside a model: projectors, importance matrices, vocabularies; draft heads, adapters, by folder or name.
+_BESIDE = re.compile(r"mmproj|^ggml-vocab-|^imatrix\.|[-_.]imatrix\.gguf$", re.IGNORECASE)
+_COMPANION = re.compile(
+    r"(?:^|/)(?:mtp|eagle[23]?|dflash|dspark|draft(?:er)?s?|speculators?|assistants?|lora|loras|adapters?|mmproj|imatrix)/"
+    r"|(?:^|/)(?:mtp|eagle[23]?|dflash|dspark|draft(?:er)?|lora|adapter)[-_.][^/]*$"
+    r"|[-_.](?:mtp|eagle[23]?|dflash|dspark|draft(?:er)?|assistant|lora|adapter)(?:[-_.]\d{5}-of-\d{5})?\.gguf$",
+    re.IGNORECASE,
+)
+_DOUBTFUL = re.compile(r"mtp|eagle|dflash|draft|specul|assistant|lora|adapter|imatrix", re.IGNORECASE)
 
 
 def normalize(text: str) -> str | None:
@@ -169,10 +175,27 @@ def split_parts(filename: str) -> tuple[str, ...]:
     return tuple(f"{match['stem']}-{no:05}-of-{n_parts:05}{match['end']}" for no in range(1, n_parts + 1))
 
 
+def is_gguf(filename: str) -> bool:
+    """Whether a file of a repository can be taken where it is named exactly."""
+    return filename.lower().endswith(".gguf")
+
+
 def is_model_file(filename: str) -> bool:
-    """Whether a file of a repository is a model's weights, or a part of them."""
-    name = filename.rpartition("/")[2].lower()
-    return name.endswith(".gguf") and not name.startswith(_DRAFTS) and not any(word in name for word in _BESIDE)
+    """Whether a file of a repository is a model's weights, or a part of them, as far as its path tells.
+
+    Not so are draft heads, adapters and whatever else lies beside a model. An importance matrix has "imatrix" in its
+    name; so has a model that was made with one, but then with a level as well.
+    """
+    name = filename.rpartition("/")[2]
+    if not is_gguf(name) or _BESIDE.search(name) or _COMPANION.search(filename):
+        return False
+    return "imatrix" not in name.lower() or quant_of(name) is not None
+
+
+def is_in_doubt(filename: str, others: Iterable[str]) -> bool:
+    """Whether a file that passes for a model by its path may not be one: one of several of its level, or so called."""
+    rivals = {split_parts(name)[0] for name in others if is_model_file(name) and quant_of(name) == quant_of(filename)}
+    return len(rivals) > 1 or bool(_DOUBTFUL.search(filename))
 
 
 def quant_of(filename: str) -> str | None:
@@ -183,7 +206,7 @@ def quant_of(filename: str) -> str | None:
     split = _SPLIT.fullmatch(filename)
     stem = split["stem"] if split else re.sub(r"\.gguf$", "", filename, flags=re.IGNORECASE)
     for name in reversed(stem.split("/")):
-        found = _IN_NAME.findall(name) or _AT_THE_END.findall(name)
+        found = _AT_THE_END.findall(name) or _IN_NAME.findall(name)
         if found:
             return normalize(found[-1])
     return None

@@ -7,7 +7,7 @@ One grammar for every command (catalog names and levels in any case):
     qwen3:4b:Q5_K_M                     at a quantization level; qwen3:4b@Q5_K_M and qwen3:4b-q5_K_M are understood
     user/repo · user/repo:Q4_K_M        any GGUF repository on the hub; also behind hf.co/ and hf://
     user/repo@main                      at a revision: whatever after @ is no level
-    hf://user/repo/file.gguf            one file; so is a URL of the hub, /resolve/ or /blob/
+    hf://user/repo/file.gguf            one file; so is a URL of the hub: /resolve/, /blob/, ?show_file_info=
     ./file.gguf · ~/file.gguf           a file: has a folder in front, ends in .gguf, or exists
 
 A catalog name beats a file of that name in the current folder ("./qwen3" is the file), so that what a command means
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import parse_qs, unquote
 
 from llmrun.errors import Act, NotFound, UsageError
 from llmrun.models import quants
@@ -105,21 +106,20 @@ def parse(text: str, catalog: Catalog | None = None) -> Reference:
     scheme, marked, rest = text.partition("://")
     if marked:
         return _url(text, scheme.lower(), rest)
+    if text.partition("/")[0].lower() in _HUB_HOSTS:
+        return _url(text, "https", text)
     if _looks_like_a_path(text):
         return LocalFile(_expanded(text))
     _check_characters(text, text)
-    host, _, path = text.partition("/")
-    if host.lower() in _HUB_HOSTS:
-        return _hub_path(text, path)
     if "/" in text.partition("@")[0]:
-        return _file(text) or _repository(text, text)
+        return _file(text) or _repository(text, text.rstrip("/"))
     return _catalog_name(text, catalog or load())
 
 
 def _looks_like_a_path(text: str) -> bool:
     if text in (".", "..") or text.startswith(("/", "./", "../", "~")):
         return True
-    return text.lower().endswith(".gguf") and text.partition("/")[0].lower() not in _HUB_HOSTS
+    return text.lower().endswith(".gguf")
 
 
 def _expanded(text: str) -> Path:
@@ -137,22 +137,27 @@ def _file(text: str) -> LocalFile | None:
 
 
 def _check_characters(text: str, name: str) -> None:
-    """Refuse what no name of a model has, before anything is made of it; `name` is `text` without its scheme."""
+    """Refuse what no name of a model has, before anything is made of it; `name` is `text` without scheme, decoded."""
     if len(text) > MAX_REFERENCE_CHARACTERS:
         _malformed(text, f"it has {len(text)} characters, and {MAX_REFERENCE_CHARACTERS} are the limit")
-    if "%" in text:
+    if "%" in name:
         _malformed(text, "write the characters themselves, not percent codes")
-    if not text.isprintable():
+    if not (text + name).isprintable():
         _malformed(text, "it has an invisible character")
     if any(part in (".", "..", "") for part in name.removesuffix("/").split("/")):
         _malformed(text, "it has an empty or dotted part in its path")
 
 
 def _url(text: str, scheme: str, rest: str) -> HubFile:
-    rest = rest.partition("#")[0].partition("?")[0]
+    rest, _, query = rest.partition("#")[0].partition("?")
+    rest = unquote(rest)
     _check_characters(text, rest)
+    # Where a browser is when it shows one file of a repository.
+    shown = parse_qs(query).get("show_file_info", [""])[0]
+    if shown:
+        _check_characters(text, shown)
     if scheme in ("hf", "huggingface"):
-        return _hub_path(text, rest)
+        return _hub_path(text, rest, shown)
     if scheme not in ("http", "https"):
         _malformed(text, f"{scheme}:// is not understood; hf:// and https:// are")
     host, _, path = rest.partition("/")
@@ -161,28 +166,32 @@ def _url(text: str, scheme: str, rest: str) -> HubFile:
         if not endpoint or not f"{rest}/".lower().startswith(f"{endpoint.lower()}/"):
             _malformed(text, "only files on the hub can be named by URL: https://huggingface.co/user/repo/…")
         path = rest[len(endpoint) :]  # a mirror of the hub may live below a path
-    return _hub_path(text, path)
+    return _hub_path(text, path, shown)
 
 
-def _hub_path(text: str, path: str) -> HubFile:
-    """What stands behind hf:// or the hub's host: user/repo, perhaps with a level, a revision, a file."""
+def _hub_path(text: str, path: str, shown: str) -> HubFile:
+    """What stands behind hf:// or the hub's host: user/repo, perhaps with a level, a revision, a file.
+
+    `shown` is the file that the address names behind its "?", or empty.
+    """
     parts = path.strip("/").split("/")
     if len(parts) < 2 or (len(parts) > 2 and parts[0] in ("datasets", "spaces")):
         _malformed(text, "a repository is user/repo")
-    if len(parts) == 2:
+    if len(parts) == 2 and not shown:
         return _repository(text, "/".join(parts))
     repo, _, revision = "/".join(parts[:2]).partition("@")
     rest = parts[2:]
+    in_folder = rest[:1] == ["tree"]
     if len(rest) > 1 and rest[0] in ("resolve", "blob", "raw", "tree"):
         revision, rest = rest[1], rest[2:]
     if revision == "refs":  # refs/pr/7
         revision, rest = "/".join((revision, *rest[:2])), rest[2:]
     _check_repo(text, repo)
-    if not rest:
-        return HubFile(repo, None, None, _revision(text, revision), repo)
-    file = "/".join(rest)
+    file = shown or "/".join(rest)
+    if not file or (in_folder and not shown):  # the folder of a level, perhaps
+        return HubFile(repo, quants.quant_of(file), None, _revision(text, revision), repo)
     if not FILE.fullmatch(file):
-        _malformed(text, "the file in the repository is no .gguf")
+        _malformed(text, "the file in the repository is not a .gguf")
     return HubFile(repo, None, file, _revision(text, revision), repo)
 
 
@@ -215,7 +224,7 @@ def _suffixes(text: str, rest: str) -> tuple[str, str | None, str | None]:
             quant = _quant(text, level)
     head, colon, level = rest.rpartition(":")
     if colon and "/" in head:
-        if quant and level:
+        if (quant and level) or ":" in head:
             _malformed(text, "it names two levels")
         rest, quant = head, quant or _quant(text, level)
     return rest, quant, revision
@@ -249,6 +258,8 @@ def _catalog_name(text: str, catalog: Catalog) -> Reference:
             if entry is not None:
                 quant = _quant(text, level)
                 break
+            if any(catalog.find(shorter) for shorter, _ in _with_level(stem)):
+                _malformed(text, "it names two levels")
     if entry is None:
         return _file(text) or _unknown(text, name, catalog)
     revision: str | None = None

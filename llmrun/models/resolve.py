@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmrun.errors import Act, LlmrunError, NotFound, NotInStore, UsageError
-from llmrun.gguf.reader import Header, open_header
-from llmrun.gguf.rules import open_runnable, whole_header
+from llmrun.errors import Act, BadModel, LlmrunError, NotFound, NotInStore, UsageError
+from llmrun.gguf import rules
+from llmrun.gguf.reader import Header
 from llmrun.models import quants
 from llmrun.models.reference import Embedded, HubFile, LocalFile, parse
 
@@ -37,11 +37,11 @@ class Model:
     note: str = ""
 
 
-def find_model(reference: str, *, fetch: Fetch | None = None) -> Model:
+def find_model(reference: str, *, fetch: Fetch | None = None, to_write: bool = True) -> Model:
     """The model that `reference` names: the embedded one, a file, or one of the hub's, pulled when it is missing.
 
-    `fetch` does the pulling; without one it is done quietly. Raises every `LlmrunError` that naming, pulling and
-    reading a model can end in.
+    `fetch` does the pulling; without one it is done quietly. `to_write`: the model must be one that writes text. Raises
+    every `LlmrunError` that naming, pulling and reading a model can end in.
     """
     named, note = parse(reference), ""
     match named:
@@ -58,6 +58,8 @@ def find_model(reference: str, *, fetch: Fetch | None = None) -> Model:
                 path = model.path
                 mark_used(model)
     first, header = open_whole(path)
+    if to_write and (kind := rules.writes_no_text(header)):
+        raise BadModel(f"{named.name} is {kind}: it writes no text", hint=Act("show", named.name))
     return Model(named.name, first, header, note)
 
 
@@ -67,9 +69,7 @@ def open_whole(path: Path) -> tuple[Path, Header]:
     Raises `NotFound` for a part that is not there, `BadModel` for what can't be run.
     """
     parts = [path.with_name(name) for name in quants.split_parts(path.name)]
-    if len(parts) == 1:
-        return path, open_runnable(path)
-    return parts[0], whole_header([(part.name, open_header(part)) for part in parts])
+    return parts[0], rules.open_whole(parts)
 
 
 def find_stored(named: HubFile) -> tuple[StoredModel, str] | None:

@@ -7,9 +7,9 @@ an engine lays the model out in it, tests make numbers up.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from llmrun.errors import Change, OutOfMemory, Remedy
+from llmrun.errors import OutOfMemory, Remedy
 from llmrun.gguf.reader import Header
 from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import CPU, Footprint, Placement, footprint, place_layers
@@ -20,21 +20,31 @@ _ESTIMATED_CTX = 4096
 CTX_STEP = 256
 """llama.cpp rounds a context up to this."""
 
-Measure = Callable[[Layout, int], Mapping[str, int] | None]
-"""Bytes of compute buffers and logits by device, for a layout and so many tokens of context; None: can't be known."""
+Measure = Callable[[LoadConfig, Layout, int], Mapping[str, int] | None]
+"""Bytes of compute buffers and logits by device, for a configuration, but for the layout and so many tokens of context
+that are tried for it; None: can't be known."""
 
 
 class DoesNotFit(OutOfMemory):
     """Plainly too large for the memory that there is.
 
     Attributes:
-        needed, free: bytes where the room ends, and there.
-        ways: (what to do, bytes then needed), those first that change least.
+        device: where the room ends.
+        footprint: of all that was to be loaded.
+        needed, free: bytes on that device, and there.
+        ways: (what to do, bytes then needed there), those first that change least.
     """
 
-    def __init__(self, message: str, *, needed: int, free: int, ways: Sequence[tuple[Remedy, int]]) -> None:
+    def __init__(
+        self, message: str, *, device: str, footprint: Footprint, free: int, ways: Sequence[tuple[Remedy, int]] = ()
+    ) -> None:
         super().__init__(message, remedies=[_with_size(*way) for way in ways])
-        self.needed, self.free, self.ways = needed, free, tuple(ways)
+        self.device, self.footprint, self.free, self.ways = device, footprint, free, tuple(ways)
+        self.needed = footprint.by_device[device].total
+
+    def with_ways(self, ways: Sequence[tuple[Remedy, int]]) -> DoesNotFit:
+        """The same error with these ways out."""
+        return DoesNotFit(self.message, device=self.device, footprint=self.footprint, free=self.free, ways=ways)
 
 
 def _with_size(remedy: Remedy, n_bytes: int) -> Remedy:
@@ -87,7 +97,7 @@ class Fit:
     def compute(self, layout: Layout, n_ctx: int) -> Mapping[str, int] | None:
         key = (layout, n_ctx)
         if key not in self._measured:
-            self._measured[key] = self.measure(layout, n_ctx)
+            self._measured[key] = self.measure(self.config, layout, n_ctx)
         return self._measured[key]
 
     def shortage(self, found: Footprint) -> dict[str, int]:
@@ -137,7 +147,7 @@ class Fit:
                 last = middle
         return max(least, first * CTX_STEP)
 
-    def does_not_fit(self, layout: Layout, found: Footprint, short: Mapping[str, int]) -> DoesNotFit:
+    def does_not_fit(self, found: Footprint, short: Mapping[str, int]) -> DoesNotFit:
         device = CPU if CPU in short else next(iter(short))
         need = found.by_device[device]
         free = self.ram_free if device == CPU else next(each.free_bytes for each in self.budgets if each.name == device)
@@ -148,35 +158,8 @@ class Fit:
         if need.compute:
             parts.append(f"compute {size(need.compute)}")
         where = "RAM" if device == CPU else device
-        return DoesNotFit(
-            f"needs {size(need.total)} of {where}, {size(free)} free: {', '.join(parts)}",
-            needed=need.total,
-            free=free,
-            ways=self._ways(layout, found, device, free),
-        )
-
-    def _ways(self, layout: Layout, found: Footprint, device: str, free: int) -> list[tuple[Remedy, int]]:
-        """A smaller KV cache and a shorter context, where they help. Of smaller quantizations those know that know
-        where the model is from."""
-        need = found.by_device[device]
-        compute = {name: other.compute or 0 for name, other in found.by_device.items()}
-        ways: list[tuple[Remedy, int]] = []
-        for kind in ("q8_0", "q4_0"):
-            if need.kv and self.config.flash_attn != "off" and self.config.type_k == self.config.type_v == "f16":
-                config = replace(self.config, type_k=kind, type_v=kind)
-                other = replace(self, config=config)
-                total = other.unmeasured(layout, found.n_ctx).with_compute(compute).by_device[device].total
-                if total <= free:
-                    ways.append((Change({"type_k": kind, "type_v": kind}), total))
-                    break
-        n_ctx = found.n_ctx // 2
-        while n_ctx >= CTX_STEP:
-            total = self.unmeasured(layout, n_ctx).with_compute(compute).by_device[device].total
-            if total <= free:
-                ways.append((Change({"n_ctx": n_ctx}), total))
-                break
-            n_ctx //= 2
-        return ways
+        message = f"needs {size(need.total)} of {where}, {size(free)} free: {', '.join(parts)}"
+        return DoesNotFit(message, device=device, footprint=found, free=free)
 
 
 def footprint_of(
@@ -194,15 +177,6 @@ def footprint_of(
         flash_attn=config.flash_attn != "off",
         adapters=adapters,
     )
-
-
-def smaller_n_ctx(n_ctx: int, kv_bytes_per_token: int | None, available_bytes: int | None) -> int:
-    """The next context length to try after `n_ctx` did not fit: a power of two whose KV cache takes at most half of
-    the memory that is available."""
-    fits = n_ctx // 2
-    if kv_bytes_per_token and available_bytes:
-        fits = min(fits, available_bytes // 2 // kv_bytes_per_token)
-    return 1 << max(8, fits.bit_length() - 1)
 
 
 # -- before anything is chosen ---
@@ -234,16 +208,10 @@ def estimate(header: Header, n_ctx: int = _ESTIMATED_CTX) -> MemoryEstimate:
     return MemoryEstimate(n_ctx, need.weights, need.kv)
 
 
-def largest_that_fits(sizes: Mapping[str, int], weight_bytes: int, *, needed: int, free: int) -> tuple[str, int] | None:
-    """Of models of these bytes by name, the largest smaller one that fits, or the smallest; with the bytes then needed.
-
-    Attributes:
-        weight_bytes: of the model that does not fit.
-        needed, free: bytes with that one, and there.
-    """
-    other = needed - weight_bytes
-    smaller = {other + n_bytes: name for name, n_bytes in sizes.items() if n_bytes < 0.98 * weight_bytes}
-    if not smaller:
-        return None
-    best = max((total for total in smaller if total <= free), default=min(smaller))
-    return smaller[best], best
+def largest_that_fits(sizes: Mapping[str, int], weight_bytes: int, error: DoesNotFit) -> tuple[str, int] | None:
+    """Of models of these bytes by name, the largest that fits in place of one with `weight_bytes`, and the bytes that
+    are then needed where the room ended; None where none fits."""
+    here = error.footprint.by_device[error.device].weights
+    totals = {error.needed - here + n_bytes * here // weight_bytes: name for name, n_bytes in sizes.items()}
+    best = max((total for total in totals if total <= error.free), default=None)
+    return None if best is None else (totals[best], best)

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmrun.gguf.reader import Header
+from llmrun.gguf.types import GGML_TYPES
+
+_BLOCK_SIZES = {kind.name.lower(): kind.block_size for kind in GGML_TYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,31 @@ def layer_memories(header: Header) -> tuple[LayerMemory, ...] | None:
     return tuple(made)
 
 
+def kv_type_problem(header: Header, type_k: str, type_v: str) -> tuple[str, str] | None:
+    """The field of a type that this model's KV cache can't have, and why; None where it can have both.
+
+    As `llama_init_from_model` (llama-context.cpp) has it, with one difference: without flash attention it takes keys
+    whose heads are not whole blocks, and computes nonsense with them (no answer at all, with heads of 80 and q8_0).
+    """
+    if (_is_latent(header) or header.architecture == "deepseek4") and type_k != type_v:
+        return "type_k", f"keys and values of this model are one (MLA) and have one type, not {type_k} and {type_v}"
+    windows = _windows(header, header.architecture or "", header.n_layer or 0) or [None, 1]  # unknown: with and without
+    for field, kind, length, of_windows in (
+        ("type_k", type_k, header.n_embd_head_k or 0, "attention.key_length_swa"),
+        ("type_v", type_v, header.n_embd_head_v or 0, "attention.value_length_swa"),
+    ):
+        block = _BLOCK_SIZES[kind]
+        for head in dict.fromkeys(length if window is None else _int(header, of_windows, length) for window in windows):
+            if head % block:
+                return field, f"{kind} has blocks of {block} values, and the heads of this model have {head}"
+    return None
+
+
+def _is_latent(header: Header) -> bool:
+    """Multi-head latent attention: keys and values are one compressed vector."""
+    return bool(_int(header, "attention.key_length_mla") and _int(header, "attention.value_length_mla"))
+
+
 def _int(header: Header, name: str, default: int = 0) -> int:
     value = header.hparam(name)
     return value if isinstance(value, int) else default
@@ -169,7 +197,7 @@ def _kv_elements(header: Header, layer: int, window: int | None) -> tuple[int, i
     heads, k, v = header.n_head_kv, header.n_embd_head_k, header.n_embd_head_v
     if layer >= len(heads) or k is None or v is None:
         return None
-    if _int(header, "attention.key_length_mla") and _int(header, "attention.value_length_mla"):
+    if _is_latent(header):
         return k * heads[layer], 0  # the values are a part of the keys
     if window is not None:
         k, v = _int(header, "attention.key_length_swa", k), _int(header, "attention.value_length_swa", v)

@@ -9,14 +9,16 @@ Pure. Where RAM can't take what the devices leave, the context is made shorter, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmrun.errors import Change, Remedy, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
-from llmrun.planning.fit import CTX_STEP, Fit, Measure
-from llmrun.planning.footprint import CPU, Footprint, Placement
+from llmrun.planning.fit import CTX_STEP, DoesNotFit, Fit, Measure
+from llmrun.planning.footprint import CPU, Footprint, Need, Placement
+from llmrun.planning.kv_layout import kv_type_problem
 from llmrun.planning.layout import DeviceBudget, Layout
 from llmrun.planning.placement import Placer
 from llmrun.units import size
@@ -27,7 +29,10 @@ from llmrun.units import size
 # the time to load: so everything else stays as it is in the file.
 REPACKED_TYPES = frozenset({"Q4_0", "IQ4_NL"})
 
-_RETRY_WITH = 0.85
+_UNQUANTIZED = ("f32", "f16", "bf16")
+"""Types of values that need no flash attention."""
+
+RETRY_WITH = 0.85
 """After an out-of-memory, the share of what was tried on each device that is tried next."""
 
 
@@ -76,6 +81,20 @@ class LoadPlan:
     auto: bool
     cut_from: int | None = None
     budgets: tuple[DeviceBudget, ...] = ()
+
+    def again(self, header: Header, free: Mapping[str, int | None]) -> Planner:
+        """For other plans of the model, by what is free on each device and in RAM; compute buffers as in this one."""
+        compute = {name: need.compute or 0 for name, need in self.footprint.by_device.items()}
+        return Planner(
+            self.path,
+            header,
+            tuple(DeviceBudget(budget.name, free[budget.name]) for budget in self.budgets),
+            free[CPU],
+            lambda *_: compute,
+            Expected(self.n_ctx, self.n_ctx),
+            self.n_threads,
+            self.placement.repacked,
+        )
 
     def line(self) -> str | None:
         """What was chosen and why, for a person; None where there was nothing to choose."""
@@ -140,32 +159,104 @@ def make_plan(
         n_threads: for decoding, where `config` leaves it open.
         repackable: types that this CPU's build can rearrange.
 
-    Raises `DoesNotFit`, and `UsageError` for options that contradict each other or the devices.
+    Raises `DoesNotFit`, with ways out, and `UsageError` for options that contradict each other, the model or the
+    devices.
     """
-    repack = wants_repack(header, config)
-    fit = Fit(header, config, tuple(budgets), ram_free, measure, repackable if repack else frozenset(), tuple(adapters))
-    layout, n_ctx, cut_from = _decided(fit, Placer(fit), expected)
-    found = fit.footprint(layout, n_ctx)
-    short = fit.shortage(found)
-    # A device that is too small for what was asked for by number gets its chance: llama.cpp will tell.
-    # So does one that only holds what `override_tensor` names: nothing of it was chosen here.
-    if CPU in short or (short and fit.is_auto and layout.n_gpu_layers):
-        raise fit.does_not_fit(layout, found, short)
-    trained = max(n_ctx, header.n_ctx_train or n_ctx)
-    return LoadPlan(
-        path=path,
-        config=config,
-        n_threads=config.n_threads or n_threads,
-        layout=layout,
-        placement=fit.placement(layout),
-        footprint=found,
-        n_ctx=n_ctx,
-        n_ctx_most=None if config.n_ctx else fit.most_context(layout, n_ctx, trained),
-        repack=repack,
-        auto=fit.is_auto,
-        cut_from=cut_from,
-        budgets=fit.budgets,
-    )
+    check_kv_types(header, config)
+    planner = Planner(path, header, tuple(budgets), ram_free, measure, expected, n_threads, repackable, tuple(adapters))
+    try:
+        return planner.plan(config)
+    except DoesNotFit as error:
+        raise error.with_ways(planner.ways_out(config, error.footprint, error.device)) from None
+
+
+def check_kv_types(header: Header, config: LoadConfig) -> None:
+    """Raises `UsageError`, with what would do, for types that the KV cache of this model can't have."""
+    problem = kv_type_problem(header, config.type_k, config.type_v)
+    if problem is None:
+        return
+    field, why = problem
+    one = config.type_v if config.type_k == "f16" else config.type_k
+    for type_k, type_v in ((one, one), ("f16", config.type_v), (config.type_k, "f16"), ("f16", "f16")):
+        asked = {"type_k": type_k, "type_v": type_v}
+        if kv_type_problem(header, type_k, type_v) is None and (config.flash_attn != "off" or type_v in _UNQUANTIZED):
+            if type_k != one:
+                asked = {name: kind for name, kind in asked.items() if kind != getattr(config, name)}
+            raise UsageError(why, field=field, value=getattr(config, field), hint=Change(asked))
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans of one model for the memory that there is; see `make_plan`."""
+
+    path: Path
+    header: Header
+    budgets: tuple[DeviceBudget, ...]
+    ram_free: int | None
+    measure: Measure
+    expected: Expected
+    n_threads: int
+    repackable: frozenset[str] = frozenset()
+    adapters: tuple[Header, ...] = ()
+
+    def plan(self, config: LoadConfig, *, strict: bool = False) -> LoadPlan:
+        """Raises `DoesNotFit`, without ways out. `strict`: whatever does not fit, else only what was chosen here."""
+        header = self.header
+        repack = wants_repack(header, config)
+        repacked = self.repackable if repack else frozenset()
+        fit = Fit(header, config, self.budgets, self.ram_free, self.measure, repacked, self.adapters)
+        layout, n_ctx, cut_from = _decided(fit, Placer(fit), self.expected)
+        found = fit.footprint(layout, n_ctx)
+        short = fit.shortage(found)
+        # A device that is too small for what was asked for by number gets its chance: llama.cpp will tell.
+        # So does one that only holds what `override_tensor` names: nothing of it was chosen here.
+        if CPU in short or (short and (strict or (fit.is_auto and layout.n_gpu_layers))):
+            raise fit.does_not_fit(found, short)
+        trained = max(n_ctx, header.n_ctx_train or n_ctx)
+        return LoadPlan(
+            path=self.path,
+            config=config,
+            n_threads=config.n_threads or self.n_threads,
+            layout=layout,
+            placement=fit.placement(layout),
+            footprint=found,
+            n_ctx=n_ctx,
+            n_ctx_most=None if config.n_ctx else fit.most_context(layout, n_ctx, trained),
+            repack=repack,
+            auto=fit.is_auto,
+            cut_from=cut_from,
+            budgets=fit.budgets,
+        )
+
+    def ways_out(
+        self, config: LoadConfig, found: Footprint, device: str, n_gpu_layers: int = 0
+    ) -> list[tuple[Remedy, int]]:
+        """Of fewer than `n_gpu_layers` layers on devices, a smaller KV cache and a shorter context the first that fits,
+        and the bytes then needed on the device; each was planned.
+
+        Of smaller quantizations those know that know where the model is from.
+        """
+        smaller = ("q8_0", "q4_0") if config.type_k == config.type_v == "f16" and config.flash_attn != "off" else ()
+        kinds = [kind for kind in smaller if kv_type_problem(self.header, kind, kind) is None]
+        lengths = [found.n_ctx >> i for i in range(1, 24) if found.n_ctx >> i >= CTX_STEP]
+        ways: list[tuple[Remedy, int]] = []
+        for changes in (
+            [{"n_gpu_layers": n} for n in reversed(range(n_gpu_layers))],
+            [{"type_k": kind, "type_v": kind} for kind in kinds],
+            [{"n_ctx": n_ctx} for n_ctx in lengths],
+        ):
+            for change in changes:
+                offload = replace(config.offload, **change) if "n_gpu_layers" in change else config.offload
+                rest = {} if "n_gpu_layers" in change else change
+                try:
+                    need = self.plan(replace(config, offload=offload, **rest), strict=True).footprint.by_device
+                except DoesNotFit:
+                    continue
+                if need[CPU].compute is None and found.by_device[CPU].compute is not None:
+                    continue  # llama.cpp refuses it
+                ways.append((Change(change), need.get(device, Need()).total))
+                break
+        return ways
 
 
 def _decided(fit: Fit, placer: Placer, expected: Expected) -> tuple[Layout, int, int | None]:
@@ -201,6 +292,6 @@ def less(plan: LoadPlan) -> tuple[DeviceBudget, ...] | None:
         return None
     target = plan.config.offload.fit_target
     return tuple(
-        DeviceBudget(budget.name, round(_RETRY_WITH * need.total) + target) if (need := taken[budget.name]) else budget
+        DeviceBudget(budget.name, round(RETRY_WITH * need.total) + target) if (need := taken[budget.name]) else budget
         for budget in plan.budgets
     )

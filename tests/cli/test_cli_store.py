@@ -471,6 +471,97 @@ def test_import_links_and_copies(run: Run, tmp_path: Path) -> None:
     assert missing.returncode == 3 and "no imported model" in missing.stderr
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("GLM-imatrix-Q4_K_M.gguf", "local/glm-imatrix-q4_k_m"),
+        ("mtp-mine.gguf", "local/mtp-mine"),
+        ("X.GGUF", "local/x"),
+        ("sha256-0a1b", "local/sha256-0a1b"),
+        ("模型.gguf", "local/model-c98e118e"),
+        ("模型-Q8_0.gguf", "local/model-e7b739df-q8_0"),
+    ],
+)
+def test_import_takes_what_run_takes(run: Run, tmp_path: Path, file: str, name: str) -> None:
+    """No guess is made of a file that was named; the name that it gets is one that can be typed."""
+    (tmp_path / file).write_bytes(SMALL)
+    assert run("import", f"./{file}", "--copy", cwd=tmp_path).stdout == f"{name}\n"
+    assert list(listed(run)) == ["tiny", name]
+    assert run("verify", name).returncode == run("show", name).returncode == 0
+    assert run("import", f"./{file}", "--copy", cwd=tmp_path).returncode == 2
+    assert run("rm", "-y", name).returncode == 0
+    assert list(listed(run)) == ["tiny"]
+
+
+def test_splits_are_checked_as_a_whole(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """At import and at pull: a part under another name, parts that are swapped, cut, or of another model."""
+    parts = in_three(LARGE, tmp_path)
+    names, (first, second, third) = list(parts), parts.values()
+    (tmp_path / "other").mkdir()
+    other = in_three(tiny_gguf(5_000_000, seed=9), tmp_path / "other")
+    wrong = {
+        "swapped": ([first, third, second], "says that it is part 3 of 3, its name says 2 of 3"),
+        "cut": ([first, second, third[:500]], "cut short"),
+        "twice": ([first, second, other[names[1]]], "says that it is part 2 of 3"),
+        "mixed": ([first, second, other[names[2]]], "must be"),
+    }
+    for where, (contents, said) in wrong.items():
+        (tmp_path / where).mkdir()
+        for name, content in zip(names, contents, strict=True):
+            (tmp_path / where / name).write_bytes(content)
+        done = run("import", str(tmp_path / where / names[1]), "--name", where)
+        assert (done.returncode, said in done.stderr) == (8, True), (where, done.stderr)
+        hub.add(f"user/{where}", dict(zip(names, contents, strict=True)))
+        done = run("pull", f"user/{where}")
+        assert (done.returncode, said in done.stderr) == (8, True), (where, done.stderr)
+    (tmp_path / "renamed.part1of3.gguf").write_bytes(first)
+    hub.add("user/renamed", {"M-Q4_K_M.part1of3.gguf": first, "M-Q4_K_M.part2of3.gguf": second})
+    for done in (
+        run("import", str(tmp_path / "renamed.part1of3.gguf"), "--copy"),
+        run("run", str(tmp_path / "renamed.part1of3.gguf"), "hello"),
+        run("pull", "user/renamed"),
+    ):
+        assert done.returncode == 8 and "is part 1 of 3 of a split model" in done.stderr
+        assert "-00001-of-00003.gguf" in done.stderr
+    assert list(listed(run)) == ["tiny"]
+
+
+def test_two_folders_of_one_repository(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """Another tool's folder in another case does not hide the model, whichever of the two was typed."""
+    hub.add("Acme/Story-GGUF", {"S-Q8_0.gguf": SMALL})
+    assert run("pull", "Acme/Story-GGUF").returncode == 0
+    config = tmp_path / "hf" / "hub" / "models--acme--story-gguf" / "snapshots" / ("a" * 40) / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("{}")
+    offline = {"HF_HUB_OFFLINE": "1"}
+    for name in ("acme/story-gguf", "Acme/Story-GGUF:Q8_0", "ACME/STORY-GGUF"):
+        assert run("verify", name, env=offline).returncode == 0
+        assert run("pull", name, "-q", env=offline).returncode == 0
+    assert run("rm", "-y", "acme/story-gguf:q8_0").stdout == "Acme/Story-GGUF:Q8_0\n"
+    assert config.exists()
+
+
+def test_what_goes_with_a_model_is_taken_only_by_its_file(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """Draft heads by path; an adapter whose name tells nothing by its header, read by range."""
+    adapter = tiny_gguf(600_000, name="adapter").replace(b"general.name", b"general.type")
+    hub.add("u/adapted", {"a-Q8_0.gguf": adapter, "model-Q8_0.gguf": LARGE})
+    assert run("pull", "u/adapted").stdout.endswith("/model-Q8_0.gguf\n")
+    refused = run("pull", "hf://u/adapted/a-Q8_0.gguf")
+    assert refused.returncode == 8 and "this is a LoRA adapter" in refused.stderr
+    assert run("rm", "-y", "u/adapted").returncode == 0
+    split = {f"BF16/{name.replace('Q4_K_M', 'BF16')}": part for name, part in in_three(LARGE, tmp_path).items()}
+    hub.add("u/gem", {**split, "MTP/g-F16-MTP.gguf": SMALL, "MTP/g-BF16-MTP.gguf": SMALL, "mmproj-F16.gguf": SMALL})
+    done = run("pull", "u/gem:BF16", "--dry-run", "--json")
+    assert len(json.loads(done.stdout)[0]["files"]) == 3
+    done = run("pull", "u/gem:F16")
+    assert done.returncode == 4 and "no F16; it has BF16 (" in done.stderr and ", F16" not in done.stderr
+    named = "hf://u/gem/MTP/g-F16-MTP.gguf"
+    assert run("pull", named, "-q").returncode == 0
+    assert list(listed(run)) == ["tiny", named]
+    assert run("pull", "u/gem:F16", "--offline").returncode == 3
+    assert run("rm", "-y", named).returncode == 0
+
+
 # -- search ---
 
 

@@ -16,7 +16,7 @@ TALK = [SYSTEM, USER, ANSWER, NEXT]
 
 def render(template: str, messages: list[dict[str, str]] = TALK, **more: bool) -> str:
     now = datetime(2026, 3, 9, 10, 11)
-    return Templates().render(template, messages, bos_token="<s>", eos_token="</s>", now=now, **more)
+    return Templates().render(template, messages, {"bos_token": "<s>", "eos_token": "</s>"}, now=now, **more)
 
 
 EACH = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -41,7 +41,9 @@ def test_what_a_template_is_given() -> None:
         ("tools|tojson", "null"),
         ("'x' + tools", "x"),
         ("{'a': 1}.items()|list", "[('a', 1)]"),
-        ("tools is none or tools|length", "0"),
+        ("tools is none", "True"),
+        ("documents is not none or documents is not defined", "False"),
+        ("tools|length", "0"),
     ],
 )
 def test_what_templates_use(expression: str, text: str) -> None:

@@ -10,6 +10,7 @@ from llmrun.engine.child.generate import COALESCE_S, GenerationState, TokenBatch
 from llmrun.engine.child.prompts import with_known_tokens
 from llmrun.engine.child.reasoning import HARMONY, THINK, Tags
 from llmrun.engine.child.thinking import Thinking
+from llmrun.engine.child.written import own
 from llmrun.engine.protocol import Message, Tokens
 
 EOS = "</s>"
@@ -31,8 +32,11 @@ class Words:
     def ids(self, text: str) -> list[int]:
         return [self.id(word) for word in text.split()]
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         return self.ids(("<s> " if add_special else "") + text.replace("\n", " "))
+
+    def attributes(self, token: int) -> int:
+        return 8 if self.words[token].startswith("<") else 4
 
     def piece(self, token: int) -> bytes:
         word = self.words[token]
@@ -40,9 +44,6 @@ class Words:
 
     def text_of(self, token: int, *, special: bool) -> bytes:
         return self.words[token].encode() if special else self.piece(token)
-
-    def special_text(self, name: str) -> str:
-        return {"bos": "<s>", "eos": EOS}[name]
 
     def is_end(self, token: int) -> bool:
         return self.words[token] == EOS
@@ -255,10 +256,19 @@ def test_known_tokens_are_kept() -> None:
     """The same text is given in the tokens that were sampled, if it goes on with a control token."""
     words = Words()
     known = words.ids("<s> ab cd")
-    text = "<s> abcd <u>".replace(" ", "")
+    text = own("abcd<u>")
     tokens = words.ids("<s> abcd <u>")
-    words.tokenize = lambda text, *, add_special=True: words.ids(text)  # type: ignore[method-assign]
-    assert with_known_tokens(words, text.removeprefix("<s>"), tokens, known) == [*known, words.id("<u>")]
-    assert with_known_tokens(words, "abcde", tokens, known) == tokens  # "e" would be a part of a word
-    assert with_known_tokens(words, "abc", tokens, known) == tokens  # another text
-    assert with_known_tokens(words, text, tokens, tokens[:2]) == tokens  # nothing to keep
+    words.tokenize = lambda text, **_: words.ids(text)  # type: ignore[method-assign]
+    assert with_known_tokens(words, text, "", tokens, known) == [*known, words.id("<u>")]
+    assert with_known_tokens(words, own("abcde"), "", tokens, known) == tokens  # "e" would be a part of a word
+    assert with_known_tokens(words, own("abc"), "", tokens, known) == tokens  # another text
+    assert with_known_tokens(words, text, "", tokens, tokens[:2]) == tokens  # nothing to keep
+
+
+def test_known_control_tokens_are_the_templates() -> None:
+    """A text that merely looks like what is known has none of its control tokens."""
+    words = Words()
+    known = words.ids("<s> ab <u> cd")
+    words.tokenize = lambda text, **_: words.ids(text)  # type: ignore[method-assign]
+    assert with_known_tokens(words, own("ab<u>cd<v>"), "", [], known) == [*known, words.id("<v>")]
+    assert with_known_tokens(words, own("ab") + "<u>" + own("cd<v>"), "", [], known) == []

@@ -20,16 +20,17 @@ from waiting import HANGS_S
 
 from llmrun.cli.loading.fit_hints import with_smaller_quantization
 from llmrun.engine.buffers import total_error
-from llmrun.engine.engine import ChildEngine
+from llmrun.engine.engine import ChildEngine, plan_load
 from llmrun.engine.generation import ChildGeneration
-from llmrun.errors import BadModel, Change, EngineCrashed, OutOfMemory, UsageError
+from llmrun.errors import BadModel, Change, EngineCrashed, NetworkError, OutOfMemory, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import find_model
 from llmrun.options.load import LoadConfig, Lora, Offload, Rope
 from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.fit import DoesNotFit
-from llmrun.planning.footprint import CPU
+from llmrun.planning.footprint import CPU, Footprint, Need
+from llmrun.planning.kv_layout import kv_type_problem
 
 MIB = 1 << 20
 PROMPT = "Once upon a time there was a machine that could count."
@@ -169,13 +170,18 @@ def test_auto_leaves_a_gibibyte(rpc_worker: Worker, micro: Path) -> None:
 
 
 def test_too_many_layers_by_number(rpc_worker: Worker, eight: Path) -> None:
-    """What does not fit on the worker is exit 10, with the number of layers to try; the worker lives on."""
+    """What does not fit on the worker is exit 10, with the worker's memory and the most layers that it has room for;
+    the worker lives on."""
     endpoint = rpc_worker(memory=0.02)
-    with pytest.raises(OutOfMemory, match="9 layers on RPC0") as caught, opened(eight, rpc=(endpoint,)):
+    where = "9 layers on RPC0; needs .* MiB of RPC0, 20.5 MiB free$"
+    with pytest.raises(OutOfMemory, match=where) as caught, opened(eight, rpc=(endpoint,)):
         pass
-    assert Change({"n_gpu_layers": 6}) in caught.value.remedies
+    fewer = caught.value.remedies[0]
+    assert isinstance(fewer, Change)
+    with opened(eight, rpc=(endpoint,), offload=dict(fewer.fields)) as engine:
+        assert answer(engine).token_ids
     with opened(eight, rpc=(endpoint,), offload={"n_gpu_layers": "auto"}) as engine:
-        assert engine.plan.layout.n_gpu_layers < 9
+        assert engine.plan.layout.n_gpu_layers == fewer.fields["n_gpu_layers"]
 
 
 def test_auto_tries_again_with_less(rpc_worker: Worker, micro: Path) -> None:
@@ -255,7 +261,7 @@ def test_row_split_needs_a_backend_that_can(rpc_worker: Worker, micro: Path) -> 
 
 
 def test_no_worker(micro: Path) -> None:
-    with pytest.raises(EngineCrashed, match="no worker answers at 127.0.0.1:9"), opened(micro, rpc=("127.0.0.1:9",)):
+    with pytest.raises(NetworkError, match="no worker answers at 127.0.0.1:9"), opened(micro, rpc=("127.0.0.1:9",)):
         pass
 
 
@@ -396,20 +402,39 @@ def test_the_footprint_is_not_asked_in_the_middle_of_an_answer(micro: Path) -> N
 # -- ways out ---
 
 
+@pytest.mark.parametrize("types", [("q8_0", "f16"), ("f16", "q8_0"), ("q8_0", "q8_0"), ("bf16", "f16")], ids="-".join)
+@pytest.mark.parametrize("name", ["llama-3b", "micro", "deepseek-v2-lite"])
+def test_types_of_the_kv_cache_are_refused_as_llama_cpp_does(tmp_path: Path, name: str, types: Any) -> None:
+    """What the header says of them, and what llama.cpp says when it is asked to make the context all the same."""
+    path = tmp_path / "model.gguf"
+    shape = synth.small(synth.SHAPES[name])
+    synth.write(path, replace(shape, head_dim=80) if name == "micro" else shape, "Q8_0")
+    header = open_header(path)
+    plan = plan_load(path, header, LoadConfig(n_ctx=256, n_threads=1))
+    plan = replace(plan, config=replace(plan.config, type_k=types[0], type_v=types[1]))
+    with ChildEngine.open(plan, header) as engine:
+        if kv_type_problem(header, *types) is None:
+            assert answer(engine).token_ids
+        else:
+            with pytest.raises(EngineCrashed, match="can't make a context"):
+                answer(engine)
+
+
 @pytest.mark.parametrize(
-    ("missing", "ways", "expected"),
+    ("missing", "expected"),
     [
-        (0.3, [("-c 256", 1)], "llmrun quantize tiny Q5_K_M"),  # Q8_0 is 8.5 bits, Q6_K saves a quarter, Q5_K_M a third
-        (50.0, [("-c 256", 1)], "-c 256"),  # no level would be enough, and something else is
-        (50.0, [], "llmrun quantize tiny Q2_K"),  # nothing is enough: the smallest there is
+        (0.3, "llmrun quantize tiny Q5_K_M"),  # Q8_0 is 8.5 bits, Q6_K saves a quarter, Q5_K_M a third
+        (0.99, "-c 256"),  # no level would be enough
     ],
 )
-def test_a_smaller_level_is_a_way_out(missing: float, ways: list[tuple[str, int]], expected: str) -> None:
-    """The largest level that fits comes first; one that does not fit is no way out beside one that does."""
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_smaller_level_is_a_way_out(missing: float, expected: str, share: float) -> None:
+    """The largest level that fits comes first, whatever share of the weights lies where the room ends."""
     found = find_model("tiny")
-    weights = found.header.weight_bytes
-    error = DoesNotFit("too large", needed=weights, free=round(weights * (1 - missing)), ways=ways)
-    said = with_smaller_quantization(error, "tiny", found)
+    weights = round(found.header.weight_bytes * share)
+    footprint = Footprint({"RPC0": Need(weights=weights)})
+    error = DoesNotFit("too large", device="RPC0", footprint=footprint, free=round(weights * (1 - missing)))
+    said = with_smaller_quantization(error.with_ways([("-c 256", 1)]), "tiny", found)
     assert said.ways[0][0] == expected and said.hint and said.hint.startswith(expected)
 
 

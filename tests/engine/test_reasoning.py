@@ -102,7 +102,9 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_e
 
 def tags(template: str) -> Tags | None:
     renderer = Templates()
-    return tags_of(template, lambda messages: renderer.render(template, messages, bos_token="<s>", eos_token="</s>"))
+    return tags_of(
+        template, lambda messages: renderer.render(template, messages, {"bos_token": "<s>", "eos_token": "</s>"})
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
+from waiting import HANGS_S
 
 from llmrun.engine.child.chat_template import TemplateError
 from llmrun.engine.child.reasoning import THINK, Tags
@@ -23,7 +24,7 @@ EACH = "{% for m in messages %}{{ bos_token }}[{{ m.role }}]{{ m.content }}{{ eo
 
 
 def render(process: TemplateProcess, template: str, **more: bool) -> tuple[str, Tags | None]:
-    return process.render(template, USER, bos_token="<s>", eos_token="</s>", **more)
+    return process.render(template, USER, {"bos_token": "<s>", "eos_token": "</s>"}, **more)
 
 
 @pytest.fixture
@@ -43,12 +44,13 @@ def test_text_and_tags(process: TemplateProcess) -> None:
 def test_text_that_is_no_text(process: TemplateProcess) -> None:
     """Half of a surrogate pair, as an argument that is not UTF-8 has it, is what the tokenizer makes of it."""
     messages = [{"role": "user", "content": "a\udcffb"}]
-    assert process.render(EACH, messages, bos_token="", eos_token="")[0] == "[user]a?b"
+    assert process.render(EACH, messages, {})[0] == "[user]a?b"
 
 
-def test_a_template_that_fills_memory(process: TemplateProcess) -> None:
+def test_a_template_that_fills_memory() -> None:
     """It is stopped there, in words; the process goes on, and this one never had a limit."""
     before = resource.getrlimit(resource.RLIMIT_AS)
+    process = TemplateProcess(cpu_s=HANGS_S)  # to fill it takes half a second
     with pytest.raises(TemplateError, match="512 MiB"):
         render(process, "{{ '%999999999d'|format(1) }}")
     with pytest.raises(TemplateError, match="512 MiB"):
@@ -57,6 +59,7 @@ def test_a_template_that_fills_memory(process: TemplateProcess) -> None:
             "{% set x = namespace(t='A' * 9999999) %}{% for i in range(99) %}{% set x.t = x.t ~ x.t %}{% endfor %}",
         )
     assert render(process, EACH)[0] and resource.getrlimit(resource.RLIMIT_AS) == before
+    process.close()
 
 
 def test_a_template_without_end(process: TemplateProcess) -> None:

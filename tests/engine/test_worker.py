@@ -20,7 +20,7 @@ from waiting import HANGS_S, until_gone
 
 from llmrun.engine.devices import find_devices
 from llmrun.engine.rpc.host import Offer, is_loopback
-from llmrun.errors import EngineCrashed, UsageError
+from llmrun.errors import EngineCrashed, NetworkError, UsageError
 from llmrun.options.endpoints import MAX_ENDPOINTS, parse_endpoints
 
 MIB = 1 << 20
@@ -255,10 +255,10 @@ def test_nobody_answers() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(EngineCrashed, match="no worker answers at .*: connection refused"):
+        with pytest.raises(NetworkError, match="no worker answers at .*: connection refused"):
             find_devices([endpoint])
         silent.listen(4)
-        with pytest.raises(EngineCrashed, match="serving somebody else"):
+        with pytest.raises(NetworkError, match="serving somebody else"):
             find_devices([endpoint], answer_s=0.5)
 
 
@@ -268,7 +268,7 @@ def test_one_client_at_a_time(rpc_worker: StartWorker) -> None:
     with socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2])), timeout=HANGS_S) as first:
         first.sendall(struct.pack("<BQ", 14, 24) + bytes(24))
         assert first.recv(64)
-        with pytest.raises(EngineCrashed, match="did not answer within 0.3 s: it may be serving somebody else"):
+        with pytest.raises(NetworkError, match="did not answer within 0.3 s: it may be serving somebody else"):
             find_devices([endpoint], answer_s=0.3)
     assert find_devices([endpoint]).devices[-1].name == "RPC0"
 

@@ -11,7 +11,8 @@ from conftest import RunLlmrun
 from packaging.requirements import Requirement
 
 from llmrun.errors import EngineCrashed, OutOfMemory, Remedy
-from llmrun.machine import doctor, packages
+from llmrun.machine import doctor, hardware, packages
+from llmrun.machine.device import Device
 from llmrun.machine.doctor import GIB, Check
 from llmrun.machine.gpus import Gpu
 from llmrun.machine.hardware import power_source
@@ -55,6 +56,29 @@ def test_llama_cpp_does_not_start(said: str, told: str, code: int) -> None:
 def test_llama_cpp() -> None:
     assert doctor.llama_cpp(None, CLONE).status == "ok"
     assert doctor.llama_cpp(OutOfMemory("no memory"), None).exit_code == 10
+
+
+def cpu(*features: str) -> list[Device]:
+    return [Device("CPU", "a CPU", "cpu", "CPU", None, None, dict.fromkeys(features, "1"))]
+
+
+def test_a_build_that_is_slower_than_the_cpu(tmp_path: Path) -> None:
+    """Instructions that the CPU has and the build lacks are a warning with the command that builds it anew."""
+    (tmp_path / "cpuinfo").write_text("model name\t: x\nflags\t\t: fpu avx avx2 fma f16c avx512f avx512_vnni\n")
+    assert hardware.unused_instructions(cpu("AVX"), tmp_path) == ["AVX2", "FMA", "F16C", "AVX512", "AVX512_VNNI"]
+    assert hardware.slow_instructions(cpu("AVX"), tmp_path) == ["AVX2", "FMA", "F16C"]
+    modern = cpu("AVX2", "FMA", "F16C")
+    assert hardware.slow_instructions(modern, tmp_path) == []
+    assert hardware.unused_instructions(modern, tmp_path) == ["AVX512", "AVX512_VNNI"]
+    assert (
+        hardware.unused_instructions(cpu(), tmp_path) == [] == hardware.unused_instructions(modern, tmp_path / "none")
+    )
+    (tmp_path / "cpuinfo").write_text("Features\t: fp asimd asimddp\n")
+    assert hardware.unused_instructions(cpu("NEON"), tmp_path) == ["DOTPROD"]
+    slow, slower = doctor.llama_cpp(None, CLONE, ["AVX512"]), doctor.llama_cpp(None, CLONE, ["AVX2", "AVX512"])
+    assert slow.status == slower.status == "warn" and "without AVX2, AVX512" in slower.message
+    assert "2 to 5 times" in slower.message and "times" not in slow.message
+    assert "scripts/setup" in str(only_remedy(slow))
 
 
 def test_gpus() -> None:

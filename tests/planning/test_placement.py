@@ -25,7 +25,7 @@ GIB = 1 << 30
 COMPUTE = 3 * MIB
 
 
-def compute(layout: Layout, n_ctx: int) -> Mapping[str, int]:
+def compute(_config: LoadConfig, layout: Layout, n_ctx: int) -> Mapping[str, int]:
     """3 MiB wherever there is anything, and 1 KiB for every token of context."""
     used = {CPU, *layout.devices} if layout.n_gpu_layers else {CPU}
     return dict.fromkeys(used, COMPUTE + 1024 * n_ctx)
@@ -208,6 +208,54 @@ def test_too_large_for_anything(dense: Header) -> None:
     assert error.hint and "n_ctx=8192 (" in error.hint
 
 
+def test_ways_out_are_tried(tmp_path_factory: pytest.TempPathFactory, dense: Header) -> None:
+    """No types that the model can't have, or that llama.cpp refuses; nothing that leaves another device too small."""
+    odd = _header(tmp_path_factory, synth.Shape(8, 256, 512, 4, 2, 512, n_ctx_train=65_536, head_dim=80))
+
+    def refuses(config: LoadConfig, layout: Layout, n_ctx: int) -> Mapping[str, int] | None:
+        return compute(config, layout, n_ctx) if config.type_k == "f16" else None
+
+    for header, measure in ((odd, compute), (dense, refuses)):
+        budgets = [DeviceBudget("A", 30 * MIB)]
+        config = LoadConfig(n_ctx=65_536, offload=Offload(n_gpu_layers=1))
+        with pytest.raises(DoesNotFit) as caught:
+            make_plan(PATH, header, config, budgets, ram_free=header.weight_bytes + 60 * MIB, measure=measure)
+        # 16384 tokens would do for RAM, and take 16 MiB for computing and 8 MiB for one layer's keys and values on A.
+        assert [way for way, _ in caught.value.ways] == [Change({"n_ctx": 8192})]
+
+
+@pytest.mark.parametrize(
+    ("shape", "types", "flash_attn", "remedy"),
+    [
+        ({"head_dim": 80}, ("q8_0", "f16"), "auto", {"type_k": "f16"}),
+        ({"head_dim": 80}, ("q8_0", "q4_0"), "on", {"type_k": "f16", "type_v": "f16"}),
+        ({"head_dim": 80}, ("bf16", "q4_0"), "auto", {"type_k": "bf16", "type_v": "bf16"}),
+        ({"head_dim": 80}, ("q8_0", "f16"), "off", {"type_k": "f16"}),
+        ("deepseek-v2-lite", ("q8_0", "f16"), "auto", {"type_k": "q8_0", "type_v": "q8_0"}),
+        ("deepseek-v2-lite", ("f16", "q4_0"), "auto", {"type_k": "q4_0", "type_v": "q4_0"}),
+        ("deepseek-v2-lite", ("q8_0", "f16"), "off", {"type_k": "f16"}),
+        ({"head_dim": 64}, ("q8_0", "q4_0"), "auto", None),
+        ("deepseek-v2-lite", ("q8_0", "q8_0"), "auto", None),
+        ("gemma3-1b", ("q4_0", "q4_0"), "auto", None),
+    ],
+)
+def test_types_that_the_kv_cache_can_not_have(
+    tmp_path_factory: pytest.TempPathFactory, shape: Any, types: Any, flash_attn: Any, remedy: dict[str, str] | None
+) -> None:
+    """Exit 2 before anything is loaded, with types that would do."""
+    named = isinstance(shape, str)
+    made = synth.small(synth.SHAPES[shape]) if named else synth.Shape(2, 256, 512, 4, 2, 512, **shape)
+    header = _header(tmp_path_factory, made)
+    asked = {"type_k": types[0], "type_v": types[1], "flash_attn": flash_attn}
+    if remedy is None:
+        plan(header, [], **asked)
+        return
+    with pytest.raises(UsageError) as caught:
+        plan(header, [], **asked)
+    assert caught.value.field in asked and caught.value.remedies == (Change(remedy),)
+    plan(header, [], **{**asked, **remedy})
+
+
 def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(dense: Header) -> None:
     """Without -c the comfortable context shrinks to what prompt and answer need."""
     need = plan(dense, []).footprint.by_device[CPU]
@@ -227,7 +275,7 @@ def test_mapped_weights_may_be_larger_than_ram_if_asked(dense: Header) -> None:
 
 
 def test_unmeasured_plans_are_made_too(dense: Header) -> None:
-    made = make_plan(PATH, dense, LoadConfig(), [], ram_free=None, measure=lambda _layout, _n_ctx: None)
+    made = make_plan(PATH, dense, LoadConfig(), [], ram_free=None, measure=lambda *_: None)
     assert made.footprint.by_device[CPU].compute is None
 
 

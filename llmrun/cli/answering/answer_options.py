@@ -45,6 +45,13 @@ class AnswerArguments:
         metavar="FILE|TEXT",
         help="A Jinja template instead of the model's own.",
     )
+    special: bool = option(
+        False,
+        "special",
+        Flag(),
+        panel=TEXT,
+        help="Control tokens written in prompts and files count as such, and are not text.",
+    )
     json_schema: str | None = option(
         None,
         "json-schema",
@@ -73,6 +80,7 @@ class AnswerArguments:
             think_budget=self.think_budget,
             output_format=_output_format(self.json_schema, self.json_mode, self.grammar, self.choice),
             chat_template=None if self.chat_template is None else _template(self.chat_template),
+            special=self.special,
         )
 
 
@@ -114,4 +122,4 @@ def _schema(text: str) -> tuple[str, str]:
 
 def _template(text: str) -> str:
     """The text itself if it looks like a template, else what the file holds."""
-    return text if "{{" in text or "{%" in text else read_text("--chat-template", text)
+    return text if "{{" in text or "{%" in text or not text.strip() else read_text("--chat-template", text)

@@ -96,7 +96,7 @@ def bench(
     if reference is not None and quality is None:
         raise UsageError("this is for `quality`", field="reference", hint=Change({"quality": "default"}))
     text = _read_text(quality) if quality is not None else None
-    models = [load_model.found(name, quiet=quiet) for name in model]
+    models = [load_model.found(name, quiet=quiet, to_write=any(test.n_gen for test in tests)) for name in model]
     with ExitStack() as stack:
         shown = stack.enter_context(_observer(format, len(cases) * repetitions, quiet=quiet))
         file = [stack.enter_context(ExportFile(output_file, file_format))] if output_file and file_format else []

@@ -28,18 +28,21 @@ def doctor(
     10 memory; of several problems, that of the first. Nothing leaves this machine unless --network is given.
     """
     from llmrun.engine.devices import find_devices
-    from llmrun.machine import doctor, gpus
+    from llmrun.machine import doctor, gpus, hardware
     from llmrun.models.store.listing import list_leftovers
 
     clone = gpus.clone_folder()
     backends: list[str] | None = None
     failure: LlmrunError | None = None
+    unused: list[str] = []
     try:
-        backends = [device.backend for device in find_devices().devices]
+        devices = find_devices().devices
+        backends = [device.backend for device in devices]
+        unused = hardware.unused_instructions(devices)
     except LlmrunError as error:
         failure = error
     found = [
-        doctor.llama_cpp(failure, clone),
+        doctor.llama_cpp(failure, clone, unused),
         *doctor.gpu_checks(gpus.find_gpus(), backends, clone),
         *doctor.of_this_machine(lambda: time.sleep(_LOOK_S), list_leftovers),
     ]

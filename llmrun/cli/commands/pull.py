@@ -12,6 +12,8 @@ from llmrun.cli.loading import fetch
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.progress import teller
 from llmrun.errors import LlmrunError
+from llmrun.gguf.reader import Header, open_header
+from llmrun.gguf.rules import writes_no_text
 from llmrun.models import resolve
 from llmrun.models.reference import Embedded
 from llmrun.units import duration, size
@@ -81,7 +83,7 @@ def _one(
         "files": [vars(file) for file in resolved.files],
     }
     if dry_run:
-        return {**document, **_what_it_takes(resolved, offline=offline)}
+        return {**document, **_what_it_takes(resolved, offline=offline, quiet=quiet)}
     path, finished = fetch.pull(resolved, offline=offline, quiet=quiet)
     fetched, seconds = sum(event.fetched for event in finished), sum(event.seconds for event in finished)
     if fetched:
@@ -91,13 +93,19 @@ def _one(
         )
     else:
         teller(quiet)(f"{resolved.name} is here already")
+    _tell_what_it_is(resolved, open_header(path), quiet=quiet)
     return {**document, "path": os.fspath(path), "fetched_bytes": fetched, "seconds": seconds}
+
+
+def _tell_what_it_is(resolved: Resolved, header: Header, *, quiet: bool) -> None:
+    if kind := writes_no_text(header):
+        teller(quiet)(f"{resolved.name} is {kind}: it writes no text")
 
 
 # -- dry run ---
 
 
-def _what_it_takes(resolved: Resolved, *, offline: bool) -> dict[str, Any]:
+def _what_it_takes(resolved: Resolved, *, offline: bool, quiet: bool) -> dict[str, Any]:
     """Bytes on disk and in memory, and what there is of both."""
     from llmrun.machine.hardware import available_memory
     from llmrun.models.hub import download
@@ -110,6 +118,7 @@ def _what_it_takes(resolved: Resolved, *, offline: bool) -> dict[str, Any]:
         missing, header = 0, resolve.open_whole(path)[1]
     else:
         path, missing, header = None, download.missing_bytes(resolved), remote_header(resolved)
+    _tell_what_it_is(resolved, header, quiet=quiet)
     free = fs.free_bytes(paths.hub_cache())
     need, available = estimate(header), available_memory()
     return {

@@ -98,6 +98,7 @@ def facts_of(name: str, header: Header) -> dict[str, Any]:
     sizes: Counter[str] = Counter()
     for tensor in header.tensors:
         sizes[tensor.type.name] += tensor.n_bytes
+    named = ", ".join(header.chat_templates)
     facts = {
         "name": name,
         "description": metadata.get("general.description"),
@@ -115,7 +116,7 @@ def facts_of(name: str, header: Header) -> dict[str, Any]:
         "context_length": header.n_ctx_train,
         "vocabulary": header.n_vocab,
         "tokenizer": metadata.get("tokenizer.ggml.model"),
-        "chat_template": "yes" if header.chat_template else "no",
+        "chat_template": "yes" if header.chat_template else f"no, only {named}" if named else "no",
         "licence": metadata.get("general.license"),
         "quantized_by": metadata.get("general.quantized_by"),
         "bytes_per_token": decode_reads(header).weight_bytes,

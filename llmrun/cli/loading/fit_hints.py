@@ -19,17 +19,14 @@ _MADE = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")
 
 
 def with_smaller_quantization(error: DoesNotFit, reference: str, found: Model) -> DoesNotFit:
-    """The same error with one way out more, and first: the largest level that fits; the smallest there is where nothing
-    else would fit either.
+    """The same error with one way out more, and first: the largest level that fits.
 
     Of a model of the hub, one that its repository has; where the hub can't be asked, and of a file, one that
     `llmrun quantize` would make.
     """
     sizes = _in_repository(reference) or _to_be_made(reference, found)
-    best = largest_that_fits(sizes, found.header.weight_bytes, needed=error.needed, free=error.free)
-    if best is None or (best[1] > error.free and error.ways):
-        return error
-    return DoesNotFit(error.message, needed=error.needed, free=error.free, ways=[best, *error.ways][:3])
+    best = largest_that_fits(sizes, found.header.weight_bytes, error)
+    return error.with_ways([best, *error.ways][:3]) if best else error
 
 
 def _in_repository(reference: str) -> Mapping[str, int]:

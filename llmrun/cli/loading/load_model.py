@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from llmrun.models.resolve import Model
 
 
-def found(reference: str, *, quiet: bool) -> Model:
-    """The model of that name, pulled where it is missing; says which level was taken where that is a surprise."""
+def found(reference: str, *, quiet: bool, to_write: bool = True) -> Model:
+    """The model of that name, pulled where it is missing; says which level was taken where that is a surprise.
+
+    `to_write`: it is to write text. Raises `BadModel` for one that can't.
+    """
     from llmrun.models.resolve import find_model
 
-    model = find_model(reference, fetch=fetch_with_progress(quiet))
+    model = find_model(reference, fetch=fetch_with_progress(quiet), to_write=to_write)
     if model.note and not quiet:
         screen.note(model.note)
     return model

@@ -6,11 +6,17 @@ Child process only. No part of this knows a model, and how an answer is cut into
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmrun.engine.child.reasoning import Splitter
+
+
+FIRST_SIGN = 0xD800
+"""Halves of surrogate pairs, which no text decodes to: they stand for control tokens that a stop string names."""
+_SIGNS = re.compile("[\ud800-\udfff]")
 
 
 def overlap(text: str, beginning: str) -> int:
@@ -69,13 +75,13 @@ class AnswerText:
         """Whether a stop string has come."""
         return self._stop.found
 
-    def add(self, piece: bytes) -> tuple[str, str]:
-        """What can be shown after these bytes, of the answer and of the thinking."""
-        text = self._decoder.decode(piece)
+    def add(self, piece: bytes, sign: str = "") -> tuple[str, str]:
+        """What can be shown after these bytes, of the answer and of the thinking; `sign` is found, and never shown."""
+        text = self._decoder.decode(piece) + sign
         if self._splitter is None:
-            return self._stop.add(text), ""
+            return _shown(self._stop.add(text)), ""
         answer, thinking = self._splitter.add(text)
-        return self._stop.add(answer), thinking
+        return _shown(self._stop.add(answer)), _shown(thinking)
 
     def finish(self) -> tuple[str, str]:
         """What was held back, now that nothing follows: nothing behind a stop string."""
@@ -87,4 +93,8 @@ class AnswerText:
             rest, rest_of_thinking = self._splitter.finish()
             answer, thinking = answer + rest, thinking + rest_of_thinking
         shown = self._stop.add(answer)
-        return shown if self.stopped else shown + self._stop.finish(), thinking
+        return _shown(shown if self.stopped else shown + self._stop.finish()), _shown(thinking)
+
+
+def _shown(text: str) -> str:
+    return text if text.isascii() else _SIGNS.sub("", text)

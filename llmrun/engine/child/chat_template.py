@@ -8,10 +8,12 @@ conversation is rendered, and what became of the marks decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmrun.engine.child import written
 from llmrun.engine.child.reasoning import Tags, tags_of
+from llmrun.engine.child.written import Written
 from llmrun.text import printable
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ WITHOUT_THINKING: dict[str, Any] = {
 }
 """What templates call the switch, and its position where the model shall answer at once."""
 
+_NONE_GIVEN = {"tools": None, "documents": None}
+"""As `apply_chat_template` has it: not undefined."""
+
 # Letters only, so that neither escaping nor trimming changes them.
 _MARK = "qzjxvkw"
 _OTHER = "wkvxjzq"
@@ -56,37 +61,34 @@ class Templates:
     """Renders chat templates, in the environment that Hugging Face's `apply_chat_template` documents.
 
     Blocks are trimmed, `break`, `continue` and `generation` known; there are `raise_exception`, `strftime_now`, and
-    `tojson` without HTML escapes. Making one imports Jinja.
+    `tojson` without HTML escapes. What a prompt knows of itself is in `written`. Making one imports Jinja.
     """
 
     def __init__(self) -> None:
         self._environment = _environment()
-        self._compiled: tuple[str, Any] = ("", None)
+        self._compiled: tuple[str | None, Any] = (None, None)
         self._tags: dict[str, Tags | None] = {}
 
-    def tags_of(self, template: str, *, bos_token: str, eos_token: str) -> Tags | None:
+    def tags_of(self, template: str, special: Mapping[str, str]) -> Tags | None:
         """How an answer marks its thinking, found out once for each template."""
         if template not in self._tags:
-            self._tags[template] = tags_of(
-                template,
-                lambda messages: self.render(template, messages, bos_token=bos_token, eos_token=eos_token),
-            )
+            self._tags[template] = tags_of(template, lambda messages: self.render(template, messages, special))
         return self._tags[template]
 
     def render(
         self,
         template: str,
         messages: Sequence[dict[str, str]],
+        special: Mapping[str, str],
         *,
-        bos_token: str,
-        eos_token: str,
         enable_thinking: bool = True,
         now: datetime | None = None,
-    ) -> str:
+    ) -> Written:
         """The prompt for `messages`, ready for the model's answer.
 
         Messages have role and content, and an assistant's may have reasoning_content. A system message goes before
-        the next one's words where the template has no place for it. `now` is what the template takes for the time.
+        the next one's words where the template has no place for it. `special` are the texts of special tokens by what
+        templates call them, "bos_token"; `now` is what the template takes for the time.
 
         Raises `TemplateError`. There is no limit in time here: a loop must be ended from outside.
         """
@@ -97,8 +99,7 @@ class Templates:
 
             now = datetime.now()
         variables: dict[str, Any] = {
-            "bos_token": bos_token,
-            "eos_token": eos_token,
+            **{name: written.own(text) for name, text in special.items()},
             "add_generation_prompt": True,
             "date_string": now.strftime("%d %b %Y"),
             "datetime": now.strftime("%b %d %Y"),
@@ -119,11 +120,13 @@ class Templates:
             raise TemplateError(f"it makes a prompt of {len(text)} characters, more than {longest}")
         return text
 
-    def _render(self, source: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> str:
+    def _render(self, source: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> Written:
         if self._compiled[0] != source:
             self._compiled = (source, self._environment.from_string(source))
-        template = _Template(self._compiled[1], variables)
-        return template.render(_fitted(template, source, [dict(message) for message in messages]))
+        try:
+            return _rendered(_Template(self._compiled[1], {**_NONE_GIVEN, **variables}), source, messages)
+        except TypeError:  # it takes tools for granted: "for tool in tools"
+            return _rendered(_Template(self._compiled[1], variables), source, messages)
 
 
 class _Template:
@@ -133,8 +136,10 @@ class _Template:
         self._template = template
         self._variables = variables
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        text: str = self._template.render(messages=messages, **self._variables)
+    def render(self, messages: list[dict[str, Any]]) -> Written:
+        # Roles are not what anybody has said, and some templates make a token of them: '<|' + role + '|>'.
+        given = [{**_as_given(message), "role": written.own(message["role"])} for message in messages]
+        text: Written = self._template.render(messages=given, **self._variables)
         return text
 
     def shows(self, *messages: dict[str, Any]) -> bool:
@@ -146,6 +151,10 @@ class _Template:
         except Exception:  # noqa: BLE001 - to refuse is an answer as well
             return False
         return _MARK in text.casefold() and "'type': '" not in text and '"type": "' not in text
+
+
+def _rendered(template: _Template, source: str, messages: Sequence[dict[str, str]]) -> Written:
+    return template.render(_fitted(template, source, [dict(message) for message in messages]))
 
 
 def _fitted(template: _Template, source: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -171,6 +180,15 @@ def _fitted(template: _Template, source: str, messages: list[dict[str, Any]]) ->
         if isinstance(message["content"], str) and (typed or (refused and message["content"] == "")):
             message["content"] = _said("", message["content"], True)["content"]
     return messages
+
+
+def _as_given(value: Any) -> Any:
+    """The same, every text in it known not to be the template's."""
+    if isinstance(value, str):
+        return Written(value)
+    if isinstance(value, dict):
+        return {key: _as_given(each) for key, each in value.items()}
+    return [_as_given(each) for each in value] if isinstance(value, list) else value
 
 
 def _refuses_silence(template: _Template) -> bool:
@@ -223,8 +241,11 @@ def _in_short(text: str) -> str:
 
 
 def _environment() -> Any:
-    from jinja2 import Undefined, nodes
+    from jinja2 import Undefined, nodes, pass_eval_context
+    from jinja2.compiler import CodeGenerator, Frame
     from jinja2.ext import Extension, loopcontrols
+    from jinja2.filters import do_join
+    from jinja2.nodes import EvalContext
     from jinja2.parser import Parser
     from jinja2.runtime import Context
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -238,10 +259,36 @@ def _environment() -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    class Generator(CodeGenerator):
+        """Every text of the template's source is known as its own."""
+
+        def write_commons(self) -> None:
+            super().write_commons()
+            self.writeline("own, str_join = environment.own, environment.concat")
+
+        def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
+            if isinstance(node.value, str):
+                self.write(f"own({node.value!r})")
+            else:
+                super().visit_Const(node, frame)
+
+        def _output_const_repr(self, group: Iterable[Any]) -> str:
+            return f"own({super()._output_const_repr(group)})"
+
     class Environment(ImmutableSandboxedEnvironment):
         """The sandbox, with bounds on what makes much of little. They also keep Jinja from computing it early."""
 
         intercepted_binops = frozenset({"*", "**"})
+        code_generator_class = Generator
+        own = staticmethod(written.own)
+        concat = staticmethod(written.concat)
+
+        def wrap_str_format(self, value: Any) -> Any:
+            wrapped = super().wrap_str_format(value)
+            if wrapped is None:
+                return None
+            form = value.__self__
+            return lambda *more, **named: written.made_of(wrapped(*more, **named), form, *more, *named.values())
 
         def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
             if operator == "*":
@@ -260,9 +307,18 @@ def _environment() -> Any:
 
         __add__ = __radd__ = _next_to
 
+    @pass_eval_context
+    def join(context: EvalContext, values: Any, d: str = "", attribute: str | int | None = None) -> Any:
+        return do_join(context, values, d if isinstance(d, Written) else Written(d), attribute)
+
     environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation], undefined=Missing
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[loopcontrols, Generation],
+        undefined=Missing,
+        optimized=False,  # a list of constants stays a list of texts that are the template's
     )
+    environment.filters["join"] = join
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     del environment.globals["lipsum"]

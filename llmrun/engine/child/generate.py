@@ -7,11 +7,11 @@ drives it. Tokens of the prompt that the context still holds are not computed ag
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
-from llmrun.engine.child import native, sampler
-from llmrun.engine.child.answer_text import AnswerText
+from llmrun.engine.child import native, sampler, special_tokens
+from llmrun.engine.child.answer_text import FIRST_SIGN, AnswerText
 from llmrun.engine.child.inbox import Request
 from llmrun.engine.child.kv_context import KVContext
 from llmrun.engine.child.prompts import Prompts
@@ -97,12 +97,36 @@ class TokenSource(Protocol):
     def accept(self, token: int) -> None: ...
 
 
-class Vocabulary(Protocol):
+class Vocabulary(special_tokens.Vocabulary, Protocol):
     """Of `native.Vocab`, what is asked for every token."""
 
     def piece(self, token: int) -> bytes: ...
 
     def is_end(self, token: int) -> bool: ...
+
+
+class StopTokens:
+    """Control tokens in stop strings. They have no text that a string could be found in, so each gets a sign.
+
+    Attributes:
+        strings: the stop strings, and those with signs for the control tokens that they name.
+    """
+
+    def __init__(self, vocab: Vocabulary, strings: Sequence[str]) -> None:
+        self._signs: dict[int, str] = {}
+        self.strings = list(strings)
+        for string in strings:
+            at, signed = 0, ""
+            for begin, end, token in special_tokens.named_in(vocab, string):
+                if not vocab.piece(token):
+                    sign = self._signs.setdefault(token, chr(FIRST_SIGN + len(self._signs)))
+                    signed, at = signed + string[at:begin] + sign, end
+            if at:
+                self.strings.append(signed + string[at:])
+
+    def sign(self, token: int) -> str:
+        """What stands for the token among the text; "" for one that no stop string names."""
+        return self._signs.get(token, "")
 
 
 class GenerationState:
@@ -120,7 +144,7 @@ class GenerationState:
         send: Callable[[Message], None],
         *,
         max_tokens: int = -1,
-        stop: list[str],
+        stop: Sequence[str],
         ignore_eos: bool = False,
         thinking: Thinking | None = None,
         clock: Clock = time.perf_counter,
@@ -132,7 +156,8 @@ class GenerationState:
         self._is_end = vocab.is_end
         self._max_tokens = max_tokens
         self._ignore_eos = ignore_eos and not source.has_grammar  # a grammar says itself when a text is complete
-        self._text = AnswerText(stop, thinking.splitter if thinking else None)
+        self._stops = StopTokens(vocab, stop)
+        self._text = AnswerText(self._stops.strings, thinking.splitter if thinking else None)
         self._batch = TokenBatch()
         self.n_tokens = 0
         self.stop_reason: StopReason | None = "length" if max_tokens == 0 else None
@@ -150,11 +175,13 @@ class GenerationState:
         is_due = self._batch.add(token, self._clock())
         self.n_tokens += 1
         thinking, text = self._thinking, self._text
+        piece = self._piece(token)
+        sign = "" if piece else self._stops.sign(token)  # a tag of the thinking has its text already
         if thinking is None:
-            answer, thought = text.add(self._piece(token))
+            answer, thought = text.add(piece, sign)
         else:
             was_inside = thinking.splitter.inside
-            answer, thought = text.add(self._piece(token))
+            answer, thought = text.add(piece, sign)
             thinking.update(was_inside=was_inside, answer=answer)
         self._batch.add_text(answer, thought)
         if is_due:
@@ -213,13 +240,10 @@ class Generator:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._llama, self._vocab, self._kv = host.llama, host.vocab, host.kv
-        self._prompts = Prompts(host.llama, host.model, host.vocab, host.templates)
+        self._prompts = Prompts(host.model, host.vocab, host.templates)
 
     def count(self, request: Count) -> None:
-        text = request.prompt or ""
-        if request.messages is not None:
-            text, _ = self._prompts.render(request.messages, request.template, thinks=request.thinks)
-        self._host.send(Counted(self._prompts.count(text)))
+        self._host.send(Counted(self._prompts.count(request)))
 
     def prepare(self, request: Prepare) -> None:
         self._make_room(0, -1, keep=True)
@@ -227,7 +251,7 @@ class Generator:
             first = self._vocab.tokenize("a")[:1]
             self._compute((self._llama.llama_token * 1)(*first), 1)
             self._kv.clear()
-        known = self._prompts.common_beginning(request.messages, request.template, thinks=request.thinks)
+        known = self._prompts.common_beginning(request)
         if known:
             self._prefill(known[self._kv.reuse_prefix([*known, -1]) :])
         self._host.send(Prepared(len(self._kv.tokens)))

@@ -13,26 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llmrun.engine.child.native import llama
+from llmrun.engine.child.native import library
 from llmrun.machine.device import Device, DeviceKind
 from llmrun.machine.hardware import available_memory
 
 # enum ggml_backend_dev_type
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
-
-
-@cache
-def library(stem: str) -> Any:
-    """One of the binding's own libraries: "ggml-base", "ggml", "ggml-rpc". Raises `OSError` where the build has none.
-
-    By its versioned name, as the loader knows it: under another one a second copy would be loaded.
-    """
-    folder = Path(llama.__file__).parent / "lib"
-    names = [f"lib{stem}.so.0", f"lib{stem}.so", f"lib{stem}.0.dylib", f"lib{stem}.dylib", f"{stem}.dll"]
-    path = next((path for path in (folder / name for name in names) if path.exists()), None)
-    if path is None:
-        raise OSError(f"this build of llama.cpp has no {stem}")
-    return ctypes.CDLL(str(path))
 
 
 @cache

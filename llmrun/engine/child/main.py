@@ -199,7 +199,7 @@ class Worker:
                 n_vocab=self.vocab.n_tokens,
                 n_params=self.llama.llama_model_n_params(self.model),
                 description=description.value.decode(errors="replace"),
-                has_template=self.llama.llama_model_chat_template(self.model, None) is not None,
+                has_template=self.native.chat_template(self.model) is not None,
                 begin_s=begin_s,
                 end_s=clock(),
                 warnings=[line for _, line in self.log.lines if "failed to mlock" in line][:1],

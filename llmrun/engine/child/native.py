@@ -15,6 +15,8 @@ import re
 import sys
 import types
 from collections import deque
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from llmrun.engine.child.bootstrap import small_typing_extensions
@@ -29,7 +31,37 @@ def _import_binding() -> Any:
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
     with small_typing_extensions():
-        return importlib.import_module("llama_cpp.llama_cpp")
+        binding = importlib.import_module("llama_cpp.llama_cpp")
+    _load_backends()
+    return binding
+
+
+@cache
+def library(stem: str) -> Any:
+    """One of the binding's own libraries: "ggml-base", "ggml", "ggml-rpc". Raises `OSError` where the build has none.
+
+    By its versioned name, as the loader knows it: under another one a second copy would be loaded.
+    """
+    names = [f"lib{stem}.so.0", f"lib{stem}.so", f"lib{stem}.0.dylib", f"lib{stem}.dylib", f"{stem}.dll"]
+    path = next((path for path in (_folder() / name for name in names) if path.exists()), None)
+    if path is None:
+        raise OSError(f"this build of llama.cpp has no {stem}")
+    return ctypes.CDLL(str(path))
+
+
+def _folder() -> Path:
+    return Path(sys.modules["llama_cpp"].__path__[0]) / "lib"
+
+
+def _load_backends() -> None:
+    """Of a build for every CPU (GGML_BACKEND_DL), load what fits this machine: the best CPU variant, RPC, GPUs.
+
+    ggml itself looks beside the program, which is Python. In a build for one CPU they are linked, and nothing is done.
+    """
+    if any(_folder().glob("*ggml-cpu-*")):
+        load = library("ggml").ggml_backend_load_all_from_path
+        load.argtypes, load.restype = [ctypes.c_char_p], None
+        load(os.fsencode(_folder()))
 
 
 llama: Any = _import_binding()
@@ -119,20 +151,35 @@ class Vocab:
         self._vocab = self.handle = llama.llama_model_get_vocab(model)
         self.kind: int = llama.llama_vocab_type(self._vocab)
         self.n_tokens: int = llama.llama_vocab_n_tokens(self._vocab)
-        self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab)
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
+        self._attributes: dict[int, int] = {}
+        bos: int = llama.llama_vocab_bos(self._vocab)
+        without = (llama.LLAMA_VOCAB_TYPE_RWKV, llama.LLAMA_VOCAB_TYPE_PLAMO2)  # whatever their files say
+        self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab) and bos >= 0 and self.kind not in without
+        self._first = [bos] if self.adds_bos else []
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Token ids; with `parse_special` control tokens written out in `text` count as what they stand for."""
+        """Token ids; with `parse_special` control tokens written out in `text` count as what they stand for.
+
+        `add_special` puts BOS before them where the model has it so. llama.cpp's own would put EOS behind them too
+        where a file has `add_eos_token`, and the model would begin something new: no text here is at its end.
+        """
         data = text.encode("utf-8", errors="replace")
         room = len(data) + 8
         while True:
             ids = (llama.llama_token * room)()
-            n = llama.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
+            n = llama.llama_tokenize(self._vocab, data, len(data), ids, room, False, parse_special)
             if n >= 0:
-                return list(ids[:n])
+                return [*self._first, *ids[:n]] if add_special else ids[:n]
             room = -n
+
+    def attributes(self, token: int) -> int:
+        """llama.h's `llama_token_attr`, as bits."""
+        known = self._attributes.get(token)
+        if known is None:
+            known = self._attributes[token] = llama.llama_vocab_get_attr(self._vocab, token)
+        return known
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token; empty for a control token."""
@@ -158,10 +205,24 @@ class Vocab:
             known = self._ends[token] = llama.llama_vocab_is_eog(self._vocab, token)
         return known
 
-    def special_text(self, name: str) -> str:
-        """The name of the token "bos" or "eos"; empty if the model has no such token."""
-        token = getattr(llama, f"llama_vocab_{name}")(self._vocab)
-        return "" if token < 0 else self.text_of(token, special=True).decode(errors="replace")
+    def special_texts(self, model: object) -> dict[str, str]:
+        """BOS, EOS, and of their kin what there is, by what templates call them: {"bos_token": "<s>"}."""
+        ids = {
+            name: getattr(llama, f"llama_vocab_{name}")(self._vocab) for name in ("bos", "eos", "sep", "pad", "mask")
+        }
+        number = ctypes.create_string_buffer(16)
+        if llama.llama_model_meta_val_str(model, b"tokenizer.ggml.unknown_token_id", number, len(number)) > 0:
+            ids["unk"] = int(number.value)
+        known = {name: token for name, token in ids.items() if 0 <= token < self.n_tokens}
+        texts = {name: self.text_of(token, special=True).decode(errors="replace") for name, token in known.items()}
+        return {f"{name}_token": text for name, text in ({"bos": "", "eos": ""} | texts).items()}
+
+
+def chat_template(model: object) -> str | None:
+    """The one without a name; None where there is none, or a blank one."""
+    own = llama.llama_model_chat_template(model, None)
+    text = "" if own is None else own.decode(errors="replace")
+    return text if text.strip() else None
 
 
 def build_sampler(sampling: dict[str, Any], n_vocab: int, n_ctx: int) -> Any:

@@ -5,37 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from llmrun.engine.child import special_tokens
 from llmrun.engine.child.answer_text import overlap
 from llmrun.engine.child.chat_template import TemplateError
 from llmrun.engine.child.kv_context import common_prefix
-from llmrun.engine.child.native import Vocab
+from llmrun.engine.child.native import Vocab, chat_template
 from llmrun.engine.child.reasoning import Tags, opened_by
+from llmrun.engine.child.special_tokens import is_control, tokens_of
 from llmrun.engine.child.template_process import TemplateProcess, TemplateProcessDied
 from llmrun.engine.child.thinking import Thinking, way_out
-from llmrun.engine.protocol import Generate, RequestFailed
+from llmrun.engine.child.written import Written, own
+from llmrun.engine.protocol import Count, FailureKind, Generate, Prepare, RequestFailed
 
 
-class _Pieces(Protocol):
+class _Vocabulary(special_tokens.Vocabulary, Protocol):
     """Of `Vocab`, what `with_known_tokens` asks."""
 
     adds_bos: bool
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]: ...
-
     def piece(self, token: int) -> bytes: ...
-
-    def text_of(self, token: int, *, special: bool) -> bytes: ...
-
-    def special_text(self, name: str) -> str: ...
 
 
 class Prompts:
     """Makes prompts for one loaded model."""
 
-    def __init__(self, llama: Any, model: Any, vocab: Vocab, templates: TemplateProcess) -> None:
+    def __init__(self, model: Any, vocab: Vocab, templates: TemplateProcess) -> None:
         self._vocab, self._templates = vocab, templates
-        own = llama.llama_model_chat_template(model, None)
-        self._own_template: str | None = None if own is None else own.decode(errors="replace")
+        self._own_template = chat_template(model)
+        self._special = vocab.special_texts(model)
 
     def of(self, request: Generate, known: Sequence[int]) -> tuple[list[int], Thinking | None]:
         """The tokens of a request's prompt, and how its answer thinks; None: it does not, as far as one can tell.
@@ -44,75 +41,120 @@ class Prompts:
         """
         options = request.options
         if request.messages is None:
-            return self._tokens((request.prompt or "") + options.assistant_prefix, request, known), None
-        text, tags = self.render(request.messages, options.template, thinks=options.thinks)
-        if tags is None:
-            return self._tokens(text + options.assistant_prefix, request, known), None
-        if not options.thinks:
-            if opened_by(text, tags):
-                text += way_out(tags)
-            else:
-                text += tags.direct[overlap(text, tags.direct) :]
-        text += options.assistant_prefix
-        budget = options.think_budget if options.thinks else 0
-        thinking = Thinking(tags, self._vocab, is_open=opened_by(text, tags), budget=budget)
-        return self._tokens(text, request, known), thinking
+            prompt = (request.prompt or "") + options.assistant_prefix
+            return self._tokens(
+                self._without_bos(_said(prompt, options.special is not False)), "", request, known
+            ), None
+        source = self._source(options.template)
+        text, tags = self.render(request.messages, options.template, thinks=options.thinks, special=options.special)
+        thinking = None
+        if tags is not None:
+            if not options.thinks:
+                opened = opened_by(text, tags)
+                text += own(way_out(tags) if opened else tags.direct[overlap(text, tags.direct) :])
+            budget = options.think_budget if options.thinks else 0
+            is_open = opened_by(text + options.assistant_prefix, tags)
+            thinking = Thinking(tags, self._vocab, is_open=is_open, budget=budget)
+        return self._tokens(text + options.assistant_prefix, source, request, known), thinking
 
-    def render(self, messages: list[dict[str, str]], template: str | None, *, thinks: bool) -> tuple[str, Tags | None]:
+    def _source(self, template: str | None) -> str:
+        source = self._own_template if template is None else template
+        if source is None:
+            raise RequestFailed("usage", "this model has no chat template")
+        return source
+
+    def render(
+        self,
+        messages: list[dict[str, str]],
+        template: str | None,
+        *,
+        thinks: bool,
+        special: bool | None,
+    ) -> tuple[Written, Tags | None]:
         """The prompt that a chat template makes of messages, and how the answer marks its thinking.
 
         Without a template of the request's it is the model's own. Raises `RequestFailed`.
         """
-        source = self._own_template if template is None else template
-        if source is None:
-            raise RequestFailed("usage", "this model has no chat template")
-        bos = self._vocab.special_text("bos")
         try:
-            text, tags = self._templates.render(
-                source, messages, bos_token=bos, eos_token=self._vocab.special_text("eos"), enable_thinking=thinks
-            )
+            text, tags = self._templates.render(self._source(template), messages, self._special, enable_thinking=thinks)
         except TemplateError as error:
             if template is not None:
                 raise RequestFailed("usage", f"it fails: {error}", field="chat_template") from error
             raise RequestFailed("model", f"its chat template fails: {error}") from error
         except TemplateProcessDied as error:
             raise RequestFailed("engine", f"the chat template {error}") from error
-        # Where the vocabulary adds BOS by itself, a template's own would be the second.
-        if self._vocab.adds_bos and bos:
-            text = text.removeprefix(bos)
-        return text, tags
+        if text.is_own() and any(message["content"].strip() for message in messages):
+            kind: FailureKind = "model" if template is None else "usage"
+            raise RequestFailed(kind, "the chat template leaves out what is asked", field="chat_template")
+        return self._without_bos(own(text) if special else text), tags
 
-    def common_beginning(self, messages: list[dict[str, str]], template: str | None, *, thinks: bool) -> list[int]:
+    def _without_bos(self, text: Written) -> Written:
+        """The text without a BOS of its own at its beginning, where the vocabulary adds one: there would be two."""
+        bos = self._special["bos_token"] if self._vocab.adds_bos else ""
+        begin = len(text) - len(text.lstrip())
+        is_first = bos and text.startswith(bos, begin) and text.is_own(0, begin + len(bos))
+        return text[begin + len(bos) :] if is_first else text
+
+    def common_beginning(self, request: Prepare) -> list[int]:
         """The tokens that the prompt will begin with, whatever the user says next."""
-        made = []
-        for word in ("a", "Z"):
-            text, _ = self.render([*messages, {"role": "user", "content": word}], template, thinks=thinks)
-            made.append(self._vocab.tokenize(text))
+        made = [
+            self._of_messages([*request.messages, {"role": "user", "content": word}], request) for word in ("a", "Z")
+        ]
         return made[0][: common_prefix(*made)]
 
-    def count(self, text: str) -> int:
-        """The tokens of a text."""
-        return len(self._vocab.tokenize(text))
+    def count(self, request: Count) -> int:
+        """The tokens of messages, or of a text."""
+        if request.messages is not None:
+            return len(self._of_messages(request.messages, request))
+        return len(tokens_of(self._vocab, _said(request.prompt or "", bool(request.special)), ""))
 
-    def _tokens(self, text: str, request: Generate, known: Sequence[int]) -> list[int]:
-        tokens = self._vocab.tokenize(text)
+    def _of_messages(self, messages: list[dict[str, str]], request: Prepare | Count) -> list[int]:
+        text, _ = self.render(messages, request.template, thinks=request.thinks, special=request.special)
+        return tokens_of(self._vocab, text, self._source(request.template))
+
+    def _tokens(self, text: Written, markers: str, request: Generate, known: Sequence[int]) -> list[int]:
+        tokens = tokens_of(self._vocab, text, markers)
         if not tokens:
             raise RequestFailed("usage", "the prompt is empty and this model has no token to begin with")
-        return with_known_tokens(self._vocab, text, tokens, known) if request.options.reuse else tokens
+        return with_known_tokens(self._vocab, text, markers, tokens, known) if request.options.reuse else tokens
 
 
-def with_known_tokens(vocab: _Pieces, text: str, tokens: list[int], known: Sequence[int]) -> list[int]:
+def _said(text: str, special: bool) -> Written:
+    """What was given; with `special` its control tokens count."""
+    clean = text.encode(errors="replace").decode()
+    return own(clean) if special else Written(clean)
+
+
+def with_known_tokens(
+    vocab: _Vocabulary, text: Written, markers: str, tokens: list[int], known: Sequence[int]
+) -> list[int]:
     """`tokens`, or the same text in the tokens of `known`, if it begins with theirs and goes on with a control token.
 
     A sampled answer is seldom cut into the tokens that a tokenizer would cut it into. Read back as text it would be
-    computed again from the first difference on.
+    computed again from the first difference on. What is a control token there is one of the template's here.
     """
     if common_prefix(known, tokens) >= len(known):
         return tokens
-    bos = vocab.special_text("bos").encode() if vocab.adds_bos else b""
-    known_text = b"".join(vocab.text_of(token, special=True) for token in known).removeprefix(bos)
-    written = text.encode("utf-8", errors="replace")
-    if not written.startswith(known_text):
+    behind = known[1:] if vocab.adds_bos else known
+    controls = {token for token in set(behind) if is_control(vocab, token, markers)}
+    at, plain = 0, b""
+    try:
+        for token in behind:
+            piece = vocab.text_of(token, special=True)
+            if token not in controls:
+                plain += piece
+                continue
+            before, name = plain.decode(), piece.decode()
+            begin = at + len(before)
+            if not (text.startswith(before, at) and text.startswith(name, begin)):
+                return tokens
+            at, plain = begin + len(name), b""
+            if not text.is_own(begin, at):
+                return tokens
+        last = plain.decode()
+    except UnicodeDecodeError:  # half a character: no text goes on there
         return tokens
-    rest = vocab.tokenize(written[len(known_text) :].decode(errors="replace"), add_special=False)
+    if not text.startswith(last, at):
+        return tokens
+    rest = tokens_of(vocab, text[at + len(last) :], markers, add_special=False)
     return [*known, *rest] if rest and not vocab.piece(rest[0]) else tokens

@@ -117,9 +117,6 @@ class Scorer(worker.Worker):
         return min(settings.n_batch, n_ctx - first_counted(n_ctx))
 
     def tokenize(self, message: Tokenize) -> None:
-        # As in llama-perplexity, which ends itself in such a case.
-        if self.llama.llama_vocab_get_add_eos(self.llama.llama_model_get_vocab(self.model)):
-            raise RequestFailed("model", "it ends every text with a token of its own, so no chunk goes on")
         self.n_ctx = message.n_ctx
         self.tokens: list[int] = self.vocab.tokenize(message.text, parse_special=False)
         n_tokens, n_needed = len(self.tokens), 2 * self.n_ctx

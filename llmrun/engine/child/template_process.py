@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from llmrun import codec
 from llmrun.engine.child.chat_template import MEMORY_LIMIT, TemplateError, Templates
 from llmrun.engine.child.reasoning import Tags
+from llmrun.engine.child.written import Written, of_pieces
 from llmrun.machine.proc import Proc
 
 RENDER_CPU_S = 1.5
@@ -34,15 +35,15 @@ class Job(NamedTuple):
 
     template: str
     messages: list[dict[str, str]]
-    bos_token: str
-    eos_token: str
+    special: dict[str, str]
     enable_thinking: bool
 
 
 class Outcome(NamedTuple):
-    """The prompt and how the answer marks its thinking (`reasoning.tags_of`), or else what went wrong."""
+    """The prompt in pieces (`Written.pieces`) and how the answer marks its thinking (`reasoning.tags_of`), or else what
+    went wrong."""
 
-    text: str
+    pieces: list[str]
     tags: Tags | None
     error: str | None
 
@@ -69,26 +70,25 @@ class TemplateProcess:
         self,
         template: str,
         messages: Sequence[dict[str, str]],
+        special: Mapping[str, str],
         *,
-        bos_token: str,
-        eos_token: str,
         enable_thinking: bool = True,
-    ) -> tuple[str, Tags | None]:
-        """The prompt for `messages`, and how an answer marks its thinking.
+    ) -> tuple[Written, Tags | None]:
+        """The prompt for `messages`, and how an answer marks its thinking: see `chat_template.Templates.render`.
 
         Raises `TemplateError`, `TemplateProcessDied`.
         """
         # Half of a surrogate pair, from an argument that is not UTF-8, becomes "?", as the tokenizer would write it.
         clean = [{key: text.encode(errors="replace").decode() for key, text in message.items()} for message in messages]
         try:
-            self._to.write(codec.encode(Job(template, clean, bos_token, eos_token, enable_thinking)) + b"\n")
+            self._to.write(codec.encode(Job(template, clean, dict(special), enable_thinking)) + b"\n")
             self._to.flush()
             outcome = codec.decode(self._from.readline(), Outcome)
         except (OSError, ValueError):  # the end of a pipe, half an answer, a stream that was closed before
             raise TemplateProcessDied(self._death()) from None
         if outcome.error is not None:
             raise TemplateError(outcome.error)
-        return outcome.text, outcome.tags
+        return of_pieces(outcome.pieces), outcome.tags
 
     def close(self) -> None:
         """End it and wait until it is gone. Safe to call twice."""
@@ -143,14 +143,11 @@ def _serve(asked: int, answer: int, cpu_s: float) -> None:
 
 
 def _rendered(templates: Templates, job: Job) -> Outcome:
-    bos, eos = job.bos_token, job.eos_token
     try:
-        text = templates.render(
-            job.template, job.messages, bos_token=bos, eos_token=eos, enable_thinking=job.enable_thinking
-        )
-        return Outcome(text, templates.tags_of(job.template, bos_token=bos, eos_token=eos), None)
+        text = templates.render(job.template, job.messages, job.special, enable_thinking=job.enable_thinking)
+        return Outcome(text.pieces(), templates.tags_of(job.template, job.special), None)
     except TemplateError as error:
-        return Outcome("", None, str(error))
+        return Outcome([], None, str(error))
 
 
 def _limit_memory() -> None:

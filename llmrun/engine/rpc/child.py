@@ -113,11 +113,11 @@ def _chosen(names: list[str]) -> list[Any]:
 
 def _prepared(job: Serve) -> list[Any]:
     """The devices to serve, with their limits."""
-    from llmrun.engine.child import ggml
+    from llmrun.engine.child import native
     from llmrun.engine.rpc import memory_limit
 
     try:
-        ggml.library("ggml-rpc")
+        native.library("ggml-rpc")
     except OSError:
         raise _Refusal("llama.cpp was built without RPC here (-DGGML_RPC=on)") from None
     handles = _chosen(job.devices)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from llmrun import fs, units
 from llmrun.errors import Act, BadModel, IntegrityError, NetworkError, Remedy
 from llmrun.gguf.reader import Header, read_header
-from llmrun.gguf.rules import check_runnable
+from llmrun.gguf.rules import check_part, check_runnable
 from llmrun.models.hub.events import (
     OnPullEvent,
     PullChecking,
@@ -373,8 +373,10 @@ class BlobDownload:
             return self._checked(read_header(_GrowingFile(file.fileno(), self._file.size, self._file.size)))
 
     def _checked(self, header: Header) -> HeaderFacts:
-        # A part of a split model is no model by itself; `_check_whole` looks at them together.
-        if len(self._resolved.files) == 1:
+        files = self._resolved.files
+        check_part(self._file.name.rpartition("/")[2], header, files.index(self._file), len(files))
+        # A part of a split model is not a model by itself; `_check_whole` looks at them together.
+        if len(files) == 1:
             check_runnable(header)
         return HeaderFacts.of(header)
 

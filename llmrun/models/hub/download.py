@@ -37,7 +37,7 @@ from llmrun.models.hub.blob import BlobDownload
 from llmrun.models.hub.events import OnPullEvent, PullFinished, PullWaiting
 from llmrun.models.hub.http import Patience, is_offline
 from llmrun.models.hub.info import RepoFile, Resolved, check_promise, is_safe_name
-from llmrun.models.store.layout import COMMIT, RepoFolder
+from llmrun.models.store.layout import COMMIT, RepoFolder, blob_name, files_below
 from llmrun.models.store.remove import tidy
 from llmrun.models.store.state import State
 from llmrun.text import printable
@@ -105,9 +105,13 @@ def pull(
             path.mkdir(parents=True, exist_ok=True)
         try:
             with _locked(resolved, folder, on_event):
-                for file in resolved.files:
-                    BlobDownload(resolved, file, folder, on_event, patience, state).run()
-                _check_whole(resolved, folder)
+                try:
+                    for file in resolved.files:
+                        BlobDownload(resolved, file, folder, on_event, patience, state).run()
+                    _check_whole(resolved, folder)
+                except BadModel:
+                    _discard(resolved, folder)
+                    raise
                 return _admit(resolved, folder)
         except BadModel:
             tidy(folder)
@@ -166,6 +170,14 @@ def _check_whole(resolved: Resolved, folder: RepoFolder) -> None:
         whole_header(list(zip(names, headers, strict=True)))
     except BadModel as error:
         raise BadModel(f"{resolved.name}: {error.message}", remedies=error.remedies) from None
+
+
+def _discard(resolved: Resolved, folder: RepoFolder) -> None:
+    """Frees the parts of what is not a model, but for those that have a name already."""
+    named = {blob_name(pointer) for pointer in files_below(folder.snapshots)}
+    for file in resolved.files:
+        if file.sha256 not in named:
+            folder.blob(str(file.sha256)).unlink(missing_ok=True)
 
 
 def _is_admitted(resolved: Resolved, folder: RepoFolder, state: State) -> bool:

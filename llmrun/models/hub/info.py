@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmrun import __version__, units
-from llmrun.errors import Act, IntegrityError, NotFound, NotInStore
+from llmrun.errors import Act, BadModel, IntegrityError, NotFound, NotInStore
 from llmrun.models import quants
 from llmrun.models.hub.http import Patience, hub_errors, is_offline, session, with_retry
 from llmrun.models.store import listing
@@ -127,18 +127,18 @@ def resolve(ref: HubFile, *, offline: bool = False) -> Resolved:
     if is_offline(offline):
         return _resolve_from_store(ref)
     info = model_info(ref.repo, ref.revision)
-    models = {file.name: file for file in info.models}
-    if not models:
+    by_name = {file.name: file for file in info.files if quants.is_gguf(file.name)}
+    if not by_name:
         raise NotFound(f"{info.repo} has no GGUF file", hint=Act("search", info.repo.rpartition("/")[2]))
     if ref.file is not None:
-        first, why = _named_file(ref.file, info), ""
+        first, why = _named_file(ref.file, info, list(by_name)), ""
     else:
-        first, why = _chosen_file(ref, info)
+        first, why = _chosen_file(ref, info, by_name)
     names = quants.split_parts(first)
-    missing = [name for name in names if name not in models]
+    missing = [name for name in names if name not in by_name]
     if missing:
         raise NotFound(f"{info.repo} lacks {len(missing)} of {len(names)} parts, {printable(missing[0])} first")
-    files = tuple(models[name] for name in names)
+    files = tuple(by_name[name] for name in names)
     for file in files:
         check_promise(file)
     revision = ref.revision or "main"
@@ -167,9 +167,8 @@ def _resolve_from_store(ref: HubFile) -> Resolved:
     return Resolved(model.repo, model.commit, quants.quant_of(model.file), why, tuple(files), revision=None)
 
 
-def _named_file(wanted: str, info: RepoInfo) -> str:
+def _named_file(wanted: str, info: RepoInfo, names: Sequence[str]) -> str:
     """The first part of the file that was named, in any case if only one fits."""
-    names = [file.name for file in info.models]
     found = [wanted] if wanted in names else [name for name in names if name.lower() == wanted.lower()]
     if len(found) != 1:
         raise NotFound(
@@ -178,11 +177,34 @@ def _named_file(wanted: str, info: RepoInfo) -> str:
     return quants.split_parts(found[0])[0]
 
 
-def _chosen_file(ref: HubFile, info: RepoInfo) -> tuple[str, str]:
-    chosen = quants.choose({file.name: file.size for file in info.models}, ref.quant)
-    if chosen is None:
-        raise NotFound(f"{info.repo} has no {ref.quant}; it has {_listed(info)}", hint=Act("show", info.repo))
-    return chosen.file, chosen.why
+def _chosen_file(ref: HubFile, info: RepoInfo, by_name: Mapping[str, RepoFile]) -> tuple[str, str]:
+    sizes = {file.name: file.size for file in info.models}
+    if not sizes:
+        first = min(by_name)
+        raise NotFound(
+            f"{info.repo} has no model, by the names of its files, only what goes with one: {printable(first)}",
+            hint=Act("pull", f"hf://{info.repo}/{first}"),
+        )
+    while chosen := quants.choose(sizes, ref.quant):
+        if not quants.is_in_doubt(chosen.file, sizes) or not _goes_with_a_model(by_name[chosen.file], info):
+            return chosen.file, chosen.why
+        for part in quants.split_parts(chosen.file):
+            sizes.pop(part, None)
+    others = replace(info, files=tuple(by_name[name] for name in sizes))
+    had = f"it has {_listed(others)}" if sizes else "what it has only goes with one"
+    raise NotFound(f"{info.repo} has no {ref.quant or 'model'}; {had}", hint=Act("show", info.repo))
+
+
+def _goes_with_a_model(file: RepoFile, info: RepoInfo) -> bool:
+    """Whether a file's header, read from the hub, says that it is an adapter, a draft head or the like."""
+    from llmrun.gguf.rules import DRAFT_KIND, no_model, writes_no_text
+    from llmrun.models.hub.remote import open_remote_header
+
+    try:
+        header = open_remote_header(Resolved(info.repo, info.commit, None, "", (file,)))
+    except BadModel:
+        return False  # the pull says what is wrong with it
+    return no_model(header) is not None or writes_no_text(header) == DRAFT_KIND
 
 
 def _listed(info: RepoInfo) -> str:

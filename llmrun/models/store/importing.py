@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmrun import fs, paths
-from llmrun.errors import Act, BadModel, Change, NotFound, UsageError
-from llmrun.gguf.reader import open_header
-from llmrun.gguf.rules import open_runnable
+from llmrun.errors import Act, Change, NotFound, UsageError
+from llmrun.gguf.rules import open_whole
 from llmrun.models import quants
 from llmrun.models.store.layout import (
     LOCAL,
@@ -42,7 +41,7 @@ class ImportProgress:
 
 def checked_name(name: str) -> str:
     """The name of an imported model without `local/`, in its one spelling. Raises `UsageError` for an unfit one."""
-    name = name.lower().removeprefix(LOCAL)
+    name = name.lower().removeprefix(LOCAL).removesuffix(".gguf")
     if not is_local_name(name):
         raise UsageError(
             f"'{printable(name)}' is not a name for a model: letters, digits, '.', '_' and '-'", field="name"
@@ -51,9 +50,16 @@ def checked_name(name: str) -> str:
 
 
 def name_from(file: str) -> str:
-    """The name that an imported file gets: "qwen3-4b-q8_0" of "Qwen3-4B-Q8_0.gguf"."""
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", file.removesuffix(".gguf"))
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._").lower()[:96]
+    """The name that an imported file gets: "qwen3-4b-q8_0" of "Qwen3-4B-Q8_0.gguf".
+
+    Where it has no letter that a model's name can have, but for its level, a hash of it tells it from others.
+    """
+    stem = re.sub(r"(-\d{5}-of-\d{5})?(\.gguf)?$", "", file, flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._").lower()[:96].rstrip("-._")
+    if not name or (quants.normalize(name) and not stem.isascii()):
+        made = f"model-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
+        return f"{made}-{name}" if name else made
+    return name
 
 
 def import_file(
@@ -73,15 +79,11 @@ def import_file(
     path = path.expanduser()
     # A link must not go through the current folder as somebody wrote it ("..", links): that may change.
     path = path.parent.resolve() / path.name
-    if not quants.is_model_file(path.name):
-        raise BadModel(f"{printable(path.name)} is not named like a model file (.gguf)")
     sources = [path.with_name(part) for part in quants.split_parts(path.name)]
     for source in sources:
         if not source.exists():
             raise NotFound(f"no such file: {printable(str(source), 200)}")
-    header = open_header(sources[0])
-    if len(sources) == 1:
-        open_runnable(sources[0])
+    header = open_whole(sources)
     name = checked_name(name or name_from(path.name))
     if is_taken(name):
         raise UsageError(f"local/{name} exists already", hint=Act("rm", LOCAL + name))
@@ -94,7 +96,8 @@ def import_file(
             sha256 = _fill(folder, sources, copy=copy, total=total, on_event=on_event)
             write_note(folder, sources, sha256)
             root = admit(folder, name)
-    state.remember(root / sources[0].name, facts=HeaderFacts.of(header))
+    if len(sources) == 1:  # of a part: its own, not those of the whole
+        state.remember(root / _gguf_name(sources[0]), facts=HeaderFacts.of(header))
     (found,) = found_in_folder(LOCAL + name, None, root)
     return FactReader(state).completed(found)
 
@@ -111,7 +114,7 @@ def is_taken(name: str) -> bool:
     if any(len(found.parts) == found.n_parts for found in found_in_folder(LOCAL + name, None, root)):
         return True
     files = files_below(root)
-    return not all(is_note(path) or is_damaged_rest(path) or quants.is_model_file(path.name) for path in files)
+    return not all(is_note(path) or is_damaged_rest(path) or quants.is_gguf(path.name) for path in files)
 
 
 @contextmanager
@@ -161,7 +164,7 @@ def _fill(
     """Links or copies the files; returns the sha256 of those that were copied, by name."""
     done, sha256 = 0, {}
     for source in sources:
-        target = folder / source.name
+        target = folder / _gguf_name(source)
         if not copy:
             target.symlink_to(source)
             continue
@@ -174,5 +177,10 @@ def _fill(
                 if on_event is not None:
                     on_event(ImportProgress(source.name, done, total))
             os.fsync(dst.fileno())
-        sha256[source.name] = sha.hexdigest()
+        sha256[target.name] = sha.hexdigest()
     return sha256
+
+
+def _gguf_name(source: Path) -> str:
+    """What a file is called in the store: as before, with the ending of a GGUF file where it had none."""
+    return source.name if quants.is_gguf(source.name) else f"{source.name}.gguf"

@@ -103,11 +103,9 @@ def repo_folders() -> Iterator[RepoFolder]:
 
 
 def repo_folders_of(repo: str) -> list[RepoFolder]:
-    """Those of one repository, its name in any case."""
-    exact = RepoFolder.of(repo)
-    if exact.path.is_dir():
-        return [exact]
-    return [folder for folder in repo_folders() if folder.repo.lower() == repo.lower()]
+    """Those of one repository, its name in any case: other tools make a folder for each. That of this case is first."""
+    same = [folder for folder in repo_folders() if folder.repo.lower() == repo.lower()]
+    return sorted(same, key=lambda folder: folder.repo != repo)
 
 
 def repo_of(path: Path) -> tuple[str, str, str] | None:

@@ -82,7 +82,7 @@ class StoredModel:
         """What to type: "user/repo:Q4_K_M"; the file where its name tells no level, as the hub knows no other."""
         if is_local(self.repo):
             return self.repo
-        level = quants.quant_of(self.file)
+        level = quants.quant_of(self.file) if quants.is_model_file(self.file) else None
         return f"{self.repo}:{level}" if level else f"hf://{self.repo}/{self.file}"
 
 
@@ -113,7 +113,7 @@ def list_models(*, state: State | None = None, header_budget_s: float = HEADER_B
     rest next time: their `n_params` is None until then.
     """
     reader = FactReader(state or State(), header_budget_s)
-    models = [reader.completed(found) for found in _all_found()]
+    models = [reader.completed(found) for found in _all_found() if found.is_model or reader.was_pulled(found)]
     return sorted(models, key=lambda m: (m.repo.lower(), m.size, m.file))
 
 
@@ -182,13 +182,13 @@ def choose(ref: HubFile, *, state: State | None = None) -> tuple[StoredModel, st
     """
     reader = FactReader(state or State())
     found, why = [m for m in _matching(ref, reader) if len(m.parts) == m.n_parts], ""
-    if ref.file is None and found:
+    if ref.file is None and found and not is_local(ref.repo):
         # None: it was found by its header's level, of which no name knows.
         sizes = {m.file: m.size for m in found}
         if (chosen := quants.choose(sizes, ref.quant) or quants.choose(sizes)) is None:
             return None
         found = [m for m in found if m.file == chosen.file]
-        if ref.quant is None and chosen.quant not in (None, quants.DEFAULT) and not is_local(ref.repo):
+        if ref.quant is None and chosen.quant not in (None, quants.DEFAULT):
             why = f"{chosen.why} here"
     if not found:
         return None
@@ -213,6 +213,7 @@ def _matching(ref: HubFile, reader: FactReader) -> list[_Found]:
     if ref.file is not None:
         wanted = ref.file.lower()
         return [m for m in found if wanted in m.names]
+    found = [m for m in found if m.is_model]
     if ref.quant is None:
         return found
     level = quants.normalize(ref.quant) or ref.quant
@@ -230,7 +231,11 @@ def mark_used(model: StoredModel, *, state: State | None = None) -> None:
 
 @dataclass
 class _Found:
-    """A model as the folders show it, before anything was read."""
+    """A model as the folders show it, before anything was read.
+
+    `is_model`: its path does not tell that it only goes with one, as a draft head does; it is then known by its file
+    alone.
+    """
 
     repo: str
     file: str
@@ -242,6 +247,7 @@ class _Found:
     mtime_s: float
     links: list[Path]
     commits: set[str]
+    is_model: bool
 
 
 class FactReader:
@@ -272,6 +278,10 @@ class FactReader:
             last_used_s=self._used.get(f"{found.repo}/{found.file}"),
             links=tuple(found.links),
         )
+
+    def was_pulled(self, found: _Found) -> bool:
+        """Whether it was llmrun that brought it here: its sha256 is known."""
+        return (known := self._known.get(os.path.realpath(found.parts[0]))) is not None and known[1] is not None
 
     def label(self, found: _Found) -> str | None:
         """The level that the header tells."""
@@ -317,7 +327,7 @@ def _found_in(repo: str) -> list[_Found]:
 
 
 def _refs_of(repo: str) -> dict[str, str]:
-    return {name: commit for folder in repo_folders_of(repo) for name, commit in folder.refs().items()}
+    return {name: commit for folder in reversed(repo_folders_of(repo)) for name, commit in folder.refs().items()}
 
 
 def _found_in_repo(folder: RepoFolder) -> list[_Found]:
@@ -344,7 +354,7 @@ def found_in_folder(repo: str, commit: str | None, root: Path) -> list[_Found]:
     groups: dict[tuple[str, ...], list[tuple[str, Path, os.stat_result]]] = {}
     for path in files_below(root):
         name = path.relative_to(root).as_posix()
-        if not quants.is_model_file(name):
+        if not quants.is_gguf(name):
             continue
         try:
             status = path.stat()
@@ -368,6 +378,7 @@ def found_in_folder(repo: str, commit: str | None, root: Path) -> list[_Found]:
                 mtime_s=max(status.st_mtime for _, status in ordered),
                 links=[path for path, _ in ordered],
                 commits={commit} if commit else set(),
+                is_model=commit is None or quants.is_model_file(names[0]),
             )
         )
     return found
