@@ -66,5 +66,5 @@ class AnswerOptions:
 
     @property
     def grammar(self) -> str | None:
-        """GBNF that every answer keeps to."""
+        """What every answer keeps to, for llguidance."""
         return self.output_format.grammar if self.output_format else None

@@ -85,7 +85,7 @@ class PromptOptions(Struct, frozen=True):
             grows with it.
         thinks: False has a reasoning model answer at once.
         think_budget: the most tokens of thinking; None: no limit.
-        grammar: GBNF that the answer has to keep to, checked (`gbnf.check`): native code dies of some.
+        grammar: what the answer has to keep to, for llguidance (`engine/grammar.py`).
         special: control tokens count as such where their names stand in what is given; False: they are text. None: in
             a prompt that is continued, not in messages, whose control tokens are their template's alone.
     """

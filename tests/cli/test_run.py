@@ -367,8 +367,8 @@ def test_an_answer_that_was_cut_is_none(llmrun: RunLlmrun) -> None:
         (("--json-schema", '{"type": "strin"}'), 2, "not a valid schema"),
         (("--json-schema", '{"type": '), 2, "JSON"),
         (("--json-schema", "nowhere.json"), 4, "nowhere.json"),
-        (("--json-schema", '{"not": {}}'), 2, "not"),
-        (("--json-schema", '{"type": "string", "maxLength": 2000000}'), 2, "maxLength"),
+        (("--json-schema", '{"$ref": "#/nowhere"}'), 2, "leads nowhere"),
+        (("--json-schema", '{"type": "string", "minLength": 3, "maxLength": 2}'), 2, "maxLength"),
         (("--grammar", "nowhere.gbnf"), 4, "nowhere.gbnf"),
         (("--choice", ""), 2, "--choice"),
         (("--json-mode", "--choice", "a,b"), 2, "an answer has one format"),
@@ -390,10 +390,42 @@ def test_bad_forms(llmrun: RunLlmrun, tmp_path: Path, arguments: tuple[str, ...]
     assert words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_left_recursion_never_reaches_llama_cpp(llmrun: RunLlmrun, tmp_path: Path) -> None:
-    (tmp_path / "g.gbnf").write_text('root ::= root "a" | "b"')
-    done = llmrun("run", "tiny", "a", "--grammar", str(tmp_path / "g.gbnf"))
-    assert done.returncode == 2 and "root" in done.stderr
+def test_forms_from_pipes(llmrun: RunLlmrun) -> None:
+    """A schema, a grammar and a template come through a pipe, too, as `<(command)` has it."""
+    for option, text, answer in (
+        ("--json-schema", '{"const": "a"}', '"a"'),
+        ("--grammar", 'root ::= root "a" | "b"\n', "b"),
+        ("--template", "Say {input}", ""),
+    ):
+        done = llmrun("run", "tiny", "hi", option, "/dev/stdin", "--temp", "0", "-n", "3", "-q", input=text)
+        assert done.returncode == 0 and done.stdout.startswith(answer), done.stderr
+
+
+def test_what_a_schema_leaves_is_said(llmrun: RunLlmrun) -> None:
+    """What only the whole answer can show, and a schema that says nothing, are told before the answer."""
+    schema = {"title": "T", "properties": {"a": {"enum": [3]}, "b": {"typ": "x"}}, "not": {"required": ["c"]}}
+    done = llmrun("run", "tiny", "hi", "--json-schema", json.dumps(schema), "--temp", "0", "-n", "60")
+    assert "checked only when the answer is complete: not at #" in done.stderr
+    assert "no keyword of JSON Schema in the schema at #/properties/b" in done.stderr
+
+
+def test_prices_are_multiples_of_a_cent(llmrun: RunLlmrun) -> None:
+    """4.35 is 435 cents, whatever it is in binary; the schema may be in OpenAI's wrapper."""
+    wrapped = {"name": "price", "strict": True, "schema": {"const": 4.35, "multipleOf": 0.01}}
+    done = llmrun("run", "tiny", "x", "--json-schema", json.dumps(wrapped), "--temp", "0", "-q")
+    assert (done.returncode, done.stdout) == (0, "4.35")
+
+
+def test_an_answer_cut_within_a_character(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """It ends before the character, and it is said that it ends early: no U+FFFD that the grammar never allowed."""
+    (tmp_path / "g.gbnf").write_text('root ::= "a" [ぁ-ゟ]{3}')
+    ends = ("run", "tiny", "x", "--grammar", str(tmp_path / "g.gbnf"), "--seed", "1", "-q")
+    whole = llmrun(*ends, env={"LC_ALL": "C"})
+    assert whole.returncode == 0 and len(whole.stdout) == 4
+    for n in range(1, 5):
+        cut = llmrun(*ends, "-n", str(n))
+        assert cut.returncode == 13 and "\ufffd" not in cut.stdout and whole.stdout.startswith(cut.stdout)
+        assert "ends early" in cut.stderr
 
 
 # -- prompts with fields, and conversations of one prompt each ---

@@ -132,7 +132,7 @@ def parse_fields(texts: Sequence[str]) -> dict[str, str]:
 
 def open_template(name: str) -> str:
     """The template: `name` is a file, a text with fields, or a file in the folder of templates. Raises `NotFound`."""
-    if files.is_file(name):
+    if files.is_file(name) or name.startswith(("/dev/", "/proc/")):  # a pipe's
         return _from_file(name, "--template")
     if "{" in name or " " in name or "\n" in name:
         return name

@@ -50,9 +50,8 @@ def answer_prompt(
         kept = _kept(stack, system, resume=resume) if keep else None
         found = load_model.found(model, quiet=quiet)
         asked = _asked(found, text, system, raw=raw, template=answers.chat_template)
-        if answers.output_format and answers.output_format.left_to_validation and not quiet:
-            left = ", ".join(answers.output_format.left_to_validation)
-            screen.note(f"checked only when the answer is complete: {left}")
+        for note in answers.output_format.notes(quiet=quiet) if answers.output_format else ():
+            screen.note(note)
         before = [*(kept.messages() if kept else []), *(asked if isinstance(asked, list) else [])] or asked
         from llmrun.cli.answering import report
         from llmrun.machine.nvml import open_nvml

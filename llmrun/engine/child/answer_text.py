@@ -83,11 +83,14 @@ class AnswerText:
         answer, thinking = self._splitter.add(text)
         return _shown(self._stop.add(answer)), _shown(thinking)
 
-    def finish(self) -> tuple[str, str]:
-        """What was held back, now that nothing follows: nothing behind a stop string."""
+    def finish(self, *, cut: bool = False) -> tuple[str, str]:
+        """What was held back, now that nothing follows: nothing behind a stop string.
+
+        An answer that was `cut` in the middle of a character ends before it.
+        """
         if self.stopped:
             return "", ""
-        answer, thinking = self._decoder.decode(b"", True), ""
+        answer, thinking = "" if cut else self._decoder.decode(b"", True), ""
         if self._splitter is not None:
             answer, thinking = self._splitter.add(answer)
             rest, rest_of_thinking = self._splitter.finish()

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol
 
 from llmrun.engine.child import native, sampler, special_tokens
 from llmrun.engine.child.answer_text import FIRST_SIGN, AnswerText
+from llmrun.engine.child.constraint import Constraint, ConstraintMaker
 from llmrun.engine.child.inbox import Request
 from llmrun.engine.child.kv_context import KVContext
 from llmrun.engine.child.prompts import Prompts
@@ -194,7 +195,7 @@ class GenerationState:
 
     def finish(self) -> None:
         """Send what is left, the text that was held back included."""
-        self._batch.add_text(*self._text.finish())
+        self._batch.add_text(*self._text.finish(cut=self.stop_reason != "end"))
         self._flush()
 
     def _next_token(self, context: Any) -> int:
@@ -240,6 +241,7 @@ class Generator:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._llama, self._vocab, self._kv = host.llama, host.vocab, host.kv
+        self._constraints = ConstraintMaker(host.vocab)
         self._prompts = Prompts(host.model, host.vocab, host.templates)
 
     def count(self, request: Count) -> None:
@@ -260,16 +262,15 @@ class Generator:
         """Send the answer as it is made; returns why it ended."""
         served_s = time.perf_counter()
         host, kv, sampling, options = self._host, self._kv, request.sampling, request.options
+        if options.grammar is not None:
+            self._constraints.begin(options.grammar)
         tokens, thinking = self._prompts.of(request, kv.tokens + kv.pending)
         n_ctx = self._make_room(len(tokens), sampling["max_tokens"], keep=options.reuse)
         self._check_bias(sampling["logit_bias"])
         if not options.reuse:
             kv.clear()
         n_cached = kv.reuse_prefix(tokens)
-        try:
-            source = sampler.Sampler(self._vocab, sampling, n_ctx, options.grammar)
-        except sampler.BadGrammar:
-            host.fail_from_log("usage", "llama.cpp does not take this grammar")
+        source = sampler.Sampler(self._vocab, sampling, n_ctx, has_grammar=options.grammar is not None)
         try:
             begin_s = time.perf_counter()
             host.send(
@@ -288,6 +289,8 @@ class Generator:
             reason = self._prefill(tokens[n_cached:], on_batch=lambda n: host.send(Prefilled(n, time.perf_counter())))
             if reason is not None:
                 return reason
+            if source.has_grammar:
+                source.constrain(self._constraint())
             if source.has_grammar and thinking is not None:
                 answer_begun = not options.thinks or bool(options.assistant_prefix)
                 thinking.constrain(lambda: source.argmax(kv.context), answer_begun=answer_begun)
@@ -303,6 +306,12 @@ class Generator:
             return self._decode(state, may_grow=options.reuse)
         finally:
             source.close()
+
+    def _constraint(self) -> Constraint:
+        made = self._constraints.finish()
+        if isinstance(made, Constraint):
+            return made
+        raise RequestFailed("usage", f"the grammar can't be used with this model: {made}")
 
     def _check_bias(self, bias: list[list[float]]) -> None:
         beyond = [token for token, _ in bias if token >= self._vocab.n_tokens]

@@ -198,6 +198,20 @@ class Vocab:
                 return buffer.raw[:n]
             room = -n
 
+    def for_llguidance(self) -> tuple[list[bytes], list[int], int, int]:
+        """What `engine.grammar.of_llama` takes."""
+        room = 256
+        buffer = ctypes.create_string_buffer(room)
+        pieces: list[bytes] = []
+        for token in range(self.n_tokens):
+            n = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            piece = buffer.raw[:n] if n >= 0 else self.text_of(token, special=False)
+            pieces.append(piece or b"\xff<%d>" % token)
+        ends = [token for token in range(self.n_tokens) if llama.llama_vocab_is_eog(self._vocab, token)]
+        addresses = (ctypes.cast(pointer, ctypes.c_void_p) for pointer in (self._vocab, llama._lib.llama_tokenize))
+        vocab, tokenize = (address.value or 0 for address in addresses)
+        return pieces, ends, vocab, tokenize
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends an answer (EOS, EOT and their kin)."""
         known = self._ends.get(token)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import math
-from array import array
 from collections.abc import Sequence
 from typing import Any
 
 from llmrun.engine.child import native
+from llmrun.engine.child.constraint import Constraint
 from llmrun.engine.child.native import llama
 
 
@@ -16,39 +15,31 @@ class DeadEnd(Exception):
     """No token of the vocabulary can continue the text as the grammar demands."""
 
 
-class BadGrammar(Exception):
-    """llama.cpp rejects the grammar."""
-
-
 class Sampler:
     """Samples tokens by the fields of `SamplingConfig`, from the logits of a context's last token. `close` it.
 
     What is sampled is accepted: penalties and grammar know of it from then on.
+
+    Attributes:
+        has_grammar: `constrain` is called before the first token is sampled.
     """
 
-    def __init__(self, vocab: native.Vocab, sampling: dict[str, Any], n_ctx: int, grammar: str | None = None) -> None:
-        """`grammar` is GBNF. Raises `BadGrammar`."""
+    def __init__(self, vocab: native.Vocab, sampling: dict[str, Any], n_ctx: int, *, has_grammar: bool = False) -> None:
         self._vocab = vocab
         self._chain = native.build_sampler(sampling, vocab.n_tokens, n_ctx)
         penalties = (sampling["repeat_penalty"], sampling["frequency_penalty"], sampling["presence_penalty"])
         last_n = sampling["repeat_last_n"] if penalties != (1.0, 0.0, 0.0) else 0
         self._penalty_last_n = n_ctx if last_n == -1 else last_n
-        self._grammar: Any = None
-        if grammar is not None:
-            self._grammar = llama.llama_sampler_init_grammar(vocab.handle, grammar.encode(), b"root")
-            if not self._grammar:
-                self.close()
-                raise BadGrammar
-            self._candidates = _Candidates(vocab.n_tokens)
+        self._is_greedy = sampling["temperature"] == 0
+        self.has_grammar = has_grammar
+
+    def constrain(self, constraint: Constraint) -> None:
+        """From here on tokens can be sampled under this grammar."""
+        self._constraint = constraint
+        self._candidates = _Candidates(self._vocab.n_tokens)
 
     def close(self) -> None:
         llama.llama_sampler_free(self._chain)
-        if self._grammar:
-            llama.llama_sampler_free(self._grammar)
-
-    @property
-    def has_grammar(self) -> bool:
-        return bool(self._grammar)
 
     def accept_prompt(self, tokens: Sequence[int]) -> None:
         """Have the penalties count the prompt's tokens as well."""
@@ -67,21 +58,20 @@ class Sampler:
     def sample_constrained(self, context: Any) -> int:
         """The next token under the grammar. Raises `DeadEnd`.
 
-        The token that is sampled without the grammar is nearly always one that the grammar allows. Only if it is not,
-        the grammar is applied to the whole vocabulary, which takes much longer. llama.cpp's own tools do the same.
+        The chain sees only the tokens that the grammar allows. Greedily, its choice among all tokens is tried first: if
+        that is allowed, it is the choice among the allowed ones, too, and the mask is spared. With top-k and its kin
+        the same would give another distribution: they would cut the forbidden and the allowed tokens together.
         """
-        candidates = self._candidates
-        candidates.fill(context)
-        token = candidates.sample(self._chain)
-        if not candidates.allows(self._grammar, token):
-            candidates.fill(context)
-            candidates.apply(self._grammar)
-            token = candidates.sample(self._chain)
-            if not candidates.allows(self._grammar, token):
+        candidates, constraint = self._candidates, self._constraint
+        token = candidates.sample(self._chain, context) if self._is_greedy else None
+        if token is None or not constraint.allows(token):
+            allowed = constraint.allowed()
+            if not len(allowed):
                 raise DeadEnd
+            token = candidates.sample(self._chain, context, allowed)
         llama.llama_sampler_accept(self._chain, token)
         if not self._vocab.is_end(token):
-            llama.llama_sampler_accept(self._grammar, token)
+            constraint.accept(token)
         return token
 
     def argmax(self, context: Any) -> int:
@@ -90,41 +80,31 @@ class Sampler:
 
 
 class _Candidates:
-    """llama.cpp's array of candidates, one for each token of the vocabulary: {int32 id, float logit, float p}."""
+    """llama.cpp's array of candidates, {int32 id, float logit, float p}: as many as are to be chosen from."""
 
     def __init__(self, n_vocab: int) -> None:
-        self._n = n_vocab
-        self._data = (llama.llama_token_data * n_vocab)()
-        plain = memoryview(self._data).cast("B")
-        self._ids, self._logits = plain.cast("i"), plain.cast("f")
-        self._all_ids = array("i", range(n_vocab))
+        import numpy as np
+
+        self._np, self._n = np, n_vocab
+        self._data = np.zeros(n_vocab, [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        self._all_ids = np.arange(n_vocab, dtype=np.int32)
         self._array = llama.llama_token_data_array()
 
-    def fill(self, context: Any) -> None:
-        """Set all ids and logits anew, from the context's last token: samplers sort and cut the array."""
+    def _logits(self, context: Any) -> Any:
         address = ctypes.cast(llama.llama_get_logits_ith(context, -1), ctypes.c_void_p).value
         assert address
-        logits = memoryview((ctypes.c_float * self._n).from_address(address)).cast("B").cast("f")
-        self._ids[0::3] = memoryview(self._all_ids)
-        self._logits[1::3] = logits
-        self._array.data = self._data
-        self._array.size, self._array.selected, self._array.sorted = self._n, -1, False
+        return self._np.frombuffer(memoryview((ctypes.c_float * self._n).from_address(address)), self._np.float32)
 
-    def argmax(self, context: Any) -> int:
-        self.fill(context)
-        return max(range(self._n), key=self._logits[1::3].tolist().__getitem__)
-
-    def apply(self, sampler: Any) -> None:
-        llama.llama_sampler_apply(sampler, ctypes.byref(self._array))
-
-    def sample(self, chain: Any) -> int:
-        self.apply(chain)
+    def sample(self, chain: Any, context: Any, ids: Any = None) -> int:
+        """The chain's choice among the tokens `ids`, None: all. The array is filled anew: samplers sort and cut it."""
+        logits = self._logits(context)
+        n = self._n if ids is None else len(ids)
+        self._data["id"][:n] = self._all_ids if ids is None else ids
+        self._data["logit"][:n] = logits if ids is None else logits[ids]
+        self._array.data = ctypes.cast(self._data.ctypes.data, ctypes.POINTER(llama.llama_token_data))
+        self._array.size, self._array.selected, self._array.sorted = n, -1, False
+        llama.llama_sampler_apply(chain, ctypes.byref(self._array))
         return int(self._array.data[self._array.selected].id)
 
-    def allows(self, grammar: Any, token: int) -> bool:
-        """Whether the grammar takes this token next."""
-        one = (llama.llama_token_data * 1)(llama.llama_token_data(token, 1.0, 0.0))
-        single = llama.llama_token_data_array()
-        single.data, single.size, single.selected, single.sorted = one, 1, -1, False
-        llama.llama_sampler_apply(grammar, ctypes.byref(single))
-        return not math.isinf(one[0].logit)
+    def argmax(self, context: Any) -> int:
+        return int(self._logits(context).argmax())
