@@ -97,5 +97,5 @@ def benchmark(
     from llmrun.options.load import LoadConfig
 
     cases = [Case(config, test) for config in configs or [LoadConfig()] for test in tests or make_tests()]
-    model = find_model(reference, to_write=any(case.test.n_gen for case in cases))
+    model = find_model(reference, use="write" if any(case.test.n_gen for case in cases) else "read")
     return bench(model, cases, options, observers=observers)

@@ -312,6 +312,11 @@ KINDS_TO_KEEP = (EMBEDDING_KIND, DRAFT_KIND)
 """Of those that write no text, the ones that are of use all the same."""
 
 
+def is_encoder(header: Header) -> bool:
+    """Whether a model reads its text in both directions at once, so that no token follows from those before it."""
+    return header.architecture in _EMBEDDING or header.hparam("attention.causal") is False
+
+
 def writes_no_text(header: Header) -> str | None:
     """What a model is that can't go on with a text, token after token; None for a language model."""
     architecture, pooling = header.architecture, header.hparam("pooling_type")
@@ -333,7 +338,7 @@ def writes_no_text(header: Header) -> str | None:
     first_layer = any(tensor.name.startswith("blk.0.") for tensor in header.tensors)
     if header.hparam("nextn_predict_layers") and is_whole and not first_layer:
         return DRAFT_KIND
-    if architecture in _EMBEDDING or header.hparam("attention.causal") is False or pooling in _EMBEDDING_POOLING:
+    if is_encoder(header) or pooling in _EMBEDDING_POOLING:
         return EMBEDDING_KIND
     return None
 

@@ -31,7 +31,8 @@ class ModelNames:
         """
         if is_local(model.repo):
             return model.repo
-        quant = quants.quant_of(model.file or "") if quants.is_model_file(model.file or "") else None
+        by_file = model.by_file if isinstance(model, StoredModel) else not quants.is_model_file(model.file or "x.gguf")
+        quant = None if by_file else quants.quant_of(model.file or "")
         if quant is None:
             return f"hf://{model.repo}/{model.file}" if model.file else model.repo
         return f"{self._by_repo.get(model.repo.lower(), model.repo)}:{quant}"

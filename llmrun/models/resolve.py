@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmrun.errors import Act, BadModel, LlmrunError, NotFound, NotInStore, UsageError
 from llmrun.gguf import rules
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from llmrun.models.store.listing import StoredModel
 
 _COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,39}")
+Use = Literal["write", "read", "keep"]
+"""What for: to write text, to have text put into its memory (prefill), or neither."""
 Fetch = Callable[[HubFile], Path]
 """Gets a model that is not on this machine; returns its (first) file."""
 
@@ -37,10 +39,10 @@ class Model:
     note: str = ""
 
 
-def find_model(reference: str, *, fetch: Fetch | None = None, to_write: bool = True) -> Model:
+def find_model(reference: str, *, fetch: Fetch | None = None, use: Use = "write") -> Model:
     """The model that `reference` names: the embedded one, a file, or one of the hub's, pulled when it is missing.
 
-    `fetch` does the pulling; without one it is done quietly. `to_write`: the model must be one that writes text. Raises
+    `fetch` does the pulling; without one it is done quietly. `use`: what the model must be good for. Raises
     every `LlmrunError` that naming, pulling and reading a model can end in.
     """
     named, note = parse(reference), ""
@@ -58,7 +60,7 @@ def find_model(reference: str, *, fetch: Fetch | None = None, to_write: bool = T
                 path = model.path
                 mark_used(model)
     first, header = open_whole(path)
-    if to_write and (kind := rules.writes_no_text(header)):
+    if (kind := rules.writes_no_text(header)) and (use == "write" or (use == "read" and rules.is_encoder(header))):
         raise BadModel(f"{named.name} is {kind}: it writes no text", hint=Act("show", named.name))
     return Model(named.name, first, header, note)
 

@@ -394,6 +394,12 @@ def test_two_files_of_one_level_are_told_apart(run: Run, hub: Hub) -> None:
     vague = run("rm", "user/twins:Q4_K_M", "-y")
     assert vague.returncode == 2 and names[0] in vague.stderr
     assert run("rm", names[0], "-y").returncode == 0
+    assert run("list", "twins", "-q").stdout == f"{names[1]}\n"
+    for name in ("user/twins:Q4_K_M", "user/twins"):  # not silently the other one
+        assert run("pull", name, "--offline").returncode == run("rm", name, "-y").returncode == 3
+    assert run("pull", "user/twins:Q4_K_M").stdout.endswith("/a-Q4_K_M.gguf\n")
+    assert run("list", "twins", "-q").stdout.split() == ["user/twins:Q4_K_M", names[1]]
+    assert run("rm", names[1], "-y").returncode == 0
     assert run("list", "twins", "-q").stdout == "user/twins:Q4_K_M\n"
 
 
@@ -539,6 +545,22 @@ def test_two_folders_of_one_repository(run: Run, hub: Hub, tmp_path: Path) -> No
         assert run("pull", name, "-q", env=offline).returncode == 0
     assert run("rm", "-y", "acme/story-gguf:q8_0").stdout == "Acme/Story-GGUF:Q8_0\n"
     assert config.exists()
+
+
+def test_models_that_write_no_text(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """Refused before they are loaded, with what they are; embedding models are pulled, and it is said."""
+    embedding = tiny_gguf(600_000, extra={"llama.pooling_type": 3})
+    (tmp_path / "e.gguf").write_bytes(embedding)
+    for words in (("run", "e.gguf", "hello"), ("chat", "e.gguf"), ("bench", "e.gguf", "-n", "4", "-p", "4")):
+        done = run(*words, cwd=tmp_path, input="")
+        assert done.returncode == 8 and "is an embedding model: it writes no text" in done.stderr
+    assert run("bench", "e.gguf", "-n", "0", "-p", "4", "-r", "1", cwd=tmp_path).returncode == 0  # prefill it can do
+    hub.add("u/kinds", {"m-Q8_0.gguf": embedding, "m-Q6_K.gguf": tiny_gguf(600_000, extra={"llama.pooling_type": 4})})
+    done = run("pull", "u/kinds:Q8_0")
+    assert done.returncode == 0 and "u/kinds:Q8_0 is an embedding model" in done.stderr
+    done = run("pull", "u/kinds:Q6_K")
+    assert done.returncode == 8 and "this is a reranker or classifier: it writes no text" in done.stderr
+    assert list(listed(run)) == ["tiny", "u/kinds:Q8_0"]
 
 
 def test_what_goes_with_a_model_is_taken_only_by_its_file(run: Run, hub: Hub, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from llmrun import text
 from llmrun.errors import BadModel, NotFound
 from llmrun.gguf import reader
 from llmrun.gguf.reader import Header, NumberArray, StringArray, open_header, read_header
-from llmrun.gguf.rules import check_runnable, open_runnable
+from llmrun.gguf.rules import check_runnable, open_runnable, writes_no_text
 from llmrun.gguf.types import FILE_TYPES, GGML_TYPES
 
 # -- a writer, small enough to be seen through -------------------------------------------------------------------
@@ -238,6 +238,29 @@ def test_chat_templates() -> None:
     header = read(file.bytes())
     assert header.chat_template == "{{ messages }}"
     assert header.chat_templates == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("llama", None),
+        ("bert", "an embedding model"),
+        ("llama-embed", "an embedding model"),
+        ("dream", "a diffusion model"),
+        ("llada", "a diffusion model"),
+        ("eagle3", "a draft head, which only helps another model"),
+        ("wavtokenizer-dec", "a speech model"),
+    ],
+)
+def test_what_writes_no_text(architecture: str, kind: str | None) -> None:
+    """By its architecture; by its keys where that writes as a rule."""
+    file = tiny()
+    file.set("general.architecture", "str", architecture)
+    assert writes_no_text(read(file.bytes())) == kind
+    for key_, type_, value in (("attention.causal", "bool", False), ("pooling_type", "u32", 3)):
+        file = tiny()
+        file.set(f"llama.{key_}", type_, value)
+        assert writes_no_text(read(file.bytes())) == "an embedding model"
 
 
 def test_split_model() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmrun.bench.quality import Quality
     from llmrun.bench.record import Record, Row
     from llmrun.bench.spec import Case
-    from llmrun.models.resolve import Model
+    from llmrun.models.resolve import Model, Use
 
 
 def bench(
@@ -96,7 +96,8 @@ def bench(
     if reference is not None and quality is None:
         raise UsageError("this is for `quality`", field="reference", hint=Change({"quality": "default"}))
     text = _read_text(quality) if quality is not None else None
-    models = [load_model.found(name, quiet=quiet, to_write=any(test.n_gen for test in tests)) for name in model]
+    use: Use = "write" if any(test.n_gen for test in tests) else "read"
+    models = [load_model.found(name, quiet=quiet, use=use) for name in model]
     with ExitStack() as stack:
         shown = stack.enter_context(_observer(format, len(cases) * repetitions, quiet=quiet))
         file = [stack.enter_context(ExportFile(output_file, file_format))] if output_file and file_format else []

@@ -80,7 +80,7 @@ def quantize(
     from llmrun.engine.jobs.quantize import Quantizer, Recipe, level_of
 
     recipe = Recipe(level_of(level), pure, keep_output, imatrix, threads)
-    source = load_model.found(model, quiet=quiet, to_write=False)
+    source = load_model.found(model, quiet=quiet, use="keep")
     name = checked_name(name) if name else default_name(source, recipe.level)
     target = None if output is None else checked_target(output, name)
     if not dry_run and target is None:
@@ -166,7 +166,7 @@ def _document(source: Model, level: str, plan: Plan) -> dict[str, Any]:
 
 def _show_levels(model: str, *, as_json: bool, quiet: bool) -> None:
     """What each level would make of this model, without quantizing."""
-    source = load_model.found(model, quiet=quiet, to_write=False)
+    source = load_model.found(model, quiet=quiet, use="keep")
     if as_json:
         screen.out_json(
             [

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from llmrun.engine.interface import Engine
     from llmrun.engine.limits import Limits
     from llmrun.engine.process import Child
-    from llmrun.models.resolve import Model
+    from llmrun.models.resolve import Model, Use
 
 
-def found(reference: str, *, quiet: bool, to_write: bool = True) -> Model:
+def found(reference: str, *, quiet: bool, use: Use = "write") -> Model:
     """The model of that name, pulled where it is missing; says which level was taken where that is a surprise.
 
-    `to_write`: it is to write text. Raises `BadModel` for one that can't.
+    Raises `BadModel` for one that is not good for this `use`.
     """
     from llmrun.models.resolve import find_model
 
-    model = find_model(reference, fetch=fetch_with_progress(quiet), to_write=to_write)
+    model = find_model(reference, fetch=fetch_with_progress(quiet), use=use)
     if model.note and not quiet:
         screen.note(model.note)
     return model

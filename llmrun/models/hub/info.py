@@ -14,6 +14,7 @@ from llmrun.models import quants
 from llmrun.models.hub.http import Patience, hub_errors, is_offline, session, with_retry
 from llmrun.models.store import listing
 from llmrun.models.store.layout import COMMIT, SHA256, is_local
+from llmrun.models.store.state import State
 from llmrun.text import printable
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def resolve(ref: HubFile, *, offline: bool = False) -> Resolved:
         first, why = _named_file(ref.file, info, list(by_name)), ""
     else:
         first, why = _chosen_file(ref, info, by_name)
+        if f"{info.repo}/{first}".lower() in (state := State()).variants():
+            state.set_variant(f"{info.repo}/{first}", is_variant=False)
     names = quants.split_parts(first)
     missing = [name for name in names if name not in by_name]
     if missing:

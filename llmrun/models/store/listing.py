@@ -54,6 +54,7 @@ class StoredModel:
         n_parts: files that there must be.
         commit: the snapshot that it was found in; None for an imported one.
         last_used_s: Unix time when llmrun last ran it; None if it never did.
+        by_file: only its file's name means it: it goes with a model, or its level means another file.
     """
 
     repo: str
@@ -67,6 +68,7 @@ class StoredModel:
     architecture: str | None = None
     last_used_s: float | None = None
     links: tuple[Path, ...] = field(default=(), repr=False)
+    by_file: bool = False
 
     @property
     def path(self) -> Path:
@@ -82,7 +84,7 @@ class StoredModel:
         """What to type: "user/repo:Q4_K_M"; the file where its name tells no level, as the hub knows no other."""
         if is_local(self.repo):
             return self.repo
-        level = quants.quant_of(self.file) if quants.is_model_file(self.file) else None
+        level = None if self.by_file else quants.quant_of(self.file)
         return f"{self.repo}:{level}" if level else f"hf://{self.repo}/{self.file}"
 
 
@@ -213,7 +215,7 @@ def _matching(ref: HubFile, reader: FactReader) -> list[_Found]:
     if ref.file is not None:
         wanted = ref.file.lower()
         return [m for m in found if wanted in m.names]
-    found = [m for m in found if m.is_model]
+    found = [m for m in found if m.is_model and not reader.is_variant(m)]
     if ref.quant is None:
         return found
     level = quants.normalize(ref.quant) or ref.quant
@@ -258,6 +260,7 @@ class FactReader:
 
     def __init__(self, state: State, budget_s: float = HEADER_BUDGET_S) -> None:
         self._state, self._known, self._used = state, state.files(), state.last_used()
+        self._variants = state.variants()
         self._until_s = time.monotonic() + budget_s
         self._n_read = 0
 
@@ -277,7 +280,12 @@ class FactReader:
             architecture=first.architecture if first else None,
             last_used_s=self._used.get(f"{found.repo}/{found.file}"),
             links=tuple(found.links),
+            by_file=not found.is_model or self.is_variant(found),
         )
+
+    def is_variant(self, found: _Found) -> bool:
+        """Whether its level means another file of its repository."""
+        return f"{found.repo}/{found.file}".lower() in self._variants
 
     def was_pulled(self, found: _Found) -> bool:
         """Whether it was llmrun that brought it here: its sha256 is known."""
@@ -312,7 +320,7 @@ class FactReader:
 
 def _all_found() -> Iterator[_Found]:
     for folder in repo_folders():
-        yield from _found_in_repo(folder)
+        yield from found_in_repo(folder)
     for entry in entries(paths.imported_models()):
         if entry.is_dir() and not entry.name.startswith("."):
             yield from found_in_folder(LOCAL + entry.name, None, Path(entry.path))
@@ -323,14 +331,14 @@ def _found_in(repo: str) -> list[_Found]:
     if is_local(repo):
         names = (e.name for e in entries(paths.imported_models()) if e.name.lower() == repo[len(LOCAL) :].lower())
         return [f for name in names for f in found_in_folder(LOCAL + name, None, paths.imported_models() / name)]
-    return [found for folder in repo_folders_of(repo) for found in _found_in_repo(folder)]
+    return [found for folder in repo_folders_of(repo) for found in found_in_repo(folder)]
 
 
 def _refs_of(repo: str) -> dict[str, str]:
     return {name: commit for folder in reversed(repo_folders_of(repo)) for name, commit in folder.refs().items()}
 
 
-def _found_in_repo(folder: RepoFolder) -> list[_Found]:
+def found_in_repo(folder: RepoFolder) -> list[_Found]:
     """One entry per model and content: the same blobs in several snapshots are one model with several names."""
     merged: dict[tuple[str, tuple[str, ...]], _Found] = {}
     current = set(folder.refs().values())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmrun import fs, paths
 from llmrun.errors import Act, DiskError, UsageError
+from llmrun.models import quants
 from llmrun.models.store.layout import (
     COMMIT,
     RepoFolder,
@@ -20,10 +21,11 @@ from llmrun.models.store.layout import (
     is_damaged_rest,
     is_note,
     local_folder,
+    repo_folders_of,
     shared_payload,
     staging_folder,
 )
-from llmrun.models.store.listing import Leftover, StoredModel
+from llmrun.models.store.listing import Leftover, StoredModel, found_in_repo
 from llmrun.models.store.state import State
 from llmrun.text import printable
 
@@ -38,6 +40,7 @@ def remove_models(models: Iterable[StoredModel], *, state: State | None = None) 
     state = state or State()
     freed = 0
     for model in models:
+        _keep_meaning(model, state)
         with fs.disk_errors(f"removing {model.name}"):
             if model.commit is None:
                 freed += _remove_local(model)
@@ -46,6 +49,19 @@ def remove_models(models: Iterable[StoredModel], *, state: State | None = None) 
         for path in model.parts:
             state.forget(path)
     return freed
+
+
+def _keep_meaning(model: StoredModel, state: State) -> None:
+    """Another file of the level of a model that goes does not take over its name."""
+    level = quants.quant_of(model.file)
+    if model.commit is None or level is None or model.by_file:
+        return
+    found = [found for folder in repo_folders_of(model.repo) for found in found_in_repo(folder)]
+    same = [each.file for each in found if quants.quant_of(each.file) == level]
+    chosen = quants.choose(same)
+    if chosen is not None and chosen.file == model.file:
+        for file in {*same} - {model.file}:
+            state.set_variant(f"{model.repo}/{file}", is_variant=True)
 
 
 def remove_leftovers(leftovers: Iterable[Leftover], *, state: State | None = None) -> int:

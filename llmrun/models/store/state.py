@@ -50,6 +50,7 @@ class State:
         create table if not exists files (path text primary key, stamp text, sha256 text, facts text);
         create table if not exists used (model text primary key, at_s real);
         create table if not exists pulls (blob text primary key, repo text, file text, total integer);
+        create table if not exists variants (model text primary key);
     """
 
     # SQLite takes the JSON apart: to import a decoder for it takes longer than the rest of what `list` does.
@@ -85,7 +86,7 @@ class State:
         return rows
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        if not db.execute("select 1 from sqlite_master where name = 'pulls'").fetchone():
+        if not db.execute("select 1 from sqlite_master where name = 'variants'").fetchone():
             db.executescript(self._TABLES)
 
     def files(self) -> dict[str, tuple[str, str | None, HeaderFacts | None]]:
@@ -125,6 +126,15 @@ class State:
 
     def used_now(self, key: str) -> None:
         self._run(("insert or replace into used values (?, ?)", (key, time.time())))
+
+    def variants(self) -> set[str]:
+        """Models ("user/repo/file", in lower case) that their repository and level do not mean; see `set_variant`."""
+        return {model for (model,) in self._run(("select model from variants", ()))}
+
+    def set_variant(self, key: str, is_variant: bool) -> None:
+        """Notes that the level means another file of the repository, which was removed; or this one again."""
+        sql = "insert or ignore into variants values (?)" if is_variant else "delete from variants where model = ?"
+        self._run((sql, (key.lower(),)))
 
     def pull_begins(self, blob: Path, repo: str, file: str, total: int) -> None:
         """Lets `list` say which file a partial is to become, and how much of it is missing."""
