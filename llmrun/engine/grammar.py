@@ -6,12 +6,25 @@ single bytes where no model is needed. Imported only where an answer has a form.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import threading
+import types
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+if "llguidance" not in sys.modules and not TYPE_CHECKING:
+    # Its front imports 60 modules, half of the time to the first token of a small model; the library needs none.
+    found = importlib.util.find_spec("llguidance")
+    sys.modules["llguidance"] = types.ModuleType("llguidance")
+    sys.modules["llguidance"].__path__ = list(found.submodule_search_locations) if found else []
+    try:
+        from llguidance._lib import LLMatcher, LLParserLimits, LLTokenizer
+    finally:
+        del sys.modules["llguidance"]
+else:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 _STACK = 512 << 20
 """Bytes of address space: chains of references are followed by recursion, in native code; 1 MiB of schema needs 100."""

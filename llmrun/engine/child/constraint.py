@@ -63,6 +63,8 @@ class ConstraintMaker:
         return made
 
     def _make(self, grammar: str) -> None:
+        import numpy  # noqa: F401  # here, beside the prefill, and not before the first token
+
         from llmrun.engine import grammar as llguidance
 
         try:
