@@ -33,7 +33,7 @@ from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import overridden
 from llmrun.machine.device import Device
 from llmrun.machine.hardware import slow_instructions
-from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
+from llmrun.options.load import COMFORTABLE_CTX, LoadConfig, Rope
 from llmrun.options.sampling import MAX_SEED, SamplingConfig
 from llmrun.planning.footprint import Footprint, decode_reads
 from llmrun.planning.layout import DeviceBudget
@@ -103,6 +103,12 @@ class ChildEngine(Engine):
                 self.notes.append(
                     f"llama.cpp was built without {', '.join(unused)}, which this CPU has: 2 to 5 times slower than it "
                     "could be; doctor says how to build it anew"
+                )
+            n_ctx, trained = config.n_ctx or 0, header.n_ctx_train or 0
+            if n_ctx > trained > 0 and config.rope == Rope():
+                self.notes.append(
+                    f"the context of {n_ctx} tokens is longer than the {trained} that the model was trained on: behind"
+                    " them it may write nonsense"
                 )
             if line := self._plan.line():  # not of a second plan, whose budgets are what may be tried, not what is free
                 self.notes.append(line)

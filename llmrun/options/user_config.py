@@ -44,7 +44,7 @@ class Setting:
     Attributes:
         key: as it is spelled there.
         file: None: built in.
-        table: "[defaults]", '[models."qwen3:4b"]', or the name of a catalog entry.
+        table: "[defaults]", '[models."qwen3:4b"]', or who recommends it: the name of a catalog entry, "the file".
     """
 
     key: str
@@ -55,6 +55,11 @@ class Setting:
     @property
     def where(self) -> str:
         return f"{self.file}: {self.table} {self.key}" if self.file else self.table
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether nobody here has set it."""
+        return not self.table.startswith("[")
 
     def wrong(self, what: str, hint: Remedy | None = None) -> UsageError:
         from llmrun.text import printable

@@ -8,9 +8,10 @@ from contextlib import ExitStack, closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from llmrun.cli.loading import load_model
+from llmrun.cli.loading import load_model, recommended
 from llmrun.cli.terminal import progress, screen
 from llmrun.errors import UsageError, WrongFormat
+from llmrun.gguf.rules import overridden
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 from llmrun.options.sampling import SamplingConfig
 
@@ -28,7 +29,7 @@ def answer_prompt(
     model: str,
     text: str,
     load: LoadConfig,
-    sampling: SamplingConfig,
+    chosen: recommended.Chosen,
     answers: AnswerOptions,
     *,
     child: Child,
@@ -50,6 +51,11 @@ def answer_prompt(
         kept = _kept(stack, system, resume=resume) if keep else None
         found = load_model.found(model, quiet=quiet)
         asked = _asked(found, text, system, raw=raw, template=answers.chat_template)
+        sampling, notes = recommended.sampling_of(chosen(model), overridden(found.header, load.override_kv))
+        if isinstance(asked, str) and not raw:
+            notes.append(
+                f"{load_model.no_template(found)}: {'ChatML is used' if keep else 'the text is continued as it is'}"
+            )
         for note in answers.output_format.notes(quiet=quiet) if answers.output_format else ():
             screen.note(note)
         before = [*(kept.messages() if kept else []), *(asked if isinstance(asked, list) else [])] or asked
@@ -62,12 +68,13 @@ def answer_prompt(
             model, found, load, child, *_expected_tokens(before, sampling.max_tokens), quiet=quiet
         )
         sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
-        answer = Answer(engine, asked, sampling, answers, kept, model)
+        special = answers.special or (None if raw else False)
+        answer = Answer(engine, asked, sampling, answers, kept, model, special=special)
         stack.callback(answer.close)
         with progress.bar("reading the prompt", shown=not quiet) as bar:
             answer.begin((lambda done, of: bar.update(done / of)) if bar else None)
         if not quiet:
-            for note in engine.notes:
+            for note in (*notes, *engine.notes):
                 screen.note(note)
         if as_json:
             answer.finish()
@@ -130,7 +137,7 @@ def _asked(
     """The text as it is, or as messages if there is a chat template."""
     if raw or (found.header.chat_template is None and template is None):
         if system:
-            why = "--raw leaves the chat template out" if raw else "this model has no chat template"
+            why = "--raw leaves the chat template out" if raw else load_model.no_template(found)
             raise UsageError(f"--system has no effect: {why}", hint="put it at the beginning of the prompt")
         return text
     messages = [{"role": "user", "content": text}]
@@ -180,8 +187,11 @@ class Answer:
         answers: AnswerOptions,
         kept: Kept | None,
         model: str,
+        *,
+        special: bool | None,
     ) -> None:
         self._engine, self._asked, self._sampling, self._answers = engine, asked, sampling, answers
+        self._special = special
         self._chat: Chat | None = None
         if kept is not None:
             self._chat = kept.open(engine, model, sampling, answers)
@@ -211,6 +221,7 @@ class Answer:
                 thinks=answers.thinks,
                 think_budget=answers.think_budget,
                 grammar=answers.grammar,
+                special=self._special,
             )
             self._generation = self._engine.generate(
                 self._asked, self._sampling, options=options, on_prefill=on_prefill

@@ -8,12 +8,14 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from llmrun.chat.conversation import Chat, Event, Piece
 from llmrun.chat.store import Turn
 from llmrun.cli.chat import slash
+from llmrun.cli.loading import load_model, recommended
 from llmrun.cli.terminal import screen, status_line
 from llmrun.cli.terminal.markdown import Markdown
 from llmrun.cli.terminal.stream import Plain, Stream
@@ -47,6 +49,7 @@ class Repl:
         reference: str,
         found: Model,
         open_model: Open,
+        chosen: recommended.Chosen,
         *,
         plain: bool = False,
         with_status: bool = True,
@@ -60,14 +63,16 @@ class Repl:
         self.plain = plain or not self.on_terminal
         self.with_status = with_status and self.on_terminal
         self.quiet = quiet
-        self._open = open_model
+        self._open, self._chosen = open_model, chosen
         self._ceilings: dict[str, float] | None = None
         self._prefill: tuple[int, int] | None = None
         self._watch, self._until_end = ExitStack(), ExitStack()
         self._sampler: Any = None
         self._stage: status_line.Stage | None = None
         chat.on_prefill = self._note_prefill
+        self._usual = chat.sampling
         self._watch_engine()
+        self._sample_as_recommended()
 
     # -- the loop ---
 
@@ -159,9 +164,23 @@ class Repl:
             found, engine = self._open(reference)
         self._watch.close()
         self.chat.engine.close()
+        is_another = reference != self.reference
         self.reference, self.found = reference, found
         self.chat.switch(engine, reference)
         self._watch_engine()
+        if is_another:
+            self._sample_as_recommended()
+            for note in engine.notes:
+                self.say(note)
+
+    def _sample_as_recommended(self) -> None:
+        """What nobody has set is sampled as this model's makers recommend; what /set has changed stays."""
+        usual, said = recommended.sampling_of(self._chosen(self.reference), self.chat.engine.header)
+        now, before = vars(self.chat.sampling), vars(self._usual)
+        changed = {name: value for name, value in now.items() if value != before[name]}
+        self.chat.sampling, self._usual = replace(usual, **changed), usual
+        for line in said:
+            self.say(line)
 
     def _prepare(self) -> None:
         """Compute the prompt so far while the user types: thinking is left out of it, a system prompt may be new."""
@@ -182,7 +201,7 @@ class Repl:
 
         self._sampler = self._watch.enter_context(Sampler(lambda: self.chat.engine.pid, nvml=open_nvml()))
         if not self.chat.is_templated:
-            self.say(f"{self.found.name} has no chat template: ChatML is used, which it may not know")
+            self.say(f"{load_model.no_template(self.found)}: ChatML is used, which it may not know")
 
     # -- an answer on the screen ---
 

@@ -9,11 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmrun import paths
-from llmrun.cli.loading import load_model
+from llmrun.cli.loading import load_model, recommended
 from llmrun.cli.terminal import screen
 from llmrun.errors import DiskError
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
-from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
@@ -34,7 +33,7 @@ CANCEL_S = 5.0
 def converse(
     model: str,
     load: LoadConfig,
-    sampling: SamplingConfig,
+    chosen: recommended.Chosen,
     answers: AnswerOptions,
     *,
     child: Child | None = None,
@@ -56,8 +55,8 @@ def converse(
         from llmrun.chat.conversation import Chat
         from llmrun.cli.chat.repl import Repl
 
-        chat = Chat(engine, model, sampling=sampling, options=answers, system=system or "", store=store)
-        repl = Repl(chat, model, found, open_another, plain=plain, with_status=with_status, quiet=quiet)
+        chat = Chat(engine, model, options=answers, system=system or "", store=store)
+        repl = Repl(chat, model, found, open_another, chosen, plain=plain, with_status=with_status, quiet=quiet)
         try:
             if resumed is not None:
                 _resume(chat, resumed, system)

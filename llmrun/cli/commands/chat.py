@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from llmrun.cli.answering.answer_options import AnswerArguments
 from llmrun.cli.framework import completion, options
-from llmrun.cli.framework.command import command
+from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Option
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
@@ -59,6 +59,7 @@ def chat(
     answering: AnswerArguments,
     sampling: SamplingConfig,
     load: LoadConfig,
+    invocation: Invocation,
 ) -> None:
     """Talk with a model; /help there lists what can be done.
 
@@ -77,7 +78,7 @@ def chat(
         converse(
             model,
             load,
-            sampling,
+            invocation.given,
             answers,
             child=child,
             system=system,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from llmrun.cli.answering.answer_options import AnswerArguments
 from llmrun.cli.framework import options
-from llmrun.cli.framework.command import command
+from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
@@ -50,6 +50,7 @@ def run(
     answering: AnswerArguments,
     sampling: SamplingConfig,
     load: LoadConfig,
+    invocation: Invocation,
 ) -> None:
     """Answer one prompt and exit; without a prompt on a terminal, chat.
 
@@ -78,7 +79,7 @@ def run(
             from llmrun.cli.chat.session import converse
 
             resume = "last" if continue_ else None
-            converse(model, load, sampling, answers, child=child, system=system, resume=resume, quiet=quiet)
+            converse(model, load, invocation.given, answers, child=child, system=system, resume=resume, quiet=quiet)
             return
         if not text:
             raise UsageError(
@@ -89,7 +90,7 @@ def run(
             model,
             text,
             load,
-            sampling,
+            invocation.given,
             answers,
             child=child,
             system=system,

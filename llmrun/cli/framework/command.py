@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,11 +25,13 @@ class Invocation:
         path: "config set".
         command: the command of a path.
         settable: name → option, of everything that `config.toml` can set.
+        given: what counts for the model of a name: what was typed here, before what `config.toml` and the catalog say.
     """
 
     path: str
     command: Callable[[str], Command]
     settable: Callable[[], dict[str, spec.Option]]
+    given: Callable[[str], Mapping[str, Given]] = lambda _: {}
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ class Command:
             screen.out(help.of_command(invocation.path, self, subcommands, everything=everything))
             return None
         values = self._positionals(said.arguments, invocation.path)
-        given = self.given(self._parsed(said.texts), values, invocation)
+        typed = self._parsed(said.texts)
+        given = self.given(typed, values, invocation)
+        invocation = replace(invocation, given=lambda model: self._for_model(model, typed, invocation.settable))
         try:
             for name, (hint, _, _) in self._parameters.items():
                 if hint is Invocation:
@@ -166,9 +170,14 @@ class Command:
         model = self.model_of({**values, **typed})
         if values.get("model", model) is None:
             values["model"] = model
+        return self._for_model(model, typed, invocation.settable)
+
+    def _for_model(
+        self, model: str, typed: Mapping[str, Any], settable: Callable[[], dict[str, spec.Option]]
+    ) -> dict[str, Given]:
         from llmrun.models.model_settings import Names
 
-        return resolve(self.options, typed, model, Names(), others=invocation.settable)
+        return resolve(self.options, typed, model, Names(), others=settable)
 
     def values(self, given: Mapping[str, Given]) -> dict[str, Any]:
         """The parameters of the function, of what was given."""

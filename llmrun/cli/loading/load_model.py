@@ -28,6 +28,12 @@ def found(reference: str, *, quiet: bool, use: Use = "write") -> Model:
     return model
 
 
+def no_template(model: Model) -> str:
+    """For one without."""
+    named = ", ".join(model.header.chat_templates)
+    return f"{model.name} has no chat template" + (f" but those named {named}" if named else "")
+
+
 def loaded(
     reference: str,
     model: Model,
