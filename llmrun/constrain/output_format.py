@@ -22,11 +22,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import unquote
 
 from llmrun.constrain import gbnf
 from llmrun.errors import Change, Remedy, UsageError
+
+if TYPE_CHECKING:
+    from llmrun.engine.grammar import BadGrammar
 
 MAX_SCHEMA = 1 << 20
 MAX_NESTING = 64
@@ -540,33 +543,36 @@ class _Held:
     def grammar(self) -> str:
         if self.schema is False:
             raise _bad_schema("#: nothing can be valid: the schema is false", hint="other bounds")
-        if self.schema is True:
-            return self._made({})[0]
         from llmrun.engine.grammar import BadGrammar
 
-        try:
-            grammar, warnings_ = self._made(self.of(self.schema, "#", closed=True))
-        except BadGrammar:
-            self._check, self.left, self.unknown = True, [], []
+        held = {} if self.schema is True else self.of(self.schema, "#", closed=True)
+        made = self._made(held)
+        if isinstance(made, BadGrammar):
+            whole, self._check, self.left, self.unknown = held, True, [], []
             held = self.of(self.schema, "#", closed=True)
-            try:
-                grammar, warnings_ = self._made(held)
-            except BadGrammar as error:
-                unsatisfiable = str(error).partition("Unsatisfiable schema: ")[2]
-                if unsatisfiable or "NoExtension" in str(error):
-                    reason = unsatisfiable or "every value would contain another of its kind, without end"
-                    raise _bad_schema(f"nothing can be valid: {reason[:200]}", hint="other bounds") from None
-                self.left = [f"everything but the type ({str(error)[:80]})"]
-                return self._made({"type": held["type"]} if "type" in held else {})[0]
+            made = self._made(held) if held != whole else made
+        if isinstance(made, BadGrammar):
+            unsatisfiable = str(made).partition("Unsatisfiable schema: ")[2]
+            if unsatisfiable or "NoExtension" in str(made):
+                reason = unsatisfiable or "every value would contain another of its kind, without end"
+                raise _bad_schema(f"nothing can be valid: {reason[:200]}", hint="other bounds")
+            self.left = [f"everything but the type ({str(made)[:80]})"]
+            made = self._made({"type": held["type"]} if "type" in held else {})
+            assert not isinstance(made, BadGrammar)
+        grammar, warnings_ = made
         if any("oneOf" in warning for warning in warnings_):
             self.left += [f"oneOf at {pointer}" for pointer, one in _all(self.schema) if "oneOf" in one]
         return grammar
 
-    def _made(self, schema: Any) -> tuple[str, list[str]]:
-        from llmrun.engine.grammar import compiled, of_schema
+    def _made(self, schema: Any) -> tuple[str, list[str]] | BadGrammar:
+        """The grammar and llguidance's warnings, or why there is none."""
+        from llmrun.engine.grammar import BadGrammar, compiled, of_schema
 
-        grammar = of_schema(_text_of(schema), whitespace_pattern=_WHITESPACE)
-        return grammar, compiled(grammar).get_grammar_warnings()
+        try:
+            grammar = of_schema(_text_of(schema), whitespace_pattern=_WHITESPACE)
+            return grammar, compiled(grammar).get_grammar_warnings()
+        except BadGrammar as error:
+            return error
 
     def leave(self, keyword: str, pointer: str) -> None:
         self.left.append(f"{keyword} at {pointer}")
