@@ -441,6 +441,7 @@ def test_lines_of_other_machines(llmrun: RunLlmrun) -> None:
     """A mark before a command, and Windows' line ends behind a line that goes on: as if they were not there."""
     rest = ("chat", "tiny", "--ephemeral", "--temp", "0", "-q")
     counted = llmrun(*rest, input="/tokens a\n").stdout
+    assert counted == "1\n"  # and no BOS, which begins a prompt and not a text
     assert llmrun(*rest, input="\ufeff/tokens a\r\n").stdout == counted
     assert llmrun(*rest, input="What \\\r\nis tiny?\r\n").stdout == llmrun(*rest, input="What \\\nis tiny?\n").stdout
 
