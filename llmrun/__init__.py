@@ -13,8 +13,7 @@ What is imported here is found at first use, so that `import llmrun` costs nothi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # without typing: an import of llmrun imports nothing
 if TYPE_CHECKING:
     from llmrun.api import benchmark as benchmark
     from llmrun.api import open_model as open_model

@@ -235,9 +235,13 @@ class Option:
         return f"{self.kind.wanted}, or a list" if self.repeatable else self.kind.wanted
 
     def parse(self, text: str) -> Any:
-        """The value of a text; raises `UsageError` about the field."""
+        """The value of a text; raises `UsageError` about the field. Names of files may be other than UTF-8."""
         try:
+            if not isinstance(self.kind, PathName) and not re.search("FILE|MODEL", self.metavar):
+                text.encode()
             return self.kind.parse(text)
+        except UnicodeEncodeError:
+            raise self.wrong(f"'{text[:40]}' is not UTF-8", text) from None
         except ValueError as error:
             raise self.wrong(str(error), text) from None
 

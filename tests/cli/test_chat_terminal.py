@@ -437,6 +437,15 @@ def test_from_a_pipe(llmrun: RunLlmrun, tmp_path: Path) -> None:
     assert len(json.loads(llmrun("history", "list", "--json", env=env).stdout)) == 1
 
 
+def test_lines_of_other_machines(llmrun: RunLlmrun) -> None:
+    """A mark before a command, and Windows' line ends behind a line that goes on: as if they were not there."""
+    rest = ("chat", "tiny", "--ephemeral", "--temp", "0", "-q")
+    counted = llmrun(*rest, input="/tokens a\n").stdout
+    assert counted == "1\n"  # and no BOS, which begins a prompt and not a text
+    assert llmrun(*rest, input="\ufeff/tokens a\r\n").stdout == counted
+    assert llmrun(*rest, input="What \\\r\nis tiny?\r\n").stdout == llmrun(*rest, input="What \\\nis tiny?\n").stdout
+
+
 def test_where_nothing_can_be_kept(llmrun: RunLlmrun, tmp_path: Path) -> None:
     """It is said, and the chat goes on; what is to be resumed has to be there."""
     (tmp_path / "home").write_text("a file where a folder should be")

@@ -16,8 +16,9 @@ from conftest import ENDLESS_OPTIONS, ENDLESS_PROMPT, RunLlmrun
 from terminal import Terminal
 from waiting import HANGS_S, children_of, until_gone, until_it_has_a_child, until_it_sleeps, until_worked
 
-from llmrun.cli.terminal import progress
+from llmrun.cli.terminal import files, progress
 from llmrun.gguf import synth
+from llmrun.models.resolve import find_model
 from llmrun.text import sanitize
 
 STORY = ("run", "tiny", "Once upon a time", "--raw", "--temp", "0", "-n", "30")
@@ -41,7 +42,7 @@ def test_same_prompt_four_ways(llmrun: RunLlmrun, tmp_path: Path) -> None:
     """Argument, file, pipe and Python give the same answer."""
     prompt = "Once upon a time"
     (tmp_path / "p.txt").write_text(prompt + "\n")
-    rest = ("--raw", "--temp", "0", "-n", "20", "-q")
+    rest = ("--raw", "--temp", "0", "-n", "20", "-q", "--no-newline")
     expected = llmrun("run", "tiny", prompt, *rest).stdout
     assert expected
     assert llmrun("run", "tiny", "-f", str(tmp_path / "p.txt"), *rest).stdout == expected
@@ -51,6 +52,95 @@ def test_same_prompt_four_ways(llmrun: RunLlmrun, tmp_path: Path) -> None:
     with package.open_model("tiny") as model:
         answer = model.generate(prompt, package.SamplingConfig(temperature=0, max_tokens=20))
         assert "".join(answer) == expected
+
+
+def test_an_answer_ends_with_a_newline(llmrun: RunLlmrun) -> None:
+    """One that it has or one of ours, never two; none at all where that is asked for."""
+    assert llmrun(*STORY, "-q").stdout == llmrun(*STORY, "-q", "--no-newline").stdout + "\n"
+    ends = (*STORY[:-2], "--choice", "x\ny", "-q")
+    assert llmrun("run", "tiny", "hi", "-n", "0", "-q").stdout == ""
+    assert not llmrun(*ends).stdout.endswith("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"Once upon a time\r\n", ""),
+        (b"\xef\xbb\xbfOnce upon a time\n\n", ""),
+        ("Once upon a time\r\n".encode("utf-16"), "is UTF-16"),
+        ("Once upon a time".encode("utf-32"), "is UTF-32"),
+        (b"Once upon a tim\xe9", "is not UTF-8 text: byte 15 is 0xe9"),
+    ],
+)
+def test_texts_of_other_machines(llmrun: RunLlmrun, tmp_path: Path, data: bytes, said: str) -> None:
+    """Windows' line ends and marks are as if they were not there; another encoding is said, -q or not."""
+    file = tmp_path / "p.txt"
+    file.write_bytes(data)
+    rest = ("--raw", "--temp", "0", "-n", "5", "-q")
+    text = "Once upon a time" if "not" not in said else "Once upon a tim\ufffd"
+    expected = llmrun("run", "tiny", text, *rest).stdout
+    named = llmrun("run", "tiny", "-f", str(file), *rest)
+    with file.open("rb") as stdin:
+        piped = subprocess.run(
+            [sys.executable, "-m", "llmrun", "run", "tiny", *rest], stdin=stdin, capture_output=True, text=True
+        )
+    for done, what in ((named, str(file)), (piped, "standard input")):
+        assert (done.returncode, done.stdout) == (0, expected)
+        assert (f"{what} {said}" in done.stderr) if said else done.stderr == ""
+
+
+def test_windows_line_ends_inside(tmp_path: Path) -> None:
+    """Of texts, and of what is read as a file of another option."""
+    (tmp_path / "a.gbnf").write_bytes(b"\xef\xbb\xbfroot ::= a\r\na ::= 'x'\r\n")
+    assert files.read_text("--grammar", str(tmp_path / "a.gbnf")) == "root ::= a\na ::= 'x'\n"
+    assert files.text_of(b"a\r\nb\rc\r\n") == ("a\nb\rc\n", None)
+
+
+def test_bytes_that_are_not_utf_8(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Files may have such names; texts may not, and a prompt says what became of them."""
+    env = {"LLMRUN_HOME": str(tmp_path)}
+    name = os.fsdecode(b"caf\xe9")
+    model = tmp_path / f"{name}.gguf"
+    model.write_bytes(find_model("tiny").path.read_bytes())
+    quick = ("-p", "8", "-n", "0", "-r", "1", "--no-ceilings")
+    for arguments in (
+        ("bench", str(model), *quick),
+        ("bench", str(model), *quick),  # its hash is known now
+        ("import", str(model)),
+        ("list",),
+        ("quantize", str(model), "Q4_0", "-o", str(tmp_path / f"{name}-q4.gguf")),
+        ("run", str(tmp_path / f"{name}-q4.gguf"), "hi", "-n", "1"),
+        ("bench", "tiny", *quick, "--output", str(tmp_path / f"{name}.csv")),
+    ):
+        done = llmrun(*arguments, env=env)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    done = llmrun("run", "tiny", name, "-n", "1", "-q", env=env)
+    assert done.returncode == 0 and done.stderr.startswith("warning: the prompt is not UTF-8 text: byte 3 is 0xe9")
+    refused: list[tuple[str, ...]] = [("config", "set", "system", name), ("search", name)]
+    refused += [("run", "tiny", "hi", option, name) for option in ("--system", "--stop", "--choice")]
+    for words in refused:
+        done = llmrun(*words, env=env)
+        assert done.returncode == 2 and "is not UTF-8" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_stdin_that_can_not_be_read(tmp_path: Path) -> None:
+    """Open for writing only, it is as if it were closed: no input."""
+    for command, code in ((["run", "tiny", "hi", "-n", "1", "-q"], 0), (["chat", "tiny", "-q", "--ephemeral"], 0)):
+        with (tmp_path / "out").open("wb") as stdin:
+            done = subprocess.run(
+                [sys.executable, "-m", "llmrun", *command], stdin=stdin, capture_output=True, text=True
+            )
+        assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_interrupted_before_it_begins(ignored: bool) -> None:
+    """Ctrl-C between the start of Python and the program's own beginning: not a word; ignored where it is ignored."""
+    code = "import llmrun.__main__, os, signal; os.kill(os.getpid(), signal.SIGINT); print('goes on')"
+    code = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {code}" if ignored else code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    expected = (0, "goes on\n", "") if ignored else (-signal.SIGINT, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == expected
 
 
 def test_stdin_stands_before_the_argument(llmrun: RunLlmrun, tmp_path: Path) -> None:
@@ -91,7 +181,7 @@ def test_verbose_and_quiet(llmrun: RunLlmrun) -> None:
 
 def test_stop_and_bias_options(llmrun: RunLlmrun) -> None:
     whole = llmrun(*STORY, "-q").stdout
-    assert llmrun(*STORY, "-q", "--stop", whole[10:14]).stdout == whole[: whole.index(whole[10:14])]
+    assert llmrun(*STORY, "-q", "--no-newline", "--stop", whole[10:14]).stdout == whole[: whole.index(whole[10:14])]
     first = json.loads(llmrun(*STORY, "--json").stdout)["tokens"][0]
     assert json.loads(llmrun(*STORY, "--json", "-l", f"{first}-inf").stdout)["tokens"][0] != first
 
@@ -311,7 +401,7 @@ def test_hostile_output_is_shown_not_obeyed(tmp_path: Path) -> None:
         assert "␛[2J" in shown and "drow" in shown
         assert not any(bad in shown for bad in ("\x1b[2J", "\x1b]0", "\x07", "\x9b", "\u202e", "\r over", "\x08"))
     piped = subprocess.run([sys.executable, "-m", "llmrun", *arguments], capture_output=True, stdin=subprocess.DEVNULL)
-    assert piped.stdout.decode() == HOSTILE
+    assert piped.stdout.decode() == HOSTILE + "\n"
 
 
 def test_sanitize_keeps_text() -> None:
@@ -342,13 +432,13 @@ PERSON = '{"type": "object", "properties": {"age": {"type": "integer", "maximum"
 def test_answers_of_a_form(llmrun: RunLlmrun, tmp_path: Path) -> None:
     """What was asked for is what comes out, whatever the model would rather say."""
     rest = ("Tell me a story", "-q", "--seed", "1", "-n", "200")
-    assert llmrun("run", "tiny", *rest, "--choice", "yes,no, may be").stdout in ("yes", "no", "may be")
+    assert llmrun("run", "tiny", *rest, "--choice", "yes,no, may be").stdout in ("yes\n", "no\n", "may be\n")
     done = llmrun("run", "tiny", *rest, "--json-schema", PERSON)
     assert done.returncode == 0 and json.loads(done.stdout)["age"] <= 99
     (tmp_path / "schema.json").write_text(PERSON)
     assert "age" in json.loads(llmrun("run", "tiny", *rest, "--json-schema", str(tmp_path / "schema.json")).stdout)
     (tmp_path / "g.gbnf").write_text('root ::= [a-c]{3} "!"')
-    answer = llmrun("run", "tiny", *rest, "--grammar", str(tmp_path / "g.gbnf")).stdout
+    answer = llmrun("run", "tiny", *rest, "--grammar", str(tmp_path / "g.gbnf")).stdout.removesuffix("\n")
     assert len(answer) == 4 and set(answer[:3]) <= set("abc") and answer[3] == "!"
     document = json.loads(llmrun("run", "tiny", *rest, "--choice", "a,b", "--json").stdout)
     assert document["answer"] in ("a", "b") and document["thinking"] == "" and document["timing"]["n_thinking"] == 0
@@ -413,13 +503,13 @@ def test_prices_are_multiples_of_a_cent(llmrun: RunLlmrun) -> None:
     """4.35 is 435 cents, whatever it is in binary; the schema may be in OpenAI's wrapper."""
     wrapped = {"name": "price", "strict": True, "schema": {"const": 4.35, "multipleOf": 0.01}}
     done = llmrun("run", "tiny", "x", "--json-schema", json.dumps(wrapped), "--temp", "0", "-q")
-    assert (done.returncode, done.stdout) == (0, "4.35")
+    assert (done.returncode, done.stdout) == (0, "4.35\n")
 
 
 def test_an_answer_cut_within_a_character(llmrun: RunLlmrun, tmp_path: Path) -> None:
     """It ends before the character, and it is said that it ends early: no U+FFFD that the grammar never allowed."""
     (tmp_path / "g.gbnf").write_text('root ::= "a" [ぁ-ゟ]{3}')
-    ends = ("run", "tiny", "x", "--grammar", str(tmp_path / "g.gbnf"), "--seed", "1", "-q")
+    ends = ("run", "tiny", "x", "--grammar", str(tmp_path / "g.gbnf"), "--seed", "1", "-q", "--no-newline")
     whole = llmrun(*ends, env={"LC_ALL": "C"})
     assert whole.returncode == 0 and len(whole.stdout) == 4
     for n in range(1, 5):
@@ -452,7 +542,7 @@ def test_templates(llmrun: RunLlmrun, tmp_path: Path) -> None:
 def test_save_and_continue(llmrun: RunLlmrun, tmp_path: Path) -> None:
     """Two commands, one conversation: the second knows what the first was told."""
     env = {"LLMRUN_HOME": str(tmp_path)}
-    rest = ("--temp", "0", "-q")
+    rest = ("--temp", "0", "-q", "--no-newline")
     first = llmrun("run", "tiny", "What is a token?", "--save", *rest, env=env).stdout
     second = llmrun("run", "tiny", "What is the KV cache?", "--continue", *rest, env=env).stdout
     kept = json.loads(llmrun("history", "show", "last", "--json", env=env).stdout)["messages"]
@@ -468,7 +558,7 @@ def test_thinking_in_a_run(llmrun: RunLlmrun) -> None:
     rest = ("Tell me a story", "--temp", "0", "-n", "30", "--chat-template", template, "--think-budget", "6")
     document = json.loads(llmrun("run", "tiny", *rest, "--json").stdout)
     assert document["thinking"] and document["answer"] and document["timing"]["n_thinking"] >= 6
-    assert llmrun("run", "tiny", *rest, "-q").stdout == document["answer"]
+    assert llmrun("run", "tiny", *rest, "-q").stdout == document["answer"] + "\n"
     with Terminal("run", "tiny", *rest, "-q") as terminal:
         assert terminal.wait() == 0
         assert document["thinking"][:20] in terminal.text and b"\x1b[2m" in terminal.raw

@@ -322,7 +322,7 @@ def test_read(talk: Talk, tmp_path: Path) -> None:
 def test_read_what_cannot_be(talk: Talk, tmp_path: Path) -> None:
     """Nothing is attached."""
     (tmp_path / "long.txt").write_text("long " * 8000)
-    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "binary").write_bytes(b"\xff\xf0")
     for rest, words in (
         ("", "no file is named"),
         (f" {tmp_path}", "is not a file"),

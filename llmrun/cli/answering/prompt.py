@@ -32,14 +32,15 @@ class Parts:
         return "\n\n".join(part for part in (self.stdin, self.files, self.prompt) if part)
 
 
-def gather(argument: str | None, files: Sequence[Path]) -> Parts:
+def gather(argument: str | None, named: Sequence[Path]) -> Parts:
     """Reads all parts. Raises `UsageError`, `NotFound`.
 
     A file called "-" is standard input, which is read first in any case.
     """
     piped = _from_stdin()
-    read = [_from_file(os.fspath(path)) for path in files if str(path) != "-"]
-    return Parts(piped, "\n\n".join(part for part in read if part), argument or "")
+    read = [_from_file(os.fspath(path)) for path in named if str(path) != "-"]
+    given = files.text_or_note(os.fsencode(argument or ""), "the prompt")
+    return Parts(piped, "\n\n".join(part for part in read if part), given)
 
 
 def composed(argument: str | None, files: Sequence[Path], template: str | None, fields: Sequence[str]) -> str | None:
@@ -70,16 +71,12 @@ def _from_stdin() -> str:
     if not select.select([0], [], [], 2.0)[0]:
         screen.note("waiting for standard input; leave it out with: </dev/null")
     with os.fdopen(os.dup(0), "rb") as stream:
-        return _text(stream.read())
-
-
-def _text(data: bytes) -> str:
-    """UTF-8, without a byte order mark and without line ends at the end."""
-    return data.decode("utf-8-sig", errors="replace").rstrip("\n")
+        return files.text_or_note(stream.read(), "standard input").rstrip("\n")
 
 
 def _from_file(name: str, option: str = "-f") -> str:
-    return _text(files.read_bytes(option, name))
+    """Without line ends at the end."""
+    return files.text_or_note(files.read_bytes(option, name), name[:200]).rstrip("\n")
 
 
 # -- templates ---

@@ -41,6 +41,7 @@ def answer_prompt(
     as_json: bool,
     verbose: bool,
     quiet: bool,
+    newline: bool = True,
 ) -> None:
     """Answers one prompt: the answer to stdout, what it took to stderr, or both as one JSON document.
 
@@ -79,7 +80,7 @@ def answer_prompt(
         if as_json:
             answer.finish()
         else:
-            answer.show(thoughts, quiet=quiet)
+            answer.show(thoughts, quiet=quiet, newline=newline or screen.is_terminal(sys.stdout))
         generation = answer.generation
         run = report.Run(found, engine, generation, load, sampling, sampler.summary())
         if as_json:
@@ -243,15 +244,15 @@ class Answer:
         for _ in self._all():
             pass
 
-    def show(self, thoughts: Thoughts, *, quiet: bool) -> None:
-        """Streams the answer to stdout; the thinking only to a terminal."""
+    def show(self, thoughts: Thoughts, *, quiet: bool, newline: bool) -> None:
+        """Streams the answer to stdout, with a newline at its end; the thinking only to a terminal."""
         try:
             for piece in whole_line_ends(thoughts.split_off(self._all())):
                 screen.out(piece)
         finally:
             # Whatever comes next, an error or the shell's prompt, begins on a line of its own.
             thoughts.close()
-            if screen.is_terminal(sys.stdout) and self.text and not self.text.endswith("\n"):
+            if newline and self.text and not self.text.endswith("\n"):
                 screen.out("\n")
         if self._answers.think == "fold" and not quiet and (n := self.generation.n_thinking):
             screen.note(f"thought for {n} tokens")

@@ -317,18 +317,23 @@ def _model(controls: Controls, rest: str) -> None:
 def _tokens(controls: Controls, rest: str) -> None:
     chat = controls.chat
     if rest:
-        screen.out(f"{chat.engine.count(rest)}\n")
+        screen.out(f"{_count(chat, rest)}\n")
         return
     rows = []
     if chat.system:
-        rows.append(("system", str(chat.engine.count(chat.system))))
+        rows.append(("system", str(_count(chat, chat.system))))
     for i, turn in enumerate(chat.turns):
         first = next(iter(turn.content.splitlines()), "")
         gone = " (no longer given to the model)" if i < chat.n_dropped else ""
-        rows.append((turn.role, f"{chat.engine.count(turn.content)}{gone}  {first[:50]}"))
+        rows.append((turn.role, f"{_count(chat, turn.content)}{gone}  {first[:50]}"))
     whole = chat.n_tokens(chat.messages()) if chat.turns else 0
     rows.append(("as the template has it", f"{whole} of {chat.engine.n_ctx_most}"))
     tables.show_pairs(rows)
+
+
+def _count(chat: Chat, text: str) -> int:
+    """The tokens of a text, without those that only begin a prompt (BOS)."""
+    return chat.engine.count(text) - chat.engine.count("")
 
 
 # -- what is kept ---
@@ -394,7 +399,7 @@ def _read(controls: Controls, rest: str) -> None:
         n_bytes = len(texts[-1].encode())
         if n_bytes > MOST_BYTES_PER_TOKEN * n_ctx:
             raise UsageError(f"/read: '{name[:100]}' has {size(n_bytes)}, far more than {n_ctx} tokens of context hold")
-    counts = [controls.chat.engine.count(text) for text in texts]
+    counts = [_count(controls.chat, text) for text in texts]
     for name, text, n_tokens in zip(names, texts, counts, strict=True):
         controls.say(f"{name}: {size(len(text.encode()))}, {n_tokens} tokens, before your next message")
     # Of one file the text alone, as if it were typed; of several, which is which.

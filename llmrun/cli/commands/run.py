@@ -12,7 +12,7 @@ from llmrun.cli.framework.options import Argument, Option
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
-from llmrun.options.spec import TEXT
+from llmrun.options.spec import OUTPUT, TEXT
 
 
 @command(model_of=lambda typed: str(typed["model"]))
@@ -42,6 +42,9 @@ def run(
     continue_: Annotated[bool, Option("--continue", help="Go on with the last conversation.")] = False,
     save: Annotated[bool, Option("--save", help="Keep it as a conversation.", panel=TEXT)] = False,
     copy: Annotated[bool, Option("--copy", help="Copy the answer to the clipboard.", panel=TEXT)] = False,
+    no_newline: Annotated[
+        bool, Option("--no-newline", help="Write the answer alone, without a newline at its end.", panel=OUTPUT)
+    ] = False,
     raw: options.Raw = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -101,4 +104,5 @@ def run(
             as_json=as_json,
             verbose=verbose,
             quiet=quiet,
+            newline=not no_newline,
         )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
+from llmrun.cli.terminal import screen
 from llmrun.errors import NotFound, UsageError
 from llmrun.units import size
 
 MAX_TEXT_BYTES = 64 << 20
 """Of a file that is text for a model; more tokens than any context has."""
+
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def path_of(option: str, name: str) -> Path:
@@ -48,8 +57,41 @@ def read_bytes(option: str, name: str) -> bytes:
 
 
 def read_text(option: str, name: str) -> str:
-    """The same as text. Raises `UsageError` for what is not UTF-8."""
+    """The same as text. Raises `UsageError` for what is not UTF-8, or UTF-16 that says so."""
+    text, problem = text_of(read_bytes(option, name))
+    if problem:
+        raise UsageError(f"{option}: '{name[:200]}' {problem}")
+    return text
+
+
+def text_of(data: bytes) -> tuple[str, str | None]:
+    """A text without byte order mark and with line feeds alone at its lines' ends; and what is wrong with it.
+
+    UTF-8, or what a byte order mark says. What can't be read is U+FFFD.
+    """
+    encoding = _encoding(data)
+    problem = None
     try:
-        return read_bytes(option, name).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{option}: '{name[:200]}' is no UTF-8 text") from None
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        text = data.decode(encoding, errors="replace")
+        problem = f"is not {_shown(encoding)} text: byte {error.start} is 0x{data[error.start]:02x}"
+    return text.replace("\r\n", "\n"), problem
+
+
+def text_or_note(data: bytes, what: str) -> str:
+    """The same, and a note of what is wrong with it, or unusual: for texts that are of use all the same."""
+    text, problem = text_of(data)
+    if problem:
+        screen.note(f"warning: {what} {problem}; what can't be read is \ufffd")
+    elif _encoding(data) != "utf-8-sig":
+        screen.note(f"{what} is {_shown(_encoding(data))}")
+    return text
+
+
+def _encoding(data: bytes) -> str:
+    return next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
+
+
+def _shown(encoding: str) -> str:
+    return encoding.removesuffix("-sig").upper()

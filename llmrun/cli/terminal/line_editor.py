@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmrun.cli.terminal import screen
+from llmrun.cli.terminal import files, screen
 from llmrun.text import sanitize
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Piped:
                 if text.strip():
                     return plain(text)
                 raise EOFError
-            text += line.decode("utf-8", errors="replace")
+            text += files.text_or_note(line, "a line of standard input")
             if not is_open(text.rstrip("\n")):
                 return plain(text)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from llmrun.errors import EXIT_BROKEN_PIPE, DiskError, LlmrunError
+from llmrun.errors import EXIT_BROKEN_PIPE, DiskError, LlmrunError, UsageError
 from llmrun.text import HARMFUL, sanitize
 
 _HARMFUL = re.compile(f"[{HARMFUL}]")
@@ -117,6 +117,10 @@ def run_command(command: Callable[[], object]) -> int:
             if log := getattr(problem, "log", ""):
                 note(log)
         return error(problem)
+    except UnicodeEncodeError as problem:
+        if not "\ud800" <= problem.object[problem.start] <= "\udfff":
+            raise
+        return error(UsageError(f"'{problem.object[:100]}' is not UTF-8"))  # of a file's name, or typed
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     return 0

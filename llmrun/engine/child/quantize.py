@@ -98,7 +98,7 @@ def _quantize(llama: Any, log: Any, job: Job) -> Message:
     for override, (key, text) in zip(overrides, job.metadata.items(), strict=False):
         override.tag = llama.LLAMA_KV_OVERRIDE_TYPE_STR
         override.key = key.encode()
-        override.value.val_str = text.encode()[:MAX_VALUE_BYTES].decode(errors="ignore").encode()
+        override.value.val_str = text.encode(errors="replace")[:MAX_VALUE_BYTES].decode(errors="ignore").encode()
     params.kv_overrides = ctypes.cast(overrides, type(params.kv_overrides))
     if job.imatrix is not None:
         matrix = _read_imatrix(llama, Path(job.imatrix))

@@ -170,6 +170,8 @@ def hub_errors(repo: str, revision: str | None = None, file: str | None = None) 
     except OSError as error:
         # The client's own files: certificates, the folder of the login.
         raise fs.disk_error(error, f"asking the hub about {repo}") from error
+    except UnicodeEncodeError:
+        raise  # about what was asked, which is not UTF-8, not about the answer
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         # Not JSON, or not the fields that it must have: a captive portal, or no hub at all.
         raise NetworkError(f"the hub's answer about {repo} can't be understood ({type(error).__name__})") from error

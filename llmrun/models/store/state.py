@@ -75,7 +75,7 @@ class State:
                 self._prepare(db)
                 with db:
                     for sql, values in statements:
-                        rows = db.execute(sql, values).fetchall()
+                        rows = db.execute(sql, [*map(_storable, values)]).fetchall()
         except sqlite3.OperationalError:
             return []
         except sqlite3.DatabaseError:
@@ -92,7 +92,7 @@ class State:
     def files(self) -> dict[str, tuple[str, str | None, HeaderFacts | None]]:
         """All that is remembered about files: path -> (stamp, sha256, facts)."""
         rows = self._run((self._FILES, ()))
-        return {path: (stamp, sha256, _facts(*fields)) for path, stamp, sha256, *fields in rows}
+        return {os.fsdecode(path): (stamp, sha256, _facts(*fields)) for path, stamp, sha256, *fields in rows}
 
     def verified_sha256(self, path: Path) -> str | None:
         """What the file hashed to, if it is still the file that was hashed."""
@@ -122,7 +122,7 @@ class State:
 
     def last_used(self) -> dict[str, float]:
         """Model -> Unix time of its last use."""
-        return dict(self._run(("select model, at_s from used", ())))
+        return {os.fsdecode(model): at_s for model, at_s in self._run(("select model, at_s from used", ()))}
 
     def used_now(self, key: str) -> None:
         self._run(("insert or replace into used values (?, ?)", (key, time.time())))
@@ -172,6 +172,13 @@ def sha256_of(path: Path, on_bytes: fs.OnBytes | None = None, *, state: State | 
             return None
         state.remember(target, sha256=known)
     return known
+
+
+def _storable(value: object) -> object:
+    """The name of a file that is not UTF-8 as the bytes that it is: SQLite has no text for it."""
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        return os.fsencode(value)
+    return value
 
 
 def _facts(*fields: object) -> HeaderFacts | None:
