@@ -54,13 +54,14 @@ def until_worked(pid: int, cpu_s: float) -> None:
 
 
 def until_it_sleeps(pid: int) -> None:
-    """Until a process waits for somebody else: one that only has no CPU is not asleep, it is runnable."""
+    """Until a process and its children wait for somebody else: who only has no CPU is not asleep, but runnable."""
     process = psutil.Process(pid)
     n_asleep = 0
 
     def asleep() -> bool:
         nonlocal n_asleep
-        n_asleep = n_asleep + 1 if process.status() == psutil.STATUS_SLEEPING else 0
+        family = [process, *process.children(recursive=True)]
+        n_asleep = n_asleep + 1 if {each.status() for each in family} == {psutil.STATUS_SLEEPING} else 0
         return n_asleep >= 40
 
     until(asleep, "its waiting")
