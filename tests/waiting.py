@@ -53,14 +53,14 @@ def until_worked(pid: int, cpu_s: float) -> None:
     until(lambda: used() >= cpu_s, f"{cpu_s} s of work")
 
 
-def until_it_sleeps(pid: int) -> None:
-    """Until a process and its children wait for somebody else: who only has no CPU is not asleep, but runnable."""
+def until_it_sleeps(pid: int, *, children: bool = False) -> None:
+    """Until a process, and its children, wait for somebody else: who only has no CPU is not asleep, but runnable."""
     process = psutil.Process(pid)
     n_asleep = 0
 
     def asleep() -> bool:
         nonlocal n_asleep
-        family = [process, *process.children(recursive=True)]
+        family = [process, *(process.children(recursive=True) if children else ())]
         n_asleep = n_asleep + 1 if {each.status() for each in family} == {psutil.STATUS_SLEEPING} else 0
         return n_asleep >= 40
 
