@@ -221,9 +221,6 @@ def _notes(student: Scorer, teacher: Scorer | None) -> Iterator[str]:
     yield from student.notes
     if teacher is not None:
         yield from (f"the reference: {note}" for note in teacher.notes)
-    n_ctx, n_train = student.plan.n_ctx, student.loaded.n_ctx_train
-    if n_ctx > n_train:
-        yield f"chunks of {n_ctx} tokens, and the model was trained on {n_train}: expect a bad perplexity"
 
 
 def _check_predicts(model: Scorable) -> None:

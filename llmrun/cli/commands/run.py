@@ -12,7 +12,7 @@ from llmrun.cli.framework.options import Argument, Option
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
-from llmrun.options.spec import OUTPUT, TEXT
+from llmrun.options.spec import TEXT
 
 
 @command(model_of=lambda typed: str(typed["model"]))
@@ -43,7 +43,7 @@ def run(
     save: Annotated[bool, Option("--save", help="Keep it as a conversation.", panel=TEXT)] = False,
     copy: Annotated[bool, Option("--copy", help="Copy the answer to the clipboard.", panel=TEXT)] = False,
     no_newline: Annotated[
-        bool, Option("--no-newline", help="Write the answer alone, without a newline at its end.", panel=OUTPUT)
+        bool, Option("--no-newline", help="Write the answer alone, without a newline at its end.", panel=TEXT)
     ] = False,
     raw: options.Raw = False,
     as_json: options.Json = False,
