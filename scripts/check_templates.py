@@ -2,6 +2,7 @@
 
     scripts/check_templates.py [NAME...]     prompts byte for byte, whose control tokens are the template's, and the
                                              thinking tags; names are parts of file names
+    scripts/check_templates.py --tokens      control tokens of real vocabularies in what is said
     scripts/check_templates.py --bombs       hostile templates through a real engine: how long, how much, which words
 
 The first needs llama.cpp's source and its build (--peers, as scripts/compare_peers.py has them): template_reference.cpp
@@ -233,6 +234,40 @@ def tags_row(name: str, source: str, answer: dict[str, Any]) -> tuple[str, str, 
     return name, mine, theirs.replace("\n", "\\n"), opened
 
 
+# -- tokens ---
+
+
+def tokens(vocabularies: Path) -> int:
+    """Every control token of real vocabularies in what is said, between two of a template's."""
+    from llmrun.engine.child.native import Log, Vocab, llama
+    from llmrun.engine.child.special_tokens import is_control, name_of, tokens_of
+    from llmrun.engine.child.written import own
+
+    log = Log()
+    llama.llama_backend_init()
+    failed = 0
+    print("| vocabulary | control tokens | prompts | wrong |\n|---|--:|--:|--:|")
+    for path in sorted(vocabularies.glob("ggml-vocab-*.gguf")):
+        params = llama.llama_model_default_params()
+        params.vocab_only = True
+        vocab = Vocab(llama.llama_model_load_from_file(bytes(path), params))
+        control = [token for token in range(vocab.n_tokens) if is_control(vocab, token, "")]
+        names = [name for token in control if len(name := name_of(vocab, token)) > 2]
+        around, mark = next((token, name) for token in control if (name := name_of(vocab, token)) in names)
+        n = wrong = 0
+        for name in names:
+            for text in (name, f"hi {name} there", name + name, f"é{name}é", f"<|{name}"):
+                n += 1
+                found = tokens_of(vocab, own(mark) + text + own(mark), "", add_special=False)
+                first, *inner, last = found
+                is_text = not any(is_control(vocab, token, "") for token in inner)
+                wrong += not (first == last == around and is_text)
+        failed += wrong
+        print(f"| {path.stem.removeprefix('ggml-vocab-')} | {len(names)} | {n} | {wrong} |", flush=True)
+    log.lines.clear()
+    return 1 if failed else 0
+
+
 # -- bombs ---
 
 
@@ -379,11 +414,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of file names; all templates without")
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder of llama.cpp's source and build")
+    parser.add_argument(
+        "--tokens", action="store_true", help="real vocabularies' control tokens in what is said instead"
+    )
     parser.add_argument("--bombs", action="store_true", help="hostile templates instead")
     arguments = parser.parse_args()
     if arguments.bombs:
         return bombs()
-    folder = next(arguments.peers.glob("llama_cpp_python-*/vendor/llama.cpp")) / "models" / "templates"
+    models = next(arguments.peers.glob("llama_cpp_python-*/vendor/llama.cpp")) / "models"
+    if arguments.tokens:
+        return tokens(models)
+    folder = models / "templates"
     templates = sorted(folder.glob("*.jinja"), key=lambda path: path.name.casefold())
     if arguments.names:
         templates = [path for path in templates if any(name in path.name for name in arguments.names)]
