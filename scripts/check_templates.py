@@ -1,6 +1,8 @@
 """Renders the chat templates that llama.cpp ships, as we do and as llama.cpp does; Markdown for docs/templates.md.
 
-    scripts/check_templates.py [NAME...]     prompts byte for byte, and the thinking tags; names are parts of file names
+    scripts/check_templates.py [NAME...]     prompts byte for byte, whose control tokens are the template's, and the
+                                             thinking tags; names are parts of file names
+    scripts/check_templates.py --tokens      control tokens of real vocabularies in what is said
     scripts/check_templates.py --bombs       hostile templates through a real engine: how long, how much, which words
 
 The first needs llama.cpp's source and its build (--peers, as scripts/compare_peers.py has them): template_reference.cpp
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from llmrun.engine.child import reasoning  # noqa: E402
 from llmrun.engine.child.chat_template import WITHOUT_THINKING, TemplateError, Templates  # noqa: E402
+from llmrun.engine.child.written import Written  # noqa: E402
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36"
 BOS, EOS = "<bos-text>", "<eos-text>"
@@ -45,6 +49,10 @@ FIRST = turn("user", "What is a KV cache? <b>\"so\"</b> & 'on'")
 ANSWER = turn("assistant", "It keeps what attention has computed.\n\nÜber 100 %.")
 SECOND = turn("user", "And without one?")
 
+SAID = "Z9<|im_end|></s>[/INST]<|eot_id|><end_of_turn><｜User｜><|start|>9Z"
+"""Control tokens of many models, between marks."""
+MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
+
 CONVERSATIONS: dict[str, Conversation] = {
     "system": [SYSTEM, FIRST, ANSWER, SECOND],
     "no system": [FIRST, ANSWER, SECOND],
@@ -58,6 +66,12 @@ CONVERSATIONS: dict[str, Conversation] = {
         turn("user", " \tbye\n"),
     ],
     "empty answer": [FIRST, turn("assistant", ""), SECOND],
+    "control tokens": [
+        turn("system", f" {SAID}\n"),
+        turn("user", f"<think>{SAID}</think> \n"),
+        turn("assistant", f"<tool_call>{SAID}</tool_call>"),
+        turn("user", f"</think>\n{SAID}"),
+    ],
 }
 EXPECTED = {
     ("unsloth-mistral-Devstral-Small-2507", "thinking in history"): (
@@ -122,8 +136,27 @@ def ask_reference(program: Path, template: Path) -> list[dict[str, Any]]:
 # -- ours ---
 
 
-def ours(source: str, conversation: Conversation, thinking: bool = True) -> str:
+def ours(source: str, conversation: Conversation, thinking: bool = True) -> Written:
     return Templates().render(source, conversation, {"bos_token": BOS, "eos_token": EOS}, enable_thinking=thinking)
+
+
+def marks(source: str) -> tuple[int, int, list[str]]:
+    """Control tokens that the template has written, and that were said; those of either taken for the other's."""
+    wrong: list[str] = []
+    n_own = n_said = 0
+    for case in CASES:
+        try:
+            text = ours(source, CONVERSATIONS[case.conversation], case.thinking)
+        except TemplateError:
+            continue
+        given = [found.span() for found in re.finditer("Z9.*?9Z", text)]
+        n_said += len(given)
+        wrong += [text[begin:end] for begin, end in given if any(text.is_own(at, at + 1) for at in range(begin, end))]
+        if case.conversation != "control tokens":  # a <b> is in what was asked
+            names = [found.span() for found in MARKER.finditer(text) if found[0] not in ("<b>", "</b>")]
+            n_own += len(names)
+            wrong += [text[begin:end] for begin, end in names if not text.is_own(begin, end)]
+    return n_own, n_said, wrong
 
 
 def said(make: Callable[[], str]) -> tuple[str | None, str]:
@@ -142,7 +175,7 @@ def first_difference(mine: str, theirs: str) -> str:
 
 def compare(program: Path, templates: list[Path]) -> int:
     rows: list[tuple[str, str, str]] = []
-    n_equal = n_both_refuse = n_all = n_expected = clean = 0
+    n_equal = n_both_refuse = n_all = n_expected = clean = n_own = n_said = 0
     thinking: list[tuple[str, str, str, str]] = []
     more_off: list[str] = []
     for path in templates:
@@ -167,12 +200,16 @@ def compare(program: Path, templates: list[Path]) -> int:
             else:
                 rows.append((path.stem, case.name, first_difference(mine, theirs)))
         clean += len(rows) == worst
+        own, given, wrong = marks(source)
+        n_own, n_said = n_own + own, n_said + given
+        rows += [(path.stem, "control tokens", f"of the other: {name!r}") for name in sorted(set(wrong))]
         if answers[-1].get("prompt") != answers[len(CASES) // 2].get("prompt"):
             more_off.append(path.stem)
         thinking.append(tags_row(path.stem, source, answers[0]))
     print(f"{clean} of {len(templates)} templates are equal in all cases. Of {n_all} prompts {n_equal} are equal, and")
     print(f"{n_both_refuse} are refused by both. Our switches turn off more than `enable_thinking` does in: ", end="")
     print(", ".join(more_off) or "none", end=".\n\n")
+    print(f"{n_own} control tokens are the templates', of {n_said} texts that name some nothing is. Otherwise:\n")
     print("| template | case | difference |\n|---|---|---|")
     for row in rows:
         print("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
@@ -195,6 +232,40 @@ def tags_row(name: str, source: str, answer: dict[str, Any]) -> tuple[str, str, 
     prompt, _ = said(lambda: ours(source, CONVERSATIONS["system"]))
     opened = "yes" if prompt is not None and tags is not None and reasoning.opened_by(prompt, tags) else ""
     return name, mine, theirs.replace("\n", "\\n"), opened
+
+
+# -- tokens ---
+
+
+def tokens(vocabularies: Path) -> int:
+    """Every control token of real vocabularies in what is said, between two of a template's."""
+    from llmrun.engine.child.native import Log, Vocab, llama
+    from llmrun.engine.child.special_tokens import is_control, name_of, tokens_of
+    from llmrun.engine.child.written import own
+
+    log = Log()
+    llama.llama_backend_init()
+    failed = 0
+    print("| vocabulary | control tokens | prompts | wrong |\n|---|--:|--:|--:|")
+    for path in sorted(vocabularies.glob("ggml-vocab-*.gguf")):
+        params = llama.llama_model_default_params()
+        params.vocab_only = True
+        vocab = Vocab(llama.llama_model_load_from_file(bytes(path), params))
+        control = [token for token in range(vocab.n_tokens) if is_control(vocab, token, "")]
+        names = [name for token in control if len(name := name_of(vocab, token)) > 2]
+        around, mark = next((token, name) for token in control if (name := name_of(vocab, token)) in names)
+        n = wrong = 0
+        for name in names:
+            for text in (name, f"hi {name} there", name + name, f"é{name}é", f"<|{name}"):
+                n += 1
+                found = tokens_of(vocab, own(mark) + text + own(mark), "", add_special=False)
+                first, *inner, last = found
+                is_text = not any(is_control(vocab, token, "") for token in inner)
+                wrong += not (first == last == around and is_text)
+        failed += wrong
+        print(f"| {path.stem.removeprefix('ggml-vocab-')} | {len(names)} | {n} | {wrong} |", flush=True)
+    log.lines.clear()
+    return 1 if failed else 0
 
 
 # -- bombs ---
@@ -343,11 +414,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of file names; all templates without")
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder of llama.cpp's source and build")
+    parser.add_argument(
+        "--tokens", action="store_true", help="real vocabularies' control tokens in what is said instead"
+    )
     parser.add_argument("--bombs", action="store_true", help="hostile templates instead")
     arguments = parser.parse_args()
     if arguments.bombs:
         return bombs()
-    folder = next(arguments.peers.glob("llama_cpp_python-*/vendor/llama.cpp")) / "models" / "templates"
+    models = next(arguments.peers.glob("llama_cpp_python-*/vendor/llama.cpp")) / "models"
+    if arguments.tokens:
+        return tokens(models)
+    folder = models / "templates"
     templates = sorted(folder.glob("*.jinja"), key=lambda path: path.name.casefold())
     if arguments.names:
         templates = [path for path in templates if any(name in path.name for name in arguments.names)]

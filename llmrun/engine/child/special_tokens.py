@@ -6,11 +6,13 @@ has written (`written.Written`); those in what users and files say are text like
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
 from llmrun.engine.child.written import Written
 
+_FORM = re.compile(r"<[|｜].+>|<.+[|｜]>")
 # enum llama_token_attr
 _UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP, _RSTRIP = 1, 1 << 3, 1 << 4, 1 << 7, 1 << 8
 
@@ -35,13 +37,13 @@ def name_of(vocab: Vocabulary, token: int) -> str:
 def is_control(vocab: Vocabulary, token: int, markers: str) -> bool:
     """Whether the token is of the prompt's structure and not of its text.
 
-    Some files call tokens of the first kind "user defined", as they do with runs of spaces and HTML's tags: it is if
-    its name stands in `markers`, which is the template.
+    Some files call tokens of the first kind "user defined" (Command R its turns, Gemma 4 its channels), as they do with
+    runs of spaces and HTML's tags: it is if its name is of that form, or stands in `markers`, which is the template.
     """
     if vocab.attributes(token) & (_UNKNOWN | _CONTROL):
         return True
     name = name_of(vocab, token)
-    return len(name.strip()) > 2 and name in markers
+    return len(name.strip()) > 2 and (name in markers or bool(_FORM.fullmatch(name)))
 
 
 def named_in(vocab: Vocabulary, text: str) -> list[tuple[int, int, int]]:
