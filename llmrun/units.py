@@ -80,3 +80,8 @@ def percent(share: float | None, *, signed: bool = False) -> str:
 def fixed(value: float | None, decimals: int) -> str:
     """So many decimals, as other programs print the same figure: "243.10"."""
     return UNKNOWN if value is None else f"{value:.{decimals}f}"
+
+
+def of_single(value: float) -> float:
+    """The decimal that was written where single precision kept it: 0.6 of 0.6000000238418579."""
+    return float(f"{value:.7g}")

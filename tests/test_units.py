@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,10 @@ def test_the_only_place_that_rounds() -> None:
     rounds = re.compile(r"""\{[^{}]*:[^{}"']*\.\d*[feg%]\}|%\.\d*[feg]""")
     found = [path.name for path in package.rglob("*.py") if rounds.search(path.read_text())]
     assert found == ["units.py"]
+
+
+@pytest.mark.parametrize("written", [0.6, 0.95, 1.05, 40.0, 0.0, -1.0])
+def test_decimals_of_single_precision(written: float) -> None:
+    """What a GGUF file keeps in four bytes reads as it was written."""
+    (kept,) = struct.unpack("f", struct.pack("f", written))
+    assert units.of_single(kept) == written

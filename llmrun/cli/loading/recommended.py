@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from llmrun import units
 from llmrun.errors import UsageError
 from llmrun.options.sampling import SamplingConfig
 from llmrun.options.settings import Given, value_of
@@ -51,7 +52,7 @@ def sampling_of(chosen: Mapping[str, Given], header: Header) -> tuple[SamplingCo
 
 def _of_file(option: Option, value: Any) -> tuple[Any, Setting]:
     if isinstance(value, float):
-        value = float(f"{value:.7g}")  # 0.6 in single precision is 0.60000002
+        value = units.of_single(value)
         value = int(value) if option.kind.toml is int and value.is_integer() else value
     if option.key == "top_k" and value == -1:  # how transformers and llama.cpp say all
         value = 0
