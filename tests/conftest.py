@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,12 @@ from llmrun.options.sampling import SamplingConfig
 # Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of
 # hundreds of barriers per token. Tests share their machine: they sleep at barriers instead.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Signals that are ignored stay so in every command that is started from here, and a shell ignores them for a job in the
+# background, `nohup` for all: what is tested of Ctrl-C would wait for ever.
+for each in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(each) is signal.SIG_IGN:
+        signal.signal(each, signal.default_int_handler if each is signal.SIGINT else signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "llmrun" / "data" / "tiny.gguf"
