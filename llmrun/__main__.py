@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import signal
@@ -38,7 +39,7 @@ def main() -> NoReturn:
         code = 130
     if _IS_OURS:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _leave(code)
+    leave(code)
 
 
 def _open_closed_streams() -> None:
@@ -61,7 +62,7 @@ def _terminated(signum: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Exit without Python's own complaint about a stream that is gone. All data was written by `screen.out` before."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -69,6 +70,11 @@ def _leave(code: int) -> NoReturn:
                 stream.flush()
         except (OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code == 130:
+        # An interrupt that fell into an exec() of a text, as dataclasses are made by, counts as unhandled for Python,
+        # caught or not: instead of exiting with this code it would kill itself with SIGINT.
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code)
 
 

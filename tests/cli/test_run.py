@@ -332,6 +332,19 @@ def test_interrupt_in_every_phase(busy: Path, phase: str, sent: signal.Signals, 
     until_gone(*children)
 
 
+def test_interrupt_while_a_text_is_executed() -> None:
+    """As dataclasses are made, in any import: Python would kill itself with SIGINT at its end, caught or not."""
+    script = """if True:
+        from llmrun.__main__ import leave
+        try:
+            exec("raise KeyboardInterrupt")
+        except KeyboardInterrupt:
+            leave(130)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=HANGS_S)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 def test_killed_engine_seen_from_outside(busy: Path) -> None:
     """SIGSEGV in the engine: exit 9, one line."""
     with subprocess.Popen(
