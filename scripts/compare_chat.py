@@ -37,7 +37,7 @@ from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
 from llmrun.options.sampling import SamplingConfig
-from llmrun.planning.load_plan import should_repack
+from llmrun.planning.load_plan import wants_repack
 
 WORD = "W"  # without a blank before it: llama-cli strips answers, and would compute them again
 QUESTION = "please tell me more of it and take your time as the others did before you came here today"
@@ -146,7 +146,7 @@ def turns(options: argparse.Namespace) -> None:
         "chatml",
         *common,
     ]
-    if not should_repack(open_header(path)):
+    if not wants_repack(open_header(path)):
         theirs_command.append("--no-repack")
     home = tempfile.mkdtemp(prefix="llmrun-compare-chat-")
     ours_command = [sys.executable, "-m", "llmrun", "chat", str(path), "--chat-template", CHATML, *common]

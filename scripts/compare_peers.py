@@ -36,7 +36,7 @@ from llmrun.gguf.reader import open_header
 from llmrun.machine.hardware import default_threads
 from llmrun.options.load import LoadConfig, Offload
 from llmrun.options.sampling import SamplingConfig
-from llmrun.planning.load_plan import should_repack
+from llmrun.planning.load_plan import wants_repack
 
 PEERS = Path.home() / ".cache" / "llmrun-peers" / "0.3.36" / "build" / "bin"
 CONTROL = 3  # LLAMA_TOKEN_TYPE_CONTROL
@@ -180,7 +180,7 @@ def compare_engine(
     header, prompt = open_header(path), ""
     for _ in interleaved(options.rounds):
         # Loaded anew each time, as theirs is: where its pages come to lie makes a percent or two.
-        repack = should_repack(header) if config.repack == "auto" else config.repack == "on"
+        repack = wants_repack(header, config)
         flags = ["-t", str(threads or default_threads()), "--repack", str(int(repack)), *arguments]
         theirs = llama_bench(options, path, n_pp, n_tg, flags)
         with ChildEngine(path, header, config) as ours:

@@ -18,13 +18,13 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
 
 from llmrun.engine.buffers import FootprintCheck
 from llmrun.engine.generation import Pieces
 from llmrun.engine.interface import Engine, Generation
-from llmrun.engine.meter import Meter, Timing
+from llmrun.engine.meter import Meter
 from llmrun.engine.protocol import (
     Buffer,
     Done,
@@ -136,49 +136,15 @@ class ScriptedEngine(Engine):
         self.left: list[tuple[str, str]] = []
         """Of an answer that the end of the context cut."""
 
-    @property
-    def plan(self) -> LoadPlan:
-        layers = (CPU, CPU)
-        placed, layout = Placement(layers), Layout(0)
-        path = Path("scripted.gguf")
-        return LoadPlan(
-            path, self.config, 1, layout, placed, Footprint(n_ctx=self._n_ctx), self._n_ctx, None, False, True
-        )
-
-    @property
-    def loaded(self) -> Loaded:
-        has_template = self.header.chat_template is not None
-        return Loaded(self._n_ctx, 100, 4, "a script", has_template, begin_s=0.0, end_s=TOKEN_S)
-
-    @property
-    def devices(self) -> list[Device]:
-        return [Device(CPU, "A CPU", "cpu", CPU, 8 << 30, 4 << 30)]
-
-    @property
-    def system_info(self) -> str:
-        return "CPU : AVX2 = 1 | "
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return {"ggml": "1.2"}
-
-    @property
-    def n_threads(self) -> int:
-        return 1
-
-    @property
-    def repack(self) -> bool:
-        return False
+        placed, path = Placement((CPU, CPU)), Path("scripted.gguf")
+        self.plan = LoadPlan(path, self.config, 1, Layout(0), placed, Footprint(n_ctx=n_ctx), n_ctx, None, False, True)
+        self.loaded = Loaded(n_ctx, 100, 4, "a script", has_template, begin_s=0.0, end_s=TOKEN_S)
+        self.devices = [Device(CPU, "A CPU", "cpu", CPU, 8 << 30, 4 << 30)]
+        self.system_info, self.versions = "CPU : AVX2 = 1 | ", {"ggml": "1.2"}
 
     @property
     def pid(self) -> int:
         return 1
-
-    def __enter__(self) -> ScriptedEngine:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def checks(self, generation: Generation) -> list[FootprintCheck]:
         return []
@@ -280,10 +246,6 @@ class ScriptedGeneration(Generation):
 
     def close(self) -> None:
         self._events.close()
-
-    @property
-    def timing(self) -> Timing:
-        return self.meter.timing()
 
     def _run(self) -> Generator[tuple[str, str]]:
         engine = self._scripted

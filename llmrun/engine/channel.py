@@ -9,16 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Generic, TypeVar
+from collections.abc import Callable
 
 from llmrun.codec import Malformed
+from llmrun.engine import protocol
+from llmrun.engine.limits import Limits
 from llmrun.engine.process import Child, Death, Gone, IdleWatch
-from llmrun.engine.wire import NO_REQUEST, Wire
+from llmrun.engine.protocol import NO_REQUEST, Message
 from llmrun.errors import EngineCrashed
 from llmrun.text import printable
 from llmrun.units import duration
-
-M = TypeVar("M")
 
 
 class Died(Exception):
@@ -29,43 +29,39 @@ class Died(Exception):
         self.death = death
 
 
-class Channel(Generic[M]):
-    """Raises `Died` from whatever waits for the child, and `EngineCrashed` for one that had to be ended.
+class Channel:
+    """Raises `EngineCrashed` for a child that had to be ended, and for one that is gone what `of_death` makes of it.
 
     Attributes:
-        idle_s: how long the child may use no CPU while it is waited for.
-        closed: whether the child was ended.
+        child: that there is now.
+        limits: of its silence.
+        of_death: the error for the end of a child that was waited for.
     """
 
-    def __init__(self, child: Child, wire: Wire[M], *, who: str = "engine", idle_s: float = 300) -> None:
+    def __init__(
+        self,
+        child: Child,
+        *,
+        who: str = "engine",
+        limits: Limits | None = None,
+        of_death: Callable[[Death], Exception] = Died,
+    ) -> None:
         """`who` the child is in messages to users."""
-        self._child = child
-        self._wire, self._who, self.idle_s = wire, who, idle_s
-        self._last = NO_REQUEST
-        self._arrived: dict[int, deque[M]] = {NO_REQUEST: deque()}
-        self._outgoing: deque[bytes] = deque()
+        self._who, self.limits, self.of_death = who, limits or Limits(), of_death
         self._writing = threading.Lock()
+        self._begin(child)
+
+    def _begin(self, child: Child) -> None:
+        """Talk to this child, whose first request is to come."""
+        self.child = child
+        self._last = NO_REQUEST
+        self._arrived: dict[int, deque[Message]] = {NO_REQUEST: deque()}
+        self._outgoing: deque[bytes] = deque()
         self._is_torn = False
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._child.alive
-
-    @property
-    def closed(self) -> bool:
-        return self._child.closed
 
     def close(self) -> None:
         """End the child, whatever it is doing, and wait until it is gone. Safe to call twice."""
-        self._child.close()
-
-    def log_tail(self) -> str:
-        """The last 20 kB of llama.cpp's log."""
-        return self._child.log_tail()
+        self.child.close()
 
     def ended(self, what: str) -> EngineCrashed:
         """End the child and say so: "the engine did nothing for 300 s, and was ended"."""
@@ -80,24 +76,24 @@ class Channel(Generic[M]):
         self._arrived[self._last] = deque()
         return self._last
 
-    def request(self, message: M) -> int:
+    def request(self, message: Message) -> int:
         """Send a new request; returns its number."""
         number = self.new_request()
         self.send(number, message)
         return number
 
-    def send(self, number: int, message: M) -> None:
+    def send(self, number: int, message: Message) -> None:
         """Send what is about a request. It arrives whole and in order, whoever else sends at the same time.
 
         That may be another thread, or a signal handler in the middle of a message: its own follows then. What an
         interrupt leaves in the middle is finished by the next call.
         """
-        self._outgoing.append(self._wire.encode(number, message))
+        self._outgoing.append(protocol.encode(number, message))
         while self._outgoing and self._writing.acquire(blocking=False):  # who holds it, sends ours as well
             try:
                 self._flush()
             except Gone:
-                raise self._died() from None
+                raise self.of_death(self.child.death()) from None
             finally:
                 self._writing.release()
 
@@ -108,32 +104,37 @@ class Channel(Generic[M]):
                 raise self.ended("was interrupted in the middle of a message")
             self._is_torn = True
             line = self._outgoing[0]
-            n_written = self._child.write(line)
+            n_written = self.child.write(line)
             if n_written == len(line):
                 self._outgoing.popleft()
             else:
                 self._outgoing[0] = line[n_written:]
             self._is_torn = False
             if not n_written:
-                watch = watch or IdleWatch(self.pid, self.idle_s)
-                if watch.is_idle():
-                    raise self.ended(f"did nothing for {duration(self.idle_s)}")
-                self._child.wait_for_room(0.5)
+                watch = self._not_idle(watch)
+                self.child.wait_for_room(0.5)
+
+    def _not_idle(self, watch: IdleWatch | None) -> IdleWatch:
+        """Watches the child that is waited for. Raises once it has used no CPU for too long."""
+        watch = watch or IdleWatch(self.child.pid, self.limits.idle_s)
+        if watch.is_idle():
+            raise self.ended(f"did nothing for {duration(self.limits.idle_s)}")
+        return watch
 
     # -- from the child ---
 
-    def receive(self, number: int, deadline: float) -> M | None:
+    def receive(self, number: int, deadline: float) -> Message | None:
         """The next message about a request, or None at the deadline (on `time.monotonic`)."""
         mine = self._arrived[number]
         while not mine:
             try:
-                line = self._child.line(deadline)
+                line = self.child.line(deadline)
             except Gone:
-                raise self._died() from None
+                raise self.of_death(self.child.death()) from None
             if line is None:
                 return None
             try:
-                about, message = self._wire.decode(line)
+                about, message = protocol.decode(line)
             except Malformed as error:
                 raise self.ended(f"sent what is {printable(str(error), 300)}") from None
             if about in self._arrived:
@@ -142,25 +143,19 @@ class Channel(Generic[M]):
                 raise self.ended("answered a request that was never made")
         return mine.popleft()
 
-    def answer(self, number: int) -> M:
+    def answer(self, number: int) -> Message:
         """The next message about a request, however long it takes, as long as the child computes."""
         watch = None
         while (message := self.receive(number, time.monotonic() + 1)) is None:
-            watch = watch or IdleWatch(self.pid, self.idle_s)
-            if watch.is_idle():
-                raise self.ended(f"did nothing for {duration(self.idle_s)}")
+            watch = self._not_idle(watch)
         return message
 
-    def answer_within(self, number: int, limit_s: float, doing: str) -> M:
-        """The next message about a request; a child that takes longer is ended."""
+    def answer_within(self, number: int, limit_s: float) -> Message | None:
+        """The only message about a request, or None after so many seconds; the request is forgotten."""
         message = self.receive(number, time.monotonic() + limit_s)
-        if message is None:
-            raise self.ended(f"was still {doing} after {duration(limit_s)}")
+        self.forget(number)
         return message
 
     def forget(self, number: int) -> None:
         """Drop what came, and what will come, about a request. Safe to call twice."""
         self._arrived.pop(number, None)
-
-    def _died(self) -> Died:
-        return Died(self._child.death())

@@ -9,17 +9,17 @@ import contextlib
 import os
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from llmrun.engine.channel import Channel, Died
+from llmrun.engine.channel import Channel
 from llmrun.engine.process import Child, Death
-from llmrun.engine.protocol import WIRE, Devices, Failed, FindDevices, Message, Ready
-from llmrun.engine.wire import NO_REQUEST
+from llmrun.engine.protocol import NO_REQUEST, Devices, Failed, FindDevices, Ready
 from llmrun.errors import Act, EngineCrashed, LlmrunError, NetworkError, OutOfMemory, UsageError
 from llmrun.machine.device import Device
 from llmrun.text import printable
+from llmrun.units import duration
 
 START_S = 120
 """From the child's start to its first words, and for drivers to start: from a cold disk, on a busy machine."""
@@ -49,51 +49,37 @@ def find_devices(rpc: Sequence[str] = (), *, answer_s: float = ANSWER_S) -> Foun
     Raises `NetworkError` where no worker answers, `EngineCrashed` where llama.cpp itself does not start; `UsageError`
     where this build knows no RPC; `OutOfMemory`.
     """
-    channel = new_channel()
-    try:
+    with contextlib.closing(Channel(Child("child.main"))) as channel:
         return ask(channel, rpc, answer_s=answer_s)
-    finally:
-        channel.close()
 
 
-def new_channel(module: str = "child.main", *, child: Child | None = None, idle_s: float = 300) -> Channel[Message]:
-    """To a child that speaks the engine's protocol: a new one, which begins to import llama.cpp at once, or `child`."""
-    return Channel(child or Child(module), WIRE, idle_s=idle_s)
-
-
-def ask(
-    channel: Channel[Message], rpc: Sequence[str] = (), *, start_s: float = START_S, answer_s: float = ANSWER_S
-) -> Found:
+def ask(channel: Channel, rpc: Sequence[str] = (), *, start_s: float = START_S, answer_s: float = ANSWER_S) -> Found:
     """Wait until a new child is there, and ask it; the workers are known to it afterwards. Raises as `find_devices`.
 
     After an error the child is of no use any more: it is dead, or waits for a worker.
     """
+    before, channel.of_death = channel.of_death, _why_dead
     try:
-        ready = channel.answer_within(NO_REQUEST, start_s, "starting")
-        channel.forget(NO_REQUEST)
-        answer = _asked(channel, FindDevices([]), START_S)
-    except Died as error:
-        raise _why_dead(error.death) from None
-    if not isinstance(ready, Ready):
-        raise channel.ended(f"sent {type(ready).__name__} while starting")
-    if answer is None:
-        raise EngineCrashed(f"the devices of this machine did not answer within {START_S} s")
-    for endpoint in rpc:  # one at a time: who does not answer is then known
-        try:
-            answer = _asked(channel, FindDevices([endpoint]), answer_s)
-        except Died as error:
-            raise _unreached(endpoint, error.death) from None
-        if answer is None:
-            raise _silent(endpoint, answer_s)
-    return Found(answer.devices, ready.system_info, answer.versions)
+        ready = channel.answer_within(NO_REQUEST, start_s)
+        if not isinstance(ready, Ready):
+            too_long = f"was still starting after {duration(start_s)}"
+            raise channel.ended(f"sent {type(ready).__name__} while starting" if ready else too_long)
+        found = _asked(channel, FindDevices([]), START_S)
+        if found is None:
+            raise EngineCrashed(f"the devices of this machine did not answer within {START_S} s")
+        for endpoint in rpc:  # one at a time: who does not answer is then known
+            channel.of_death = partial(_unreached, endpoint)
+            found = _asked(channel, FindDevices([endpoint]), answer_s)
+            if found is None:
+                raise _silent(endpoint, answer_s)
+    finally:
+        channel.of_death = before
+    return Found(found.devices, ready.system_info, found.versions)
 
 
-def _asked(channel: Channel[Message], question: FindDevices, timeout_s: float) -> Devices | None:
-    number = channel.request(question)
-    answer = channel.receive(number, time.monotonic() + timeout_s)
-    channel.forget(number)
-    match answer:
-        case None | Devices():
+def _asked(channel: Channel, question: FindDevices, timeout_s: float) -> Devices | None:
+    match channel.answer_within(channel.request(question), timeout_s):
+        case None | Devices() as answer:
             return answer
         case Failed(kind="usage", message=message):
             raise UsageError(printable(message))
@@ -109,15 +95,22 @@ def _why_dead(death: Death) -> LlmrunError:
     return EngineCrashed(f"the engine {death.reason}", hint=Act("doctor"), log=death.log)
 
 
+def _look(endpoint: str) -> OSError | None:
+    """Why nobody can be reached there; None: somebody listens."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
+    except OSError as error:
+        return error
+    return None
+
+
 def _unreached(endpoint: str, death: Death) -> LlmrunError:
     """Why the child has died of asking a worker, found out by a look of our own."""
     if death.killer in (signal.SIGKILL, signal.SIGTERM):  # not by what it was told there
         return _why_dead(death)
-    host, _, port = endpoint.rpartition(":")
-    hint = Act("worker", fields={"port": port}, note="on that machine")
-    try:
-        socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
-    except OSError as error:
+    if error := _look(endpoint):
+        hint = Act("worker", fields={"port": endpoint.rpartition(":")[2]}, note="on that machine")
         return NetworkError(f"no worker answers at {endpoint}: {_why(error)}", hint=hint)
     return EngineCrashed(
         f"what listens at {endpoint} is no worker of this version of llama.cpp: asking it, the engine {death.reason}",
@@ -127,14 +120,10 @@ def _unreached(endpoint: str, death: Death) -> LlmrunError:
 
 
 def _silent(endpoint: str, after_s: float) -> NetworkError:
-    host, _, port = endpoint.rpartition(":")
-    why = "it may be serving somebody else, and serves one at a time"
-    try:
-        socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
-    except ConnectionRefusedError as error:
-        why = _why(error)
-    except OSError as error:
-        why = f"{_why(error)}; or it is serving somebody else, and serves one at a time"
+    error, why = _look(endpoint), "it may be serving somebody else, and serves one at a time"
+    if error:
+        is_refused = isinstance(error, ConnectionRefusedError)
+        why = _why(error) + ("" if is_refused else "; or it is serving somebody else, and serves one at a time")
     return NetworkError(f"the worker at {endpoint} did not answer within {after_s:g} s: {why}")
 
 
@@ -150,13 +139,7 @@ def _why(error: OSError) -> str:
 
 def lost(endpoints: Sequence[str], death: Death) -> EngineCrashed:
     """A worker ended while it was in use: the one that nobody listens at any more, where that can be seen."""
-    gone = []
-    for endpoint in endpoints:
-        host, _, port = endpoint.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
-        except OSError as error:
-            gone.append(f"{endpoint} ({_why(error)})")
+    gone = [f"{endpoint} ({_why(error)})" for endpoint in endpoints if (error := _look(endpoint))]
     which = " and ".join(gone) or " or ".join(endpoints)
     return EngineCrashed(
         f"the worker at {which} broke off during the run", hint=Act("worker", note="on that machine"), log=death.log

@@ -12,10 +12,9 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from llmrun.engine import buffers
@@ -24,14 +23,13 @@ from llmrun.engine.connection import Connection
 from llmrun.engine.failures import Situation
 from llmrun.engine.generation import ChildGeneration
 from llmrun.engine.interface import Engine, Generation, Messages, OnPrefill
-from llmrun.engine.limits import Limits as Limits
+from llmrun.engine.limits import Limits
 from llmrun.engine.loader import Loader
 from llmrun.engine.process import Child
-from llmrun.engine.protocol import Count, Counted, Generate, Loaded, Prepare, PromptOptions, Trial, TrialResult
+from llmrun.engine.protocol import Count, Counted, Generate, Prepare, PromptOptions, Trial, TrialResult
 from llmrun.errors import LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import overridden
-from llmrun.machine.device import Device
 from llmrun.machine.hardware import slow_instructions
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig, Rope
 from llmrun.options.sampling import MAX_SEED, SamplingConfig
@@ -89,17 +87,12 @@ class ChildEngine(Engine):
         self._may_lengthen = self._may_retry = True
         self._running: ChildGeneration | None = None
         self._turn = threading.Lock()
-        self.connection = Connection(
-            Situation(path, header, config),
-            limits or Limits(),
-            module=self._module,
-            child=child,
-            explain=self._explained,
-        )
+        situation = Situation(path, header, config)
+        self.connection = Connection(situation, limits, module=self._module, child=child, explain=self._explained)
         try:
             self._loader = Loader(self.connection, extra_ram_bytes=self._extra_ram_bytes)
-            self._plan = plan or self._planned()
-            if unused := slow_instructions(self.devices):
+            self.plan = plan or self._planned()
+            if unused := slow_instructions(self._loader.found.devices):
                 self.notes.append(
                     f"llama.cpp was built without {', '.join(unused)}, which this CPU has: 2 to 5 times slower than it "
                     "could be; doctor says how to build it anew"
@@ -110,7 +103,7 @@ class ChildEngine(Engine):
                     f"the context of {n_ctx} tokens is longer than the {trained} that the model was trained on: behind"
                     " them it may write nonsense"
                 )
-            if line := self._plan.line():  # not of a second plan, whose budgets are what may be tried, not what is free
+            if line := self.plan.line():  # not of a second plan, whose budgets are what may be tried, not what is free
                 self.notes.append(line)
             try:
                 self._load()
@@ -148,65 +141,19 @@ class ChildEngine(Engine):
     # -- what it is ---
 
     @property
-    def plan(self) -> LoadPlan:
-        return self._plan
-
-    @property
-    def loaded(self) -> Loaded:
-        return self._loaded
-
-    @property
-    def devices(self) -> list[Device]:
-        return self._loader.found.devices
-
-    @property
-    def system_info(self) -> str:
-        return self._loader.found.system_info
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return self._loader.found.versions
-
-    @property
-    def n_threads(self) -> int:
-        return self._plan.n_threads
-
-    @property
-    def repack(self) -> bool:
-        return self._plan.repack
-
-    @property
     def n_ctx_most(self) -> int:
         if self.config.n_ctx is not None:
-            return self._plan.n_ctx
-        known = [n for n in (self.header.n_ctx_train, self._plan.n_ctx_most) if n]
+            return self.plan.n_ctx
+        known = [n for n in (self.header.n_ctx_train, self.plan.n_ctx_most) if n]
         return min(known, default=COMFORTABLE_CTX)
 
     @property
-    def limits(self) -> Limits:
-        return self.connection.limits
-
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        self.connection.limits = limits
-
-    @property
     def alive(self) -> bool:
-        return self.connection.alive
+        return self.connection.child.alive
 
     @property
     def pid(self) -> int:
-        return self.connection.pid
-
-    def log_tail(self) -> str:
-        """The last 20 kB of llama.cpp's log."""
-        return self.connection.log_tail()
-
-    def __enter__(self: E) -> E:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        return self.connection.child.pid
 
     def close(self) -> None:
         """End the child, whatever it is doing, and wait until it is gone. Safe to call twice."""
@@ -227,23 +174,20 @@ class ChildEngine(Engine):
             sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
         fields = asdict(replace(sampling, logit_bias={}))
         # JSON has no infinity; the largest number of single precision does the same to a logit.
-        biases = {token: max(-_FLOAT_MAX, min(bias, _FLOAT_MAX)) for token, bias in sampling.logit_bias.items()}
-        fields["logit_bias"] = [[token, bias] for token, bias in biases.items()]
-        fields["stop"] = list(sampling.stop)
-        text, messages = _text_or_messages(prompt)
-        request = Generate(fields, prompt=text, messages=messages, options=options or PromptOptions())
+        biases = ((token, max(-_FLOAT_MAX, min(bias, _FLOAT_MAX))) for token, bias in sampling.logit_bias.items())
+        fields |= {"logit_bias": [*map(list, biases)], "stop": list(sampling.stop)}
+        request = Generate(fields, *_text_or_messages(prompt), options or PromptOptions())
         return ChildGeneration(self, request, on_prefill)
 
     def count(
         self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
     ) -> int:
-        text, messages = _text_or_messages(prompt)
+        question = Count(*_text_or_messages(prompt), template, thinks, special)
         with self._turn_taken():
-            match self.connection.ask(Count(text, messages, template, thinks, special)):
-                case Counted(n_tokens):
-                    return n_tokens
-                case other:
-                    raise self.connection.unexpected(other, "for a count")
+            counted = self.connection.ask(question)
+        if isinstance(counted, Counted):
+            return counted.n_tokens
+        raise self.connection.unexpected(counted, "for a count")
 
     def prepare(
         self, messages: Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
@@ -253,11 +197,10 @@ class ChildEngine(Engine):
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         with self._turn_taken():
-            match self.connection.ask(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx)):
-                case TrialResult() as tried:
-                    return tried
-                case other:
-                    raise self.connection.unexpected(other, "for the outcome of a trial")
+            tried = self.connection.ask(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx))
+        if isinstance(tried, TrialResult):
+            return tried
+        raise self.connection.unexpected(tried, "for the outcome of a trial")
 
     def checks(self, generation: Generation) -> list[FootprintCheck]:
         return buffers.checks(self.footprint(generation.n_ctx or 0), generation.buffers, self.devices)
@@ -267,10 +210,10 @@ class ChildEngine(Engine):
 
         Raises `UsageError` while a generation runs: the child is asked, and does one thing at a time.
         """
-        if n_ctx == self._plan.footprint.n_ctx:
-            return self._plan.footprint
+        if n_ctx == self.plan.footprint.n_ctx:
+            return self.plan.footprint
         with self._turn_taken():
-            return self._loader.footprint(self._plan, n_ctx)
+            return self._loader.footprint(self.plan, n_ctx)
 
     # -- one at a time ---
 
@@ -280,12 +223,11 @@ class ChildEngine(Engine):
 
         Raises `UsageError` when another thread is in the middle of one.
         """
-        left = self._running
-        if left is not None:
-            try:
-                left.close()
-            except ValueError:  # Python's word for a generator that is being run just now
-                raise _busy() from None
+        try:
+            if self._running is not None:
+                self._running.close()
+        except ValueError:  # Python's word for a generator that is being run just now
+            raise _busy() from None
         with self._turn_taken():
             self._running = generation
             try:
@@ -309,14 +251,15 @@ class ChildEngine(Engine):
 
         Returns False if the user fixed the layout, or if this was tried.
         """
-        budgets = less(self._plan)
+        before = self.plan
+        budgets = less(before)
         if budgets is None or not self._may_retry:
             return False
         self._may_retry = False
-        before = self._plan.layout.n_gpu_layers
-        taken = ", ".join(each.name for each in self._plan.budgets if each.name in self._plan.footprint.by_device)
+        taken = ", ".join(each.name for each in before.budgets if each.name in before.footprint.by_device)
         self._load_again(budgets)
-        self.notes.append(f"out of memory with {before} layers on {taken}: again with {self._plan.layout.n_gpu_layers}")
+        n, now = before.layout.n_gpu_layers, self.plan.layout.n_gpu_layers
+        self.notes.append(f"out of memory with {n} layers on {taken}: again with {now}")
         return True
 
     def try_longer(self, n_prompt: int) -> bool:
@@ -324,7 +267,7 @@ class ChildEngine(Engine):
 
         Returns False if the model or the user grants no longer context, or if this was tried.
         """
-        trained, plan = self.header.n_ctx_train or 0, self._plan
+        trained, plan = self.header.n_ctx_train or 0, self.plan
         wanted = min(trained, n_prompt + COMFORTABLE_CTX // 8)
         if self.config.n_ctx or n_prompt > trained or (plan.n_ctx_most or 0) >= wanted or not self._may_lengthen:
             return False
@@ -337,7 +280,7 @@ class ChildEngine(Engine):
     def _load_again(self, budgets: tuple[DeviceBudget, ...] | None) -> None:
         try:
             self._loader.start_again()
-            self._plan = self._planned(budgets)
+            self.plan = self._planned(budgets)
             self._load()
         except BaseException:
             self.close()  # a child without a model could answer nobody
@@ -350,8 +293,10 @@ class ChildEngine(Engine):
             raise self._explained(error) from None
 
     def _load(self) -> None:
-        self._loaded = self._loader.load(self._plan, self._on_progress)
-        if self._loaded.warnings:
+        found = self._loader.found
+        self.devices, self.system_info, self.versions = found.devices, found.system_info, found.versions
+        self.loaded = self._loader.load(self.plan, self._on_progress)
+        if self.loaded.warnings:
             self.notes.append("the model is not locked in RAM: the limit on locked memory (ulimit -l) is too small")
 
 
@@ -368,12 +313,8 @@ def plan_load(
     Raises `DoesNotFit`, `UsageError`, `EngineCrashed`.
     """
     config = config or LoadConfig()
-    header = overridden(header, config.override_kv)
-    connection = Connection(Situation(path, header, config), limits or Limits())
-    try:
+    with closing(Connection(Situation(path, overridden(header, config.override_kv), config), limits)) as connection:
         return Loader(connection).plan(expected or Expected())
-    finally:
-        connection.close()
 
 
 def _text_or_messages(prompt: str | Messages) -> tuple[str | None, list[dict[str, str]] | None]:

@@ -5,23 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmrun.engine import devices
 from llmrun.engine.process import Death
 from llmrun.engine.protocol import Failed
-from llmrun.errors import (
-    Act,
-    BadModel,
-    Change,
-    EngineCrashed,
-    LlmrunError,
-    OutOfMemory,
-    PromptTooLong,
-    Remedy,
-    UsageError,
-)
+from llmrun.errors import Act, BadModel, Change, EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.machine.hardware import available_memory
 from llmrun.options.load import LoadConfig
@@ -43,9 +33,6 @@ class Situation:
     config: LoadConfig
     plan: LoadPlan | None = None
 
-    def planned(self, plan: LoadPlan) -> Situation:
-        return replace(self, plan=plan)
-
 
 def of_failed(failed: Failed, situation: Situation) -> LlmrunError:
     """The error for what the child says went wrong."""
@@ -62,21 +49,17 @@ def of_failed(failed: Failed, situation: Situation) -> LlmrunError:
         case "memory":
             return out_of_memory(situation, numbers.get("n_ctx"), message)
         case "prompt":
-            return PromptTooLong(message, remedies=_for_a_long_prompt(failed, situation))
+            n_prompt, n_ctx_train = numbers.get("n_prompt", 0), numbers.get("n_ctx_train", 0)
+            if n_prompt > n_ctx_train:
+                return PromptTooLong(message, hint=f"shorten it: the model was trained on {n_ctx_train} tokens")
+            longer = [Change({"n_ctx": -(-n_prompt // CTX_STEP) * CTX_STEP})]
+            if situation.config.n_ctx:  # else it is memory that cut the context, for this layout
+                longer.append(Change({"n_ctx": None}, note="then it is as long as the prompt needs"))
+            return PromptTooLong(message, remedies=longer)
         case "usage":
             return UsageError(message, field=failed.field, hint=Act("help", "run"))
         case _:
             return EngineCrashed(message)
-
-
-def _for_a_long_prompt(failed: Failed, situation: Situation) -> list[Remedy]:
-    n_prompt, n_ctx_train = failed.numbers.get("n_prompt", 0), failed.numbers.get("n_ctx_train", 0)
-    if n_prompt > n_ctx_train:
-        return [f"shorten it: the model was trained on {n_ctx_train} tokens"]
-    longer: list[Remedy] = [Change({"n_ctx": -(-n_prompt // CTX_STEP) * CTX_STEP})]
-    if situation.config.n_ctx:  # else it is memory that cut the context, for this layout
-        longer.append(Change({"n_ctx": None}, note="then it is as long as the prompt needs"))
-    return longer
 
 
 def of_death(death: Death, situation: Situation) -> LlmrunError:
@@ -86,10 +69,9 @@ def of_death(death: Death, situation: Situation) -> LlmrunError:
         return out_of_memory(situation, config.n_ctx or None, death.reason)
     if config.rpc and "RPC server" in death.reason:
         return devices.lost(config.rpc, death)
-    hint: Remedy = "the same with LLMRUN_DEBUG=1, which shows its log"
     # Repacked weights run on code of their own, which compilers and virtual machines are known to break.
-    if plan is not None and plan.repack and death.killer in (signal.SIGSEGV, signal.SIGILL):
-        hint = Change({"repack": "off"})
+    may_be_repack = plan is not None and plan.repack and death.killer in (signal.SIGSEGV, signal.SIGILL)
+    hint = Change({"repack": "off"}) if may_be_repack else "the same with LLMRUN_DEBUG=1, which shows its log"
     return EngineCrashed(f"the engine {death.reason}", hint=hint, log=death.log)
 
 
@@ -105,7 +87,7 @@ def out_of_memory(situation: Situation, n_ctx: int | None, message: str = "") ->
     if n_ctx is not None and (per_token := kv_bytes_per_token(header, config.type_k, config.type_v)):
         parts.append(f"KV cache of {n_ctx} tokens {size(per_token * n_ctx)}")
     available = available_memory()
-    where, ways = f"{size(available)} of RAM available", list[tuple[Remedy, int]]()
+    where, ways = f"{size(available)} of RAM available", []
     if plan is not None:
         device = _where_it_ended(plan, message)
         need = plan.footprint.by_device.get(device, Need()).total
@@ -114,10 +96,8 @@ def out_of_memory(situation: Situation, n_ctx: int | None, message: str = "") ->
             where = f"needs {size(need)} of {device}, {size(free[device])} free"
         free[device] = min(free[device] or need, round(RETRY_WITH * need))
         ways = plan.again(header, free).ways_out(config, plan.footprint, device, plan.layout.n_gpu_layers)
-    return OutOfMemory(
-        f"out of memory: {', '.join(parts)}; {where}",
-        remedies=[*(way for way, _ in ways), "a smaller quantization of the model"][:_MOST_REMEDIES],
-    )
+    remedies = [*(way for way, _ in ways), "a smaller quantization of the model"][:_MOST_REMEDIES]
+    return OutOfMemory(f"out of memory: {', '.join(parts)}; {where}", remedies=remedies)
 
 
 def _where_it_ended(plan: LoadPlan, message: str) -> str:

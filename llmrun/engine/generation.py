@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmrun.engine.interface import Generation, OnPrefill
-from llmrun.engine.meter import Meter, Timing
+from llmrun.engine.meter import Meter
 from llmrun.engine.protocol import Buffer, Done, Failed, Generate, Message, Prefilled, Started, StopReason, Tokens
 from llmrun.errors import LlmrunError, OutOfMemory
 
@@ -20,9 +20,7 @@ class ChildGeneration(Generation):
     """An answer of a `ChildEngine`."""
 
     def __init__(self, engine: ChildEngine, request: Generate, on_prefill: OnPrefill | None) -> None:
-        self._engine = engine
-        self._request = request
-        self._on_prefill = on_prefill
+        self._engine, self._request, self._on_prefill = engine, request, on_prefill
         self.meter = Meter(engine.reads)
         self.text = self.thinking = ""
         self.thinks: bool | None = None
@@ -56,10 +54,6 @@ class ChildGeneration(Generation):
         """End the generation if it still runs. The engine is free for the next one afterwards."""
         self._events.close()
 
-    @property
-    def timing(self) -> Timing:
-        return self.meter.timing()
-
     def _run(self) -> Generator[Tokens]:
         engine = self._engine
         n_prompt = 0
@@ -69,7 +63,7 @@ class ChildGeneration(Generation):
                 while self.stop_reason is None:
                     assert self._number is not None
                     try:
-                        event = engine.connection.receive(self._number)
+                        event = engine.connection.answer(self._number)
                         if isinstance(event, Failed):
                             self._forget()
                             may_lengthen = event.kind == "prompt" and not self._request.options.reuse
@@ -87,13 +81,11 @@ class ChildGeneration(Generation):
                     match event:
                         case Started():
                             n_prompt = event.n_prompt
-                        case Prefilled():
-                            if self._on_prefill:
-                                self._on_prefill(event.n_tokens, n_prompt)
-                        case Tokens():
-                            if event.text or event.thought:
-                                yield event
-                        case Done():
+                        case Prefilled() if self._on_prefill:
+                            self._on_prefill(event.n_tokens, n_prompt)
+                        case Tokens() if event.text or event.thought:
+                            yield event
+                        case Prefilled() | Tokens() | Done():
                             pass
                         case _:
                             raise engine.connection.unexpected(event, "in the middle of an answer")
@@ -134,8 +126,6 @@ class ChildGeneration(Generation):
                 self.done, self.stop_reason = event, event.stop_reason
             case Failed():
                 self.stop_reason = "cancelled"
-            case _:
-                pass
 
     def _drain(self, number: int) -> None:
         """The caller wants no more: have the child stop, and take what it still has to say."""
@@ -144,11 +134,9 @@ class ChildGeneration(Generation):
             return
         try:
             engine.connection.cancel(number)
-            deadline = time.monotonic() + engine.limits.cancel_s
-            while self.stop_reason is None:
-                event = engine.connection.receive_until(number, deadline)
-                if event is None:  # deep in a native call: it will not end by asking
-                    break
+            deadline = time.monotonic() + engine.connection.limits.cancel_s
+            # None: deep in a native call, it will not end by asking.
+            while self.stop_reason is None and (event := engine.connection.receive(number, deadline)):
                 self._take(event)
         finally:
             if self.stop_reason is None:

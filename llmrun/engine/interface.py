@@ -63,22 +63,19 @@ class Generation(Protocol):
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of the answer. Closing the iterator closes the generation."""
-        ...
 
     def pieces(self) -> Iterator[tuple[str, str]]:
         """Pieces of the answer and of the thinking; one of the two is usually empty."""
-        ...
 
     def cancel(self) -> None:
         """Have it end soon, by itself, with the stop reason "cancelled". May be called by a signal handler."""
-        ...
 
     def close(self) -> None:
         """End the generation if it still runs. The session is free for the next one afterwards."""
-        ...
 
     @property
-    def timing(self) -> Timing: ...
+    def timing(self) -> Timing:
+        return self.meter.timing()
 
 
 class Session(Protocol):
@@ -87,7 +84,6 @@ class Session(Protocol):
     @property
     def n_ctx_most(self) -> int:
         """The most tokens of context that a conversation can have here."""
-        ...
 
     def generate(
         self,
@@ -101,7 +97,6 @@ class Session(Protocol):
 
         Asking for the next one ends one that was left in the middle.
         """
-        ...
 
     def count(
         self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
@@ -110,16 +105,14 @@ class Session(Protocol):
 
         With `special`, control tokens count where their names stand in what is given.
         """
-        ...
 
     def prepare(
         self, messages: Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
     ) -> None:
         """Compute what a conversation begins with while nobody asks for anything; the next request ends it."""
-        ...
 
 
-E = TypeVar("E")
+E = TypeVar("E", bound="Engine")
 
 
 class Engine(Session, Protocol):
@@ -131,59 +124,49 @@ class Engine(Session, Protocol):
         plan: what lies where, and why. Another one after the model had to be loaded again.
         loaded: what the model is, and how long loading took: the last time.
         devices: everything that llama.cpp sees, RAM among it.
+        system_info: the flags that llama.cpp was built with, in its own words.
+        versions: what ggml says of itself: {"ggml": "0.25.3"}.
         notes: what a user should be told of how it was loaded, one sentence each.
         reads: bytes that decoding reads.
     """
 
     config: LoadConfig
     header: Header
+    plan: LoadPlan
+    loaded: Loaded
+    devices: list[Device]
+    system_info: str
+    versions: dict[str, str]
     notes: list[str]
     reads: DecodeReads
 
     @property
-    def plan(self) -> LoadPlan: ...
-    @property
-    def loaded(self) -> Loaded: ...
-    @property
-    def devices(self) -> list[Device]: ...
-    @property
-    def system_info(self) -> str:
-        """The flags that llama.cpp was built with, in its own words."""
-        ...
+    def n_threads(self) -> int:
+        return self.plan.n_threads
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """What ggml says of itself: {"ggml": "0.25.3"}."""
-        ...
-
-    @property
-    def n_threads(self) -> int: ...
     @property
     def repack(self) -> bool:
         """Whether the weights in RAM are rearranged."""
-        ...
+        return self.plan.repack
 
     @property
     def pid(self) -> int:
         """Of the process that computes. Another one after the model had to be loaded again."""
-        ...
 
     @property
     def alive(self) -> bool: ...
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         """Bare speed: random tokens, nothing sampled (see `protocol.Trial`)."""
-        ...
 
     def checks(self, generation: Generation) -> list[FootprintCheck]:
         """The footprint for the context that a generation had, beside what llama.cpp took."""
-        ...
 
     def close(self) -> None:
         """Unload. Safe to call twice."""
-        ...
 
-    def __enter__(self: E) -> E: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
+    def __enter__(self: E) -> E:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

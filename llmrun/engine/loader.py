@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from llmrun import codec
@@ -12,7 +13,7 @@ from llmrun.engine.buffers import by_device
 from llmrun.engine.connection import Connection
 from llmrun.engine.devices import Found
 from llmrun.engine.protocol import Failed, Load, Loaded, Measure, Measured, Progress
-from llmrun.engine.settings import settings_of, settings_of_plan
+from llmrun.engine.settings import settings_of
 from llmrun.errors import EngineCrashed
 from llmrun.gguf.rules import open_adapter
 from llmrun.gguf.stub import stub_file
@@ -20,10 +21,9 @@ from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.machine.proc import Proc
 from llmrun.options.load import LoadConfig
 from llmrun.planning.fit import Measure as MeasureLayout
-from llmrun.planning.fit import footprint_of
-from llmrun.planning.footprint import CPU, Footprint, repackable_types
+from llmrun.planning.footprint import CPU, Footprint, footprint, repackable_types
 from llmrun.planning.layout import DeviceBudget, Layout, usable_devices
-from llmrun.planning.load_plan import Expected, LoadPlan, make_plan, wants_repack
+from llmrun.planning.load_plan import Expected, LoadPlan, Planner, wants_repack
 from llmrun.units import duration, size
 
 
@@ -40,7 +40,7 @@ class Loader:
         self._connection, self._extra_ram_bytes = connection, extra_ram_bytes
         self._header, self._config = situation.header, situation.config
         self._n_threads = self._config.n_threads or default_threads()
-        self._adapters = [open_adapter(adapter.path, self._header.architecture) for adapter in self._config.lora]
+        self._adapters = tuple(open_adapter(each.path, self._header.architecture) for each in self._config.lora)
         self._may_measure = True
         self._holds_model = False
         self.found: Found = connection.find_devices()
@@ -53,7 +53,7 @@ class Loader:
 
     # -- planning ---
 
-    def plan(self, expected: Expected, budgets: Sequence[DeviceBudget] | None = None) -> LoadPlan:
+    def plan(self, expected: Expected, budgets: tuple[DeviceBudget, ...] | None = None) -> LoadPlan:
         """What lies where, before it is loaded. `budgets`: other ones than the devices have."""
         if budgets is None:
             budgets = usable_devices(self._config, self.found.devices)
@@ -63,29 +63,15 @@ class Loader:
         except OSError:  # no room for it: then the compute buffers stay unknown
             return self._planned(budgets, expected, lambda *_: None)
 
-    def _planned(
-        self,
-        budgets: Sequence[DeviceBudget],
-        expected: Expected,
-        measure: MeasureLayout,
-    ) -> LoadPlan:
-        situation = self._connection.situation
-        return make_plan(
-            situation.path,
-            self._header,
-            self._config,
-            budgets,
-            ram_free=available_memory(),
-            measure=measure,
-            expected=expected,
-            n_threads=self._n_threads,
-            repackable=repackable_types(self.found.system_info),
-            adapters=self._adapters,
-        )
+    def _planned(self, budgets: tuple[DeviceBudget, ...], expected: Expected, measure: MeasureLayout) -> LoadPlan:
+        path, threads, free = self._connection.situation.path, self._n_threads, available_memory()
+        types = repackable_types(self.found.system_info)
+        planner = Planner(path, self._header, budgets, free, measure, expected, threads, types, self._adapters)
+        return planner.plan(self._config)
 
     def footprint(self, plan: LoadPlan, n_ctx: int) -> Footprint:
         """What the plan takes with a context of `n_ctx` tokens, which may not be the one that it was made for."""
-        found = footprint_of(self._header, self._config, plan.placement, n_ctx, self._adapters)
+        found = footprint(self._header, plan.placement, n_ctx, self._config, self._adapters)
         try:
             with stub_file(self._header) as path:
                 return found.with_compute(self._measure(path, self._config, plan.layout, n_ctx))
@@ -96,14 +82,8 @@ class Loader:
         """Bytes that llama.cpp would compute in, by device; None where it can't lay the model out."""
         if not self._may_measure:
             return None
-        settings = settings_of(
-            config,
-            layout,
-            n_ctx=n_ctx,
-            n_ctx_most=None,
-            n_threads=self._n_threads,
-            repack=wants_repack(self._header, config),
-        )
+        threads, repack = self._n_threads, wants_repack(self._header, config)
+        settings = settings_of(config, layout, n_ctx=n_ctx, n_ctx_most=None, n_threads=threads, repack=repack)
         try:
             answer = self._connection.ask(Measure(path, codec.replace(settings, lora=[])))
         except EngineCrashed:
@@ -125,12 +105,14 @@ class Loader:
 
     def load(self, plan: LoadPlan, on_progress: Callable[[float], None] | None = None) -> Loaded:
         """Load as planned. `on_progress` gets the share that is loaded, 0 to 1."""
-        connection = self._connection
-        connection.situation = connection.situation.planned(plan)
-        number = connection.new_request()
+        connection, config = self._connection, plan.config
+        connection.situation = replace(connection.situation, plan=plan)
+        n_ctx = None if config.n_ctx is None else plan.n_ctx
+        threads, most = plan.n_threads, plan.n_ctx_most
+        settings = settings_of(config, plan.layout, n_ctx=n_ctx, n_ctx_most=most, n_threads=threads, repack=plan.repack)
         # Not resolved: in the cache a name links to a blob, and the other parts lie beside the name.
         path = os.fspath(plan.path.absolute())
-        connection.send(number, Load(path, settings_of_plan(plan), self._header.chat_template is not None))
+        number = connection.request(Load(path, settings, self._header.chat_template is not None))
         try:
             loaded = self._wait(number, on_progress)
         finally:
@@ -141,32 +123,23 @@ class Loader:
     def _wait(self, number: int, on_progress: Callable[[float], None] | None) -> Loaded:
         connection = self._connection
         deadline = time.monotonic() + connection.limits.header_s
-        in_header = True
-        while True:
-            if in_header:
-                event = connection.receive_until(number, min(deadline, time.monotonic() + 0.2))
-                if event is None:
-                    self._check_header_phase(deadline)
-                    continue
-            else:
-                event = connection.receive(number)
-            match event:
-                case Progress(fraction):
-                    in_header = False
-                    if on_progress:
-                        on_progress(fraction)
-                case Loaded():
-                    return event
-                case other:
-                    raise connection.unexpected(other, "while loading")
+        while (event := connection.receive(number, min(deadline, time.monotonic() + 0.2))) is None:
+            self._check_header_phase(deadline)
+        while isinstance(event, Progress):
+            if on_progress:
+                on_progress(event.fraction)
+            event = connection.answer(number)
+        if isinstance(event, Loaded):
+            return event
+        raise connection.unexpected(event, "while loading")
 
     def _check_header_phase(self, deadline: float) -> None:
         connection, limits = self._connection, self._connection.limits
-        memory = Proc().memory(connection.pid)
-        taken = memory.anonymous_bytes
+        taken = Proc().memory(connection.child.pid).anonymous_bytes
+        did = None
         if taken and taken > limits.header_bytes:
-            raise connection.ended(f"took {size(taken)} before a single weight was read (the file is probably damaged)")
-        if time.monotonic() >= deadline:
-            raise connection.ended(
-                f"was still reading the header after {duration(limits.header_s)} (the file is probably damaged)"
-            )
+            did = f"took {size(taken)} before a single weight was read"
+        elif time.monotonic() >= deadline:
+            did = f"was still reading the header after {duration(limits.header_s)}"
+        if did:
+            raise connection.ended(f"{did} (the file is probably damaged)")

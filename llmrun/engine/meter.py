@@ -101,8 +101,6 @@ class Meter:
                 self._token_s += event.at_s
             case Done():
                 self._done = event
-            case _:
-                pass
 
     @property
     def n_generated(self) -> int:

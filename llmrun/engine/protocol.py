@@ -1,17 +1,28 @@
-"""The messages between the two sides of the engine; how they are written is the business of `wire.py`.
+"""The messages between the two sides of the engine, and how they travel: one a line, as `[7, "Tokens", {…}]`.
 
-Each is about a request, whose number travels beside it. A child may compute one request at a time; the protocol does
-not ask for that: whatever comes back tells which request it belongs to, and `Cancel` is for one alone.
-Times are seconds on `time.perf_counter()`, one clock for all processes of a machine (CLOCK_MONOTONIC).
+The number is that of the request that a message is about: the request itself has it, a `Cancel` of it, and all that is
+answered. Numbers are given by the parent and count up from 1; 0 is about no request. A child may compute one request at
+a time; the protocol does not ask for that: whatever comes back tells which request it belongs to, and `Cancel` is for
+one alone. Times are seconds on `time.perf_counter()`, one clock for all processes of a machine (CLOCK_MONOTONIC).
+
+JSON and not pickle, because a hostile model file may own the child: what comes back must stay data.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+import json
+import re
+from typing import Any, Literal
 
+from llmrun import codec
 from llmrun.codec import Struct, field
-from llmrun.engine.wire import Wire
 from llmrun.machine.device import Device
+
+NO_REQUEST = 0
+
+
+class Message(Struct):
+    """What one side may say to the other."""
 
 
 class Settings(Struct):
@@ -51,7 +62,7 @@ class Settings(Struct):
     lora: list[list[Any]]
 
 
-class Load(Struct):
+class Load(Message):
     """Parent → child: load the model.
 
     `has_template` lets the child import what renders chat templates while the weights load.
@@ -62,14 +73,14 @@ class Load(Struct):
     has_template: bool
 
 
-class Measure(Struct):
+class Measure(Message):
     """Parent → child: lay out the model at `path` with these settings, taking no memory. `n_ctx` is set."""
 
     path: str
     settings: Settings
 
 
-class FindDevices(Struct):
+class FindDevices(Message):
     """Parent → child: which devices are there, those of the RPC servers at "host:port" included?"""
 
     rpc: list[str]
@@ -99,7 +110,7 @@ class PromptOptions(Struct, frozen=True):
     special: bool | None = None
 
 
-class Generate(Struct):
+class Generate(Message):
     """Parent → child: answer `messages` (through the chat template) or continue `prompt` (as it is).
 
     Attributes:
@@ -112,7 +123,7 @@ class Generate(Struct):
     options: PromptOptions = field(default_factory=PromptOptions)
 
 
-class Prepare(Struct):
+class Prepare(Message):
     """Parent → child: make a context and compute what these messages will begin with, until `Cancel`.
 
     For the time in which somebody types. The first time the weights are read once, so that they are in memory.
@@ -124,13 +135,13 @@ class Prepare(Struct):
     special: bool | None = None
 
 
-class Prepared(Struct):
+class Prepared(Message):
     """Child → parent: the answer to `Prepare`. `n_tokens` are remembered now."""
 
     n_tokens: int
 
 
-class Count(Struct):
+class Count(Message):
     """Parent → child: how many tokens have these messages, rendered for an answer, or this text? As `PromptOptions`."""
 
     prompt: str | None = None
@@ -140,20 +151,20 @@ class Count(Struct):
     special: bool | None = None
 
 
-class Counted(Struct):
+class Counted(Message):
     """Child → parent: the answer to `Count`."""
 
     n_tokens: int
 
 
-class Tokenize(Struct):
+class Tokenize(Message):
     """Parent → scorer: cut `text` into chunks of `n_ctx` tokens and make a context for one of them."""
 
     text: str
     n_ctx: int
 
 
-class Score(Struct):
+class Score(Message):
     """Parent → scorer: compute chunk number `index`, counted from 0.
 
     Attributes:
@@ -166,7 +177,7 @@ class Score(Struct):
     beside: str | None = None
 
 
-class Trial(Struct):
+class Trial(Message):
     """Parent → child: compute random tokens and tell how long it took; nothing is sampled or detokenized.
 
     Attributes:
@@ -184,7 +195,7 @@ class Trial(Struct):
     n_ctx: int
 
 
-class TrialResult(Struct):
+class TrialResult(Message):
     """Child → parent: the answer to `Trial`.
 
     Attributes:
@@ -198,7 +209,7 @@ class TrialResult(Struct):
     buffers: list[Buffer]
 
 
-class Probe(Struct):
+class Probe(Message):
     """Parent → child: how fast does a device read and multiply? A model need not be loaded.
 
     Attributes:
@@ -216,14 +227,14 @@ class Probe(Struct):
     repack: bool = False
 
 
-class Probed(Struct):
+class Probed(Message):
     """Child → parent: the answer to `Probe`, one figure for every product. Empty where there is no room, or no way."""
 
     read_bytes_per_s: list[float]
     flops_per_s: list[float]
 
 
-class Cancel(Struct):
+class Cancel(Message):
     """Parent → child, at any time: end the request that this is about, and no other.
 
     It is answered as always: a generation by `Done` with stop reason "cancelled". For a request that is over already,
@@ -231,26 +242,26 @@ class Cancel(Struct):
     """
 
 
-class Ready(Struct):
+class Ready(Message):
     """Child → parent, about no request: llama.cpp is loaded and can be asked."""
 
     system_info: str
 
 
-class Measured(Struct):
+class Measured(Message):
     """Child → parent: the answer to `Measure`: the sizes of compute and output buffers."""
 
     buffers: list[Buffer]
 
 
-class Devices(Struct):
+class Devices(Message):
     """Child → parent: the answer to `FindDevices`, in ggml's order. `versions`: what ggml says of itself."""
 
     devices: list[Device]
     versions: dict[str, str] = field(default_factory=dict)
 
 
-class Progress(Struct):
+class Progress(Message):
     """Child → parent: the share of the weights that is loaded, 0 to 1."""
 
     fraction: float
@@ -269,7 +280,7 @@ class Buffer(Struct):
     n_bytes: int
 
 
-class Loaded(Struct):
+class Loaded(Message):
     """Child → parent: the model can be used. `warnings`: what did not go as asked, in llama.cpp's words."""
 
     n_ctx_train: int
@@ -282,7 +293,7 @@ class Loaded(Struct):
     warnings: list[str] = field(default_factory=list)
 
 
-class Tokenized(Struct):
+class Tokenized(Message):
     """Scorer → parent: the answer to `Tokenize`.
 
     Attributes:
@@ -294,7 +305,7 @@ class Tokenized(Struct):
     digest: str
 
 
-class Scored(Struct):
+class Scored(Message):
     """Scorer → parent: the answer to `Score`, one number for each token that counts.
 
     Attributes:
@@ -310,7 +321,7 @@ class Scored(Struct):
     n_same_top: int
 
 
-class Started(Struct):
+class Started(Message):
     """Child → parent: the request is tokenized and prefill begins.
 
     Attributes:
@@ -332,14 +343,14 @@ class Started(Struct):
     served_s: float | None = None
 
 
-class Prefilled(Struct):
+class Prefilled(Message):
     """Child → parent: so many tokens of the prompt are computed by now."""
 
     n_tokens: int
     at_s: float
 
 
-class Tokens(Struct):
+class Tokens(Message):
     """Child → parent: tokens as they were made. Fast models send several at a time.
 
     Attributes:
@@ -361,7 +372,7 @@ class Tokens(Struct):
 StopReason = Literal["end", "length", "stop", "context", "cancelled"]
 
 
-class Done(Struct):
+class Done(Message):
     """Child → parent: the generation is over.
 
     Attributes:
@@ -379,10 +390,10 @@ class Done(Struct):
     devices: list[Device] = field(default_factory=list)
 
 
-FailureKind = Literal["model", "memory", "prompt", "usage", "engine"]
+FailureKind = Literal["model", "memory", "prompt", "usage", "port", "engine"]
 
 
-class Failed(Struct):
+class Failed(Message):
     """Child → parent: the request can't be served; the child lives on.
 
     Attributes:
@@ -406,50 +417,112 @@ class RequestFailed(Exception):
         self.failed = Failed(kind, message, numbers or {}, field)
 
 
-Message = (
-    Load
-    | Measure
-    | FindDevices
-    | Trial
-    | Probe
-    | Generate
-    | Prepare
-    | Count
-    | Tokenize
-    | Score
-    | Cancel
-    | Ready
-    | Devices
-    | Measured
-    | TrialResult
-    | Probed
-    | Progress
-    | Loaded
-    | Tokenized
-    | Scored
-    | Started
-    | Prefilled
-    | Tokens
-    | Counted
-    | Prepared
-    | Done
-    | Failed
-)
-WIRE: Wire[Message] = Wire(get_args(Message))
+# -- to workers, and to the quantizer ---
 
 
-OUT_OF_MEMORY_SIGNS = (
-    "failed to allocate",
-    "unable to allocate",
-    "out of memory",
-    "outofmemory",
-    "bad_alloc",
-    "cannot allocate memory",
-    "memoryerror",
+class Serve(Message):
+    """Parent → worker: serve these devices, none named: the GPUs, or else the CPU.
+
+    Attributes:
+        host: an IPv4 address; llama.cpp's server knows no other.
+        limit_bytes: of memory, on each device; None: all that is free.
+    """
+
+    host: str
+    port: int
+    devices: list[str]
+    n_threads: int
+    limit_bytes: int | None
+
+
+class Listening(Message):
+    """Worker → parent: clients are accepted from now on. The devices are as a client sees them."""
+
+    devices: list[Device]
+
+
+class Client(Message):
+    """Worker → parent: a client came (`connected`) or went."""
+
+    connected: bool
+
+
+class Quantize(Message):
+    """Parent → quantizer: quantize `source` (the first part of a split model) into `target`.
+
+    Attributes:
+        file_type: number of the level in `enum llama_ftype`.
+        pure: every matrix in the level's own type, without the mix that makes Q4_K_M better than plain Q4_K.
+        keep_output: the output matrix stays as it is.
+        metadata: texts to add to the file, at most `child.quantize.MAX_VALUE_BYTES` each.
+        dry_run: write nothing, tell the size only.
+    """
+
+    source: str
+    target: str
+    file_type: int
+    n_threads: int
+    pure: bool
+    keep_output: bool
+    imatrix: str | None
+    metadata: dict[str, str]
+    dry_run: bool
+
+
+class QuantizingTensor(Message):
+    """Quantizer → parent: llama.cpp begins with this tensor."""
+
+    name: str
+
+
+class Quantized(Message):
+    """Quantizer → parent: it is done.
+
+    Attributes:
+        mib: size of all tensors, in MiB, as the log has it: rounded to 0.01.
+        needs_imatrix: of a dry run: the level can't be had without an importance matrix.
+        n_fallback: tensors whose rows don't fit the level's type, so that they got another.
+    """
+
+    mib: float
+    needs_imatrix: bool
+    n_fallback: int
+
+
+# -- on the wire ---
+
+_KINDS = {kind.__name__: kind for kind in Message.__subclasses__()}
+
+
+def encode(request: int, message: Message) -> bytes:
+    """One line of JSON, newline included."""
+    line = (request, type(message).__name__, message)
+    try:
+        return codec.encode(line) + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, in the name of a file perhaps: only an escape can say it
+        return json.dumps(codec.plain(line)).encode() + b"\n"
+
+
+def decode(line: bytes) -> tuple[int, Message]:
+    """The number of the request and the message, its fields of the types declared. Raises `codec.Malformed`."""
+    try:
+        try:
+            request, name, fields = codec.decode(line, tuple[int, str, codec.Raw])
+            return request, codec.decode(fields, _KINDS[name])
+        except codec.Malformed:
+            if rb"\ud" not in line:
+                raise
+            request, name, plain = codec.convert(json.loads(line), tuple[int, str, Any])
+            return request, codec.convert(plain, _KINDS[name])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise codec.Malformed(f"not a message: {line[:200]!r}") from error
+
+
+_OUT_OF_MEMORY = re.compile(
+    "failed to allocate|unable to allocate|out ?of ?memory|bad_alloc|cannot allocate memory|memoryerror", re.IGNORECASE
 )
 
 
 def out_of_memory(log: str) -> bool:
     """Whether a log tells of memory that could not be had, in the words of llama.cpp, C++, CUDA or Python."""
-    lowered = log.lower()
-    return any(sign in lowered for sign in OUT_OF_MEMORY_SIGNS)
+    return _OUT_OF_MEMORY.search(log) is not None

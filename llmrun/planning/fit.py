@@ -6,7 +6,7 @@ an engine lays the model out in it, tests make numbers up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmrun.errors import OutOfMemory, Remedy
@@ -49,9 +49,7 @@ class DoesNotFit(OutOfMemory):
 
 def _with_size(remedy: Remedy, n_bytes: int) -> Remedy:
     """With what it takes: -c 2048 (3.70 GiB)."""
-    if isinstance(remedy, str):
-        return f"{remedy} ({size(n_bytes)})"
-    return remedy._replace(note=size(n_bytes))
+    return f"{remedy} ({size(n_bytes)})" if isinstance(remedy, str) else remedy._replace(note=size(n_bytes))
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,11 @@ class Fit:
 
     def of_placement(self, placement: Placement, n_ctx: int) -> Footprint:
         """What is computed of it; compute buffers are left unknown."""
-        return footprint_of(self.header, self.config, placement, n_ctx, self.adapters)
-
-    def unmeasured(self, layout: Layout, n_ctx: int) -> Footprint:
-        return self.of_placement(self.placement(layout), n_ctx)
+        return footprint(self.header, placement, n_ctx, self.config, self.adapters)
 
     def footprint(self, layout: Layout, n_ctx: int) -> Footprint:
         """All of it, compute buffers measured, once for each layout and context."""
-        return self.unmeasured(layout, n_ctx).with_compute(self.compute(layout, n_ctx))
+        return self.of_placement(self.placement(layout), n_ctx).with_compute(self.compute(layout, n_ctx))
 
     def compute(self, layout: Layout, n_ctx: int) -> Mapping[str, int] | None:
         key = (layout, n_ctx)
@@ -102,22 +97,18 @@ class Fit:
 
     def shortage(self, found: Footprint) -> dict[str, int]:
         """Bytes that are missing, by device; empty where all of it fits."""
-        short = {}
+        missing = {}
         ram = found.by_device.get(CPU)
         if ram is not None and self.ram_free is not None:
-            needed = ram.total
-            if self.config.load_mode == "mmap":  # asked for by name: then pages may come and go
-                needed -= ram.weights - found.repacked_bytes
-            if needed > self.ram_free:
-                short[CPU] = needed - self.ram_free
+            # Mapped, if asked for by name, pages may come and go.
+            mapped = ram.weights - found.repacked_bytes if self.config.load_mode == "mmap" else 0
+            missing[CPU] = ram.total - mapped - self.ram_free
         for budget in self.budgets:
             need = found.by_device.get(budget.name)
-            if need is None or not need.total or budget.free_bytes is None:
-                continue
-            margin = self.config.offload.fit_target if self.is_auto and need.weights else 0
-            if need.total > budget.free_bytes - margin:
-                short[budget.name] = need.total - budget.free_bytes + margin
-        return short
+            if need is not None and need.total and budget.free_bytes is not None:
+                margin = self.config.offload.fit_target if self.is_auto and need.weights else 0
+                missing[budget.name] = need.total - budget.free_bytes + margin
+        return {name: n_bytes for name, n_bytes in missing.items() if n_bytes > 0}
 
     def most_context(self, layout: Layout, least: int, wanted: int) -> int:
         """The longest context of `least` to `wanted` tokens that fits with this layout; `least` where none does.
@@ -129,6 +120,7 @@ class Fit:
         low, high = self.footprint(layout, least), self.footprint(layout, wanted)
         if self.shortage(low):
             return least
+        placement = self.placement(layout)
 
         def fits(n_ctx: int) -> bool:
             share = (n_ctx - least) / (wanted - least)
@@ -136,15 +128,12 @@ class Fit:
                 name: round((need.compute or 0) * (1 - share) + (high.by_device[name].compute or 0) * share)
                 for name, need in low.by_device.items()
             }
-            return not self.shortage(self.unmeasured(layout, n_ctx).with_compute(between))
+            return not self.shortage(self.of_placement(placement, n_ctx).with_compute(between))
 
         first, last = least // CTX_STEP, -(-wanted // CTX_STEP)  # fits, does not fit
         while last - first > 1:
             middle = (first + last) // 2
-            if fits(middle * CTX_STEP):
-                first = middle
-            else:
-                last = middle
+            first, last = (middle, last) if fits(middle * CTX_STEP) else (first, middle)
         return max(least, first * CTX_STEP)
 
     def does_not_fit(self, found: Footprint, short: Mapping[str, int]) -> DoesNotFit:
@@ -152,31 +141,11 @@ class Fit:
         need = found.by_device[device]
         free = self.ram_free if device == CPU else next(each.free_bytes for each in self.budgets if each.name == device)
         assert free is not None
-        parts = [f"weights {size(need.weights)}"]
-        if need.kv:
-            parts.append(f"KV cache of {found.n_ctx} tokens {size(need.kv)}")
-        if need.compute:
-            parts.append(f"compute {size(need.compute)}")
+        named = {"weights": need.weights, f"KV cache of {found.n_ctx} tokens": need.kv, "compute": need.compute}
+        parts = [f"{name} {size(n_bytes)}" for name, n_bytes in named.items() if n_bytes or name == "weights"]
         where = "RAM" if device == CPU else device
         message = f"needs {size(need.total)} of {where}, {size(free)} free: {', '.join(parts)}"
         return DoesNotFit(message, device=device, footprint=found, free=free)
-
-
-def footprint_of(
-    header: Header, config: LoadConfig, placement: Placement, n_ctx: int, adapters: Iterable[Header] = ()
-) -> Footprint:
-    """`footprint` with what a configuration says."""
-    return footprint(
-        header,
-        placement,
-        n_ctx,
-        type_k=config.type_k,
-        type_v=config.type_v,
-        n_batch=config.n_batch,
-        n_ubatch=config.n_ubatch,
-        flash_attn=config.flash_attn != "off",
-        adapters=adapters,
-    )
 
 
 # -- before anything is chosen ---

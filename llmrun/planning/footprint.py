@@ -20,14 +20,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import accumulate
 from types import MappingProxyType
 
 from llmrun.gguf.reader import Header, TensorInfo, layer_of
 from llmrun.gguf.types import GGML_TYPES
+from llmrun.options.load import LoadConfig
 from llmrun.planning.kv_layout import LayerMemory, layer_memories
 
 CPU = "CPU"
 """The name of main memory among devices; llama.cpp's own."""
+
+_DEFAULTS = LoadConfig()
 
 # Read by row, not whole: one row per token. They stay in RAM.
 _LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
@@ -75,13 +79,8 @@ class DecodeReads:
         """Bytes read to decode a token behind `n_past` others."""
         if self.kv is None:
             return None
-        return (
-            self.weight_bytes
-            + self.state_bytes
-            + sum(
-                part.bytes_per_token * (n_past if part.window is None else min(n_past, part.window)) for part in self.kv
-            )
-        )
+        kv = (part.bytes_per_token * min(n_past, part.window or n_past) for part in self.kv)
+        return self.weight_bytes + self.state_bytes + sum(kv)
 
 
 def decode_reads(header: Header, type_k: str = "f16", type_v: str = "f16") -> DecodeReads:
@@ -100,9 +99,7 @@ def decode_reads(header: Header, type_k: str = "f16", type_v: str = "f16") -> De
 def _read_of(tensor: TensorInfo, header: Header, *, tied: bool) -> int:
     if tensor.name in _LOOKED_UP:
         row = tensor.n_bytes // max(1, tensor.n_elements // tensor.shape[0])
-        if tied and tensor.name == "token_embd.weight":
-            return tensor.n_bytes + row
-        return row
+        return row + (tensor.n_bytes if tied and tensor.name == "token_embd.weight" else 0)
     if is_experts(tensor) and header.n_expert:
         return tensor.n_bytes * header.n_expert_used // header.n_expert
     return tensor.n_bytes
@@ -138,14 +135,11 @@ def step_reads(header: Header, placement: Placement, n_past: float, type_k: str,
     reads: Counter[str] = Counter()
     for tensor in loaded_tensors(header):
         homes = homes_of(tensor, header, placement)
-        if tensor.name in _LOOKED_UP:
-            reads[homes[0][0]] += tensor.n_bytes // max(1, tensor.n_elements // tensor.shape[0])
-            if tensor.name == "token_embd.weight" and header.tensor("output.weight") is None:
-                reads[homes[-1][0]] += tensor.n_bytes
-        else:
-            reads[homes[0][0]] += _read_of(tensor, header, tied=False)
+        reads[homes[0][0]] += _read_of(tensor, header, tied=False)
+        if tensor.name == "token_embd.weight" and header.tensor("output.weight") is None:
+            reads[homes[-1][0]] += tensor.n_bytes
     for memory, device in zip(memories, placement.layers, strict=False):
-        seen = n_past if memory.window is None else min(n_past, memory.window)
+        seen = min(n_past, memory.window or n_past)
         reads[device if placement.kv else CPU] += round(_kv_bytes(memory, type_k, type_v) * seen) + 4 * memory.n_state
     return dict(reads)
 
@@ -170,7 +164,7 @@ def flops_per_token(header: Header, n_past: float) -> float | None:
     heads, k, v = header.n_head, header.n_embd_head_k or 0, header.n_embd_head_v or 0
     for memory, n_head in zip(memories, heads or (0,) * len(memories), strict=False):
         if memory.n_k:
-            flops += 2 * n_head * (k + v) * (n_past if memory.window is None else min(n_past, memory.window))
+            flops += 2 * n_head * (k + v) * min(n_past, memory.window or n_past)
     return flops
 
 
@@ -207,20 +201,16 @@ def place_layers(n_layer: int, n_gpu_layers: int, devices: Sequence[str], shares
     """
     if not devices or n_gpu_layers <= 0:
         return (CPU,) * (n_layer + 1)
-    single = ctypes.c_float
-    ends, total = [], single(0)
-    for share in shares:
-        total = single(total.value + share)
-        ends.append(total)
-    normalized = [single(end.value / total.value).value for end in ends]
+    ends = [*accumulate(map(_single, shares), lambda total, share: _single(total + share))]
+    normalized = [_single(end / ends[-1]) for end in ends]
     offloaded = min(n_gpu_layers, n_layer + 1)
-    start = n_layer + 1 - offloaded
-    made = [CPU] * start
-    for i in range(offloaded):
-        at = single(i / offloaded).value
-        index = sum(end <= at for end in normalized)  # std::upper_bound
-        made.append(devices[min(index, len(devices) - 1)])
-    return tuple(made)
+    at = (_single(i / offloaded) for i in range(offloaded))
+    placed = (sum(end <= here for end in normalized) for here in at)  # std::upper_bound
+    return (*[CPU] * (n_layer + 1 - offloaded), *(devices[min(index, len(devices) - 1)] for index in placed))
+
+
+def _single(value: float) -> float:
+    return ctypes.c_float(value).value
 
 
 @dataclass(frozen=True)
@@ -267,21 +257,15 @@ class Footprint:
         if compute is None:
             return self
         devices = {**dict.fromkeys(compute, Need()), **self.by_device}
-        return replace(
-            self, by_device={name: replace(need, compute=compute.get(name, 0)) for name, need in devices.items()}
-        )
+        measured = {name: replace(need, compute=compute.get(name, 0)) for name, need in devices.items()}
+        return replace(self, by_device=measured)
 
 
 def footprint(
     header: Header,
     placement: Placement,
     n_ctx: int,
-    *,
-    type_k: str = "f16",
-    type_v: str = "f16",
-    n_batch: int = 2048,
-    n_ubatch: int = 512,
-    flash_attn: bool = True,
+    config: LoadConfig = _DEFAULTS,
     adapters: Iterable[Header] = (),
 ) -> Footprint:
     """Weights and memory of a model (and of LoRA `adapters`) for `n_ctx` tokens; compute buffers are left unknown."""
@@ -290,31 +274,19 @@ def footprint(
     for tensor in loaded_tensors(header):
         for device, copied in homes_of(tensor, header, placement):
             weights[device] += tensor.n_bytes
-            if device == CPU:
-                if copied:
-                    repacked += tensor.n_bytes
-                else:
-                    in_ram.append(tensor)
-    for adapter in adapters:
-        for tensor in adapter.tensors:
-            for device, _ in homes_of(tensor, header, placement):
-                weights[device] += tensor.n_bytes
-    n_ubatch = min(n_batch, n_ubatch)
-    memory = memory_by_device(
-        header, placement, n_ctx, type_k=type_k, type_v=type_v, n_ubatch=n_ubatch, flash_attn=flash_attn
-    )
+            if copied:
+                repacked += tensor.n_bytes
+            elif device == CPU:
+                in_ram.append(tensor)
+    for tensor in (tensor for adapter in adapters for tensor in adapter.tensors):
+        for device, _ in homes_of(tensor, header, placement):
+            weights[device] += tensor.n_bytes
+    memory = memory_by_device(header, placement, n_ctx, config)
     span = max((t.offset + t.n_bytes for t in in_ram), default=0) - min((t.offset for t in in_ram), default=0)
     if header.split_count > 1:  # every part is mapped by itself, and offsets begin anew in each
         span = sum(tensor.n_bytes for tensor in in_ram)
-    return Footprint(
-        {
-            device: Need(weights[device], None if memory is None else memory.get(device, 0))
-            for device in placement.devices
-        },
-        n_ctx,
-        repacked,
-        span,
-    )
+    kv = {device: None if memory is None else memory.get(device, 0) for device in placement.devices}
+    return Footprint({device: Need(weights[device], kv[device]) for device in kv}, n_ctx, repacked, span)
 
 
 def loaded_tensors(header: Header) -> list[TensorInfo]:
@@ -327,26 +299,21 @@ def loaded_tensors(header: Header) -> list[TensorInfo]:
 def homes_of(tensor: TensorInfo, header: Header, placement: Placement) -> list[tuple[str, bool]]:
     """The devices where a tensor lies, several for one that is used in several places; and whether repacked there."""
     name = tensor.name
+    named = _overridden(name, placement)
     if name in _LOOKED_UP:
-        homes = [(_overridden(name, placement) or CPU, False)]
+        homes = [(named or CPU, False)]
         if name == "token_embd.weight" and header.tensor("output.weight") is None:
-            copy = (_overridden(name, placement) or placement.layers[-1], _is_repacked(tensor, placement))
+            device, repacked = named or placement.layers[-1], _is_repacked(tensor, placement)
             # The same tensor serves both, unless they lie in different places or one of them is rearranged.
-            if copy[0] != CPU or copy[1]:
-                homes.append((copy[0], copy[1] and copy[0] == CPU))
+            if device != CPU or repacked:
+                homes.append((device, repacked and device == CPU))
         return list(dict.fromkeys(homes))
     if _IN_EVERY_LAYER.fullmatch(name):
         return [(device, False) for device in dict.fromkeys(placement.layers[:-1])]
-    layer = layer_of(tensor)
-    if layer is not None and layer < len(placement.layers) - 1:
-        usual = placement.layers[layer]
-    elif _OUTPUT.fullmatch(name) or (
-        name == "token_embd_norm.weight" and (header.architecture or "").startswith("lfm2")
-    ):
-        usual = placement.layers[-1]
-    else:
-        usual = placement.layers[0]
-    device = _overridden(name, placement) or usual
+    layer, n_layer, is_lfm2 = layer_of(tensor), len(placement.layers) - 1, (header.architecture or "")[:4] == "lfm2"
+    if layer is None or layer >= n_layer:
+        layer = n_layer if _OUTPUT.fullmatch(name) or (is_lfm2 and name == "token_embd_norm.weight") else 0
+    device = named or placement.layers[layer]
     return [(device, device == CPU and _is_repacked(tensor, placement))]
 
 
@@ -378,11 +345,7 @@ def _is_repacked(tensor: TensorInfo, placement: Placement) -> bool:
 
 def repackable_types(system_info: str) -> frozenset[str]:
     """The types that ggml rearranges for this CPU, by `llama_print_system_info` (ggml-cpu/repack.cpp)."""
-    has = {
-        part.split(" = ")[0].strip().rpartition(" ")[2]
-        for part in system_info.split("|")
-        if part.strip().endswith("= 1")
-    }
+    has = set(re.findall(r"(\S+) = 1(?=\s*(?:\||$))", system_info))
     types: set[str] = set()
     if "AVX2" in has:
         types |= {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
@@ -394,14 +357,7 @@ def repackable_types(system_info: str) -> frozenset[str]:
 
 
 def memory_by_device(
-    header: Header,
-    placement: Placement,
-    n_ctx: int,
-    *,
-    type_k: str = "f16",
-    type_v: str = "f16",
-    n_ubatch: int = 512,
-    flash_attn: bool = True,
+    header: Header, placement: Placement, n_ctx: int, config: LoadConfig = _DEFAULTS
 ) -> dict[str, int] | None:
     """Bytes of keys, values and recurrent state for one sequence; None where the header does not tell.
 
@@ -411,14 +367,15 @@ def memory_by_device(
     if memories is None:
         return None
     cells = _padded_cells(n_ctx)
-    ubatch = min(n_ubatch, n_ctx)
+    ubatch = min(config.n_batch, config.n_ubatch, n_ctx)
     # Without flash attention values lie transposed, and all layers have the room of the widest.
-    widest = 0 if flash_attn else max((memory.n_v for memory in memories), default=0)
+    widest = max((memory.n_v for memory in memories), default=0) if config.flash_attn == "off" else 0
     found: Counter[str] = Counter()
     for memory, device in zip(memories, placement.layers, strict=False):
-        here = cells if memory.window is None else min(cells, _padded_cells(min(cells, memory.window + ubatch)))
-        per_token = _kv_bytes(replace(memory, n_v=max(memory.n_v, widest) if memory.n_v else 0), type_k, type_v)
-        found[device if placement.kv else CPU] += here * per_token + 4 * memory.n_state
+        here = cells if memory.window is None else min(cells, _padded_cells(memory.window + ubatch))
+        wide = replace(memory, n_v=max(memory.n_v, widest) if memory.n_v else 0)
+        found[device if placement.kv else CPU] += here * _kv_bytes(wide, config.type_k, config.type_v)
+        found[device if placement.kv else CPU] += 4 * memory.n_state
     return dict(found)
 
 

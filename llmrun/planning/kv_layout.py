@@ -40,9 +40,7 @@ _OF_THEIR_OWN = frozenset(
 )
 _RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
 # Of these, the layers without key-value heads are recurrent, the others have attention.
-_RECURRENT_WITHOUT_HEADS = frozenset(
-    {"jamba", "granitehybrid", "lfm2", "lfm2moe", "kimi-linear", "plamo2", "bailingmoe3"}
-)
+_RECURRENT_WITHOUT_HEADS = frozenset("jamba granitehybrid lfm2 lfm2moe kimi-linear plamo2 bailingmoe3".split())
 _NEMOTRON = frozenset({"nemotron_h", "nemotron_h_moe"})  # a layer there is attention, or recurrent, or feed-forward
 # Every n-th layer has attention, the others are recurrent; n unless the header has full_attention_interval.
 _ATTENTION_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "minimax-01": 8}
@@ -63,28 +61,17 @@ class _Windows:
 
 # The architectures that have windows. All others look back all the way, whatever their header says.
 _WINDOWS = {
-    "afmoe": _Windows(4),
-    "cohere2": _Windows(4),
-    "cohere2moe": _Windows(4, first=True),
-    "exaone-moe": _Windows(4),
+    **dict.fromkeys("afmoe cohere2 exaone-moe mellum muse-glimmer olmo2".split(), _Windows(4)),
+    **dict.fromkeys("cohere2moe laguna".split(), _Windows(4, first=True)),
+    **dict.fromkeys("gemma4 granite_swa maple mimo2 spark2_5 step35".split(), _Windows(None)),
     "exaone4": _Windows(4, default=4096),  # the one with 64 layers alone
     "gemma2": _Windows(2, default=4096),
     "gemma3": _Windows(6),
     "gemma3n": _Windows(5),
-    "gemma4": _Windows(None),
     "gpt-oss": _Windows(2),
-    "granite_swa": _Windows(None),
-    "laguna": _Windows(4, first=True),
     "llama4": _Windows(4, default=8192, fixed=True),  # chunks, not a window that slides
-    "maple": _Windows(None),
-    "mellum": _Windows(4),
-    "mimo2": _Windows(None),
-    "muse-glimmer": _Windows(4),
-    "olmo2": _Windows(4),
     "plamo3": _Windows(8),
     "smallthinker": _Windows(4, first=True, default=4096, fixed=True),
-    "spark2_5": _Windows(None),
-    "step35": _Windows(None),
 }
 _ALL_ATTENTION_SLIDES = frozenset({"lfm2", "lfm2moe"})  # where there is a window at all
 
@@ -186,10 +173,8 @@ def _state_elements(header: Header) -> int:
         return 3 * (conv or 3) * n_head * head + head * head * n_head
     inner, size = _int(header, "ssm.inner_size"), _int(header, "ssm.state_size")
     convolution = conv * (inner + 2 * _int(header, "ssm.group_count") * size)
-    if header.architecture == "minimax-01":
-        head = header.n_embd_head_k or 0
-        return convolution + head * head * n_head
-    return convolution + size * inner
+    head = header.n_embd_head_k or 0
+    return convolution + (head * head * n_head if header.architecture == "minimax-01" else size * inner)
 
 
 def _kv_elements(header: Header, layer: int, window: int | None) -> tuple[int, int] | None:
@@ -206,22 +191,17 @@ def _kv_elements(header: Header, layer: int, window: int | None) -> tuple[int, i
 
 def _windows(header: Header, arch: str, n_layer: int) -> list[int | None] | None:
     """The window of every layer; None where that can't be known."""
-    window = header.hparam("attention.sliding_window")
+    told = header.hparam("attention.sliding_window")
+    window = told if isinstance(told, int) and told > 0 else None
     if arch in _ALL_ATTENTION_SLIDES:
-        return [window if isinstance(window, int) and window > 0 else None] * n_layer
+        return [window] * n_layer
     habit = _WINDOWS.get(arch)
-    if habit is None or (arch == "exaone4" and n_layer != 64):
+    if habit is None or (arch == "exaone4" and n_layer != 64) or (arch == "llama4" and told == 0):
         return [None] * n_layer
-    if arch == "llama4" and window == 0:
-        return [None] * n_layer
-    if not isinstance(window, int) or window <= 0:
+    if window is None or habit.fixed:
         # smallthinker has its fixed window only where the header has one, the others have their default in any case.
-        window = None if arch == "smallthinker" else habit.default
-    elif habit.fixed:
-        window = habit.default
-    if window is None:
-        return [None] * n_layer
-    slides = _sliding(header, habit, n_layer)
+        window = habit.default if window or arch != "smallthinker" else None
+    slides = _sliding(header, habit, n_layer) if window else [False] * n_layer
     return None if slides is None else [window if slide else None for slide in slides]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from llmrun.errors import Act, Change, Remedy, UsageError
@@ -44,47 +44,31 @@ def usable_devices(config: LoadConfig, devices: Sequence[Device]) -> tuple[Devic
     """The devices that layers may lie on, in the order in which llama.cpp fills them: workers, GPUs, then an integrated
     GPU where there is no other. Raises `UsageError` for a name that is none of them."""
     usable = [device for device in devices if device.kind in ("gpu", "igpu")]
-    named, listed = config.offload.devices, _list_of(config)
+    named, listed = config.offload.devices, Act("devices", fields={"rpc": config.rpc} if config.rpc else None)
     if named is not None:
         by_name = {device.name: device for device in usable}
-        for name in named:
-            if name not in by_name:
-                raise UsageError(
-                    f"there is no device '{name}' among {_names(usable)}", field="devices", value=name, hint=listed
-                )
-        chosen = [by_name[name] for name in named]
+        chosen = [by_name[_known(name, "devices", by_name, listed)] for name in named]
     else:
         remote = [device for device in usable if device.backend.startswith("RPC")]
         own = [device for device in usable if device.kind == "gpu" and device not in remote]
         chosen = remote + (own or [device for device in usable if device.kind == "igpu"])
     if len(chosen) > MAX_DEVICES:
-        raise UsageError(
-            f"{len(chosen)} devices, llama.cpp takes at most {MAX_DEVICES}: choose by `devices`", hint=listed
-        )
-    known = {device.name for device in devices}
+        problem = f"{len(chosen)} devices, llama.cpp takes at most {MAX_DEVICES}: choose by `devices`"
+        raise UsageError(problem, hint=listed)
     for _, name in config.offload.override_tensor:
-        if name not in known:
-            raise UsageError(
-                f"there is no device '{name}' among {', '.join(sorted(known))}",
-                field="override_tensor",
-                value=name,
-                hint=listed,
-            )
+        _known(name, "override_tensor", sorted(device.name for device in devices), listed)
     n_layers = config.offload.n_gpu_layers
-    if not chosen and (n_layers == "all" or (n_layers != "auto" and n_layers > 0)):
+    if not chosen and n_layers not in ("auto", 0):
         # llama.cpp would take any number here and put everything into RAM without a word.
-        raise UsageError(
-            f"{n_layers} layers, and there is no device to put them on: RAM alone",
-            field="n_gpu_layers",
-            value=n_layers,
-            remedies=(listed, Change({"n_gpu_layers": 0})),
-        )
+        problem = f"{n_layers} layers, and there is no device to put them on: RAM alone"
+        ways = (listed, Change({"n_gpu_layers": 0}))
+        raise UsageError(problem, field="n_gpu_layers", value=n_layers, remedies=ways)
     return tuple(DeviceBudget(device.name, device.free_bytes) for device in chosen)
 
 
-def _names(devices: Iterable[Device]) -> str:
-    return ", ".join(device.name for device in devices) or "none at all"
-
-
-def _list_of(config: LoadConfig) -> Remedy:
-    return Act("devices", fields={"rpc": config.rpc} if config.rpc else None)
+def _known(name: str, field: str, names: Collection[str], listed: Remedy) -> str:
+    """The name, if it is one of these. Raises `UsageError`."""
+    if name in names:
+        return name
+    among = ", ".join(names) or "none at all"
+    raise UsageError(f"there is no device '{name}' among {among}", field=field, value=name, hint=listed)

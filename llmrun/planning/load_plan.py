@@ -9,7 +9,7 @@ Pure. Where RAM can't take what the devices leave, the context is made shorter, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from llmrun.units import size
 # the time to load: so everything else stays as it is in the file.
 REPACKED_TYPES = frozenset({"Q4_0", "IQ4_NL"})
 
+_DEFAULTS = LoadConfig()
 _UNQUANTIZED = ("f32", "f16", "bf16")
 """Types of values that need no flash attention."""
 
@@ -36,14 +37,9 @@ RETRY_WITH = 0.85
 """After an out-of-memory, the share of what was tried on each device that is tried next."""
 
 
-def should_repack(header: Header) -> bool:
-    """Whether the type that most of the weights have gains from repacking."""
-    return main_type(header) in REPACKED_TYPES
-
-
-def wants_repack(header: Header, config: LoadConfig) -> bool:
-    """Whether weights in RAM are rearranged at load."""
-    return should_repack(header) if config.repack == "auto" else config.repack == "on"
+def wants_repack(header: Header, config: LoadConfig = _DEFAULTS) -> bool:
+    """Whether weights in RAM are rearranged at load: unless asked for, where the type that most of them have gains."""
+    return main_type(header) in REPACKED_TYPES if config.repack == "auto" else config.repack == "on"
 
 
 def main_type(header: Header) -> str:
@@ -85,44 +81,33 @@ class LoadPlan:
     def again(self, header: Header, free: Mapping[str, int | None]) -> Planner:
         """For other plans of the model, by what is free on each device and in RAM; compute buffers as in this one."""
         compute = {name: need.compute or 0 for name, need in self.footprint.by_device.items()}
-        return Planner(
-            self.path,
-            header,
-            tuple(DeviceBudget(budget.name, free[budget.name]) for budget in self.budgets),
-            free[CPU],
-            lambda *_: compute,
-            Expected(self.n_ctx, self.n_ctx),
-            self.n_threads,
-            self.placement.repacked,
-        )
+        budgets = tuple(DeviceBudget(budget.name, free[budget.name]) for budget in self.budgets)
+        expected, repacked = Expected(self.n_ctx, self.n_ctx), self.placement.repacked
+        return Planner(self.path, header, budgets, free[CPU], lambda *_: compute, expected, self.n_threads, repacked)
 
     def line(self) -> str | None:
         """What was chosen and why, for a person; None where there was nothing to choose."""
-        parts = []
-        if self.auto and self.budgets:
-            parts.append(self._layers())
+        parts = [self._layers()] if self.auto and self.budgets else []
         if self.cut_from is not None:
             parts.append(f"context {self.n_ctx} of {self.cut_from} tokens, which is what fits")
         return "; ".join(parts) or None
 
     def _layers(self) -> str:
-        layers = self.placement.layers
         free = {budget.name: budget.free_bytes for budget in self.budgets}
-        on = Counter(layers)
+        on = Counter(self.placement.layers)
         said = [
             f"{on[name]} on {name} ({size(self.footprint.by_device[name].total)} of {size(free[name])} free)"
             for name in self.layout.devices
             if on[name]
         ]
-        total = len(layers)
         if not said:
             told = ", ".join(f"{name} ({size(n_bytes)} free)" for name, n_bytes in free.items())
-            return f"auto: all {total} layers in RAM, none fits on {told}"
+            return f"auto: all {on.total()} layers in RAM, none fits on {told}"
         if on[CPU]:
             said.append(f"{on[CPU]} in RAM")
         if self.layout.n_cpu_moe:
             said.append(f"experts of {self.layout.n_cpu_moe} layers in RAM")
-        return f"auto: of {total} layers " + ", ".join(said)
+        return f"auto: of {on.total()} layers " + ", ".join(said)
 
 
 @dataclass(frozen=True)
@@ -138,44 +123,11 @@ class Expected:
     least: int | None = None
 
 
-def make_plan(
-    path: Path,
-    header: Header,
-    config: LoadConfig,
-    budgets: Sequence[DeviceBudget],
-    *,
-    ram_free: int | None,
-    measure: Measure,
-    expected: Expected = Expected(),
-    n_threads: int = 1,
-    repackable: frozenset[str] = frozenset(),
-    adapters: Iterable[Header] = (),
-) -> LoadPlan:
-    """Decide layout and context.
-
-    Attributes:
-        budgets: the devices that may be used, in llama.cpp's order (`usable_devices`).
-        ram_free: bytes of RAM that can be taken; None where the system doesn't tell.
-        n_threads: for decoding, where `config` leaves it open.
-        repackable: types that this CPU's build can rearrange.
-
-    Raises `DoesNotFit`, with ways out, and `UsageError` for options that contradict each other, the model or the
-    devices.
-    """
-    check_kv_types(header, config)
-    planner = Planner(path, header, tuple(budgets), ram_free, measure, expected, n_threads, repackable, tuple(adapters))
-    try:
-        return planner.plan(config)
-    except DoesNotFit as error:
-        raise error.with_ways(planner.ways_out(config, error.footprint, error.device)) from None
-
-
 def check_kv_types(header: Header, config: LoadConfig) -> None:
     """Raises `UsageError`, with what would do, for types that the KV cache of this model can't have."""
-    problem = kv_type_problem(header, config.type_k, config.type_v)
-    if problem is None:
+    field, why = kv_type_problem(header, config.type_k, config.type_v) or ("", "")
+    if not field:
         return
-    field, why = problem
     one = config.type_v if config.type_k == "f16" else config.type_k
     for type_k, type_v in ((one, one), ("f16", config.type_v), (config.type_k, "f16"), ("f16", "f16")):
         asked = {"type_k": type_k, "type_v": type_v}
@@ -187,19 +139,36 @@ def check_kv_types(header: Header, config: LoadConfig) -> None:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans of one model for the memory that there is; see `make_plan`."""
+    """Plans of one model for the memory that there is: layout and context are decided.
+
+    Attributes:
+        budgets: the devices that may be used, in llama.cpp's order (`usable_devices`).
+        ram_free: bytes of RAM that can be taken; None where the system doesn't tell.
+        n_threads: for decoding, where a configuration leaves it open.
+        repackable: types that this CPU's build can rearrange.
+        adapters: headers of LoRA adapters.
+    """
 
     path: Path
     header: Header
     budgets: tuple[DeviceBudget, ...]
     ram_free: int | None
     measure: Measure
-    expected: Expected
-    n_threads: int
+    expected: Expected = Expected()
+    n_threads: int = 1
     repackable: frozenset[str] = frozenset()
     adapters: tuple[Header, ...] = ()
 
-    def plan(self, config: LoadConfig, *, strict: bool = False) -> LoadPlan:
+    def plan(self, config: LoadConfig) -> LoadPlan:
+        """Raises `DoesNotFit`, with ways out, and `UsageError` for options that contradict each other, the model or the
+        devices."""
+        check_kv_types(self.header, config)
+        try:
+            return self.tried(config)
+        except DoesNotFit as error:
+            raise error.with_ways(self.ways_out(config, error.footprint, error.device)) from None
+
+    def tried(self, config: LoadConfig, *, strict: bool = False) -> LoadPlan:
         """Raises `DoesNotFit`, without ways out. `strict`: whatever does not fit, else only what was chosen here."""
         header = self.header
         repack = wants_repack(header, config)
@@ -246,10 +215,9 @@ class Planner:
             [{"n_ctx": n_ctx} for n_ctx in lengths],
         ):
             for change in changes:
-                offload = replace(config.offload, **change) if "n_gpu_layers" in change else config.offload
-                rest = {} if "n_gpu_layers" in change else change
+                offload = {"offload": replace(config.offload, **change)} if "n_gpu_layers" in change else None
                 try:
-                    need = self.plan(replace(config, offload=offload, **rest), strict=True).footprint.by_device
+                    need = self.tried(replace(config, **(offload or change)), strict=True).footprint.by_device
                 except DoesNotFit:
                     continue
                 if need[CPU].compute is None and found.by_device[CPU].compute is not None:

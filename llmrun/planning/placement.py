@@ -24,47 +24,38 @@ class Placer:
         self.offload = fit.config.offload
         self.n_layer = fit.header.n_layer or 0
         self._layer_costs: dict[tuple[int, int], list[int]] = {}
-        if len(self.offload.tensor_split) > max(1, len(self.budgets)):
-            raise UsageError(
-                f"{len(self.offload.tensor_split)} shares for {len(self.budgets)} devices",
-                field="tensor_split",
-                value=self.offload.tensor_split,
-                hint=Act("devices"),
-            )
+        shares = self.offload.tensor_split
+        if len(shares) > max(1, len(self.budgets)):
+            problem = f"{len(shares)} shares for {len(self.budgets)} devices"
+            raise UsageError(problem, field="tensor_split", value=shares, hint=Act("devices"))
 
     def layout_for(self, n_ctx: int) -> Layout:
         if not self.fit.is_auto:
             asked = self.offload.n_gpu_layers
             n = self.n_layer + 1 if asked == "all" else min(int(asked), self.n_layer + 1)
             return self._given(n)
-        usable = self._usable()
-        if not usable:
+        if not self._usable():
             return self._given(0)
         return self.with_all_layers(n_ctx) or self._with_as_many_layers(n_ctx)
 
     def _usable(self) -> list[DeviceBudget]:
         """The devices that auto may fill."""
-        told = [budget for budget in self.budgets if budget.free_bytes is not None]
-        if self.offload.split_mode == "none" and self.budgets:
-            main = self.budgets[self._main_gpu()]
-            return [budget for budget in told if budget == main]
-        return told
+        return [budget for budget in self._used() if budget.free_bytes is not None]
 
-    def _main_gpu(self) -> int:
-        if self.offload.main_gpu >= len(self.budgets):
-            raise UsageError(
-                f"{self.offload.main_gpu}: there are {len(self.budgets)} devices, counted from 0",
-                field="main_gpu",
-                value=self.offload.main_gpu,
-                hint=Act("devices"),
-            )
-        return self.offload.main_gpu
+    def _used(self) -> Sequence[DeviceBudget]:
+        """Of the devices those that `split_mode` uses. Raises `UsageError` where there is no `main_gpu`."""
+        if self.offload.split_mode != "none" or not self.budgets:
+            return self.budgets
+        main = self.offload.main_gpu
+        if main >= len(self.budgets):
+            problem = f"{main}: there are {len(self.budgets)} devices, counted from 0"
+            raise UsageError(problem, field="main_gpu", value=main, hint=Act("devices"))
+        return [self.budgets[main]]
 
     def _given(self, n_gpu_layers: int, shares: Sequence[float] = (), n_cpu_moe: int = 0) -> Layout:
         """The layout for so many layers, spread by `shares`, by the option's, or by free memory."""
-        names = tuple(budget.name for budget in self.budgets)
-        if self.offload.split_mode == "none" and names:
-            names = (names[self._main_gpu()],)
+        names = tuple(budget.name for budget in self._used())
+        if self.offload.split_mode == "none":
             shares = (1.0,)
         if not shares and self.offload.tensor_split:
             shares = (*self.offload.tensor_split, *[0.0] * (len(names) - len(self.offload.tensor_split)))
@@ -82,18 +73,13 @@ class Placer:
         """All layers on the devices, of a mixture with the experts of as few layers in RAM as will do; or None."""
         too_few = self._given(0).n_cpu_moe
         found = self._all_with(n_ctx, too_few)
-        if found is not None:
+        if found is not None or not self._has_experts:
             return found
-        enough = self.n_layer + 1 if self._has_experts else too_few + 1
-        while found is None or enough - too_few > 1:
+        enough = self.n_layer + 1
+        while enough - too_few > 1:
             middle = (too_few + enough) // 2
-            if middle == too_few:
-                return None
             layout = self._all_with(n_ctx, middle)
-            if layout is None:
-                too_few = middle
-            else:
-                found, enough = layout, middle
+            found, too_few, enough = (layout, too_few, middle) if layout else (found, middle, enough)
         return found
 
     def _all_with(self, n_ctx: int, n_cpu_moe: int) -> Layout | None:
@@ -110,19 +96,16 @@ class Placer:
     def _with_as_many_layers(self, n_ctx: int) -> Layout:
         """The most of the last layers that fit beside the compute buffers, which are measured for each candidate."""
         n_cpu_moe = self.n_layer if self._has_experts else 0
-        compute: dict[str, int] = {}
         for n in range(self.n_layer, 0, -1):
-            layout = self._spread(n, n_ctx, n_cpu_moe, compute)
-            if layout is None:
-                continue
-            found = self.fit.footprint(layout, n_ctx)
-            if not set(self.fit.shortage(found)) - {CPU}:
-                return layout
-            compute = {name: need.compute or 0 for name, need in found.by_device.items()}
-            layout = self._spread(n, n_ctx, n_cpu_moe, compute)
-            if layout is not None and not set(self.fit.shortage(self.fit.footprint(layout, n_ctx))) - {CPU}:
-                return layout
-            compute = {}
+            compute: dict[str, int] = {}
+            for _ in range(2):  # the second time with the compute buffers of the first
+                layout = self._spread(n, n_ctx, n_cpu_moe, compute)
+                if layout is None:
+                    break
+                found = self.fit.footprint(layout, n_ctx)
+                if not set(self.fit.shortage(found)) - {CPU}:
+                    return layout
+                compute = {name: need.compute or 0 for name, need in found.by_device.items()}
         return self._given(0)
 
     def _spread(self, n: int, n_ctx: int, n_cpu_moe: int, compute: Mapping[str, int]) -> Layout | None:

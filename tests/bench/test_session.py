@@ -28,7 +28,7 @@ from llmrun.machine.sampler import Usage
 from llmrun.models.resolve import Model, find_model
 from llmrun.options.load import MAX_CTX, LoadConfig
 from llmrun.options.sampling import SamplingConfig
-from llmrun.planning.load_plan import make_plan
+from llmrun.planning.load_plan import Planner
 
 TG, PP, E2E = Test("tg", n_gen=4), Test("pp", n_prompt=8), Test("e2e", 16, 4)
 ONE, TWO = LoadConfig(n_threads=1), LoadConfig(n_threads=2)
@@ -55,7 +55,7 @@ class Engine:
     def __init__(self, script: Script, model: Model, config: LoadConfig) -> None:
         self._script, self._name = script, f"-t {config.n_threads}"
         self.header, self.devices, self.notes = model.header, [CPU], [f"loaded {self._name}"]
-        self.plan = make_plan(model.path, model.header, config, (), ram_free=None, measure=lambda *_: None)
+        self.plan = Planner(model.path, model.header, (), None, lambda *_: None).plan(config)
         self.loaded = Loaded(256, 100, 4_000_000, "llama ?B Q8_0", True, 1.0, 1.5)
         self.n_threads, self.system_info = config.n_threads or 1, "CPU : AVX2 = 1 | "
         self.versions = {"ggml": "1.2"}

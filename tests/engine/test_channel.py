@@ -12,7 +12,7 @@ import pytest
 
 from llmrun.engine.channel import Channel, Died
 from llmrun.engine.process import Child, Death, Gone
-from llmrun.engine.protocol import WIRE, Cancel, Count, Counted, Message
+from llmrun.engine.protocol import Cancel, Count, Counted, Message, encode
 from llmrun.errors import EngineCrashed
 
 
@@ -54,7 +54,7 @@ class Played(Child):
         return Death("was ended by SIGKILL", False, 9, "")
 
     def says(self, number: int, message: Message) -> None:
-        self.lines.append(WIRE.encode(number, message).removesuffix(b"\n"))
+        self.lines.append(encode(number, message).removesuffix(b"\n"))
 
 
 def sent(child: Played) -> list[tuple[int, str]]:
@@ -64,7 +64,7 @@ def sent(child: Played) -> list[tuple[int, str]]:
 
 def test_requests_have_numbers() -> None:
     child = Played()
-    channel = Channel(child, WIRE)
+    channel = Channel(child)
     first, second = channel.request(Count("a")), channel.request(Count("b"))
     channel.send(first, Cancel())
     assert sent(child) == [(first, "Count"), (second, "Count"), (first, "Cancel")]
@@ -73,7 +73,7 @@ def test_requests_have_numbers() -> None:
 def test_answers_go_to_their_requests() -> None:
     """In whatever order they come; what comes about a forgotten one is dropped."""
     child = Played()
-    channel = Channel(child, WIRE)
+    channel = Channel(child)
     first, second, third = (channel.request(Count("a")) for _ in range(3))
     channel.forget(second)
     for number, n in ((third, 3), (second, 2), (first, 1)):
@@ -87,7 +87,7 @@ def test_answers_go_to_their_requests() -> None:
 def test_a_hostile_child_is_ended(line: bytes) -> None:
     """What is no message, and an answer to a request that was never made: a clear error, and no child."""
     child = Played()
-    channel = Channel(child, WIRE)
+    channel = Channel(child)
     number = channel.request(Count("a"))
     child.lines.append(line)
     with pytest.raises(EngineCrashed, match="the engine (sent what is not a message|answered a request)"):
@@ -96,7 +96,7 @@ def test_a_hostile_child_is_ended(line: bytes) -> None:
 
 
 def test_a_child_that_is_gone() -> None:
-    channel = Channel(Played(), WIRE)
+    channel = Channel(Played())
     with pytest.raises(Died, match="SIGKILL"):
         channel.answer(channel.request(Count("a")))
 
@@ -104,7 +104,7 @@ def test_a_child_that_is_gone() -> None:
 def test_a_cancel_in_the_middle_of_a_request() -> None:
     """A signal handler that cancels while a request is half written: the request is whole, and the cancel follows."""
     child = Played(room=5)
-    channel = Channel(child, WIRE)
+    channel = Channel(child)
     number = channel.new_request()
     n_writes = 0
 
@@ -122,7 +122,7 @@ def test_a_cancel_in_the_middle_of_a_request() -> None:
 def test_an_interrupt_in_the_middle_of_a_request() -> None:
     """Where it can be seen how much was written, the rest is written by whoever sends next."""
     child = Played(room=5)
-    channel = Channel(child, WIRE)
+    channel = Channel(child)
     number = channel.new_request()
 
     def interrupt(timeout_s: float) -> None:
@@ -140,7 +140,7 @@ def test_an_interrupt_in_the_middle_of_a_request() -> None:
 def test_an_interrupt_while_the_system_writes() -> None:
     """Where it can't be seen, the child is of no use any more."""
     child = Played(room=5)
-    channel = Channel(child, WIRE)
+    channel = Channel(child)
     number = channel.new_request()
 
     def interrupt() -> Any:

@@ -454,7 +454,7 @@ def test_hung_decode_is_ended(micro: Path) -> None:
     """A child that does nothing at all for the idle limit is ended; a busy one never is."""
     with open_file(micro) as engine:
         ask(engine, "a")
-        engine.limits = Limits(idle_s=0.5)  # from here on: on a busy machine any child may get nothing for so long
+        engine.connection.limits = Limits(idle_s=0.5)  # not before: on a busy machine any child may get nothing so long
         os.kill(engine.pid, signal.SIGSTOP)
         with pytest.raises(EngineCrashed, match="did nothing for"):
             ask(engine, "a")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmrun.codec import Malformed
-from llmrun.engine.protocol import WIRE, Cancel, Devices, Done, Message, Prepare, Tokens
+from llmrun.engine.protocol import Cancel, Devices, Done, Message, Prepare, Tokens, decode, encode
 from llmrun.machine.device import Device
 
 
@@ -27,7 +27,7 @@ from llmrun.machine.device import Device
 def test_what_is_no_message(line: bytes) -> None:
     """Only messages of ours, with fields of the right types, come out of a line."""
     with pytest.raises(Malformed, match="not a message"):
-        WIRE.decode(line)
+        decode(line)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,6 @@ def test_what_is_no_message(line: bytes) -> None:
 )
 def test_messages_survive_the_pipe(message: Message) -> None:
     """With the number of their request, on one line."""
-    line = WIRE.encode(7, message)
+    line = encode(7, message)
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
-    assert WIRE.decode(line.removesuffix(b"\n")) == (7, message)
+    assert decode(line.removesuffix(b"\n")) == (7, message)

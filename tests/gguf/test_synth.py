@@ -19,7 +19,7 @@ from llmrun.gguf.reader import NumberArray, open_header
 from llmrun.gguf.rules import check_runnable, open_runnable
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
-from llmrun.planning.load_plan import should_repack
+from llmrun.planning.load_plan import wants_repack
 
 MICRO = synth.SHAPES["micro"]
 MIB = 1 << 20
@@ -208,5 +208,5 @@ def test_repack_is_chosen_by_type(tmp_path: Path) -> None:
     """Q4_0 and IQ4_NL gain from repacking, K-quants lose."""
     for level, expected in (("Q4_0", True), ("IQ4_NL", True), ("Q4_K_M", False), ("Q8_0", False), ("F16", False)):
         synth.write(tmp_path / "m.gguf", MICRO, level)
-        assert should_repack(open_header(tmp_path / "m.gguf")) is expected, level
+        assert wants_repack(open_header(tmp_path / "m.gguf")) is expected, level
     shutil.rmtree(tmp_path)

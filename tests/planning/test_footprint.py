@@ -11,6 +11,7 @@ import pytest
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
 from llmrun.gguf.stub import stub, stub_file
+from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import CPU, Placement, footprint, memory_by_device, place_layers, repackable_types
 from llmrun.planning.kv_layout import LayerMemory, layer_memories
 
@@ -130,7 +131,7 @@ def test_kv_follows_its_layer(tmp_path: Path) -> None:
     layers = (CPU, "A", "A", "B", "B")
     assert memory_by_device(header, Placement(layers), 257) == {CPU: 512 * 512, "A": 2 * 512 * 512, "B": 512 * 512}
     assert memory_by_device(header, Placement(layers, kv=False), 256) == {CPU: 4 * 256 * 512}
-    quantized = memory_by_device(header, Placement(layers), 256, type_k="q8_0", type_v="q4_0")
+    quantized = memory_by_device(header, Placement(layers), 256, LoadConfig(type_k="q8_0", type_v="q4_0"))
     assert quantized is not None and quantized["B"] == 256 * 128 * (34 + 18) // 32
 
 
@@ -141,9 +142,9 @@ def test_windows_have_the_cells_they_need(tmp_path: Path) -> None:
     assert memories is not None
     assert [memory.window for memory in memories] == [512] * 5 + [None, 512]
     per_token = (memories[0].n_k + memories[0].n_v) * 2
-    found = memory_by_device(header, Placement((CPU,) * 8), 8192, n_ubatch=512)
+    found = memory_by_device(header, Placement((CPU,) * 8), 8192)
     assert found == {CPU: per_token * (6 * 1024 + 8192)}
-    short = memory_by_device(header, Placement((CPU,) * 8), 256, n_ubatch=512)
+    short = memory_by_device(header, Placement((CPU,) * 8), 256)
     assert short == {CPU: per_token * 7 * 256}
 
 

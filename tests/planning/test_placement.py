@@ -16,7 +16,7 @@ from llmrun.options.load import LoadConfig, Lora, Offload
 from llmrun.planning.fit import DoesNotFit
 from llmrun.planning.footprint import CPU
 from llmrun.planning.layout import DeviceBudget, Layout
-from llmrun.planning.load_plan import Expected, LoadPlan, make_plan, should_repack
+from llmrun.planning.load_plan import Expected, LoadPlan, Planner, wants_repack
 from llmrun.planning.placement import fill
 
 PATH = Path("model.gguf")
@@ -53,16 +53,8 @@ def _header(factory: pytest.TempPathFactory, shape: synth.Shape) -> Header:
 def plan(header: Header, free: list[int | None], *, ram: int | None = 20 * GIB, **config: Any) -> LoadPlan:
     """A plan for devices A, B, ... with so many bytes free; nothing is left over unless asked for."""
     offload = {"fit_target": 0, **config.pop("offload", {})}
-    budgets = [DeviceBudget(name, n_bytes) for name, n_bytes in zip("ABCD", free, strict=False)]
-    return make_plan(
-        PATH,
-        header,
-        LoadConfig(offload=Offload(**offload), **config),
-        budgets,
-        ram_free=ram,
-        measure=compute,
-        expected=Expected(config.get("expected")),
-    )
+    budgets = tuple(DeviceBudget(name, n_bytes) for name, n_bytes in zip("ABCD", free, strict=False))
+    return Planner(PATH, header, budgets, ram, compute).plan(LoadConfig(offload=Offload(**offload), **config))
 
 
 def test_all_layers_where_they_fit(dense: Header) -> None:
@@ -87,10 +79,8 @@ def test_what_is_left_free(dense: Header) -> None:
     whole = plan(dense, [GIB]).footprint.by_device["A"].total
     assert plan(dense, [whole + 5 * MIB], offload={"fit_target": 5 * MIB}).layout.n_gpu_layers == 9
     assert plan(dense, [whole + 5 * MIB - 1], offload={"fit_target": 5 * MIB}).layout.n_gpu_layers < 9
-    assert (
-        make_plan(PATH, dense, LoadConfig(), [DeviceBudget("A", GIB)], ram_free=GIB, measure=compute).placement.layers
-        == (CPU,) * 9
-    )
+    by_default = Planner(PATH, dense, (DeviceBudget("A", GIB),), GIB, compute).plan(LoadConfig())
+    assert by_default.placement.layers == (CPU,) * 9
 
 
 def test_devices_are_filled_alike(dense: Header) -> None:
@@ -188,11 +178,10 @@ def test_context_is_not_cut_for_a_device_that_holds_nothing(dense: Header) -> No
 
 def test_a_prompt_gets_what_it_needs(dense: Header) -> None:
     config = LoadConfig()
-    made = make_plan(PATH, dense, config, [], ram_free=20 * GIB, measure=compute, expected=Expected(10_000))
+    made = Planner(PATH, dense, (), 20 * GIB, compute, Expected(10_000)).plan(config)
     assert made.n_ctx == 10_000 and made.n_ctx_most == 65_536
-    few = make_plan(PATH, dense, config, [], ram_free=20 * GIB, measure=compute, expected=Expected(10))
-    assert few.n_ctx == 256
-    assert make_plan(PATH, dense, config, [], ram_free=20 * GIB, measure=compute).n_ctx == 4096
+    assert Planner(PATH, dense, (), 20 * GIB, compute, Expected(10)).plan(config).n_ctx == 256
+    assert Planner(PATH, dense, (), 20 * GIB, compute).plan(config).n_ctx == 4096
 
 
 def test_too_large_for_anything(dense: Header) -> None:
@@ -216,10 +205,10 @@ def test_ways_out_are_tried(tmp_path_factory: pytest.TempPathFactory, dense: Hea
         return compute(config, layout, n_ctx) if config.type_k == "f16" else None
 
     for header, measure in ((odd, compute), (dense, refuses)):
-        budgets = [DeviceBudget("A", 30 * MIB)]
+        budgets = (DeviceBudget("A", 30 * MIB),)
         config = LoadConfig(n_ctx=65_536, offload=Offload(n_gpu_layers=1))
         with pytest.raises(DoesNotFit) as caught:
-            make_plan(PATH, header, config, budgets, ram_free=header.weight_bytes + 60 * MIB, measure=measure)
+            Planner(PATH, header, budgets, header.weight_bytes + 60 * MIB, measure).plan(config)
         # 16384 tokens would do for RAM, and take 16 MiB for computing and 8 MiB for one layer's keys and values on A.
         assert [way for way, _ in caught.value.ways] == [Change({"n_ctx": 8192})]
 
@@ -260,10 +249,10 @@ def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(dense: Header) -
     """Without -c the comfortable context shrinks to what prompt and answer need."""
     need = plan(dense, []).footprint.by_device[CPU]
     free = need.total - 8 * MIB
-    made = make_plan(PATH, dense, LoadConfig(), [], ram_free=free, measure=compute, expected=Expected(4096, 300))
+    made = Planner(PATH, dense, (), free, compute, Expected(4096, 300)).plan(LoadConfig())
     assert 300 <= made.n_ctx < 4096
     with pytest.raises(DoesNotFit):
-        make_plan(PATH, dense, LoadConfig(), [], ram_free=MIB, measure=compute, expected=Expected(300))
+        Planner(PATH, dense, (), MIB, compute, Expected(300)).plan(LoadConfig())
 
 
 def test_mapped_weights_may_be_larger_than_ram_if_asked(dense: Header) -> None:
@@ -275,7 +264,7 @@ def test_mapped_weights_may_be_larger_than_ram_if_asked(dense: Header) -> None:
 
 
 def test_unmeasured_plans_are_made_too(dense: Header) -> None:
-    made = make_plan(PATH, dense, LoadConfig(), [], ram_free=None, measure=lambda *_: None)
+    made = Planner(PATH, dense, (), None, lambda *_: None).plan(LoadConfig())
     assert made.footprint.by_device[CPU].compute is None
 
 
@@ -296,9 +285,9 @@ def test_fill(costs: list[int], budgets: list[int], counts: list[int] | None) ->
 
 
 def test_repack_follows_the_type(dense: Header, tmp_path: Path) -> None:
-    assert not should_repack(dense)
+    assert not wants_repack(dense)
     synth.write(tmp_path / "q.gguf", synth.SHAPES["micro"], "Q4_0")
-    assert should_repack(open_header(tmp_path / "q.gguf"))
+    assert wants_repack(open_header(tmp_path / "q.gguf"))
 
 
 def test_a_plan_can_be_stored_and_compared(mixture: Header) -> None:

@@ -8,33 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from llmrun.engine.child import native, sampler, special_tokens
+from llmrun.engine import protocol
+from llmrun.engine.child import sampler
 from llmrun.engine.child.answer_text import FIRST_SIGN, AnswerText
 from llmrun.engine.child.constraint import Constraint, ConstraintMaker
-from llmrun.engine.child.inbox import Request
-from llmrun.engine.child.kv_context import KVContext
 from llmrun.engine.child.prompts import Prompts
-from llmrun.engine.child.template_process import TemplateProcess
+from llmrun.engine.child.special_tokens import Vocabulary, named_in
 from llmrun.engine.child.thinking import Thinking
-from llmrun.engine.protocol import (
-    Buffer,
-    Count,
-    Counted,
-    FailureKind,
-    Generate,
-    Message,
-    Prefilled,
-    Prepare,
-    Prepared,
-    RequestFailed,
-    Settings,
-    Started,
-    StopReason,
-    Tokens,
-)
+from llmrun.engine.protocol import Message, RequestFailed, StopReason, Tokens
 from llmrun.options.defaults import COMFORTABLE_CTX
+
+if TYPE_CHECKING:
+    from llmrun.engine.child.main import Worker
 
 COALESCE_S = 0.010
 """Every message wakes the parent on a core that decoding may be using. At thousands of tokens per second tokens are
@@ -47,10 +34,7 @@ class TokenBatch:
     """Tokens that were made and are not sent yet, with what they have added to the text."""
 
     def __init__(self) -> None:
-        self._ids: list[int] = []
-        self._at_s: list[float] = []
-        self._text: list[str] = []
-        self._thinking: list[str] = []
+        self._made = Tokens([], [], "")
         self._n_thinking = 0
         self._sent_s: float | None = None
 
@@ -59,51 +43,36 @@ class TokenBatch:
 
         A token goes alone when the next one takes longer than anyone would wait with this one, else with others.
         """
-        ids, times = self._ids, self._at_s
+        times = self._made.at_s
         before_s = times[-1] if times else self._sent_s
-        ids.append(token)
+        self._made.ids.append(token)
         times.append(at_s)
         if before_s is None or self._sent_s is None:  # the very first one
             return True
         return at_s - before_s > COALESCE_S / 2 or at_s - self._sent_s > COALESCE_S
 
     def add_text(self, text: str, thinking: str = "") -> None:
-        if text:
-            self._text.append(text)
-        if thinking:
-            self._thinking.append(thinking)
+        self._made.text += text
+        self._made.thought += thinking
 
     def take(self, now_s: float, n_thinking: int = 0) -> Tokens | None:
         """The message with all of them; None if there is nothing to send. `n_thinking` is of the answer so far."""
-        if not (self._ids or self._text or self._thinking):
+        made = self._made
+        if not (made.ids or made.text or made.thought):
             return None
-        made = Tokens(
-            self._ids, self._at_s, "".join(self._text), "".join(self._thinking), n_thinking - self._n_thinking
-        )
-        self._ids, self._at_s, self._text, self._thinking = [], [], [], []
-        self._n_thinking, self._sent_s = n_thinking, now_s
+        made.n_thought = n_thinking - self._n_thinking
+        self._made, self._n_thinking, self._sent_s = Tokens([], [], ""), n_thinking, now_s
         return made
 
 
 class TokenSource(Protocol):
     """Where tokens come from: `sampler.Sampler` on the logits of a llama.cpp context. Tests have scripted ones."""
 
-    @property
-    def has_grammar(self) -> bool: ...
+    has_grammar: bool
 
     def sample(self, context: Any) -> int: ...
-
     def sample_constrained(self, context: Any) -> int: ...
-
     def accept(self, token: int) -> None: ...
-
-
-class Vocabulary(special_tokens.Vocabulary, Protocol):
-    """Of `native.Vocab`, what is asked for every token."""
-
-    def piece(self, token: int) -> bytes: ...
-
-    def is_end(self, token: int) -> bool: ...
 
 
 class StopTokens:
@@ -118,7 +87,7 @@ class StopTokens:
         self.strings = list(strings)
         for string in strings:
             at, signed = 0, ""
-            for begin, end, token in special_tokens.named_in(vocab, string):
+            for begin, end, token in named_in(vocab, string):
                 if not vocab.piece(token):
                     sign = self._signs.setdefault(token, chr(FIRST_SIGN + len(self._signs)))
                     signed, at = signed + string[at:begin] + sign, end
@@ -151,8 +120,7 @@ class GenerationState:
         clock: Clock = time.perf_counter,
     ) -> None:
         """Tokens are sent as they are made, several at a time where they come fast. `max_tokens` -1: no limit."""
-        self._source, self._send, self._clock = source, send, clock
-        self._thinking = thinking
+        self._source, self._send, self._clock, self._thinking = source, send, clock, thinking
         self._piece = thinking.piece if thinking else vocab.piece
         self._is_end = vocab.is_end
         self._max_tokens = max_tokens
@@ -178,11 +146,9 @@ class GenerationState:
         thinking, text = self._thinking, self._text
         piece = self._piece(token)
         sign = "" if piece else self._stops.sign(token)  # a tag of the thinking has its text already
-        if thinking is None:
-            answer, thought = text.add(piece, sign)
-        else:
-            was_inside = thinking.splitter.inside
-            answer, thought = text.add(piece, sign)
+        was_inside = thinking is not None and thinking.splitter.inside
+        answer, thought = text.add(piece, sign)
+        if thinking is not None:
             thinking.update(was_inside=was_inside, answer=answer)
         self._batch.add_text(answer, thought)
         if is_due:
@@ -199,16 +165,13 @@ class GenerationState:
         self._flush()
 
     def _next_token(self, context: Any) -> int:
-        thinking = self._thinking
-        if thinking is None:
-            return (
-                self._source.sample_constrained(context) if self._source.has_grammar else self._source.sample(context)
-            )
-        if thinking.forced:
+        thinking, source = self._thinking, self._source
+        if thinking and thinking.forced:
             token = thinking.forced.popleft()
-            self._source.accept(token)
+            source.accept(token)
             return token
-        return (self._source.sample_constrained if thinking.is_constrained else self._source.sample)(context)
+        is_constrained = thinking.is_constrained if thinking else source.has_grammar
+        return source.sample_constrained(context) if is_constrained else source.sample(context)
 
     def _flush(self) -> None:
         message = self._batch.take(self._clock(), self._thinking.n_tokens if self._thinking else 0)
@@ -216,49 +179,29 @@ class GenerationState:
             self._send(message)
 
 
-class Host(Protocol):
-    """What the worker has to offer."""
-
-    llama: Any
-    model: Any
-    vocab: native.Vocab
-    kv: KVContext
-    settings: Settings
-    cancelled: native.CancelFlag
-    templates: TemplateProcess
-    request: Request
-
-    def send(self, message: Message) -> None: ...
-
-    def buffers(self) -> list[Buffer]: ...
-
-    def fail_from_log(self, kind: FailureKind, what: str, *, n_ctx: int | None = None) -> NoReturn: ...
-
-
 class Generator:
-    """Serves `Generate`, `Prepare` and `Count` for one loaded model."""
+    """Serves `Generate`, `Prepare` and `Count` for the loaded model of a worker."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Worker) -> None:
         self._host = host
         self._llama, self._vocab, self._kv = host.llama, host.vocab, host.kv
         self._constraints = ConstraintMaker(host.vocab)
         self._prompts = Prompts(host.model, host.vocab, host.templates)
 
-    def count(self, request: Count) -> None:
-        self._host.send(Counted(self._prompts.count(request)))
+    def count(self, request: protocol.Count) -> None:
+        self._host.send(protocol.Counted(self._prompts.count(request)))
 
-    def prepare(self, request: Prepare) -> None:
+    def prepare(self, request: protocol.Prepare) -> None:
         self._make_room(0, -1, keep=True)
         if not self._kv.tokens:  # the weights are read once, from the disk perhaps
-            first = self._vocab.tokenize("a")[:1]
-            self._compute((self._llama.llama_token * 1)(*first), 1)
+            self._compute(self._vocab.tokenize("a")[:1])
             self._kv.clear()
         known = self._prompts.common_beginning(request)
         if known:
             self._prefill(known[self._kv.reuse_prefix([*known, -1]) :])
-        self._host.send(Prepared(len(self._kv.tokens)))
+        self._host.send(protocol.Prepared(len(self._kv.tokens)))
 
-    def generate(self, request: Generate) -> StopReason:
+    def generate(self, request: protocol.Generate) -> StopReason:
         """Send the answer as it is made; returns why it ended."""
         served_s = time.perf_counter()
         host, kv, sampling, options = self._host, self._kv, request.sampling, request.options
@@ -274,7 +217,7 @@ class Generator:
         try:
             begin_s = time.perf_counter()
             host.send(
-                Started(
+                protocol.Started(
                     n_prompt=len(tokens),
                     n_cached=n_cached,
                     n_ctx=n_ctx,
@@ -286,7 +229,7 @@ class Generator:
                 )
             )
             source.accept_prompt(tokens)
-            reason = self._prefill(tokens[n_cached:], on_batch=lambda n: host.send(Prefilled(n, time.perf_counter())))
+            reason = self._prefill(tokens[n_cached:], tell=True)
             if reason is not None:
                 return reason
             if source.has_grammar:
@@ -294,15 +237,8 @@ class Generator:
             if source.has_grammar and thinking is not None:
                 answer_begun = not options.thinks or bool(options.assistant_prefix)
                 thinking.constrain(lambda: source.argmax(kv.context), answer_begun=answer_begun)
-            state = GenerationState(
-                source,
-                self._vocab,
-                host.send,
-                max_tokens=sampling["max_tokens"],
-                stop=sampling["stop"],
-                ignore_eos=sampling["ignore_eos"],
-                thinking=thinking,
-            )
+            asked = {name: sampling[name] for name in ("max_tokens", "stop", "ignore_eos")}
+            state = GenerationState(source, self._vocab, host.send, thinking=thinking, **asked)
             return self._decode(state, may_grow=options.reuse)
         finally:
             source.close()
@@ -314,10 +250,10 @@ class Generator:
         raise RequestFailed("usage", f"the grammar can't be used with this model: {made}")
 
     def _check_bias(self, bias: list[list[float]]) -> None:
-        beyond = [token for token, _ in bias if token >= self._vocab.n_tokens]
-        if beyond:
-            there = f"there is no token {beyond[0]}, the vocabulary has {self._vocab.n_tokens}"
-            raise RequestFailed("usage", there, field="logit_bias")
+        for token, _ in bias:
+            if token >= self._vocab.n_tokens:
+                there = f"there is no token {token}, the vocabulary has {self._vocab.n_tokens}"
+                raise RequestFailed("usage", there, field="logit_bias")
 
     def _make_room(self, n_prompt: int, max_tokens: int, *, keep: bool) -> int:
         """A context for prompt and answer; returns its tokens."""
@@ -331,40 +267,30 @@ class Generator:
             wanted = self._kv.clamp_n_ctx(n_needed)
             self._host.fail_from_log("engine", f"llama.cpp can't make a context of {wanted} tokens", n_ctx=wanted)
         if n_prompt > n_ctx:
-            raise RequestFailed(
-                "prompt",
-                f"the prompt has {n_prompt} tokens, the context holds {n_ctx}",
-                {
-                    "n_prompt": n_prompt,
-                    "n_ctx": n_ctx,
-                    "n_ctx_train": self._llama.llama_model_n_ctx_train(self._host.model),
-                },
-            )
+            n_ctx_train = self._llama.llama_model_n_ctx_train(self._host.model)
+            numbers = {"n_prompt": n_prompt, "n_ctx": n_ctx, "n_ctx_train": n_ctx_train}
+            raise RequestFailed("prompt", f"the prompt has {n_prompt} tokens, the context holds {n_ctx}", numbers)
         return n_ctx
 
-    def _prefill(self, tokens: list[int], *, on_batch: Callable[[int], None] | None = None) -> StopReason | None:
-        """Compute tokens behind those of the context, in batches; a reason to stop, or None.
-
-        `on_batch` is called with the tokens that the context then holds.
-        """
+    def _prefill(self, tokens: list[int], *, tell: bool = False) -> StopReason | None:
+        """Compute tokens behind those of the context, in batches; a reason to stop, or None. `tell` of every batch."""
         kv, size = self._kv, self._host.settings.n_batch
         for first in range(0, len(tokens), size):
             if self._host.cancelled:
                 return "cancelled"
             batch = tokens[first : first + size]
-            reason = self._compute((self._llama.llama_token * len(batch))(*batch), len(batch))
+            reason = self._compute(batch)
             if reason:
                 return reason
             kv.tokens += batch
             self._llama.llama_synchronize(kv.context)  # devices compute behind our back; the time is theirs
-            if on_batch is not None:
-                on_batch(len(kv.tokens))
+            if tell:
+                self._host.send(protocol.Prefilled(len(kv.tokens), time.perf_counter()))
         return None
 
     def _decode(self, state: GenerationState, *, may_grow: bool) -> StopReason:
         """Sample and compute until there is a reason to stop. The last token's logits are ready."""
         kv, cancelled = self._kv, self._host.cancelled
-        one = (self._llama.llama_token * 1)()
         reason, token = state.stop_reason, None
         try:
             while reason is None:
@@ -378,8 +304,7 @@ class Generator:
                 if len(kv.tokens) == kv.n_ctx and not (may_grow and self._grow()):
                     reason = "context"
                     continue
-                one[0] = token
-                reason = self._compute(one, 1)
+                reason = self._compute([token])
                 if reason is None:
                     kv.tokens.append(token)
                     token = None
@@ -390,9 +315,10 @@ class Generator:
         kv.pending = [] if token is None or not kv.tokens else [token]
         return reason
 
-    def _compute(self, ids: Any, n: int) -> StopReason | None:
-        """`llama_decode` on an array of `n` tokens, the last one's logits kept; a reason to stop, or None."""
-        status = self._llama.llama_decode(self._kv.context, self._llama.llama_batch_get_one(ids, n))
+    def _compute(self, tokens: list[int]) -> StopReason | None:
+        """`llama_decode` on tokens, the last one's logits kept; a reason to stop, or None."""
+        ids = (self._llama.llama_token * len(tokens))(*tokens)
+        status = self._llama.llama_decode(self._kv.context, self._llama.llama_batch_get_one(ids, len(tokens)))
         if status == 0:
             return None
         self._kv.repair()

@@ -1,15 +1,20 @@
-"""What the parent asks: requests in the order in which they came, and which of them it wants no more. Pure."""
+"""What the parent asks, in the order in which it came, and which of it is wanted no more; and what it is answered."""
 
 from __future__ import annotations
 
+import os
 import queue
+import select
 import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from llmrun.engine.protocol import Cancel, Message
-from llmrun.engine.wire import NO_REQUEST
+from llmrun.engine import protocol
+from llmrun.engine.protocol import NO_REQUEST, Cancel, Message
+
+# All others end something that the parent waits for.
+_UNAWAITED = (protocol.Progress, protocol.Started, protocol.Prefilled, protocol.Tokens, protocol.QuantizingTensor)
 
 
 class Request(NamedTuple):
@@ -72,3 +77,23 @@ class Inbox:
         with self._lock:
             self._served = NO_REQUEST
             self._flag.clear()
+
+
+class Outbox:
+    """Messages to the parent. One that nobody reads yet must not stop the clock of what is being measured."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._unsent, self._lock = descriptor, b"", threading.Lock()
+        os.set_blocking(descriptor, False)
+
+    def send(self, request: int, message: Message) -> None:
+        """Send what is about a request, and wait for a reader only with the messages that end something."""
+        with self._lock:
+            self._unsent += protocol.encode(request, message)
+            while self._unsent:
+                try:
+                    self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
+                except BlockingIOError:
+                    if isinstance(message, _UNAWAITED):
+                        return
+                    select.select([], [self._descriptor], [])

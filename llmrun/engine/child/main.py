@@ -9,48 +9,19 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import select
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from llmrun.engine import protocol
 from llmrun.engine.child import bootstrap
-from llmrun.engine.child.inbox import Inbox, Request
+from llmrun.engine.child.inbox import Inbox, Outbox, Request
 from llmrun.engine.child.kv_context import KVContext
 from llmrun.engine.child.template_process import TemplateProcess
-from llmrun.engine.protocol import (
-    WIRE,
-    Buffer,
-    Count,
-    Counted,
-    Devices,
-    Done,
-    Failed,
-    FailureKind,
-    FindDevices,
-    Generate,
-    Load,
-    Loaded,
-    Measure,
-    Measured,
-    Message,
-    Prepare,
-    Prepared,
-    Probe,
-    Probed,
-    Progress,
-    Ready,
-    RequestFailed,
-    Scored,
-    Settings,
-    Tokenized,
-    Trial,
-    TrialResult,
-    out_of_memory,
-)
-from llmrun.engine.wire import NO_REQUEST
+from llmrun.engine.protocol import NO_REQUEST, Buffer, Failed, FailureKind, Message, RequestFailed, Settings
 from llmrun.machine.proc import Proc
 from llmrun.options.defaults import COMFORTABLE_CTX
 
@@ -62,43 +33,15 @@ if TYPE_CHECKING:
 
 _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
-# Each of them ends something that the parent waits for.
-_AWAITED = (
-    Ready | Devices | Measured | TrialResult | Probed | Loaded | Tokenized | Counted | Prepared | Scored | Done | Failed
-)
-
 clock = time.perf_counter
-
-
-class Outbox:
-    """Messages to the parent. One that nobody reads yet must not stop the clock of what is being measured."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._unsent = b""
-        os.set_blocking(descriptor, False)
-
-    def send(self, request: int, message: Message) -> None:
-        """Send what is about a request, and wait for a reader only with the messages that end something."""
-        self._unsent += WIRE.encode(request, message)
-        while self._unsent:
-            try:
-                self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
-            except BlockingIOError:
-                if not isinstance(message, _AWAITED):
-                    return
-                select.select([], [self._descriptor], [])
 
 
 class Worker:
     def __init__(self, outbox: Outbox, templates: TemplateProcess) -> None:
-        from llmrun.engine.child import ggml, native
+        from llmrun.engine.child import ggml, native, params
 
-        self.ggml = ggml
-        self.native = native
-        self.llama = native.llama
-        self.outbox = outbox
-        self.templates = templates
+        self.ggml, self.native, self.params, self.llama = ggml, native, params, native.llama
+        self.outbox, self.templates = outbox, templates
         self.log = native.Log()
         ggml.on_abort(bootstrap.last_words)
         self.cancelled = native.CancelFlag()
@@ -112,7 +55,17 @@ class Worker:
         self.generator: Generator | None = None
         self.vocab: native.Vocab
         self.request: Request
-        outbox.send(NO_REQUEST, Ready(self.llama.llama_print_system_info().decode(errors="replace")))
+        self.serves: dict[type[Message], Callable[[Any], None]] = {
+            protocol.Load: self.load,
+            protocol.Generate: self.generate,
+            protocol.Count: lambda message: self._generator().count(message),
+            protocol.Prepare: lambda message: self._generator().prepare(message),
+            protocol.Measure: self.measure,
+            protocol.FindDevices: self.find_devices,
+            protocol.Trial: self.trial,
+            protocol.Probe: self.probe,
+        }
+        outbox.send(NO_REQUEST, protocol.Ready(self.llama.llama_print_system_info().decode(errors="replace")))
 
     def send(self, message: Message) -> None:
         """Send what is about the request being served."""
@@ -121,61 +74,42 @@ class Worker:
     def serve(self, request: Request) -> None:
         self.request = request
         try:
-            self._do(request.message)
+            self.serves.get(type(request.message), self._refuse)(request.message)
         except RequestFailed as error:
             self.send(error.failed)
         except MemoryError:
             self.send(Failed("memory", "Python could not allocate memory"))
 
-    def _do(self, message: Message) -> None:
-        if isinstance(message, Load):
-            self.load(message)
-        elif isinstance(message, Generate):
-            self.generate(message)
-        elif isinstance(message, Count):
-            self._generator().count(message)
-        elif isinstance(message, Prepare):
-            self._generator().prepare(message)
-        elif isinstance(message, Measure):
-            self.measure(message)
-        elif isinstance(message, FindDevices):
-            self.find_devices(message)
-        elif isinstance(message, Trial):
-            self.trial(message)
-        elif isinstance(message, Probe):
-            self.probe(message)
-        else:
-            raise RequestFailed("engine", f"this child does not serve {type(message).__name__}")
+    def _refuse(self, message: Message) -> None:
+        raise RequestFailed("engine", f"this child does not serve {type(message).__name__}")
 
-    def find_devices(self, message: FindDevices) -> None:
+    def find_devices(self, message: protocol.FindDevices) -> None:
         for endpoint in message.rpc:
             try:
                 if not self.ggml.add_server(endpoint):
                     raise RequestFailed("engine", f"the worker at {endpoint} offers no device")
             except OSError as error:
                 raise RequestFailed("usage", str(error), field="rpc") from None
-        self.send(Devices(self.ggml.devices(), self.ggml.versions()))
+        self.send(protocol.Devices(self.ggml.devices(), self.ggml.versions()))
 
     # -- load ---------------------------------------------------------------------------------------------------------
 
-    def load(self, message: Load) -> None:
+    def load(self, message: protocol.Load) -> None:
         begin_s = clock()
-        self.settings = message.settings
-        settings = message.settings
+        self.settings = settings = message.settings
         if settings.numa is not None:
             self.llama.llama_numa_init(_NUMA[settings.numa])
-        params = self._model_params(settings)
+        params = self.params.model_params(settings)
         last_sent = -1.0
 
         def progress(fraction: float, _user: object) -> bool:
             nonlocal last_sent
             if fraction - last_sent >= 0.01 or fraction >= 1:
                 last_sent = fraction
-                self.send(Progress(fraction))
+                self.send(protocol.Progress(fraction))
             return not self.cancelled
 
-        keep = self.llama.llama_progress_callback(progress)
-        params.progress_callback = keep
+        params.progress_callback = self.llama.llama_progress_callback(progress)
         self.log.buffers.clear()
         self.model = self.llama.llama_model_load_from_file(os.fsencode(message.path), params)
         if not self.model:
@@ -194,7 +128,7 @@ class Worker:
         description = ctypes.create_string_buffer(256)
         self.llama.llama_model_desc(self.model, description, len(description))
         self.send(
-            Loaded(
+            protocol.Loaded(
                 n_ctx_train=self.llama.llama_model_n_ctx_train(self.model),
                 n_vocab=self.vocab.n_tokens,
                 n_params=self.llama.llama_model_n_params(self.model),
@@ -208,20 +142,11 @@ class Worker:
 
     def fail_from_log(self, kind: FailureKind, what: str, *, n_ctx: int | None = None) -> NoReturn:
         lines = self.log.errors()
-        if out_of_memory("\n".join(lines)):
+        if protocol.out_of_memory("\n".join(lines)):
             kind = "memory"
         # The first error is the cause, those behind it are its echo; its function's name means nothing to a user.
         reason = re.sub(r"^\w+: ", "", lines[0]) if lines else "it gives no reason"
-        numbers: dict[str, int] = {} if n_ctx is None else {"n_ctx": n_ctx}
-        raise RequestFailed(kind, f"{what}: {reason}", numbers)
-
-    def _model_params(self, settings: Settings) -> Any:
-        from llmrun.engine.child import params
-
-        try:
-            return params.model_params(settings)
-        except params.UnknownDevice as error:
-            raise RequestFailed("usage", str(error)) from None
+        raise RequestFailed(kind, f"{what}: {reason}", {} if n_ctx is None else {"n_ctx": n_ctx})
 
     def buffers(self) -> list[Buffer]:
         return list(self.log.buffers)
@@ -231,19 +156,15 @@ class Worker:
         self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in ("model", "LoRA")]
         context = self._new_context(self.model, self.settings, n_ctx, n_seq)
         if context is not None and self.adapters:
-            n = len(self.adapters)
-            handles = (self.llama.llama_adapter_lora_p_ctypes * n)(
-                *[ctypes.cast(handle, self.llama.llama_adapter_lora_p_ctypes) for handle, _ in self.adapters]
-            )
+            n, pointer = len(self.adapters), self.llama.llama_adapter_lora_p_ctypes
+            handles = (pointer * n)(*[ctypes.cast(handle, pointer) for handle, _ in self.adapters])
             scales = (ctypes.c_float * n)(*[scale for _, scale in self.adapters])
             self.llama.llama_set_adapters_lora(context, handles, n, scales)
         return context
 
     def _new_context(self, model: Any, settings: Settings, n_ctx: int, n_seq: int = 1) -> Any:
         """A context, or None with the reason in the log."""
-        from llmrun.engine.child.params import context_params
-
-        params = context_params(settings, n_ctx, self._n_outputs(settings, n_ctx), n_seq)
+        params = self.params.context_params(settings, n_ctx, self._n_outputs(settings, n_ctx), n_seq)
         params.abort_callback = self.cancelled.callback
         params.abort_callback_data = self.cancelled.data
         self.log.lines.clear()
@@ -253,19 +174,19 @@ class Worker:
         """Tokens of a batch whose logits are wanted."""
         return 1
 
-    def measure(self, message: Measure) -> None:
+    def measure(self, message: protocol.Measure) -> None:
         """Lay the model out with llama.cpp's own allocator; nothing is allocated but recurrent states."""
-        params = self._model_params(message.settings)
+        params = self.params.model_params(message.settings)
         params.no_alloc = True
         params.load_mode = self.llama.LLAMA_LOAD_MODE_NONE  # mapped files and no_alloc exclude each other
         self.log.lines.clear()
         of_the_loaded, self.log.buffers = self.log.buffers, []
         try:
-            self.send(Measured(self._laid_out(message, params)))
+            self.send(protocol.Measured(self._laid_out(message, params)))
         finally:
             self.log.buffers = of_the_loaded
 
-    def _laid_out(self, message: Measure, params: Any) -> list[Buffer]:
+    def _laid_out(self, message: protocol.Measure, params: Any) -> list[Buffer]:
         model = self.llama.llama_model_load_from_file(os.fsencode(message.path), params)
         if not model:
             self.fail_from_log("model", "llama.cpp can't lay it out")
@@ -280,7 +201,7 @@ class Worker:
 
     # -- bare speed ---
 
-    def trial(self, message: Trial) -> None:
+    def trial(self, message: protocol.Trial) -> None:
         from llmrun.engine.child.raw_bench import RawBench, TrialFailed
 
         if self.raw_bench is None:
@@ -290,7 +211,7 @@ class Worker:
             prefill_s, step_s = self.raw_bench.run(message)
         except TrialFailed as error:
             self.fail_from_log("engine", str(error))
-        self.send(TrialResult(prefill_s, step_s, list(self.log.buffers)))
+        self.send(protocol.TrialResult(prefill_s, step_s, list(self.log.buffers)))
 
     def _trial_context(self, n_ctx: int, n_seq: int) -> Any:
         context = self._make_context(n_ctx, n_seq)
@@ -298,7 +219,7 @@ class Worker:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens", n_ctx=n_ctx)
         return context
 
-    def probe(self, message: Probe) -> None:
+    def probe(self, message: protocol.Probe) -> None:
         handle = self.ggml.by_name(message.device)
         if handle is None:
             raise RequestFailed("usage", f"there is no device {message.device}")
@@ -310,12 +231,11 @@ class Worker:
 
     # -- generate -----------------------------------------------------------------------------------------------------
 
-    def generate(self, request: Generate) -> None:
+    def generate(self, request: protocol.Generate) -> None:
         reason = self._generator().generate(request)
-        used = [self.ggml.by_name(name) for name in self.settings.devices]
-        self.send(
-            Done(reason, *resident_memory(), [self.ggml.describe(handle) for handle in used if handle is not None])
-        )
+        used = (self.ggml.by_name(name) for name in self.settings.devices)
+        devices = [self.ggml.describe(handle) for handle in used if handle is not None]
+        self.send(protocol.Done(reason, *resident_memory(), devices))
 
     def _generator(self) -> Generator:
         if self.raw_bench is not None:  # two contexts would be two KV caches
@@ -350,7 +270,7 @@ def main(kind: type[Worker] = Worker) -> None:
 
     def listen() -> None:
         for line in lines:
-            inbox.put(*WIRE.decode(line))
+            inbox.put(*protocol.decode(line))
         os._exit(0)  # the parent is gone: nobody wants the rest
 
     threading.Thread(target=listen, daemon=True).start()

@@ -15,7 +15,8 @@ import re
 import sys
 import types
 from collections import deque
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,8 @@ class Log:
         *whole, self._partial = (self._partial + (text or b"").decode(errors="replace")).split("\n")
         for line in whole:
             self.lines.append((self._level, line))
-            buffer = parse_buffer(line)
-            if buffer:
-                self.buffers.append(buffer)
+            if found := _BUFFER.search(line):  # "load_tensors: CPU_Mapped model buffer size = 762.81 MiB"
+                self.buffers.append(Buffer(found[1], found[2], round(float(found[3]) * 1024 * 1024)))
             try:
                 os.write(2, line.encode(errors="replace") + b"\n")
             except OSError:
@@ -113,12 +113,6 @@ class Log:
 
 
 _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*([\d.]+) MiB")
-
-
-def parse_buffer(line: str) -> Buffer | None:
-    """The buffer in a line of the log, "load_tensors: CPU_Mapped model buffer size = 762.81 MiB"; None: another."""
-    match = _BUFFER.search(line)
-    return Buffer(match[1], match[2], round(float(match[3]) * 1024 * 1024)) if match else None
 
 
 class CancelFlag:
@@ -151,13 +145,16 @@ class Vocab:
         self._vocab = self.handle = llama.llama_model_get_vocab(model)
         self.kind: int = llama.llama_vocab_type(self._vocab)
         self.n_tokens: int = llama.llama_vocab_n_tokens(self._vocab)
-        self._pieces: dict[int, bytes] = {}
-        self._ends: dict[int, bool] = {}
-        self._attributes: dict[int, int] = {}
         bos: int = llama.llama_vocab_bos(self._vocab)
         without = (llama.LLAMA_VOCAB_TYPE_RWKV, llama.LLAMA_VOCAB_TYPE_PLAMO2)  # whatever their files say
         self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab) and bos >= 0 and self.kind not in without
         self._first = [bos] if self.adds_bos else []
+        self.attributes: Callable[[int], int] = cache(partial(llama.llama_vocab_get_attr, self._vocab))
+        """llama.h's `llama_token_attr` of a token, as bits."""
+        self.piece: Callable[[int], bytes] = cache(partial(self.text_of, special=False))
+        """The bytes of one token; empty for a control token."""
+        self.is_end: Callable[[int], bool] = cache(partial(llama.llama_vocab_is_eog, self._vocab))
+        """Whether a token ends an answer (EOS, EOT and their kin)."""
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids; with `parse_special` control tokens written out in `text` count as what they stand for.
@@ -174,22 +171,8 @@ class Vocab:
                 return [*self._first, *ids[:n]] if add_special else ids[:n]
             room = -n
 
-    def attributes(self, token: int) -> int:
-        """llama.h's `llama_token_attr`, as bits."""
-        known = self._attributes.get(token)
-        if known is None:
-            known = self._attributes[token] = llama.llama_vocab_get_attr(self._vocab, token)
-        return known
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token; empty for a control token."""
-        known = self._pieces.get(token)
-        if known is None:
-            known = self._pieces[token] = self.text_of(token, special=False)
-        return known
-
     def text_of(self, token: int, *, special: bool) -> bytes:
-        """The same; with `special` a control token's is its name, "<|end|>"."""
+        """The bytes of one token; with `special` a control token's are its name, "<|end|>"."""
         room = 32
         while True:  # longer ones exist: ask again with the size that is answered
             buffer = ctypes.create_string_buffer(room)
@@ -207,23 +190,15 @@ class Vocab:
             n = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
             piece = buffer.raw[:n] if n >= 0 else self.text_of(token, special=False)
             pieces.append(piece or b"\xff<%d>" % token)
-        ends = [token for token in range(self.n_tokens) if llama.llama_vocab_is_eog(self._vocab, token)]
+        ends = [*filter(partial(llama.llama_vocab_is_eog, self._vocab), range(self.n_tokens))]
         addresses = (ctypes.cast(pointer, ctypes.c_void_p) for pointer in (self._vocab, llama._lib.llama_tokenize))
         vocab, tokenize = (address.value or 0 for address in addresses)
         return pieces, ends, vocab, tokenize
 
-    def is_end(self, token: int) -> bool:
-        """Whether the token ends an answer (EOS, EOT and their kin)."""
-        known = self._ends.get(token)
-        if known is None:
-            known = self._ends[token] = llama.llama_vocab_is_eog(self._vocab, token)
-        return known
-
     def special_texts(self, model: object) -> dict[str, str]:
         """BOS, EOS, and of their kin what there is, by what templates call them: {"bos_token": "<s>"}."""
-        ids = {
-            name: getattr(llama, f"llama_vocab_{name}")(self._vocab) for name in ("bos", "eos", "sep", "pad", "mask")
-        }
+        kin = ("bos", "eos", "sep", "pad", "mask")
+        ids = {name: getattr(llama, f"llama_vocab_{name}")(self._vocab) for name in kin}
         number = ctypes.create_string_buffer(16)
         if llama.llama_model_meta_val_str(model, b"tokenizer.ggml.unknown_token_id", number, len(number)) > 0:
             ids["unk"] = int(number.value)

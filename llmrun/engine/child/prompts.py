@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from llmrun.engine.child import special_tokens
 from llmrun.engine.child.answer_text import overlap
 from llmrun.engine.child.chat_template import TemplateError
 from llmrun.engine.child.kv_context import common_prefix
 from llmrun.engine.child.native import Vocab, chat_template
 from llmrun.engine.child.reasoning import Tags, opened_by
-from llmrun.engine.child.special_tokens import is_control, tokens_of
+from llmrun.engine.child.special_tokens import Vocabulary, is_control, tokens_of
 from llmrun.engine.child.template_process import TemplateProcess, TemplateProcessDied
 from llmrun.engine.child.thinking import Thinking, way_out
 from llmrun.engine.child.written import Written, own
 from llmrun.engine.protocol import Count, FailureKind, Generate, Prepare, RequestFailed
-
-
-class _Vocabulary(special_tokens.Vocabulary, Protocol):
-    """Of `Vocab`, what `with_known_tokens` asks."""
-
-    adds_bos: bool
-
-    def piece(self, token: int) -> bytes: ...
 
 
 class Prompts:
@@ -41,10 +32,8 @@ class Prompts:
         """
         options = request.options
         if request.messages is None:
-            prompt = (request.prompt or "") + options.assistant_prefix
-            return self._tokens(
-                self._without_bos(_said(prompt, options.special is not False)), "", request, known
-            ), None
+            prompt = _said((request.prompt or "") + options.assistant_prefix, options.special is not False)
+            return self._tokens(self._without_bos(prompt), "", request, known), None
         source = self._source(options.template)
         text, tags = self.render(request.messages, options.template, thinks=options.thinks, special=options.special)
         thinking = None
@@ -64,12 +53,7 @@ class Prompts:
         return source
 
     def render(
-        self,
-        messages: list[dict[str, str]],
-        template: str | None,
-        *,
-        thinks: bool,
-        special: bool | None,
+        self, messages: list[dict[str, str]], template: str | None, *, thinks: bool, special: bool | None
     ) -> tuple[Written, Tags | None]:
         """The prompt that a chat template makes of messages, and how the answer marks its thinking.
 
@@ -78,9 +62,9 @@ class Prompts:
         try:
             text, tags = self._templates.render(self._source(template), messages, self._special, enable_thinking=thinks)
         except TemplateError as error:
-            if template is not None:
-                raise RequestFailed("usage", f"it fails: {error}", field="chat_template") from error
-            raise RequestFailed("model", f"its chat template fails: {error}") from error
+            if template is None:
+                raise RequestFailed("model", f"its chat template fails: {error}") from error
+            raise RequestFailed("usage", f"it fails: {error}", field="chat_template") from error
         except TemplateProcessDied as error:
             raise RequestFailed("engine", f"the chat template {error}") from error
         if text.is_own() and any(message["content"].strip() for message in messages):
@@ -97,10 +81,9 @@ class Prompts:
 
     def common_beginning(self, request: Prepare) -> list[int]:
         """The tokens that the prompt will begin with, whatever the user says next."""
-        made = [
-            self._of_messages([*request.messages, {"role": "user", "content": word}], request) for word in ("a", "Z")
-        ]
-        return made[0][: common_prefix(*made)]
+        said = ([*request.messages, {"role": "user", "content": word}] for word in ("a", "Z"))
+        one, other = (self._of_messages(messages, request) for messages in said)
+        return one[: common_prefix(one, other)]
 
     def count(self, request: Count) -> int:
         """The tokens of messages, or of a text."""
@@ -126,7 +109,7 @@ def _said(text: str, special: bool) -> Written:
 
 
 def with_known_tokens(
-    vocab: _Vocabulary, text: Written, markers: str, tokens: list[int], known: Sequence[int]
+    vocab: Vocabulary, text: Written, markers: str, tokens: list[int], known: Sequence[int]
 ) -> list[int]:
     """`tokens`, or the same text in the tokens of `known`, if it begins with theirs and goes on with a control token.
 
@@ -146,11 +129,10 @@ def with_known_tokens(
                 continue
             before, name = plain.decode(), piece.decode()
             begin = at + len(before)
-            if not (text.startswith(before, at) and text.startswith(name, begin)):
+            end = begin + len(name)
+            if not (text.startswith(before, at) and text.startswith(name, begin) and text.is_own(begin, end)):
                 return tokens
-            at, plain = begin + len(name), b""
-            if not text.is_own(begin, at):
-                return tokens
+            at, plain = end, b""
         last = plain.decode()
     except UnicodeDecodeError:  # half a character: no text goes on there
         return tokens

@@ -1,81 +1,28 @@
 """The child that quantizes: llama.cpp's own quantizer, its log read for how far it is, one JSON object a line.
 
-stdin brings `Job`s, stdout (moved away from descriptor 1 first, as in `worker`) takes what comes of them. Importing
-this imports no native code: the parent's side takes the messages from here.
+stdin brings `Quantize`s, stdout (moved away from descriptor 1 first, as in `main`) takes what comes of them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from llmrun.engine.wire import Wire
+from llmrun.engine import protocol
+from llmrun.engine.child import bootstrap, ggml
+from llmrun.engine.child.inbox import Outbox
+from llmrun.engine.child.native import Log, llama
+from llmrun.engine.protocol import Failed, Message, Quantize, Quantized, QuantizingTensor
 
 MAX_VALUE_BYTES = 127
 """Of a text that llama.cpp's quantizer can add to the metadata."""
 
-
-@dataclass(frozen=True)
-class Job:
-    """Parent → child: quantize `source` (the first part of a split model) into `target`.
-
-    Attributes:
-        file_type: number of the level in `enum llama_ftype`.
-        pure: every matrix in the level's own type, without the mix that makes Q4_K_M better than plain Q4_K.
-        keep_output: the output matrix stays as it is.
-        metadata: texts to add to the file, at most `MAX_VALUE_BYTES` each.
-        dry_run: write nothing, tell the size only.
-    """
-
-    source: str
-    target: str
-    file_type: int
-    n_threads: int
-    pure: bool
-    keep_output: bool
-    imatrix: str | None
-    metadata: dict[str, str]
-    dry_run: bool
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Child → parent: llama.cpp begins with this tensor, number `index` of `n_tensors`."""
-
-    name: str
-    index: int
-    n_tensors: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """Child → parent: the job is done.
-
-    Attributes:
-        mib: size of all tensors, in MiB, as the log has it: rounded to 0.01.
-        needs_imatrix: of a dry run: the level can't be had without an importance matrix.
-        n_fallback: tensors whose rows don't fit the level's type, so that they got another.
-    """
-
-    mib: float
-    needs_imatrix: bool
-    n_fallback: int
-
-
-@dataclass(frozen=True)
-class Refused:
-    """Child → parent: it can't be done, in llama.cpp's words; the child lives on."""
-
-    reason: str
-
-
-Message = Job | Tensor | Finished | Refused
-WIRE: Wire[Message] = Wire((Job, Tensor, Finished, Refused))
-
-_TENSOR = re.compile(r"^\[ *(\d+)/ *(\d+)\] (\S+)")
+_TENSOR = re.compile(r"^\[ *\d+/ *\d+\] (\S+)")
 _SIZE = re.compile(r"quant size *= *([\d.]+) MiB")
 _FALLBACK = re.compile(r"WARNING: (\d+) of \d+ tensor\(s\) required fallback")
 _NEEDS_IMATRIX = "will require an imatrix"
@@ -83,9 +30,7 @@ _MAX_BUFFER_BYTES = 1 << 30
 """Rows are converted in slabs of this size. llama.cpp's default of 8 GiB is too much for the machines this is for."""
 
 
-def _quantize(llama: Any, log: Any, job: Job) -> Message:
-    import ctypes
-
+def _quantize(log: Log, job: Quantize) -> Message:
     params = llama.llama_model_quantize_default_params()
     params.nthread = job.n_threads
     params.ftype = job.file_type
@@ -101,7 +46,7 @@ def _quantize(llama: Any, log: Any, job: Job) -> Message:
         override.value.val_str = text.encode(errors="replace")[:MAX_VALUE_BYTES].decode(errors="ignore").encode()
     params.kv_overrides = ctypes.cast(overrides, type(params.kv_overrides))
     if job.imatrix is not None:
-        matrix = _read_imatrix(llama, Path(job.imatrix))
+        matrix = _read_imatrix(Path(job.imatrix))
         params.imatrix = ctypes.cast(matrix, type(params.imatrix))
     log.lines.clear()
     failed = llama.llama_model_quantize(os.fsencode(job.source), os.fsencode(job.target), ctypes.byref(params))
@@ -109,19 +54,17 @@ def _quantize(llama: Any, log: Any, job: Job) -> Message:
     size = _SIZE.search(text)
     if failed or size is None:
         reason = re.sub(r"^\w+: (failed to quantize: )?", "", log.errors()[-1]) if log.errors() else ""
-        return Refused(reason or "it gives no reason")
+        return Failed("engine", reason or "it gives no reason")
     fallback = _FALLBACK.search(text)
-    return Finished(float(size[1]), _NEEDS_IMATRIX in text, int(fallback[1]) if fallback else 0)
+    return Quantized(float(size[1]), _NEEDS_IMATRIX in text, int(fallback[1]) if fallback else 0)
 
 
-def _read_imatrix(llama: Any, path: Path) -> Any:
+def _read_imatrix(path: Path) -> Any:
     """An importance matrix as llama-imatrix writes it (GGUF): an array of `llama_model_imatrix_data`.
 
     For every weight the file has the sums of squared activations per column and how many tokens they are of; the
     quantizer wants the mean. An expert that no token ever reached counts as 1, as in llama-quantize.
     """
-    import ctypes
-
     import gguf
     import numpy as np
 
@@ -144,35 +87,29 @@ def _read_imatrix(llama: Any, path: Path) -> Any:
 _kept: list[Any] = []  # what llama.cpp was given a pointer to
 
 
-def _serve(outbox: BinaryIO, request: int, job: Job) -> Message:
-    from llmrun.engine.child import native
+class _ReadLog(Log):
+    """The log, read while it is written: the line of a tensor begins when the work on it does."""
 
-    class ReadLog(native.Log):
-        """The log, read while it is written: the line of a tensor begins when the work on it does."""
+    def __init__(self, send: Callable[[Message], None] | None) -> None:
+        self._send = send
+        super().__init__()
 
-        def _write(self, level: int, text: bytes | None, user: object) -> None:
-            found = _TENSOR.match((text or b"").decode(errors="replace"))
-            if found and not job.dry_run:
-                outbox.write(WIRE.encode(request, Tensor(found[3], int(found[1]), int(found[2]))))
-                outbox.flush()
-            super()._write(level, text, user)
-
-    log = ReadLog()
-    try:
-        return _quantize(native.llama, log, job)
-    except (OSError, ValueError, KeyError, IndexError) as error:  # from reading the importance matrix
-        return Refused(f"imatrix: {error}")
+    def _write(self, level: int, text: bytes | None, user: object) -> None:
+        if self._send and (found := _TENSOR.match((text or b"").decode(errors="replace"))):
+            self._send(QuantizingTensor(found[1]))
+        super()._write(level, text, user)
 
 
 def main() -> None:
-    from llmrun.engine.child import bootstrap, ggml, native
-
     inbox, descriptor = bootstrap.begin()
-    outbox = os.fdopen(descriptor, "wb")
+    outbox = Outbox(descriptor)
     ggml.on_abort(bootstrap.last_words)
-    native.llama.llama_backend_init()
+    llama.llama_backend_init()
     for line in inbox:
-        request, job = WIRE.decode(line)
-        assert isinstance(job, Job)
-        outbox.write(WIRE.encode(request, _serve(outbox, request, job)))
-        outbox.flush()
+        request, job = protocol.decode(line)
+        assert isinstance(job, Quantize)
+        try:
+            message = _quantize(_ReadLog(None if job.dry_run else partial(outbox.send, request)), job)
+        except (OSError, ValueError, KeyError, IndexError) as error:  # from reading the importance matrix
+            message = Failed("usage", f"imatrix: {error}")
+        outbox.send(request, message)

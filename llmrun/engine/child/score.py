@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from llmrun.engine.child import main as worker
-from llmrun.engine.protocol import Message, RequestFailed, Score, Scored, Settings, Tokenize, Tokenized
+from llmrun.engine.child.inbox import Outbox
+from llmrun.engine.child.template_process import TemplateProcess
+from llmrun.engine.protocol import RequestFailed, Score, Scored, Settings, Tokenize, Tokenized
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,13 +107,9 @@ def _check(figures: Any) -> None:
 class Scorer(worker.Worker):
     """Serves `Tokenize` and then `Score`, beside what every worker does."""
 
-    def _do(self, message: Message) -> None:
-        if isinstance(message, Tokenize):
-            self.tokenize(message)
-        elif isinstance(message, Score):
-            self.score(message)
-        else:
-            super()._do(message)
+    def __init__(self, outbox: Outbox, templates: TemplateProcess) -> None:
+        super().__init__(outbox, templates)
+        self.serves |= {Tokenize: self.tokenize, Score: self.score}
 
     def _n_outputs(self, settings: Settings, n_ctx: int) -> int:
         return min(settings.n_batch, n_ctx - first_counted(n_ctx))

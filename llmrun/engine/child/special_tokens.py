@@ -18,20 +18,21 @@ _UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP, _RSTRIP = 1, 1 << 3, 1 << 4, 1 << 7,
 
 
 class Vocabulary(Protocol):
-    """Of `native.Vocab`, what is asked here."""
+    """Of `native.Vocab`, what an answer asks of it. Tests have one of words."""
+
+    adds_bos: bool
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]: ...
-
     def text_of(self, token: int, *, special: bool) -> bytes: ...
-
-    def attributes(self, token: int) -> int: ...
+    def attributes(self, token: int, /) -> int: ...
+    def piece(self, token: int, /) -> bytes: ...
+    def is_end(self, token: int, /) -> bool: ...
 
 
 def name_of(vocab: Vocabulary, token: int) -> str:
     """What a token is written as that a tokenizer looks for before all others; "" for one of text."""
-    if not vocab.attributes(token) & (_UNKNOWN | _CONTROL | _USER_DEFINED):
-        return ""
-    return vocab.text_of(token, special=True).decode(errors="replace")
+    is_one = vocab.attributes(token) & (_UNKNOWN | _CONTROL | _USER_DEFINED)
+    return vocab.text_of(token, special=True).decode(errors="replace") if is_one else ""
 
 
 def is_control(vocab: Vocabulary, token: int, markers: str) -> bool:
@@ -64,8 +65,7 @@ def tokens_of(vocab: Vocabulary, text: Written, markers: str, *, add_special: bo
     Where no others are named, which is nearly always, they are those of the tokenizer.
     """
     tokens = vocab.tokenize(text, add_special=add_special)
-    names = {name_of(vocab, token) for token in set(tokens) if is_control(vocab, token, markers)}
-    if not any(_is_given(text, name) for name in names):
+    if not any(_is_given(text, name) for name in _control_names(vocab, tokens, markers)):
         return tokens
     made = vocab.tokenize("", add_special=add_special)
     at, skips = 0, False
@@ -84,14 +84,14 @@ def tokens_of(vocab: Vocabulary, text: Written, markers: str, *, add_special: bo
     return made
 
 
+def _control_names(vocab: Vocabulary, tokens: Iterable[int], markers: str) -> set[str]:
+    return {name_of(vocab, token) for token in set(tokens) if is_control(vocab, token, markers)}
+
+
 def _is_given(text: Written, name: str) -> bool:
     """Whether a name stands somewhere where not all of it is the template's."""
-    at = text.find(name)
-    while at >= 0:
-        if not text.is_own(at, at + len(name)):
-            return True
-        at = text.find(name, at + 1)
-    return False
+    found = re.finditer(f"(?={re.escape(name)})", text)
+    return any(not text.is_own(here.start(), here.start() + len(name)) for here in found)
 
 
 def _as_text(vocab: Vocabulary, text: str, markers: str) -> list[int]:
@@ -99,8 +99,7 @@ def _as_text(vocab: Vocabulary, text: str, markers: str) -> list[int]:
     pieces = [text]
     while True:
         tokens = [token for piece in pieces for token in vocab.tokenize(piece, add_special=False, parse_special=False)]
-        names = {name_of(vocab, token) for token in set(tokens) if is_control(vocab, token, markers)}
-        cut = _cut(pieces, names)  # user-defined ones are found by their names even so
+        cut = _cut(pieces, _control_names(vocab, tokens, markers))  # user-defined ones are found by their names even so
         if cut == pieces:
             return tokens
         pieces = cut

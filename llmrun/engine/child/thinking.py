@@ -8,19 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from llmrun.engine.child.reasoning import Splitter, Tags
-
-
-class Vocabulary(Protocol):
-    """Of `native.Vocab`, what is asked here."""
-
-    def piece(self, token: int) -> bytes: ...
-
-    def text_of(self, token: int, *, special: bool) -> bytes: ...
-
-    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]: ...
+from llmrun.engine.child.special_tokens import Vocabulary
 
 
 def way_out(tags: Tags) -> str:

@@ -13,21 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmrun import __version__, fs
-from llmrun.engine.channel import Channel, Died
-from llmrun.engine.child.quantize import WIRE, Finished, Job, Refused, Tensor
-from llmrun.engine.process import Child
-from llmrun.engine.protocol import out_of_memory
-from llmrun.errors import (
-    Act,
-    BadModel,
-    Change,
-    DiskError,
-    EngineCrashed,
-    LlmrunError,
-    NotFound,
-    OutOfMemory,
-    UsageError,
-)
+from llmrun.engine.channel import Channel
+from llmrun.engine.process import Child, Death
+from llmrun.engine.protocol import Failed, Quantize, Quantized, QuantizingTensor, out_of_memory
+from llmrun.errors import Act, BadModel, Change, DiskError, EngineCrashed, NotFound, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import open_runnable
 from llmrun.gguf.types import FILE_TYPES
@@ -39,8 +28,10 @@ from llmrun.units import size
 FILE_TYPE_NUMBERS = {name: number for number, name in FILE_TYPES.items() if name != "NVFP4"}
 """The levels that llama.cpp can quantize to (NVFP4 it only reads), with their numbers in `enum llama_ftype`."""
 
+OnProgress = Callable[[int, int], None]
+"""Gets the bytes of the source that are done, and all."""
+
 _PARTIAL = ".partial"
-_IDLE_S = 300
 _METADATA_BYTES = 4096
 """More than the keys that we add take."""
 
@@ -98,7 +89,7 @@ class Quantizer:
         self.source, self.header, self.recipe = source, header, recipe
         if recipe.imatrix is not None and not recipe.imatrix.is_file():
             raise NotFound(f"no such file: {printable(str(recipe.imatrix), 200)}")
-        self._channel = Channel(Child("child.quantize"), WIRE, who="quantizer", idle_s=_IDLE_S)
+        self._channel = Channel(Child("child.quantize"), who="quantizer", of_death=self._of_death)
 
     def __enter__(self) -> Quantizer:
         return self
@@ -108,7 +99,7 @@ class Quantizer:
 
     @property
     def pid(self) -> int:
-        return self._channel.pid
+        return self._channel.child.pid
 
     def plan(self) -> Plan:
         """How large the result will be: llama.cpp's own choice of a type for every tensor, without their weights."""
@@ -121,14 +112,11 @@ class Quantizer:
         return Plan(round(done.mib * (1 << 20)) + self.header.data_offset + _METADATA_BYTES, done.n_fallback)
 
     def run(
-        self,
-        target: Path,
-        metadata: dict[str, str] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        self, target: Path, metadata: dict[str, str] | None = None, on_progress: OnProgress | None = None
     ) -> Header:
         """Quantizes into `target`, which must not exist yet; returns the header of the new file.
 
-        `metadata` is added to that of the model. `on_progress` gets the bytes of the source that are done, and all.
+        `metadata` is added to that of the model.
         """
         _check_free(target)
         fs.check_space(target.parent, self.plan().n_bytes, what=target.name)
@@ -154,27 +142,23 @@ class Quantizer:
             raise self._not_whole(path, "it does not have the tensors of its source")
         return made
 
-    def _not_whole(self, path: Path, why: str) -> LlmrunError:
+    def _not_whole(self, path: Path, why: str) -> DiskError | EngineCrashed:
         """For a result that is none: nearly always the disk, about whose errors the quantizer keeps quiet."""
         try:
             # What it would have met, had it looked: one more byte at the end of what is there.
             with fs.disk_errors("quantizing"), path.open("ab", buffering=0) as file:
                 os.posix_fallocate(file.fileno(), file.tell(), 1 << 20)
-        except (DiskError, AttributeError) as error:  # macOS has no posix_fallocate
-            if isinstance(error, DiskError):
-                return error
+        except DiskError as error:
+            return error
+        except AttributeError:  # macOS has no posix_fallocate
+            pass
         return EngineCrashed(f"the quantizer left a file that is no whole model: {why}")
 
     def _do(
-        self,
-        target: Path,
-        metadata: dict[str, str],
-        *,
-        dry_run: bool = False,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> Finished:
+        self, target: Path, metadata: dict[str, str], *, dry_run: bool = False, on_progress: OnProgress | None = None
+    ) -> Quantized:
         recipe = self.recipe
-        job = Job(
+        job = Quantize(
             source=os.fspath(self.source.absolute()),
             target=os.fspath(target.absolute()),
             file_type=FILE_TYPE_NUMBERS[recipe.level],
@@ -187,31 +171,28 @@ class Quantizer:
         )
         sizes = {tensor.name: tensor.n_bytes for tensor in self.header.tensors}
         total, done, current = sum(sizes.values()), 0, ""
-        try:
-            number = self._channel.request(job)
-            while True:
-                match message := self._channel.answer(number):
-                    case Tensor():
-                        done += sizes.get(current, 0)
-                        current = message.name
-                        if on_progress:
-                            on_progress(done, total)
-                    case Finished():
-                        if on_progress:
-                            on_progress(total, total)
-                        return message
-                    case Refused():
-                        raise self._refused(message.reason, target)
-                    case other:
-                        raise self._channel.ended(f"sent {type(other).__name__} out of turn")
-        except Died as error:
-            if error.death.out_of_memory:
-                raise self._no_memory() from None
-            raise EngineCrashed(f"the quantizer {error}") from None
+        told = on_progress or (lambda done, total: None)
+        number = self._channel.request(job)
+        while True:
+            match message := self._channel.answer(number):
+                case QuantizingTensor():
+                    done += sizes.get(current, 0)
+                    current = message.name
+                    told(done, total)
+                case Quantized():
+                    told(total, total)
+                    return message
+                case Failed():
+                    raise self._refused(message.message, target)
+                case other:
+                    raise self._channel.ended(f"sent {type(other).__name__} out of turn")
 
-    def _refused(self, reason: str, target: Path) -> LlmrunError:
+    def _of_death(self, death: Death) -> OutOfMemory | EngineCrashed:
+        return _no_memory() if death.out_of_memory else EngineCrashed(f"the quantizer {death.reason}")
+
+    def _refused(self, reason: str, target: Path) -> Exception:
         if out_of_memory(reason):
-            return self._no_memory()
+            return _no_memory()
         if "iostream" in reason or "ios_base" in reason:
             return self._not_whole(target, "writing failed")
         said = printable(reason, 300)
@@ -219,11 +200,10 @@ class Quantizer:
             return UsageError(f"the importance matrix does not do: {said}", hint="llama-imatrix makes one")
         return BadModel(f"{self.source.name}: llama.cpp can't quantize it: {said}")
 
-    def _no_memory(self) -> OutOfMemory:
-        return OutOfMemory(
-            f"out of memory while quantizing, {size(available_memory())} available",
-            hint=Change({"n_threads": 1}, note="fewer threads"),
-        )
+
+def _no_memory() -> OutOfMemory:
+    problem = f"out of memory while quantizing, {size(available_memory())} available"
+    return OutOfMemory(problem, hint=Change({"n_threads": 1}, note="fewer threads"))
 
 
 def _check_free(target: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from types import TracebackType
+from functools import cached_property
 
 from llmrun.clock import utc
 from llmrun.engine import devices
-from llmrun.engine.channel import Died
+from llmrun.engine.channel import Channel, Died
 from llmrun.engine.devices import Found
-from llmrun.engine.process import IdleWatch
+from llmrun.engine.limits import Limits
+from llmrun.engine.process import Child, IdleWatch
 from llmrun.engine.protocol import Probe, Probed
 from llmrun.errors import EngineCrashed
 from llmrun.machine import hardware, peaks
@@ -26,14 +26,13 @@ class Prober:
     def __init__(self, rpc: Sequence[str] = ()) -> None:
         """`rpc`: workers at "host:port", whose devices are then known as well."""
         self._rpc = rpc
-        self._channel = devices.new_channel(idle_s=_WAIT_S)
-        self._watch = IdleWatch(self._channel.pid, _WAIT_S)
-        self._found: Found | None = None
+        self._channel = Channel(Child("child.main"), limits=Limits(idle_s=_WAIT_S))
+        self._watch = IdleWatch(self._channel.child.pid, _WAIT_S)
 
     def __enter__(self) -> Prober:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._channel.close()
 
     @property
@@ -41,12 +40,10 @@ class Prober:
         """CPU time that it has used."""
         return self._watch.cpu_s
 
-    @property
+    @cached_property
     def found(self) -> Found:
         """What llama.cpp sees. Waits, the first time, until the child is there; raises as `find_devices` does."""
-        if self._found is None:
-            self._found = devices.ask(self._channel, self._rpc)
-        return self._found
+        return devices.ask(self._channel, self._rpc)
 
     def read_size(self, device: str) -> int | None:
         """Bytes of the matrix that is read on a device (`ceilings.read_size`); None: too little is free."""
@@ -76,8 +73,7 @@ class Prober:
             n_bytes = self.read_size(device) or 0
         try:
             number = self._channel.request(Probe(device, n_bytes, kind, n_threads, seconds, repack))
-            answer = self._channel.receive(number, time.monotonic() + _WAIT_S + 2 * seconds)
-            self._channel.forget(number)
+            answer = self._channel.answer_within(number, _WAIT_S + 2 * seconds)
         except Died as error:
             raise EngineCrashed(f"measuring what {device} can do failed: the engine {error}") from None
         if not isinstance(answer, Probed):
@@ -93,11 +89,8 @@ class Prober:
         flops: dict[str, Spread] = {}
         for kind in peaks.KINDS:
             layouts = (False, True) if device.kind == "cpu" else (False,)
-            found = [
-                Spread.of(self.probe(device.name, kind, threads, seconds, repack=repack, n_bytes=0).flops_per_s)
-                for repack in layouts
-            ]
-            known = [each for each in found if each is not None]
+            probed = (self.probe(device.name, kind, threads, seconds, repack=each, n_bytes=0) for each in layouts)
+            known = [spread for each in probed if (spread := Spread.of(each.flops_per_s)) is not None]
             if known:
                 flops[kind] = max(known, key=lambda each: each.median)
         return Ceiling(

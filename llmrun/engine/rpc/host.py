@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 from llmrun.engine.channel import Channel, Died
 from llmrun.engine.process import Child, Death
-from llmrun.engine.rpc.child import WIRE, Client, Listening, Message, PortTaken, Refused, Serve
-from llmrun.engine.wire import NO_REQUEST
+from llmrun.engine.protocol import NO_REQUEST, Client, Failed, Listening, Message, Serve
 from llmrun.errors import Act, Change, EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.machine.gpus import clone_folder, rebuild_command
 from llmrun.machine.hardware import default_threads
@@ -54,9 +53,8 @@ class Offer:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise UsageError(
-                f"{self.port} is outside 1 to 65535; 0 takes any that is free", field="port", value=self.port
-            )
+            problem = f"{self.port} is outside 1 to 65535; 0 takes any that is free"
+            raise UsageError(problem, field="port", value=self.port)
         if self.n_threads is not None and not 1 <= self.n_threads <= MAX_THREADS:
             problem = f"{self.n_threads} is outside 1 to {MAX_THREADS}"
             raise UsageError(problem, field="n_threads", value=self.n_threads)
@@ -85,7 +83,7 @@ class Server:
         self._offer = offer
         self.host = address_of(offer.host)
         self._claim: socket.socket | None = None
-        self._channel: Channel[Message] | None = None
+        self._channel: Channel | None = None
         self._serving = NO_REQUEST
         self._crashes: list[float] = []
         self.port = offer.port
@@ -105,7 +103,7 @@ class Server:
     def pid(self) -> int:
         """Of the process that does the work."""
         assert self._channel
-        return self._channel.pid
+        return self._channel.child.pid
 
     def close(self) -> None:
         if self._channel:
@@ -130,17 +128,17 @@ class Server:
         while True:
             self._claim = _claim(self.host, self._offer.port)
             self.port = self._claim.getsockname()[1]
-            started = self._start()
-            if isinstance(started, Listening):
+            if started := self._start():
                 return started
             if self._offer.port:
                 raise _taken(self.port)
             self.close()  # a free port that somebody else was faster to take: there are others
 
-    def _start(self) -> Listening | PortTaken:
+    def _start(self) -> Listening | None:
+        """None: the port was taken meanwhile."""
         if sys.platform != "linux" and self._claim:
             self._claim.close()  # elsewhere a claim keeps out ourselves as well
-        self._channel = Channel(Child("rpc.child"), WIRE, who="worker")
+        self._channel = Channel(Child("rpc.child"), who="worker")
         offer = self._offer
         n_threads = offer.n_threads or default_threads()
         job = Serve(self.host, self.port, list(offer.devices), n_threads, offer.limit_bytes)
@@ -149,12 +147,14 @@ class Server:
             message = self._next(time.monotonic() + _START_S)
         except Died as error:
             raise _crashed(error.death) from None
-        if isinstance(message, Listening | PortTaken):
-            return message
-        if isinstance(message, Refused):
-            without_rpc = "without RPC" in message.message
-            rebuild = rebuild_command("-DGGML_RPC=on", clone=clone_folder())
-            raise UsageError(message.message, field=message.field, hint=rebuild if without_rpc else Act("devices"))
+        match message:
+            case Listening():
+                return message
+            case Failed(kind="port"):
+                return None
+            case Failed(message=problem, field=field):
+                rebuild = rebuild_command("-DGGML_RPC=on", clone=clone_folder())
+                raise UsageError(problem, field=field, hint=rebuild if "without RPC" in problem else Act("devices"))
         raise EngineCrashed("the worker did not begin to listen" if message is None else _sentence(message))
 
     def _next(self, deadline: float) -> Message | None:
@@ -179,23 +179,20 @@ class Server:
                 hint="is every client of this version of llama.cpp?",
                 log=death.log,
             )
-        if isinstance(self._start(), PortTaken):
+        if not self._start():
             raise _taken(self.port)
         return death.reason
 
 
 def address_of(host: str) -> str:
     """The IPv4 address that a host's name stands for. Raises `UsageError`."""
-    if ":" in host:
-        raise UsageError(
-            f"{printable(host, 100)}: llama.cpp's RPC server knows IPv4 only", field="host", value=host, hint=_LOOPBACK
-        )
+    problem = "llama.cpp's RPC server knows IPv4 only" if ":" in host else "there is no such host"
     try:
-        return socket.gethostbyname(host)
+        if ":" not in host:
+            return socket.gethostbyname(host)
     except (OSError, UnicodeError):
-        raise UsageError(
-            f"{printable(host, 100)}: there is no such host", field="host", value=host, hint=_LOOPBACK
-        ) from None
+        pass
+    raise UsageError(f"{printable(host, 100)}: {problem}", field="host", value=host, hint=_LOOPBACK)
 
 
 def is_loopback(host: str) -> bool:
@@ -215,9 +212,8 @@ def _claim(host: str, port: int) -> socket.socket:
             raise _taken(port) from None
         if error.errno == errno.EADDRNOTAVAIL:
             raise UsageError(f"{host}: this machine does not have that address", field="host", value=host) from None
-        raise UsageError(
-            f"can't listen at {host}:{port}: {os.strerror(error.errno or 0)}", hint=Change({"port": 0})
-        ) from None
+        problem = f"can't listen at {host}:{port}: {os.strerror(error.errno or 0)}"
+        raise UsageError(problem, hint=Change({"port": 0})) from None
     return claim
 
 
@@ -232,4 +228,4 @@ def _crashed(death: Death) -> LlmrunError:
 
 
 def _sentence(message: object) -> str:
-    return message.message if isinstance(message, Refused) else f"the worker sent {type(message).__name__} out of turn"
+    return message.message if isinstance(message, Failed) else f"the worker sent {type(message).__name__} out of turn"
