@@ -47,22 +47,8 @@ _HOMES = {
     "open_model": "llmrun.api:open_model",
     "pull": "llmrun.api:pull",
 }
-__all__ = [
-    "BenchTest",
-    "Engine",
-    "Generation",
-    "LlmrunError",
-    "LoadConfig",
-    "MeasurementOptions",
-    "PullEvent",
-    "Record",
-    "SamplingConfig",
-    "Timing",
-    "__version__",
-    "benchmark",
-    "open_model",
-    "pull",
-]
+__all__ = ["BenchTest", "Engine", "Generation", "LlmrunError", "LoadConfig", "MeasurementOptions", "PullEvent"]
+__all__ += ["Record", "SamplingConfig", "Timing", "__version__", "benchmark", "open_model", "pull"]
 
 
 def __getattr__(name: str) -> object:

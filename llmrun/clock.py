@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timezone
 
 
@@ -13,7 +12,7 @@ def utc(now: datetime | None = None) -> str:
 
 def utc_of(at_s: float) -> str:
     """The same of a file's time."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
+    return utc(datetime.fromtimestamp(at_s, timezone.utc))
 
 
 def new_id(now: datetime | None = None) -> str:

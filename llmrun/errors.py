@@ -79,6 +79,9 @@ class LlmrunError(Exception):
     exit_code = 1
     where: str | None = None
 
+    def __init_subclass__(cls, exit_code: int | None = None) -> None:
+        cls.exit_code = exit_code or cls.exit_code
+
     def __init__(
         self,
         message: str,
@@ -109,38 +112,29 @@ def _in_words(remedy: Remedy) -> str:
     return " ".join(filter(None, (*words, fields, f"({remedy.note})" if remedy.note else "")))
 
 
-class UsageError(LlmrunError):
-    exit_code = 2
+class UsageError(LlmrunError, exit_code=2): ...
 
 
-class NotInStore(LlmrunError):
-    exit_code = 3
+class NotInStore(LlmrunError, exit_code=3): ...
 
 
-class NotFound(LlmrunError):
-    exit_code = 4
+class NotFound(LlmrunError, exit_code=4): ...
 
 
-class NetworkError(LlmrunError):
-    exit_code = 5
+class NetworkError(LlmrunError, exit_code=5): ...
 
 
-class IntegrityError(LlmrunError):
-    exit_code = 6
+class IntegrityError(LlmrunError, exit_code=6): ...
 
 
-class DiskError(LlmrunError):
-    exit_code = 7
+class DiskError(LlmrunError, exit_code=7): ...
 
 
-class BadModel(LlmrunError):
-    exit_code = 8
+class BadModel(LlmrunError, exit_code=8): ...
 
 
-class EngineCrashed(LlmrunError):
+class EngineCrashed(LlmrunError, exit_code=9):
     """`log` has the last 20 kB of llama.cpp's log, where there is one."""
-
-    exit_code = 9
 
     def __init__(
         self, message: str, *, log: str = "", hint: Remedy | None = None, remedies: Iterable[Remedy] = ()
@@ -149,17 +143,13 @@ class EngineCrashed(LlmrunError):
         self.log = log
 
 
-class OutOfMemory(LlmrunError):
-    exit_code = 10
+class OutOfMemory(LlmrunError, exit_code=10): ...
 
 
-class PromptTooLong(LlmrunError):
-    exit_code = 11
+class PromptTooLong(LlmrunError, exit_code=11): ...
 
 
-class TooSlow(LlmrunError):
-    exit_code = 12
+class TooSlow(LlmrunError, exit_code=12): ...
 
 
-class WrongFormat(LlmrunError):
-    exit_code = 13
+class WrongFormat(LlmrunError, exit_code=13): ...

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmrun import units
@@ -63,10 +63,10 @@ def is_running(pid: int) -> bool:
 
 def free_bytes(folder: Path) -> int:
     """Bytes that are free where a folder lies, or will lie."""
-    return shutil.disk_usage(_there(folder)).free
+    return shutil.disk_usage(nearest(folder)).free
 
 
-def _there(folder: Path) -> Path:
+def nearest(folder: Path) -> Path:
     """The folder, or the nearest above it that exists."""
     while not folder.exists():
         folder = folder.parent
@@ -75,7 +75,7 @@ def _there(folder: Path) -> Path:
 
 def check_space(folder: Path, needed: int, *, what: str, remedies: Iterable[Remedy] = (FREE_SPACE,)) -> None:
     """Raises `DiskError`, with these remedies, unless so many bytes are free where `folder` lies."""
-    free, where = free_bytes(folder), _there(folder)
+    free, where = free_bytes(folder), nearest(folder)
     if needed > free:
         raise DiskError(
             f"{printable(what)} needs {units.size(needed)}, {units.size(free)} are free on the disk of {where}",
@@ -110,13 +110,29 @@ def write_atomically(path: Path, data: str | bytes, *, staging_folder: Path | No
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = (staging_folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
-        if isinstance(data, str):
-            staging.write_text(data)
-        else:
-            staging.write_bytes(data)
+        staging.write_bytes(data.encode() if isinstance(data, str) else data)
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def shared_file(name: str) -> Iterator[tuple[int, str]]:
+    """A file that is gone with the block: its descriptor, and a path that other processes of this user can open.
+
+    In memory where the system can do that, and then gone with this process, however it ends. Raises `OSError`.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create(name)
+        try:
+            yield descriptor, f"/proc/{os.getpid()}/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        import tempfile
+
+        with tempfile.NamedTemporaryFile(suffix=name) as file:
+            yield file.fileno(), file.name
 
 
 def fsync_folder(folder: Path) -> None:
@@ -130,7 +146,8 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(doing: str) -> Iterator[None]:
+def disk_errors(doing: str) -> Iterator[None]:
+    """Inside, an `OSError` of the disk becomes a `DiskError` that says what was being done."""
     try:
         yield
     except BrokenPipeError:
@@ -139,20 +156,15 @@ def _disk_errors(doing: str) -> Iterator[None]:
         raise disk_error(error, doing) from error
 
 
-def disk_errors(doing: str) -> AbstractContextManager[None]:
-    """Inside, an `OSError` of the disk becomes a `DiskError` that says what was being done."""
-    return _disk_errors(doing)
-
-
 def disk_error(error: OSError, doing: str) -> DiskError:
-    reasons = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EFBIG: "the file is larger than the limit for files (ulimit -f) or than this disk can hold",
-        errno.EROFS: "the disk is read-only",
-        errno.EACCES: "no permission",
+    full = "the file is larger than the limit for files (ulimit -f) or than this disk can hold"
+    known: dict[int, tuple[str, Remedy | None]] = {
+        errno.ENOSPC: ("the disk is full", FREE_SPACE),
+        errno.EDQUOT: ("the disk quota is used up", FREE_SPACE),
+        errno.EFBIG: (full, "ulimit -f unlimited"),
+        errno.EROFS: ("the disk is read-only", None),
+        errno.EACCES: ("no permission", None),
     }
-    hints: dict[int, Remedy] = {errno.ENOSPC: FREE_SPACE, errno.EDQUOT: FREE_SPACE, errno.EFBIG: "ulimit -f unlimited"}
-    reason = reasons.get(error.errno or 0, error.strerror or str(error))
+    reason, hint = known.get(error.errno or 0, (error.strerror or str(error), None))
     where = f" ({printable(str(error.filename), 200)})" if error.filename else ""
-    return DiskError(f"{doing}: {reason}{where}", hint=hints.get(error.errno or 0))
+    return DiskError(f"{doing}: {reason}{where}", hint=hint)

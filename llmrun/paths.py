@@ -20,16 +20,12 @@ def hub_cache() -> Path:
 
 def imported_models() -> Path:
     """The folder of imported models."""
-    if home := os.environ.get("LLMRUN_HOME"):
-        return _expanded(home) / "models"
-    return _user_folder("XDG_DATA_HOME", "~/.local/share", "user_data_path") / "models"
+    return _in_home("models") or _user_folder("XDG_DATA_HOME", "~/.local/share", "user_data_path") / "models"
 
 
 def state() -> Path:
     """The folder of what is remembered: of models, conversations, benches."""
-    if home := os.environ.get("LLMRUN_HOME"):
-        return _expanded(home) / "state"
-    return _user_folder("XDG_STATE_HOME", "~/.local/state", "user_state_path")
+    return _in_home("state") or _user_folder("XDG_STATE_HOME", "~/.local/state", "user_state_path")
 
 
 def config() -> Path:
@@ -41,9 +37,12 @@ def config() -> Path:
 
 def cache() -> Path:
     """The folder of what can be made again."""
-    if home := os.environ.get("LLMRUN_HOME"):
-        return _expanded(home) / "cache"
-    return _user_folder("XDG_CACHE_HOME", "~/.cache", "user_cache_path")
+    return _in_home("cache") or _user_folder("XDG_CACHE_HOME", "~/.cache", "user_cache_path")
+
+
+def _in_home(name: str) -> Path | None:
+    home = os.environ.get("LLMRUN_HOME")
+    return _expanded(home) / name if home else None
 
 
 def _user_folder(variable: str, usual: str, elsewhere: str) -> Path:

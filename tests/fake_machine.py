@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmrun.machine.nvml import Unavailable
+from llmrun.machine.nvml import Nvml, Unavailable
 from llmrun.machine.proc import MachineReading, ProcessReading
 
 MIB = 1 << 20
@@ -37,7 +37,7 @@ class Scripted:
 
 
 @dataclass
-class FakeNvml:
+class FakeNvml(Nvml):
     """Two GPUs. What is in `broken` is not told, and `error` is raised by everything."""
 
     used: list[int] = field(default_factory=lambda: [3 * MIB, 5 * MIB])

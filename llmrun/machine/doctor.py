@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from llmrun import paths
+from llmrun import fs, paths
 from llmrun.errors import Act, DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory, Remedy
 from llmrun.fs import FREE_SPACE
 from llmrun.machine import gpus, hardware, packages
@@ -158,22 +158,13 @@ def required_packages(
     requirements: Sequence[Requirement], version_of: Callable[[str], str | None] = packages.installed
 ) -> Check:
     """Whether what is installed is what llmrun asks for."""
-    wrong = []
-    said = []
-    for each in requirements:
-        there = version_of(each.name)
-        if there is None:
-            said.append(f"{each.name} is missing")
-        elif not each.specifier.contains(there, prereleases=True):
-            said.append(f"{each.name} is {there}, not {each.specifier}")
-        else:
-            continue
-        wrong.append(f"'{each.name}{each.specifier}'")
-    if wrong:
-        return _problem(
-            "packages", "; ".join(said), EngineCrashed, f"{sys.executable} -m pip install {' '.join(wrong)}"
-        )
-    return Check("packages", "ok", "the versions that llmrun asks for")
+    there = {each: version_of(each.name) for each in requirements}
+    wrong = {each: v for each, v in there.items() if v is None or not each.specifier.contains(v, prereleases=True)}
+    if not wrong:
+        return Check("packages", "ok", "the versions that llmrun asks for")
+    said = [f"{each.name} is {f'{v}, not {each.specifier}' if v else 'missing'}" for each, v in wrong.items()]
+    command = " ".join([sys.executable, "-m pip install", *(f"'{each.name}{each.specifier}'" for each in wrong)])
+    return _problem("packages", "; ".join(said), EngineCrashed, command)
 
 
 # -- the store and the hub --------------------------------------------------------------------------------------------
@@ -211,13 +202,8 @@ def hub(environ: Mapping[str, str], token_file: Path) -> list[Check]:
     if endpoint := environ.get("HF_ENDPOINT"):
         lines.append(Check("hub", "ok", f"HF_ENDPOINT is {printable(without_password(endpoint), 200)}"))
     named = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if environ.get(name)), None)
-    if named:
-        lines.append(Check("hub token", "ok", f"set by {named}"))
-    elif token_file.exists():
-        lines.append(Check("hub token", "ok", "stored by hf auth login"))
-    else:
-        lines.append(Check("hub token", "ok", "none: only gated and private models need one"))
-    return lines
+    stored = "stored by hf auth login" if token_file.exists() else "none: only gated and private models need one"
+    return [*lines, Check("hub token", "ok", f"set by {named}" if named else stored)]
 
 
 def without_password(url: str) -> str:
@@ -284,12 +270,9 @@ def huge_pages(setting: str) -> list[Check]:
     words = {
         "always": "always: also for repacked weights and the KV cache",
         "madvise": "madvise: not for llama.cpp, which does not ask",
-        "never": "never",
     }
-    remedy = (
-        None if match[1] == "always" else "to try: echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
-    )
-    return [_check("huge pages", "ok", words.get(match[1], match[1]), remedy)]
+    enable = "to try: echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
+    return [_check("huge pages", "ok", words.get(match[1], match[1]), None if match[1] == "always" else enable)]
 
 
 # -- the CPU ----------------------------------------------------------------------------------------------------------
@@ -431,13 +414,9 @@ def of_this_machine(
 
 def disk_of(folder: Path) -> tuple[int | None, bool]:
     """Bytes that are free for us where the folder is or will be, and whether it can be written to."""
-    import shutil
-
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    existing = fs.nearest(folder)
     try:
-        return shutil.disk_usage(existing).free, existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+        return fs.free_bytes(existing), existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     except OSError:
         return None, False
 

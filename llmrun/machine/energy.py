@@ -17,12 +17,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
 
-from llmrun.machine.nvml import NoGpus, Nvml, Unavailable
+from llmrun.machine.nvml import Nvml, Unavailable
 
 POWERCAP = Path("/sys/class/powercap")
 LOOK_S = 20.0
@@ -62,15 +61,6 @@ class Energy:
     def above_idle_j(self) -> float | None:
         """Joules that the samples took more than the machine at rest; below 0 where less than the rest wavers."""
         return None if self.idle_w is None or self.seconds is None else self.joules - self.idle_w * self.seconds
-
-
-class Counter(Protocol):
-    """Something that can be asked for the joules since it was opened. May raise `Unavailable`, with the reason."""
-
-    method: str
-    look_s: float
-
-    def joules(self) -> float: ...
 
 
 class RaplCounter:
@@ -144,6 +134,10 @@ class NvmlPower:
         return self._total_j
 
 
+Counter = RaplCounter | NvmlCounter | NvmlPower
+"""Something that can be asked for the joules since it was opened. May raise `Unavailable`, with the reason."""
+
+
 @dataclass
 class Joules:
     """All counters of the machine that can be read.
@@ -159,7 +153,7 @@ class Joules:
     @classmethod
     def open(
         cls,
-        nvml: Nvml | NoGpus,
+        nvml: Nvml,
         *,
         powercap: Path = POWERCAP,
         read: Callable[[Path], str] = Path.read_text,
@@ -175,11 +169,8 @@ class Joules:
         # Of intel-rapl-mmio:0 the package is the same once more.
         zones: dict[str, list[Path]] = {}
         for zone in sorted(powercap.glob("intel-rapl:*")):
-            try:
-                name = read(zone / "name").strip().partition("-")[0]
-            except OSError:
-                continue
-            zones.setdefault(name, []).append(zone)
+            with suppress(OSError):
+                zones.setdefault(read(zone / "name").strip().partition("-")[0], []).append(zone)
         if not zones:
             self.unknown["RAPL"] = "RAPL: this machine shows no counters"
         for name, boundary in _BOUNDARIES.items():
@@ -191,10 +182,7 @@ class Joules:
             if counters:
                 self.counters[boundary] = counters
 
-    def _open_nvml(self, nvml: Nvml | NoGpus, clock: Callable[[], float]) -> None:
-        if isinstance(nvml, NoGpus):
-            self.unknown["NVML"] = nvml.reason
-            return
+    def _open_nvml(self, nvml: Nvml, clock: Callable[[], float]) -> None:
         try:
             n_gpus = nvml.n_gpus()
         except Unavailable as error:
@@ -239,7 +227,7 @@ def _gpu_counter(nvml: Nvml, gpu: int, clock: Callable[[], float]) -> Counter:
 
 
 class EnergyMeter:
-    """Joules of everything between `start` and `stop`, of all such windows together; or `with meter:` for each.
+    """Joules of everything that runs inside it, of all such windows together.
 
         meter = EnergyMeter(joules, measure_idle(joules))
         for sample in samples:
@@ -264,57 +252,38 @@ class EnergyMeter:
         self._counters, self._idle_w, self._clock = joules, dict(idle_w or {}), clock
         self._lock = threading.Lock()  # the counters add up what they see: one look at a time
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._first: dict[str, float] = {}
-        self._first_s = 0.0
         self._n_windows = 0
         self.joules: dict[str, float] = {}
         self.seconds = 0.0
 
-    def start(self) -> None:
+    def __enter__(self) -> EnergyMeter:
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, name="llmrun-energy", daemon=True)
         with self._lock:
             self._first, self._first_s = self._counters.read(), self._clock()
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             last, last_s = self._counters.read(), self._clock()
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=2)  # a driver that hangs must not keep us; the thread is a daemon
-            self._thread = None
+        self._thread.join(timeout=2)  # a driver that hangs must not keep us; the thread is a daemon
         before = self.joules if self._n_windows else dict.fromkeys(last, 0.0)
-        self.joules = {
-            boundary: before[boundary] + n - self._first[boundary]
-            for boundary, n in last.items()
-            if boundary in before and boundary in self._first
-        }
+        in_both = last.keys() & before.keys() & self._first.keys()
+        self.joules = {name: before[name] + n - self._first[name] for name, n in last.items() if name in in_both}
         self.seconds += last_s - self._first_s
         self._n_windows += 1
-
-    def __enter__(self) -> EnergyMeter:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
 
     def result(self) -> tuple[Energy, ...] | str:
         """What was seen, the widest boundary first; or why nothing was."""
         if not self._n_windows:
             return "nothing was measured"
+        counters, seconds = self._counters, self.seconds
         found = tuple(
-            Energy(
-                boundary,
-                joules,
-                self._counters.method(boundary),
-                idle_w=self._idle_w.get(boundary),
-                seconds=self.seconds,
-            )
-            for boundary, joules in self.joules.items()
-            if boundary in self._counters.counters
+            Energy(name, joules, counters.method(name), idle_w=self._idle_w.get(name), seconds=seconds)
+            for name, joules in self.joules.items()
+            if name in counters.counters
         )
         return found or self._counters.why_not
 
@@ -351,15 +320,8 @@ def cost_per_million_tokens(
     10⁶ J/token ÷ 3.6·10⁶ J/kWh · price + 10⁶ tokens ÷ tokens per hour · price. A price that is None costs nothing, and
     None is returned where neither is given or what it is to be multiplied with is unknown.
     """
-    if price_kwh is None and price_hour is None:
-        return None
-    cost = 0.0
-    if price_kwh is not None:
-        if joules_per_token is None:
-            return None
-        cost += joules_per_token / 3.6 * price_kwh
-    if price_hour is not None:
-        if not tps:
-            return None
-        cost += 1e6 / tps / 3600 * price_hour
-    return cost
+    kwh = None if joules_per_token is None else joules_per_token / 3.6
+    hours = 1e6 / tps / 3600 if tps else None
+    wanted = [(price, n) for price, n in ((price_kwh, kwh), (price_hour, hours)) if price is not None]
+    known = [price * n for price, n in wanted if n is not None]
+    return sum(known) if wanted and len(known) == len(wanted) else None

@@ -187,23 +187,15 @@ def describe_build(system_info: str | None = None, versions: Mapping[str, str] |
 
 
 def _cpu_name(devices: Sequence[Device], cpu_info: str) -> str | None:
-    found = re.search(r"^model name\s*:\s*(.+)$", cpu_info, re.MULTILINE)
-    if found:
+    if found := re.search(r"^model name\s*:\s*(.+)$", cpu_info, re.MULTILINE):
         return found[1].strip()
     return next((device.description for device in devices if device.kind == "cpu"), None)
 
 
 def _device(device: Device) -> DeviceInfo:
     # Behind an RPC device there is an address, which is nobody's business.
-    is_remote = device.backend.startswith("RPC")
-    return DeviceInfo(
-        device.name,
-        device.kind,
-        "RPC" if is_remote else device.description,
-        "RPC" if is_remote else device.backend,
-        device.total_bytes,
-        device.free_bytes,
-    )
+    named = ("RPC", "RPC") if device.backend.startswith("RPC") else (device.description, device.backend)
+    return DeviceInfo(device.name, device.kind, *named, device.total_bytes, device.free_bytes)
 
 
 def _os_name() -> str | None:

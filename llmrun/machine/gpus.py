@@ -21,25 +21,14 @@ Vendor = Literal["NVIDIA", "AMD", "Intel", "Apple"]
 _VENDORS: dict[str, Vendor] = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 # PCI classes: VGA controller, 3D controller, other display controller. The last two digits are its interface.
 _DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380")
-_FLAGS: dict[Vendor, str] = {
-    "NVIDIA": "-DGGML_CUDA=on",
-    "AMD": "-DGGML_HIP=on",
-    "Intel": "-DGGML_VULKAN=on",
-    "Apple": "-DGGML_METAL=on",
-}
 _BINDING = "llama-cpp-python"
-# As llama.cpp names the backends that can use them. Vulkan's one device may be another vendor's: taken for used.
-_BACKENDS: dict[Vendor, set[str]] = {
-    "NVIDIA": {"CUDA", "Vulkan"},
-    "AMD": {"ROCm", "HIP", "Vulkan"},
-    "Intel": {"SYCL", "Vulkan", "OpenVINO"},
-    "Apple": {"MTL", "Metal"},
-}
-_NEEDS: dict[Vendor, str] = {
-    "NVIDIA": "the CUDA toolkit (nvcc)",
-    "AMD": "ROCm; or -DGGML_VULKAN=on and the Vulkan SDK",
-    "Intel": "the Vulkan SDK (glslc)",
-    "Apple": "Xcode's command line tools",
+# What llama.cpp has to be built with, what that needs, and how llama.cpp names the backends that can use such a GPU.
+# Vulkan's one device may be another vendor's: taken for used.
+_BUILDS: dict[Vendor, tuple[str, str, set[str]]] = {
+    "NVIDIA": ("-DGGML_CUDA=on", "the CUDA toolkit (nvcc)", {"CUDA", "Vulkan"}),
+    "AMD": ("-DGGML_HIP=on", "ROCm; or -DGGML_VULKAN=on and the Vulkan SDK", {"ROCm", "HIP", "Vulkan"}),
+    "Intel": ("-DGGML_VULKAN=on", "the Vulkan SDK (glslc)", {"SYCL", "Vulkan", "OpenVINO"}),
+    "Apple": ("-DGGML_METAL=on", "Xcode's command line tools", {"MTL", "Metal"}),
 }
 
 
@@ -62,16 +51,16 @@ class Gpu:
     @property
     def flag(self) -> str:
         """What llama.cpp has to be built with."""
-        return _FLAGS[self.vendor]
+        return _BUILDS[self.vendor][0]
 
     @property
     def needs(self) -> str:
         """What has to be installed to build it so."""
-        return _NEEDS[self.vendor]
+        return _BUILDS[self.vendor][1]
 
     def used_by(self, backends: Iterable[str]) -> bool:
         """Whether one of llama.cpp's backends, of those that have devices, can be using it."""
-        return bool(_BACKENDS[self.vendor] & set(backends))
+        return bool(_BUILDS[self.vendor][2] & set(backends))
 
 
 def find_gpus(
@@ -88,11 +77,7 @@ def find_gpus(
     nvidia_open = any((dev / name).exists() for name in ("nvidia0", "nvidiactl", "dxg"))
     render_nodes = list(dev.glob("dri/renderD*"))
     found = []
-    try:
-        devices = sorted(pci.iterdir())
-    except OSError:
-        devices = []
-    for device in devices:
+    for device in sorted(pci.glob("*")):
         vendor = _VENDORS.get(line_of(device / "vendor"))
         if vendor is None or not line_of(device / "class").startswith(_DISPLAY_CLASSES):
             continue
@@ -108,12 +93,9 @@ def find_gpus(
 
 def _nvidia_names(proc: Path) -> dict[str, str]:
     """PCI addresses to names of products, from NVIDIA's driver."""
-    found = {}
-    for path in sorted(proc.glob("driver/nvidia/gpus/*/information")):
-        model = re.search(r"^Model:\s*(.+?)\s*$", text_of(path), re.MULTILINE)
-        if model:
-            found[path.parent.name.lower()] = model[1]
-    return found
+    paths = sorted(proc.glob("driver/nvidia/gpus/*/information"))
+    models = {path: re.search(r"^Model:\s*(.+?)\s*$", text_of(path), re.MULTILINE) for path in paths}
+    return {path.parent.name.lower(): model[1] for path, model in models.items() if model}
 
 
 def nvidia_driver(proc: Path = Path("/proc")) -> str | None:
@@ -130,8 +112,7 @@ def nvidia_library(folders: Sequence[Path] | None = None) -> str | None:
     usual = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/wsl/lib")
     for folder in folders if folders is not None else [Path(name) for name in usual]:
         for path in sorted(folder.glob("libnvidia-ml.so.*")):
-            match = re.fullmatch(r"libnvidia-ml\.so\.([0-9]+\.[0-9.]+)", path.name)
-            if match:
+            if match := re.fullmatch(r"libnvidia-ml\.so\.([0-9]+\.[0-9.]+)", path.name):
                 return match[1]
     return None
 

@@ -9,11 +9,11 @@ import math
 import os
 import re
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llmrun.machine.proc import ROOT, Proc, line_of
+from llmrun.machine.proc import ROOT, Proc, line_of, text_of
 
 if TYPE_CHECKING:
     from llmrun.machine.device import Device
@@ -52,57 +52,50 @@ def cpu_quota(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> float |
     """
     limits = []
     for folder in _cgroup_folders(cgroup, membership, "cpu"):
-        try:
-            quota, period = (folder / "cpu.max").read_text().split()
-        except (OSError, ValueError):
-            try:
-                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-                period = (folder / "cpu.cfs_period_us").read_text().strip()
-            except OSError:
-                continue
-        if quota not in ("max", "-1") and int(period) > 0:
+        quota, _, period = line_of(folder / "cpu.max").partition(" ")
+        if not period:
+            quota, period = line_of(folder / "cpu.cfs_quota_us"), line_of(folder / "cpu.cfs_period_us")
+        if quota.isdecimal() and period.isdecimal() and int(period) > 0:  # "max" and -1 are no limit
             limits.append(int(quota) / int(period))
     return min(limits, default=None)
 
 
 def memory_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
     """Bytes of memory that the cgroup or the address-space limit (`ulimit -v`) leaves, or None for no limit."""
-    limits = [container_limit(cgroup, membership)]
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if address_space != resource.RLIM_INFINITY:
-        limits.append(address_space)
+    limits = [container_limit(cgroup, membership), None if address_space == resource.RLIM_INFINITY else address_space]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def container_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int | None:
     """Bytes of memory that the cgroup may use in all, or None for no limit."""
-    limits = []
+    return min((limit for limit, *_ in _memory_limits(cgroup, membership)), default=None)
+
+
+# Of v2 and v1: the limit, what is used, and in `memory.stat` the page cache that can be dropped.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _memory_limits(cgroup: Path, membership: Path) -> Iterator[tuple[int, Path, str, str]]:
+    """Every limit on the way up, its folder and the names of what is used of it."""
     for folder in _cgroup_folders(cgroup, membership, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            try:
-                text = (folder / name).read_text().strip()
-            except OSError:
-                continue
-            if text != "max" and int(text) < 1 << 60:  # v1 writes "no limit" as a huge number
-                limits.append(int(text))
-    return min(limits, default=None)
+        for limit_name, used_name, cache_name in _MEMORY_FILES:
+            text = line_of(folder / limit_name)
+            if text.isdecimal() and int(text) < 1 << 60:  # v1 writes "no limit" as a huge number, v2 "max"
+                yield int(text), folder, used_name, cache_name
 
 
 def _cgroup_folders(cgroup: Path, membership: Path, controller: str) -> list[Path]:
     """This process's cgroup and those above it: v2 first, then v1's `controller`."""
     folders = []
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
+    for line in text_of(membership).splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root = cgroup
-        elif controller in controllers.split(","):
-            root = cgroup / controller
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
+        root = cgroup / controller if controllers else cgroup
         here = root / path.lstrip("/")
         folders += [here, *[parent for parent in here.parents if parent.is_relative_to(root)]]
     return [*folders, cgroup, cgroup / controller]
@@ -121,22 +114,11 @@ def cgroup_free(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int |
     As with `memory_limit`, the tightest on the way up counts.
     """
     free = []
-    names = (
-        ("memory.max", "memory.current", "inactive_file "),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
-    )
-    for folder in _cgroup_folders(cgroup, membership, "memory"):
-        for limit_name, used_name, cache_name in names:
-            try:
-                limit = (folder / limit_name).read_text().strip()
-                used = int((folder / used_name).read_text())
-                stat = (folder / "memory.stat").read_text().splitlines()
-            except (OSError, ValueError):
-                continue
-            if limit == "max" or int(limit) >= 1 << 60:
-                continue
-            cache = next((int(line.split()[1]) for line in stat if line.startswith(cache_name)), 0)
-            free.append(max(0, int(limit) - max(0, used - cache)))
+    for limit, folder, used_name, cache_name in _memory_limits(cgroup, membership):
+        used, stat = line_of(folder / used_name), text_of(folder / "memory.stat")
+        if used.isdecimal() and stat:
+            cache = re.search(rf"^{cache_name} (\d+)$", stat, re.MULTILINE)
+            free.append(max(0, limit - max(0, int(used) - int(cache[1] if cache else 0))))
     return min(free, default=None)
 
 
@@ -172,14 +154,9 @@ def last_level_cache_bytes(cpus: Path = _CPUS) -> int:
     """
     found: dict[int, dict[str, int]] = {}
     for index in cpus.glob("cpu[0-9]*/cache/index[0-9]*"):
-        try:
-            text = (index / "size").read_text().strip()
-            level = int((index / "level").read_text())
-            shared = (index / "shared_cpu_list").read_text().strip()
-        except (OSError, ValueError):
-            continue
-        if text[:-1].isdigit() and text[-1:] in "KMG":
-            found.setdefault(level, {})[shared] = int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]]
+        text, level, shared = (line_of(index / name) for name in ("size", "level", "shared_cpu_list"))
+        if level.isdecimal() and shared and text[:-1].isdigit() and text[-1:] in "KMG":
+            found.setdefault(int(level), {})[shared] = int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]]
     return sum(found[max(found)].values()) if found else 0
 
 
@@ -188,13 +165,9 @@ def cpu_mhz(cpus: Path = _CPUS) -> float | None:
 
     A virtual machine mostly doesn't, and what the kernel tells is what it asked for, not what a hot CPU gives.
     """
-    found = []
-    for cpu in usable_cpus():
-        try:
-            found.append(int((cpus / f"cpu{cpu}" / "cpufreq" / "scaling_cur_freq").read_text()) / 1000)
-        except (OSError, ValueError):
-            continue
-    return sum(found) / len(found) if found else None
+    khz = [line_of(cpus / f"cpu{cpu}" / "cpufreq" / "scaling_cur_freq") for cpu in usable_cpus()]
+    known = [int(each) for each in khz if each.isdecimal()]
+    return sum(known) / len(known) / 1000 if known else None
 
 
 PowerSource = Literal["battery", "mains"]
@@ -202,13 +175,8 @@ PowerSource = Literal["battery", "mains"]
 
 def power_source(supplies: Path = _SUPPLIES) -> PowerSource | None:
     """What feeds a machine that has a battery; None: it has none, or the system does not tell."""
-    try:
-        found = [
-            (line_of(folder / "type"), line_of(folder / "online"), line_of(folder / "scope"))
-            for folder in supplies.iterdir()
-        ]
-    except OSError:
-        return None
+    names = ("type", "online", "scope")
+    found = [tuple(line_of(folder / name) for name in names) for folder in supplies.glob("*")]
     if not any(kind == "Battery" and scope != "Device" for kind, _, scope in found):  # a mouse's battery is no matter
         return None
     return "mains" if any(online == "1" for kind, online, _ in found if kind != "Battery") else "battery"
@@ -244,10 +212,6 @@ def unused_instructions(devices: Iterable[Device], proc: Path = ROOT) -> list[st
     Empty where the CPU device's features, or those of the CPU itself (macOS), are not known.
     """
     features: Mapping[str, str] = next((device.features for device in devices if device.name == "CPU"), {})
-    try:
-        cpu_info = (proc / "cpuinfo").read_text()
-    except OSError:
-        return []
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpu_info, re.MULTILINE)
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text_of(proc / "cpuinfo"), re.MULTILINE)
     can = set(found[1].split()) if found else set()
     return [ours for ours, theirs in _INSTRUCTIONS.items() if features and theirs in can and ours not in features]

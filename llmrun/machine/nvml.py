@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from llmrun.machine.proc import ROOT
 
@@ -19,45 +20,6 @@ _T = TypeVar("_T")
 
 class Unavailable(Exception):
     """The driver does not tell this. Its text says why."""
-
-
-@dataclass(frozen=True)
-class NoGpus:
-    """There is no NVML, and why."""
-
-    reason: str
-
-
-class Nvml(Protocol):
-    """What is asked of NVML, GPU by GPU, in the units of `GpuReading`. Any of it may raise `Unavailable`."""
-
-    def n_gpus(self) -> int: ...
-
-    def name(self, gpu: int) -> str: ...
-
-    def memory(self, gpu: int) -> tuple[int, int]:
-        """Bytes in use, and in all."""
-
-    def process_bytes(self, gpu: int, pid: int) -> int | None: ...
-
-    def utilization(self, gpu: int) -> float: ...
-
-    def power_w(self, gpu: int) -> float: ...
-
-    def energy_j(self, gpu: int) -> float: ...
-
-    def sm_mhz(self, gpu: int) -> int: ...
-
-    def memory_mhz(self, gpu: int) -> int: ...
-
-    def max_memory_mhz(self, gpu: int) -> int: ...
-
-    def bus_width_bits(self, gpu: int) -> int:
-        """Of its memory."""
-
-    def temperature_c(self, gpu: int) -> int: ...
-
-    def throttled(self, gpu: int) -> tuple[str, ...]: ...
 
 
 # Bits of nvmlDeviceGetCurrentClocksThrottleReasons. Idle (1) is none, and neither is what a user has set (2, 0x100).
@@ -74,22 +36,27 @@ _THROTTLES: Mapping[int, str] = {
 _FIRST_NAMESPACE = "pid:[4026531836]"
 
 
-class Pynvml:
-    """NVML through `pynvml`. One function here is one call there."""
+class Nvml:
+    """What is asked of NVML, GPU by GPU, in the units of `GpuReading`; a method is one call of `pynvml`.
+
+    Any of them may raise `Unavailable`.
+    """
+
+    _pids_are_ours = True
 
     def __init__(self, pynvml: Any, *, pids_are_ours: bool) -> None:
-        self._nvml = pynvml
-        self._pids_are_ours = pids_are_ours
-        self._handles: dict[int, Any] = {}
+        self._nvml, self._pids_are_ours = pynvml, pids_are_ours
+        self._handle = cache(pynvml.nvmlDeviceGetHandleByIndex)
 
     def n_gpus(self) -> int:
-        return int(self._translated(lambda: self._nvml.nvmlDeviceGetCount()))
+        return int(self._ask(None, "nvmlDeviceGetCount"))
 
     def name(self, gpu: int) -> str:
         name = self._ask(gpu, "nvmlDeviceGetName")
         return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
     def memory(self, gpu: int) -> tuple[int, int]:
+        """Bytes in use, and in all."""
         memory = self._ask(gpu, "nvmlDeviceGetMemoryInfo")
         return int(memory.used), int(memory.total)
 
@@ -124,6 +91,7 @@ class Pynvml:
         return int(self._ask(gpu, "nvmlDeviceGetMaxClockInfo", 2))  # NVML_CLOCK_MEM
 
     def bus_width_bits(self, gpu: int) -> int:
+        """Of its memory."""
         return int(self._ask(gpu, "nvmlDeviceGetMemoryBusWidth"))
 
     def temperature_c(self, gpu: int) -> int:
@@ -133,25 +101,27 @@ class Pynvml:
         bits = int(self._ask(gpu, "nvmlDeviceGetCurrentClocksThrottleReasons"))
         return tuple(reason for bit, reason in _THROTTLES.items() if bits & bit)
 
-    def _ask(self, gpu: int, function: str, *arguments: int) -> Any:
-        def call() -> Any:
-            if gpu not in self._handles:
-                self._handles[gpu] = self._nvml.nvmlDeviceGetHandleByIndex(gpu)
-            return getattr(self._nvml, function)(self._handles[gpu], *arguments)
-
-        return self._translated(call)
-
-    def _translated(self, call: Callable[[], _T]) -> _T:
+    def _ask(self, gpu: int | None, function: str, *arguments: int) -> Any:
+        nvml = self._nvml
         try:
-            return call()
-        except self._nvml.NVMLError as error:
-            raise Unavailable(f"NVML: {error}") from None
-        except (AttributeError, OSError, UnicodeError) as error:
-            # a binding or a driver that is older than the function
+            handle = () if gpu is None else (self._handle(gpu),)
+            return getattr(nvml, function)(*handle, *arguments)
+        except (nvml.NVMLError, AttributeError, OSError, UnicodeError) as error:
+            # Without NVMLError: a binding or a driver that is older than the function.
             raise Unavailable(f"NVML: {error}") from None
 
 
-def open_nvml(marks: Sequence[Path] = (Path("/dev/nvidiactl"), Path("/dev/dxg"))) -> Nvml | NoGpus:
+@dataclass(frozen=True)
+class NoGpus(Nvml):
+    """There is no NVML: whatever it is asked, it raises `Unavailable`, with the reason."""
+
+    reason: str
+
+    def _ask(self, gpu: int | None, function: str, *arguments: int) -> Any:
+        raise Unavailable(self.reason)
+
+
+def open_nvml(marks: Sequence[Path] = (Path("/dev/nvidiactl"), Path("/dev/dxg"))) -> Nvml:
     """NVML, or why there is none. Without the driver's `marks` in /dev the library is not even looked for."""
     if not any(mark.exists() for mark in marks):
         return NoGpus("there is no NVIDIA driver")
@@ -167,7 +137,7 @@ def open_nvml(marks: Sequence[Path] = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
         namespace = os.fspath((ROOT / "self/ns/pid").readlink())
     except OSError:
         namespace = ""
-    return Pynvml(pynvml, pids_are_ours=namespace == _FIRST_NAMESPACE)
+    return Nvml(pynvml, pids_are_ours=namespace == _FIRST_NAMESPACE)
 
 
 @dataclass(frozen=True)
@@ -197,6 +167,10 @@ class GpuReading:
     throttled: tuple[str, ...] | None = None
 
 
+_READ_EACH_TIME = ("utilization", "power_w", "energy_j", "sm_mhz", "memory_mhz", "temperature_c", "throttled")
+"""Methods of `Nvml` and fields of `GpuReading`."""
+
+
 def _or_none(function: Callable[..., _T], *arguments: int) -> _T | None:
     try:
         return function(*arguments)
@@ -218,17 +192,5 @@ class Gpus:
     def _read(self, gpu: int, name: str | None, pid: int) -> GpuReading:
         nvml = self._nvml
         used, total = _or_none(nvml.memory, gpu) or (None, None)
-        return GpuReading(
-            index=gpu,
-            name=name,
-            total_bytes=total,
-            used_bytes=used,
-            process_bytes=_or_none(nvml.process_bytes, gpu, pid),
-            utilization=_or_none(nvml.utilization, gpu),
-            power_w=_or_none(nvml.power_w, gpu),
-            energy_j=_or_none(nvml.energy_j, gpu),
-            sm_mhz=_or_none(nvml.sm_mhz, gpu),
-            memory_mhz=_or_none(nvml.memory_mhz, gpu),
-            temperature_c=_or_none(nvml.temperature_c, gpu),
-            throttled=_or_none(nvml.throttled, gpu),
-        )
+        more: Any = {each: _or_none(getattr(nvml, each), gpu) for each in _READ_EACH_TIME}
+        return GpuReading(gpu, name, total, used, _or_none(nvml.process_bytes, gpu, pid), **more)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from llmrun import codec, fs, paths
-from llmrun.machine.nvml import NoGpus, Nvml, Unavailable
+from llmrun.machine.nvml import Nvml, Unavailable
 
 SCHEMA = "llmrun.ceilings/1"
 MAX_AGE_DAYS = 30.0
@@ -43,7 +44,7 @@ def read_size(kind: str, free_bytes: int | None, cache_bytes: int) -> int | None
     return n_bytes if n_bytes >= least else None
 
 
-def datasheet_bytes_per_s(nvml: Nvml | NoGpus, product: str) -> float | None:
+def datasheet_bytes_per_s(nvml: Nvml, product: str) -> float | None:
     """Bandwidth that the memory of an NVIDIA GPU has on paper: 2 transfers a clock x clock x bus width / 8.
 
     Right for GDDR5 to GDDR6X and HBM, where NVML's clock is half of the transfer rate: H200, 3201 MHz and 6144 bits,
@@ -51,13 +52,9 @@ def datasheet_bytes_per_s(nvml: Nvml | NoGpus, product: str) -> float | None:
     takes some percent. CUDA numbers GPUs otherwise than NVML: they are found by the name of the product; None where
     two of the same name differ.
     """
-    if isinstance(nvml, NoGpus):
-        return None
-    found: set[float] = set()
     try:
-        for gpu in range(nvml.n_gpus()):
-            if nvml.name(gpu) == product:
-                found.add(2 * nvml.max_memory_mhz(gpu) * 1e6 * nvml.bus_width_bits(gpu) / 8)
+        same = [gpu for gpu in range(nvml.n_gpus()) if nvml.name(gpu) == product]
+        found = {2 * nvml.max_memory_mhz(gpu) * 1e6 * nvml.bus_width_bits(gpu) / 8 for gpu in same}
     except Unavailable:
         return None
     return found.pop() or None if len(found) == 1 else None
@@ -161,24 +158,17 @@ def load(
         kept = codec.convert(document["ceilings"], list[Ceiling])
     except (OSError, ValueError, KeyError, TypeError):
         return ()
-    ages = [each.age_s(now) for each in kept]
-    return tuple(
-        ceiling
-        for ceiling, age_s in zip(kept, ages, strict=True)
-        if age_s is not None and (max_age_days is None or age_s <= max_age_days * 86_400)
-    )
+    most_s = math.inf if max_age_days is None else max_age_days * 86_400
+    return tuple(each for each in kept if (age_s := each.age_s(now)) is not None and age_s <= most_s)
 
 
 def save(key: Key, measured: Iterable[Ceiling], *, where: Path | None = None) -> None:
     """Keep these, and of the others what is kept already. Raises `DiskError`."""
-    made = {_identity(each): each for each in (*load(key, max_age_days=None, where=where), *measured)}
+    known = (*load(key, max_age_days=None, where=where), *measured)
+    # A worker's device has its address for a description: the next worker gets the same name.
+    made = {(each.device, each.description, each.n_threads): each for each in known}
     # The key is there for people: it says what the digest in the name stands for.
     document = {"schema": SCHEMA, "key": asdict(key), "ceilings": codec.plain(list(made.values()))}
     path = (where or folder()) / f"{key.digest}.json"
     with fs.disk_errors(f"writing {path}"):
         fs.write_atomically(path, json.dumps(document, indent=1) + "\n")
-
-
-def _identity(ceiling: Ceiling) -> tuple[str, str, int | None]:
-    """A worker's device has its address for a description: the next worker gets the same name."""
-    return (ceiling.device, ceiling.description, ceiling.n_threads)

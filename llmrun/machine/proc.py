@@ -13,6 +13,7 @@ is asked of psutil there (`open_reader`).
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,8 +40,8 @@ def line_of(path: Path) -> str:
 # -- readings ---------------------------------------------------------------------------------------------------------
 
 
-class MemoryReading(NamedTuple):
-    """Memory of one process at one moment. None: the system doesn't tell.
+class ProcessReading(NamedTuple):
+    """One process at one moment. None: the system doesn't tell.
 
     Attributes:
         rss_bytes: resident memory; where its parts are known, their sum.
@@ -50,21 +51,6 @@ class MemoryReading(NamedTuple):
         peak_rss_bytes: the most that was ever resident, since the process began.
         swap_bytes: of its own memory, what lies in swap.
         address_space_bytes: everything that is mapped, resident or not: what `ulimit -v` limits.
-    """
-
-    rss_bytes: int | None = None
-    anonymous_bytes: int | None = None
-    file_bytes: int | None = None
-    shmem_bytes: int | None = None
-    peak_rss_bytes: int | None = None
-    swap_bytes: int | None = None
-    address_space_bytes: int | None = None
-
-
-class ProcessReading(NamedTuple):
-    """One process at one moment: its memory as in `MemoryReading`, and more. None: the system doesn't tell.
-
-    Attributes:
         cpu_s: CPU time of all its threads since it began.
         major_faults: since it began, pages that had to be read from the disk.
     """
@@ -102,9 +88,11 @@ class Proc:
         self._root = os.fspath(root)
         self._tick_s = 1 / (ticks_per_s or os.sysconf("SC_CLK_TCK"))
 
-    def memory(self, pid: int | None = None) -> MemoryReading:
-        """Of this process, or of another one; all None where there is no such process."""
-        return MemoryReading(**self._memory("self" if pid is None else str(pid)))
+    def memory(self, pid: int | str = "self") -> ProcessReading:
+        """Of this process, or of another one, its memory alone; all None where there is no such process."""
+        # `smaps_rollup` would walk every page of a mapped model.
+        lines = _kib_lines(_first_read(f"{self._root}/{pid}/status") or "")
+        return ProcessReading(*map(lines.get, _MEMORY_LINES))
 
     def cpu_s(self, pid: int) -> float | None:
         """CPU time of all threads of a process since it began; None where there is no such process."""
@@ -120,7 +108,7 @@ class Proc:
         fields = self.stat(pid) if stat is None else stat
         if not fields or fields[0] in ("Z", "X"):  # gone, or dead and waiting for its parent to notice
             return None
-        return ProcessReading(**self._memory(str(pid)), cpu_s=self._cpu_s(fields), major_faults=_number(_at(fields, 9)))
+        return self.memory(pid)._replace(cpu_s=self._cpu_s(fields), major_faults=_number(_at(fields, 9)))
 
     def machine(self) -> MachineReading:
         name, *fields = (_first_read(f"{self._root}/stat") or "").partition("\n")[0].split() or [""]
@@ -157,21 +145,9 @@ class Proc:
         user, system = _number(_at(stat, 11)), _number(_at(stat, 12))
         return None if user is None or system is None else (user + system) * self._tick_s
 
-    def _memory(self, process: str) -> dict[str, int | None]:
-        # `smaps_rollup` would walk every page of a mapped model.
-        lines = _kib_lines(_first_read(f"{self._root}/{process}/status") or "")
-        return {name: lines.get(line) for name, line in _MEMORY_LINES.items()}
 
-
-_MEMORY_LINES = {
-    "rss_bytes": "VmRSS",
-    "anonymous_bytes": "RssAnon",
-    "file_bytes": "RssFile",
-    "shmem_bytes": "RssShmem",
-    "peak_rss_bytes": "VmHWM",
-    "swap_bytes": "VmSwap",
-    "address_space_bytes": "VmSize",
-}
+_MEMORY_LINES = ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM", "VmSwap", "VmSize")
+"""Of /proc/PID/status, for the first fields of `ProcessReading`."""
 
 
 def _first_read(path: str) -> str | None:
@@ -190,14 +166,7 @@ def _first_read(path: str) -> str | None:
 
 def _kib_lines(text: str) -> dict[str, int]:
     """Lines such as "VmRSS:     1676 kB", as bytes; the others are left out."""
-    found: dict[str, int] = {}
-    for line in text.splitlines():
-        if line.endswith(" kB"):
-            name, _, value = line[:-3].partition(":")
-            n = _number(value.strip())
-            if n is not None:
-                found[name] = n * 1024
-    return found
+    return {name: int(n) * 1024 for name, n in re.findall(r"^([^:\n]*):\s*([0-9]+) kB$", text, re.MULTILINE)}
 
 
 def _at(fields: Sequence[str], index: int) -> str | None:

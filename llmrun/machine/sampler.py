@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import TracebackType
+from typing import Any
 
 from llmrun.machine.nvml import GpuReading, Gpus, NoGpus, Nvml, Unavailable
 from llmrun.machine.proc import ProcessReading, Reader, open_reader
@@ -140,94 +141,73 @@ class Usage:
 
 
 @dataclass
-class _Peak:
-    value: float | None = None
-
-    def add(self, value: float | None) -> None:
-        if value is not None:
-            self.value = value if self.value is None else max(self.value, value)
-
-    @property
-    def whole(self) -> int | None:
-        return None if self.value is None else int(self.value)
-
-
-@dataclass
-class _Mean:
-    """Over time: each value counts for as long as it was the newest, that is since the sample before."""
-
-    sum: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, value: float | None, seconds: float) -> None:
-        if value is not None:
-            self.sum += value * seconds
-            self.seconds += seconds
-
-    @property
-    def value(self) -> float | None:
-        return self.sum / self.seconds if self.seconds else None
-
-
-@dataclass
-class _Growth:
-    """Of a counter that only ever grows."""
+class _Figure:
+    """One figure over time. What is not known changes nothing."""
 
     first: float | None = None
     last: float | None = None
+    peak: Any = None  # of ints an int
+    _sum: float = 0.0
+    _seconds: float = 0.0
 
-    def add(self, value: float | None) -> None:
+    def add(self, value: float | None, seconds: float = 0.0) -> None:
+        """A value counts in the mean for as long as it was the newest, that is since the sample before."""
         if value is not None:
             self.first = value if self.first is None else self.first
-            self.last = value
+            self.last, self.peak = value, value if self.peak is None else max(self.peak, value)
+            self._sum, self._seconds = self._sum + value * seconds, self._seconds + seconds
 
     @property
-    def value(self) -> float | None:
+    def mean(self) -> float | None:
+        return self._sum / self._seconds if self._seconds else None
+
+    @property
+    def growth(self) -> float | None:
+        """Of a counter that only ever grows."""
         return None if self.first is None or self.last is None else max(0.0, self.last - self.first)
 
 
-@dataclass
+class _Figures(defaultdict[str, _Figure]):
+    """Those of a process or a GPU, by the name that its reading has for them."""
+
+    def __init__(self) -> None:
+        super().__init__(_Figure)
+
+    def add(self, reading: object, names: Iterable[str], seconds: float) -> None:
+        for name in names:
+            self[name].add(getattr(reading, name), seconds)
+
+
+_OF_A_PROCESS = ("anonymous_bytes", "file_bytes", "shmem_bytes", "swap_bytes", "rss_bytes", "peak_rss_bytes")
+_OF_A_GPU = "used_bytes process_bytes utilization power_w energy_j sm_mhz memory_mhz temperature_c".split()
+
+
 class _GpuTally:
-    first: GpuReading
-    used: _Peak = field(default_factory=_Peak)
-    process: _Peak = field(default_factory=_Peak)
-    power: _Peak = field(default_factory=_Peak)
-    temperature: _Peak = field(default_factory=_Peak)
-    utilization: _Mean = field(default_factory=_Mean)
-    mean_power: _Mean = field(default_factory=_Mean)
-    sm: _Mean = field(default_factory=_Mean)
-    memory: _Mean = field(default_factory=_Mean)
-    energy: _Growth = field(default_factory=_Growth)
-    throttled: dict[str, None] | None = None
+    def __init__(self, first: GpuReading) -> None:
+        self.first, self.figures = first, _Figures()
+        self.throttled: dict[str, None] | None = None
 
     def add(self, reading: GpuReading, seconds: float) -> None:
-        self.used.add(reading.used_bytes)
-        self.process.add(reading.process_bytes)
-        self.power.add(reading.power_w)
-        self.temperature.add(reading.temperature_c)
-        self.utilization.add(reading.utilization, seconds)
-        self.mean_power.add(reading.power_w, seconds)
-        self.sm.add(reading.sm_mhz, seconds)
-        self.memory.add(reading.memory_mhz, seconds)
-        self.energy.add(reading.energy_j)
+        self.figures.add(reading, _OF_A_GPU, seconds)
         if reading.throttled is not None:
             self.throttled = (self.throttled or {}) | dict.fromkeys(reading.throttled)
 
     def usage(self) -> GpuUsage:
+        first, figures = self.first, self.figures
         return GpuUsage(
-            index=self.first.index,
-            name=self.first.name,
-            total_bytes=self.first.total_bytes,
-            first_used_bytes=self.first.used_bytes,
-            peak_used_bytes=self.used.whole,
-            peak_process_bytes=self.process.whole,
-            mean_utilization=self.utilization.value,
-            mean_power_w=self.mean_power.value,
-            peak_power_w=self.power.value,
-            energy_j=self.energy.value,
-            mean_sm_mhz=self.sm.value,
-            mean_memory_mhz=self.memory.value,
-            peak_temperature_c=self.temperature.whole,
+            index=first.index,
+            name=first.name,
+            total_bytes=first.total_bytes,
+            first_used_bytes=first.used_bytes,
+            peak_used_bytes=figures["used_bytes"].peak,
+            peak_process_bytes=figures["process_bytes"].peak,
+            mean_utilization=figures["utilization"].mean,
+            mean_power_w=figures["power_w"].mean,
+            peak_power_w=figures["power_w"].peak,
+            energy_j=figures["energy_j"].growth,
+            mean_sm_mhz=figures["sm_mhz"].mean,
+            mean_memory_mhz=figures["memory_mhz"].mean,
+            peak_temperature_c=figures["temperature_c"].peak,
             throttled=None if self.throttled is None else tuple(self.throttled),
         )
 
@@ -256,7 +236,7 @@ class Sampler:
         pid: int | Callable[[], int | None],
         *,
         interval_s: float = 0.25,
-        nvml: Nvml | NoGpus | None = None,
+        nvml: Nvml | None = None,
         open_reader: Callable[[int], Reader] = open_reader,
         clock: Callable[[], float] = time.perf_counter,
         own_cpu: Callable[[], float] = time.process_time,
@@ -274,6 +254,7 @@ class Sampler:
         self._reader: Reader | None = None
         self._nvml = nvml or NoGpus("GPUs were not asked for")
         self._gpus: Gpus | None = None
+        self._gpus_unknown = self._nvml.reason if isinstance(self._nvml, NoGpus) else None
         self._clock, self._own_cpu, self._cost_clock = clock, own_cpu, cost_clock
         self._lock = threading.Lock()  # one sample at a time, and no summary of half a one
         self._stop = threading.Event()
@@ -286,9 +267,9 @@ class Sampler:
         self._first_at_s = 0.0
         self._n = 0
         self._cost_s = 0.0
-        self._cpu, self._others, self._steal, self._faults = (_Growth() for _ in range(4))
+        self._cpu, self._others, self._steal, self._faults = (_Figure() for _ in range(4))
         self._cpu_before, self._faults_before = 0.0, 0  # of the processes that the one watched now has replaced
-        self._rss, self._record, self._anonymous, self._file, self._shmem, self._swap = (_Peak() for _ in range(6))
+        self._figures = _Figures()
         self._tallies: list[_GpuTally] = []
 
     def __enter__(self) -> Sampler:
@@ -297,7 +278,7 @@ class Sampler:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=2)  # a driver that hangs must not keep us; the thread is a daemon
@@ -364,7 +345,7 @@ class Sampler:
         known = machine.busy_s is not None and cpu_s is not None
         others = machine.busy_s - cpu_s - own if known else None  # type: ignore[operator]
 
-        def rate(counter: _Growth, value: float | None) -> float | None:
+        def rate(counter: _Figure, value: float | None) -> float | None:
             before = counter.last
             counter.add(value)
             if value is None or before is None or seconds <= 0:
@@ -381,15 +362,9 @@ class Sampler:
             gpus=gpus,
         )
         self._faults.add(_sum(process.major_faults, self._faults_before))
-        self._rss.add(process.rss_bytes)
-        self._record.add(process.peak_rss_bytes)
-        self._anonymous.add(process.anonymous_bytes)
-        self._file.add(process.file_bytes)
-        self._shmem.add(process.shmem_bytes)
-        self._swap.add(process.swap_bytes)
+        self._figures.add(process, _OF_A_PROCESS, seconds)
         if gpus is not None:
-            if not self._tallies:
-                self._tallies = [_GpuTally(each) for each in gpus]
+            self._tallies = self._tallies or [_GpuTally(each) for each in gpus]
             for tally, each in zip(self._tallies, gpus, strict=True):
                 tally.add(each, seconds)
         self._n += 1
@@ -407,29 +382,30 @@ class Sampler:
         return self._reader.process()
 
     def _read_gpus(self, pid: int) -> tuple[GpuReading, ...] | None:
-        if self._gpus is None and not isinstance(self._nvml, NoGpus):
+        if self._gpus is None and self._gpus_unknown is None:
             try:
                 self._gpus = Gpus(self._nvml)
             except Unavailable as error:
-                self._nvml = NoGpus(str(error))
+                self._gpus_unknown = str(error)
         return self._gpus.read(pid) if self._gpus else None
 
     def _usage(self) -> Usage:
-        faults = self._faults.value
+        faults = self._faults.growth
+        peaks = {name: self._figures[name].peak for name in _OF_A_PROCESS}
         return Usage(
             n_samples=self._n,
             watched_s=self._last.at_s - self._first_at_s if self._last else 0.0,
-            peak_rss_bytes=self._record.whole if self._record.value is not None else self._rss.whole,
-            peak_anonymous_bytes=self._anonymous.whole,
-            peak_file_bytes=self._file.whole,
-            peak_shmem_bytes=self._shmem.whole,
-            peak_swap_bytes=self._swap.whole,
+            peak_rss_bytes=peaks["rss_bytes"] if peaks["peak_rss_bytes"] is None else peaks["peak_rss_bytes"],
+            peak_anonymous_bytes=peaks["anonymous_bytes"],
+            peak_file_bytes=peaks["file_bytes"],
+            peak_shmem_bytes=peaks["shmem_bytes"],
+            peak_swap_bytes=peaks["swap_bytes"],
             major_faults=None if faults is None else int(faults),
-            cpu_s=self._cpu.value,
-            other_cpu_s=self._others.value,
-            steal_s=self._steal.value,
+            cpu_s=self._cpu.growth,
+            other_cpu_s=self._others.growth,
+            steal_s=self._steal.growth,
             gpus=tuple(tally.usage() for tally in self._tallies) if self._gpus else None,
-            gpus_unknown=self._nvml.reason if isinstance(self._nvml, NoGpus) else None,
+            gpus_unknown=self._gpus_unknown,
             cost_s=self._cost_s,
             interval_s=self.interval_s,
             broke_off=self._broke_off,

@@ -203,7 +203,7 @@ def test_the_thread_looks_meanwhile(tmp_path: Path) -> None:
     meter = EnergyMeter(joules)
     with meter:
         nvml.power = [1000.0, 0.0]
-        until(lambda: joules.counters["GPU 0"][0]._total_j, "a look")  # type: ignore[attr-defined]
+        until(lambda: joules.counters["GPU 0"][0]._total_j, "a look")  # type: ignore[union-attr]
         nvml.power = [0.0, 0.0]
     assert meter.joules["GPU 0"] > 0 and meter.joules["GPU 1"] == 0
 

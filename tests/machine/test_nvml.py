@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmrun.machine.nvml import NoGpus, Pynvml, Unavailable, open_nvml
+from llmrun.machine.nvml import NoGpus, Nvml, Unavailable, open_nvml
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a driver")
@@ -67,7 +67,7 @@ class Library:
 
 def test_the_library_is_translated() -> None:
     """Units become ours, idle is no throttling, and its errors become one of ours."""
-    nvml = Pynvml(Library(), pids_are_ours=True)
+    nvml = Nvml(Library(), pids_are_ours=True)
     assert (nvml.n_gpus(), nvml.name(0), nvml.memory(0)) == (1, "NVIDIA H200", (5, 12))
     assert (nvml.utilization(0), nvml.power_w(0), nvml.sm_mhz(0), nvml.memory_mhz(0)) == (0.37, 123.456, 1980, 3201)
     assert nvml.throttled(0) == ("power cap", "temperature (hardware)")
@@ -82,7 +82,7 @@ def test_the_library_is_translated() -> None:
 def test_memory_of_one_process() -> None:
     """By its id, once though it stands in two lists; unknown where the driver's ids are not ours."""
     library = Library()
-    nvml = Pynvml(library, pids_are_ours=True)
+    nvml = Nvml(library, pids_are_ours=True)
     assert nvml.process_bytes(0, 42) is None
     library.running = [SimpleNamespace(pid=41, usedGpuMemory=1), SimpleNamespace(pid=42, usedGpuMemory=900)]
     library.drawing = [SimpleNamespace(pid=42, usedGpuMemory=900)]
@@ -90,4 +90,4 @@ def test_memory_of_one_process() -> None:
     library.running = library.drawing = [SimpleNamespace(pid=42, usedGpuMemory=None)]
     assert nvml.process_bytes(0, 42) is None
     with pytest.raises(Unavailable, match="container"):
-        Pynvml(library, pids_are_ours=False).process_bytes(0, 42)
+        Nvml(library, pids_are_ours=False).process_bytes(0, 42)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stepping import child
 
-from llmrun.machine.proc import MachineReading, MemoryReading, Proc, ProcessReading, ProcReader, PsutilReader
+from llmrun.machine.proc import MachineReading, Proc, ProcessReading, ProcReader, PsutilReader
 
 MIB = 1 << 20
 
@@ -113,8 +113,8 @@ def test_memory_without_the_rest(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "status").write_text("VmSize: 9000 kB\nRssAnon: 3 kB\n")
     assert proc.memory(42).anonymous_bytes == 1000 * 1024
-    assert proc.memory() == MemoryReading(anonymous_bytes=3 * 1024, address_space_bytes=9000 * 1024)
-    assert proc.memory(43) == MemoryReading()
+    assert proc.memory() == ProcessReading(anonymous_bytes=3 * 1024, address_space_bytes=9000 * 1024)
+    assert proc.memory(43) == ProcessReading()
     assert proc.cpu_s(42) == 4.0 and proc.cpu_s(43) is None
 
 
