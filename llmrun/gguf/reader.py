@@ -19,6 +19,7 @@ Every complaint is a `BadModel`: one sentence with the key or tensor and the num
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -27,6 +28,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -55,7 +57,7 @@ _CHUNK_BYTES = 1 << 18
 
 # GGUF value types: name as llama.cpp prints it, and the typecode of `array` for a fixed-size one.
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS: Mapping[int, tuple[str, str]] = {
+SCALARS: Mapping[int, tuple[str, str]] = {
     0: ("u8", "B"),
     1: ("i8", "b"),
     2: ("u16", "H"),
@@ -171,10 +173,7 @@ class TensorInfo:
 
     @property
     def n_elements(self) -> int:
-        n = 1
-        for dim in self.shape:
-            n *= dim
-        return n
+        return math.prod(self.shape)
 
     @property
     def n_bytes(self) -> int:
@@ -311,12 +310,15 @@ class Header:
     @property
     def quantization_label(self) -> str | None:
         """`file_type`, or the type that holds most bytes; None without tensors."""
-        if self.file_type is not None:
-            return self.file_type
-        n_bytes: Counter[str] = Counter()
+        return self.file_type or next(iter(self.bytes_by_type), None)
+
+    @property
+    def bytes_by_type(self) -> dict[str, int]:
+        """Bytes of all tensors by ggml's type, the most first."""
+        found: Counter[str] = Counter()
         for tensor in self.tensors:
-            n_bytes[tensor.type.name] += tensor.n_bytes
-        return n_bytes.most_common(1)[0][0] if n_bytes else None
+            found[tensor.type.name] += tensor.n_bytes
+        return dict(found.most_common())
 
     @property
     def split_count(self) -> int:
@@ -384,15 +386,22 @@ def open_header(path: str | os.PathLike[str]) -> Header:
             status = os.fstat(file.fileno())
             if kind := _special_file(status.st_mode):
                 raise BadModel(f"{name} is {kind}, not a GGUF file")
-            try:
+            with naming(name):
                 return read_header(_FileSource(file.read, status.st_size))
-            except BadModel as error:
-                raise BadModel(f"{name}: {error.message}", remedies=error.remedies) from None
     except FileNotFoundError:
         raise NotFound(f"no such file: {printable(os.fsdecode(os.fspath(path)), 200)}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BadModel(f"{name} cannot be read: {reason}") from None
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Inside, a `BadModel` says of what: "x.gguf: …"."""
+    try:
+        yield
+    except BadModel as error:
+        raise BadModel(f"{what}: {error.message}", remedies=error.remedies) from None
 
 
 def shown_name(path: str | os.PathLike[str]) -> str:
@@ -409,8 +418,7 @@ def read_header(source: Source) -> Header:
     types: dict[str, str] = {}
     for i in range(n_keys):
         stream.doing = f"key {i + 1} of {n_keys}"
-        raw_key = stream.string(MAX_KEY_BYTES)
-        key = _identifier(raw_key, stream.doing)
+        key = _identifier(stream.string(MAX_KEY_BYTES), stream.doing)
         if key in metadata:
             raise BadModel(f"key {printable(key)} is there twice")
         stream.doing = f"the value of key {printable(key)}"
@@ -418,7 +426,7 @@ def read_header(source: Source) -> Header:
 
     alignment = _alignment(metadata, types)
     tensors = _read_tensors(stream, n_tensors, alignment)
-    data_offset = _pad(stream.position, alignment) if tensors else stream.position
+    data_offset = pad(stream.position, alignment) if tensors else stream.position
     if tensors and source.size is not None:
         end = data_offset + tensors[-1].offset + tensors[-1].n_bytes
         if end > source.size:
@@ -535,7 +543,7 @@ class _Stream:
     def _bounded(self, n: int) -> None:
         end, size = self.position + n, self._source.size
         if size is not None and end > size:
-            raise BadModel(f"the file is cut short at {self.doing}: it has {size:,} bytes, at least {end:,} are needed")
+            raise self._cut_short(size, end)
         if end > MAX_HEADER_BYTES:
             raise BadModel(f"the header is larger than {MAX_HEADER_BYTES >> 20} MiB at {self.doing}")
 
@@ -547,10 +555,10 @@ class _Stream:
         self._fill(n)
         have = len(self._buffer) - self._at
         if have < n:
-            have, need = self.position + have, self.position + n
-            raise BadModel(
-                f"the file is cut short at {self.doing}: it has {have:,} bytes, at least {need:,} are needed"
-            )
+            raise self._cut_short(self.position + have, self.position + n)
+
+    def _cut_short(self, has: int, needs: int) -> BadModel:
+        return BadModel(f"the file is cut short at {self.doing}: it has {has:,} bytes, at least {needs:,} are needed")
 
     def _fill(self, n: int) -> None:
         missing = n - (len(self._buffer) - self._at)
@@ -593,9 +601,9 @@ def _read_value(stream: _Stream) -> tuple[str, Value]:
     if kind == _STRING:
         return "str", stream.string(MAX_STRING_BYTES).decode("utf-8", "replace")
     if kind != _ARRAY:
-        if kind not in _SCALARS:
+        if kind not in SCALARS:
             raise BadModel(f"{stream.doing} has type {kind}, which GGUF does not know")
-        type_name, typecode = _SCALARS[kind]
+        type_name, typecode = SCALARS[kind]
         value: int | float | bool = stream.scalar(typecode)
         if kind == _BOOL:
             if value not in (0, 1):
@@ -607,9 +615,9 @@ def _read_value(stream: _Stream) -> tuple[str, Value]:
         raise BadModel(f"{stream.doing} is an array of arrays, which llama.cpp does not read")
     if kind == _STRING:
         return "arr[str]", stream.string_array(count)
-    if kind not in _SCALARS:
+    if kind not in SCALARS:
         raise BadModel(f"{stream.doing} is an array of type {kind}, which GGUF does not know")
-    type_name, typecode = _SCALARS[kind]
+    type_name, typecode = SCALARS[kind]
     return f"arr[{type_name}]", stream.number_array(type_name, typecode, count)
 
 
@@ -644,7 +652,7 @@ def _read_tensors(stream: _Stream, n_tensors: int, alignment: int) -> tuple[Tens
         # As llama.cpp has it: one tensor's data begins where the padding of the one before ends.
         if offset != expected_offset:
             raise BadModel(f"tensor {shown} has offset {offset:,}, it must be {expected_offset:,}")
-        expected_offset = _pad(offset + tensor.n_bytes, alignment)
+        expected_offset = pad(offset + tensor.n_bytes, alignment)
         tensors.append(tensor)
     return tuple(tensors)
 
@@ -652,25 +660,18 @@ def _read_tensors(stream: _Stream, n_tensors: int, alignment: int) -> tuple[Tens
 def _tensor_type(shown: str, shape: tuple[int, ...], type_id: int) -> GgmlType:
     """The tensor's type, once its shape is one that it can have."""
     if type_id not in GGML_TYPES:
-        removed = REMOVED_GGML_TYPES.get(type_id)
-        what = (
-            f"type {removed}, which llama.cpp has removed" if removed else f"type {type_id}, which ggml does not know"
-        )
-        raise BadModel(f"tensor {shown} has {what}")
+        if removed := REMOVED_GGML_TYPES.get(type_id):
+            raise BadModel(f"tensor {shown} has type {removed}, which llama.cpp has removed")
+        raise BadModel(f"tensor {shown} has type {type_id}, which ggml does not know")
     tensor_type = GGML_TYPES[type_id]
-    n_elements = 1
-    for dim in shape:
-        if dim == 0:
-            raise BadModel(f"tensor {shown} has a dimension of 0: {_shape(shape)}")
-        n_elements *= dim
+    if 0 in shape:
+        raise BadModel(f"tensor {shown} has a dimension of 0: {_shape(shape)}")
     # An element takes at most 8 bytes, so no product or byte count of this size overflows in 64 bits.
-    if n_elements >= 1 << 59:
+    if math.prod(shape) >= 1 << 59:
         raise BadModel(f"tensor {shown} is too large: {_shape(shape)}")
     if shape[0] % tensor_type.block_size:
-        raise BadModel(
-            f"tensor {shown} has rows of {shape[0]:,} elements, not a multiple of "
-            f"{tensor_type.name}'s block of {tensor_type.block_size}"
-        )
+        block = f"{tensor_type.name}'s block of {tensor_type.block_size}"
+        raise BadModel(f"tensor {shown} has rows of {shape[0]:,} elements, not a multiple of {block}")
     return tensor_type
 
 
@@ -688,7 +689,8 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " × ".join(f"{dim:,}" for dim in shape)
 
 
-def _pad(n: int, alignment: int) -> int:
+def pad(n: int, alignment: int) -> int:
+    """The next multiple of the alignment."""
     return (n + alignment - 1) // alignment * alignment
 
 

@@ -22,20 +22,12 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from llmrun.errors import Act, BadModel, UsageError
-from llmrun.gguf.reader import (
-    MAX_LAYERS,
-    Header,
-    NumberArray,
-    StringArray,
-    TensorInfo,
-    Value,
-    layer_of,
-    open_header,
-    shown_name,
-)
+from llmrun.gguf import reader
+from llmrun.gguf.reader import Header, NumberArray, StringArray, TensorInfo, open_header, shown_name
 from llmrun.text import printable
 
 MAX_EXPERTS = 1024
@@ -166,12 +158,8 @@ def open_runnable(path: str | os.PathLike[str]) -> Header:
 def open_whole(paths: Sequence[str | os.PathLike[str]]) -> Header:
     """The header of a model that can be run, of all its files in order. Raises NotFound, or BadModel naming a file."""
     parts = [(os.fspath(path), open_header(path)) for path in paths]
-    try:
+    with reader.naming(shown_name(paths[0])) if len(parts) == 1 else nullcontext():
         return whole_header(parts)
-    except BadModel as error:
-        if len(parts) > 1:
-            raise
-        raise BadModel(f"{shown_name(paths[0])}: {error.message}", remedies=error.remedies) from None
 
 
 def whole_header(parts: Sequence[tuple[str, Header]]) -> Header:
@@ -191,10 +179,8 @@ def whole_header(parts: Sequence[tuple[str, Header]]) -> Header:
         for name, header in parts:
             for tensor in header.tensors:
                 if (other := seen.setdefault(tensor.name, name)) != name:
-                    both = f"{shown_name(other)} and {shown_name(name)}"
-                    raise BadModel(
-                        f"tensor {printable(tensor.name)} is in both {both}: they are not parts of one model"
-                    )
+                    both = f"tensor {printable(tensor.name)} is in both {shown_name(other)} and {shown_name(name)}"
+                    raise BadModel(f"{both}: they are not parts of one model")
     check_runnable(whole)
     return whole
 
@@ -205,9 +191,8 @@ def check_part(name: str, header: Header, index: int, n_parts: int) -> None:
     if (no, count) == (index, n_parts):
         return
     if n_parts > 1:
-        raise BadModel(
-            f"{shown_name(name)} says that it is part {no + 1} of {count}, its name says {index + 1} of {n_parts}"
-        )
+        says = f"{shown_name(name)} says that it is part {no + 1} of {count}"
+        raise BadModel(f"{says}, its name says {index + 1} of {n_parts}")
     stem = re.sub(r"([-_.]?part[-_.]?\d+([-_.]?of[-_.]?\d+)?)?(\.gguf)?$", "", shown_name(name), flags=re.IGNORECASE)
     raise BadModel(
         f"this is part {no + 1} of {count} of a split model; its file must be named"
@@ -238,9 +223,8 @@ def overridden(header: Header, values: Mapping[str, int | float | bool | str]) -
     try:
         check_runnable(changed)
     except BadModel as error:
-        raise UsageError(
-            f"with that, {error.message}", hint=Act("help", "run"), field="override_kv", value=values
-        ) from None
+        said = f"with that, {error.message}"
+        raise UsageError(said, hint=Act("help", "run"), field="override_kv", value=values) from None
     return changed
 
 
@@ -267,9 +251,8 @@ def check_runnable(header: Header, *, with_tensors: bool = True) -> None:
     `with_tensors=False` leaves the tensors out, for a file that is a vocabulary only.
     """
     if header.split_no > 0:
-        raise BadModel(
-            f"this is part {header.split_no + 1} of {header.split_count} of a split model: give the first part"
-        )
+        part = f"part {header.split_no + 1} of {header.split_count}"
+        raise BadModel(f"this is {part} of a split model: give the first part")
     _check_purpose(header)
     _check_hparams(header)
     _check_vocabulary(header)
@@ -324,13 +307,8 @@ def writes_no_text(header: Header) -> str | None:
         return "a diffusion model"
     if architecture in _SPEECH:
         return "a speech model"
-    outputs = header.hparam("classifier.output_labels")
-    if (
-        pooling == _RANK_POOLING
-        or outputs is not None
-        or header.tensor("cls.weight")
-        or header.tensor("cls.output.weight")
-    ):
+    classifies = header.hparam("classifier.output_labels") is not None or pooling == _RANK_POOLING
+    if classifies or header.tensor("cls.weight") or header.tensor("cls.output.weight"):
         return "a reranker or classifier"
     if architecture in _DRAFT_HEADS:
         return DRAFT_KIND
@@ -338,15 +316,13 @@ def writes_no_text(header: Header) -> str | None:
     first_layer = any(tensor.name.startswith("blk.0.") for tensor in header.tensors)
     if header.hparam("nextn_predict_layers") and is_whole and not first_layer:
         return DRAFT_KIND
-    if is_encoder(header) or pooling in _EMBEDDING_POOLING:
-        return EMBEDDING_KIND
-    return None
+    return EMBEDDING_KIND if is_encoder(header) or pooling in _EMBEDDING_POOLING else None
 
 
 def _check_hparams(header: Header) -> None:
     _integer(header, "context_length", 1, 2**31 - 1, required=True)
     _integer(header, "embedding_length", 1, MAX_WIDTH, required=True)
-    n_layer = _integer(header, "block_count", 1, MAX_LAYERS, required=True) or 0
+    n_layer = _integer(header, "block_count", 1, reader.MAX_LAYERS, required=True) or 0
     _integer(header, "nextn_predict_layers", 0, n_layer)
     _integer(header, "vocab_size", 0, MAX_VOCAB)
     for key, value in header.metadata.items():
@@ -360,7 +336,7 @@ def _check_hparams(header: Header) -> None:
     _check_state_space(header)
     _check_experts(header)
     pattern = header.hparam("attention.sliding_window_pattern")
-    if isinstance(pattern, NumberArray) and not 0 < len(pattern) <= MAX_LAYERS:
+    if isinstance(pattern, NumberArray) and not 0 < len(pattern) <= reader.MAX_LAYERS:
         raise BadModel(f"key {_key(header, 'attention.sliding_window_pattern')} has {len(pattern)} items")
     pooling = _integer(header, "pooling_type", 0, _UNSET)
     if pooling is not None and N_POOLING_TYPES <= pooling < _UNSET:
@@ -499,9 +475,7 @@ def _unique_tokens(tokens: StringArray) -> set[bytes]:
     """All token texts as llama.cpp sees them: as C strings, and with a name for those that are empty."""
     texts: set[bytes] = set()
     for i, text in enumerate(tokens.iter_raw()):
-        if b"\0" in text:
-            text = text[: text.index(b"\0")]
-        text = text or b"[EMPTY_%d]" % i
+        text = text.partition(b"\0")[0] or b"[EMPTY_%d]" % i
         if text in texts:
             raise BadModel(f"token {i} ('{printable(text)}') is there twice")
         texts.add(text)
@@ -607,7 +581,7 @@ def _expected_shapes(header: Header) -> Iterator[tuple[TensorInfo, tuple[int, ..
         "output_norm.weight": (n_embd,),
     }
     for tensor in header.tensors:
-        layer = layer_of(tensor)
+        layer = reader.layer_of(tensor)
         if layer is None:
             if tensor.name in outer:
                 yield tensor, outer[tensor.name]
@@ -675,9 +649,9 @@ def _integer(header: Header, name: str, low: int, high: int, *, required: bool =
 
 def _integer_key(header: Header, key: str, low: int, high: int, *, required: bool = False) -> int | None:
     value = header.metadata.get(key)
+    if value is None and required:
+        raise BadModel(f"key {key} is missing")
     if value is None:
-        if required:
-            raise BadModel(f"key {key} is missing")
         return None
     if header.types[key] != "u32" or not isinstance(value, int):
         raise BadModel(f"key {key} has type {header.types[key]}, it must be u32")
@@ -714,7 +688,7 @@ def _per_layer(header: Header, name: str, high: int) -> tuple[int, ...]:
     return tuple(int(item) for item in value)
 
 
-def _check_no_nan(key: str, value: Value) -> None:
+def _check_no_nan(key: str, value: reader.Value) -> None:
     numbers = value if isinstance(value, NumberArray) and value.type in ("f32", "f64") else [value]
     if any(isinstance(number, float) and math.isnan(number) for number in numbers):
         raise BadModel(f"key {printable(key)} holds a value that is not a number (NaN)")

@@ -20,6 +20,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmrun.options.toml import read_toml
 
 Value = str | bool | int | float | tuple[int, ...] | tuple[bool, ...]
 Dims = tuple[int, ...]
@@ -125,7 +129,7 @@ class Shape:
         tied: the output matrix is the token embedding.
         n_expert, n_expert_used: 0 is dense.
         head_dim: elements of a head; None is n_embd / n_head, and not in the header.
-        rope_freq_base: None is not in the header.
+        rope_freq_base: 0 is not in the header.
         n_rot: elements of a head that rotate; None is all, and not in the header (except llama's).
         n_ff_exp: width of one expert where it is not n_ff.
         n_ff_shexp: width of the shared experts together, which every token uses.
@@ -147,7 +151,7 @@ class Shape:
     n_expert: int = 0
     n_expert_used: int = 0
     head_dim: int | None = None
-    rope_freq_base: float | None = 500_000.0
+    rope_freq_base: float = 500_000.0
     n_rot: int | None = None
     n_ff_exp: int | None = None
     n_ff_shexp: int = 0
@@ -352,7 +356,7 @@ def hparams(shape: Shape) -> dict[str, Value]:
     n_rot = shape.n_rot or (shape.n_embd_head if shape.arch == "llama" else None)
     if n_rot is not None:
         keys["rope.dimension_count"] = n_rot
-    if shape.rope_freq_base is not None:
+    if shape.rope_freq_base:
         keys["rope.freq_base"] = shape.rope_freq_base
     if "attention.layer_norm_epsilon" not in shape.keys:
         keys["attention.layer_norm_rms_epsilon"] = 1e-5
@@ -396,9 +400,8 @@ def _recurrent_keys(shape: Shape) -> dict[str, Value]:
 
 def _mla_keys(shape: Shape) -> dict[str, Value]:
     """As llama.cpp computes it: one key-value head, whose key is the compressed row and whose value a part of that."""
-    if shape.mla is None:
+    if (mla := shape.mla) is None:
         return {}
-    mla = shape.mla
     keys: dict[str, Value] = {
         "attention.kv_lora_rank": mla.kv_lora_rank,
         "attention.key_length": mla.kv_lora_rank + mla.n_rot,
@@ -414,120 +417,29 @@ def _mla_keys(shape: Shape) -> dict[str, Value]:
 
 # -- the shapes ----------------------------------------------------------------------------------------------------
 
-_EPS_6: dict[str, Value] = {"attention.layer_norm_rms_epsilon": 1e-6}
+_PARTS: Mapping[str, tuple[str, type]] = {
+    "window": ("window", Window),
+    "mla": ("mla", Mla),
+    "mamba2": ("recurrent", Mamba2),
+    "delta_net": ("recurrent", DeltaNet),
+    "short_conv": ("recurrent", ShortConv),
+}
+"""Tables of `shapes.toml`, and what they are to a `Shape`."""
 
-# Source: config.json of the model named.
-SHAPES = {
-    "llama-1.2b": Shape(  # Llama 3.2 1B
-        16, 2048, 8192, 32, 8, 128_256, tied=True, n_ctx_train=131_072, head_dim=64
-    ),
-    "llama-3b": Shape(  # Llama 3.2 3B
-        28, 3072, 8192, 24, 8, 128_256, tied=True, n_ctx_train=131_072, head_dim=128
-    ),
-    "llama-8b": Shape(32, 4096, 14336, 32, 8, 128_256, n_ctx_train=131_072),  # Llama 3.1 8B
-    "qwen3-0.6b": Shape(
-        28, 1024, 3072, 16, 8, 151_936, arch="qwen3", tied=True, head_dim=128, n_ctx_train=40_960, rope_freq_base=1e6,
-        keys=_EPS_6,
-    ),
-    "qwen3-30b-a3b": Shape(
-        48, 2048, 6144, 32, 4, 151_936, arch="qwen3moe", head_dim=128, n_ctx_train=40_960, rope_freq_base=1e6,
-        n_expert=128, n_expert_used=8, n_ff_exp=768, keys=_EPS_6,
-    ),
-    "mixtral-8x7b": Shape(  # Mixtral-8x7B-Instruct-v0.1
-        32, 4096, 14336, 32, 8, 32_000, n_ctx_train=32_768, n_expert=8, n_expert_used=2, rope_freq_base=1e6
-    ),
-    "gemma2-2b": Shape(  # gemma-2-2b-it
-        26, 2304, 9216, 8, 4, 256_000, arch="gemma2", tied=True, head_dim=256, rope_freq_base=None,
-        window=Window(4096, 2),
-        keys=_EPS_6 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    ),
-    "gemma3-1b": Shape(  # gemma-3-1b-it
-        26, 1152, 6912, 4, 1, 262_144, arch="gemma3", tied=True, head_dim=256, n_ctx_train=32_768, rope_freq_base=1e6,
-        window=Window(512, 6), keys=_EPS_6 | {"rope.freq_base_swa": 10_000.0},
-    ),
-    "gemma3-4b": Shape(  # gemma-3-4b-it, text_config
-        34, 2560, 10_240, 8, 4, 262_208, arch="gemma3", tied=True, head_dim=256, n_ctx_train=131_072,
-        rope_freq_base=1e6, window=Window(1024, 6),
-        keys=_EPS_6 | {"rope.freq_base_swa": 10_000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
-    ),
-    "phi3-mini": Shape(  # Phi-3-mini-4k-instruct. The window is in the header, llama.cpp does without.
-        32, 3072, 8192, 32, 32, 32_064, arch="phi3", n_ctx_train=4096, rope_freq_base=10_000.0, n_rot=96,
-        keys={"attention.sliding_window": 2047, "rope.scaling.original_context_length": 4096},
-    ),
-    "phi4-mini": Shape(  # Phi-4-mini-instruct
-        32, 3072, 8192, 24, 8, 200_064, arch="phi3", tied=True, n_ctx_train=131_072, rope_freq_base=10_000.0, n_rot=96,
-        longrope=True,
-        keys={
-            "attention.sliding_window": 262_144,
-            "rope.scaling.original_context_length": 4096,
-            "rope.scaling.attn_factor": 1.1902380714238083,  # sqrt(1 + ln 32 / ln 4096)
-        },
-    ),
-    "gpt-oss-20b": Shape(
-        24, 2880, 2880, 64, 8, 201_088, arch="gpt-oss", head_dim=64, n_ctx_train=131_072, rope_freq_base=150_000.0,
-        n_expert=32, n_expert_used=4, n_ff_exp=2880, window=Window(128, 2),
-        keys={
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 32.0,
-            "rope.scaling.original_context_length": 4096,
-            "rope.scaling.yarn_beta_fast": 32.0,
-            "rope.scaling.yarn_beta_slow": 1.0,
-        },
-    ),
-    "granite-4-h-tiny": Shape(  # granite-4.0-h-tiny. It does not rotate; the converter says 2^20 tokens of context.
-        40, 1536, 512, 12, 4, 100_352, arch="granitehybrid", tied=True, n_ctx_train=1 << 20, rope_freq_base=10_000.0,
-        n_rot=128, n_expert=64, n_expert_used=6, n_ff_shexp=1024, attn_layers=(5, 15, 25, 35),
-        recurrent=Mamba2(d_inner=3072, n_head=48),
-        keys={
-            "attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 6.0,
-            "rope.scaling.finetuned": False,
-        },
-    ),
-    "mamba2-2.7b": Shape(  # state-spaces/mamba2-2.7b
-        64, 2560, 0, 0, 0, 50_288, arch="mamba2", tied=True, n_ctx_train=1 << 20, rope_freq_base=None, attn_layers=(),
-        recurrent=Mamba2(d_inner=5120, n_head=80),
-    ),
-    "lfm2-1.2b": Shape(
-        16, 2048, 8192, 32, 8, 65_536, arch="lfm2", tied=True, n_ctx_train=128_000, rope_freq_base=1e6,
-        attn_layers=(2, 5, 8, 10, 12, 14), recurrent=ShortConv(2048),
-    ),
-    "qwen3.5-0.8b": Shape(  # Qwen3.5-0.8B, text_config, without the layer that predicts two tokens ahead
-        24, 1024, 3584, 8, 2, 248_320, arch="qwen35", tied=True, head_dim=256, n_ctx_train=262_144, rope_freq_base=1e7,
-        n_rot=64, attn_layers=tuple(range(3, 24, 4)),
-        recurrent=DeltaNet(d_inner=2048, n_head=16, n_group=16),
-        keys=_EPS_6 | {"full_attention_interval": 4, "rope.dimension_sections": (11, 11, 10, 0)},
-    ),
-    "qwen3-next-80b": Shape(  # Qwen3-Next-80B-A3B-Instruct
-        48, 2048, 5120, 16, 2, 151_936, arch="qwen3next", head_dim=256, n_ctx_train=262_144, rope_freq_base=1e7,
-        n_rot=64, n_expert=512, n_expert_used=10, n_ff_exp=512, n_ff_shexp=512, attn_layers=tuple(range(3, 48, 4)),
-        recurrent=DeltaNet(d_inner=4096, n_head=32, n_group=16),
-        keys=_EPS_6 | {"full_attention_interval": 4},
-    ),
-    "deepseek-v2-lite": Shape(  # DeepSeek-V2-Lite. One key-value head: keys and values are compressed.
-        27, 2048, 10_944, 16, 1, 102_400, arch="deepseek2", n_ctx_train=163_840, rope_freq_base=10_000.0,
-        n_expert=64, n_expert_used=6, n_ff_exp=1408, n_ff_shexp=2816, n_dense_lead=1, mla=Mla(),
-        keys=_EPS_6 | {
-            "expert_weights_scale": 1.0, "expert_gating_func": 1, "expert_group_count": 1, "expert_group_used_count": 1,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 40.0,
-            "rope.scaling.original_context_length": 4096,
-            "rope.scaling.yarn_beta_fast": 32.0,
-            "rope.scaling.yarn_beta_slow": 1.0,
-            "rope.scaling.yarn_log_multiplier": 0.0707,
-        },
-    ),
-    "command-r7b": Shape(  # c4ai-command-r7b-12-2024
-        32, 4096, 14336, 32, 8, 256_000, arch="cohere2", tied=True, head_dim=128, rope_freq_base=50_000.0, n_rot=128,
-        window=Window(4096, 4),
-        keys={"attention.layer_norm_epsilon": 1e-5, "logit_scale": 0.25, "rope.scaling.type": "none"},
-    ),
-    "llama4-scout": Shape(  # Llama-4-Scout-17B-16E-Instruct, text_config
-        48, 5120, 16_384, 40, 8, 202_048, arch="llama4", head_dim=128, n_ctx_train=10_485_760, n_rot=128,
-        n_expert=16, n_expert_used=1, n_ff_exp=8192, n_ff_shexp=8192, window=Window(8192, 4),
-        keys={"interleave_moe_layer_step": 1},
-    ),
-    "micro": Shape(2, 256, 512, 4, 2, 512, n_ctx_train=512),  # for tests
-}  # fmt: skip
+
+def _shape(fields: Mapping[str, Any]) -> Shape:
+    made = {_PARTS[name][0]: _PARTS[name][1](**fields[name]) for name in fields.keys() & _PARTS.keys()}
+    return Shape(**{name: _frozen(value) for name, value in fields.items() if name not in _PARTS}, **made)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+_DATA = Path(__file__).parents[1] / "data" / "shapes.toml"
+SHAPES = {name: _shape(fields) for name, fields in read_toml(_DATA, "list of shapes")[0].items()}
 
 
 def small(shape: Shape, n_layer: int | None = None, n_embd: int = 256, n_vocab: int = 512) -> Shape:

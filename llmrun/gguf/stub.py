@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llmrun.gguf.reader import Header, NumberArray, StringArray, Value
+from llmrun import fs
+from llmrun.gguf.reader import DEFAULT_ALIGNMENT, SCALARS, Header, NumberArray, StringArray, Value, pad
 
-_ALIGNMENT = 32
-_TYPE_IDS = {
-    "u8": (0, "B"), "i8": (1, "b"), "u16": (2, "H"), "i16": (3, "h"), "u32": (4, "I"), "i32": (5, "i"),
-    "f32": (6, "f"), "bool": (7, "?"), "str": (8, ""), "u64": (10, "Q"), "i64": (11, "q"), "f64": (12, "d"),
-}  # fmt: skip
+_TYPE_IDS = {"str": (8, ""), **{name: (id_, code) for id_, (name, code) in SCALARS.items()}}
 _LEFT_OUT = ("tokenizer.", "split.", "general.alignment")
 
 
@@ -36,14 +32,10 @@ def stub(header: Header) -> tuple[bytes, int]:
     for tensor in header.tensors:
         dims = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
         tensors.append(_string(tensor.name) + dims + struct.pack("<IQ", tensor.type.id, offset))
-        offset += _padded(tensor.n_bytes)
+        offset = pad(offset + tensor.n_bytes, DEFAULT_ALIGNMENT)
     begin = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(keys) + b"".join(tensors)
-    begin += bytes(_padded(len(begin)) - len(begin))
+    begin += bytes(pad(len(begin), DEFAULT_ALIGNMENT) - len(begin))
     return begin, len(begin) + offset
-
-
-def _padded(n: int) -> int:
-    return -(-n // _ALIGNMENT) * _ALIGNMENT
 
 
 def _string(text: str) -> bytes:
@@ -68,17 +60,7 @@ def stub_file(header: Header) -> Iterator[str]:
     As long as the model, but sparse: it takes the space of the header. In memory where the system can do that.
     """
     begin, length = stub(header)
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("llmrun-stub")
-        try:
-            os.write(descriptor, begin)
-            os.ftruncate(descriptor, length)
-            yield f"/proc/{os.getpid()}/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-    else:
-        with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
-            file.write(begin)
-            file.flush()
-            os.ftruncate(file.fileno(), length)
-            yield file.name
+    with fs.shared_file("llmrun-stub.gguf") as (descriptor, path):
+        os.write(descriptor, begin)
+        os.ftruncate(descriptor, length)
+        yield path

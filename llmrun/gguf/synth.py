@@ -16,6 +16,7 @@ from typing import Any
 
 from llmrun.errors import UsageError
 from llmrun.gguf.shapes import SHAPES, Shape, hparams, small, tensors
+from llmrun.gguf.types import GGML_TYPES, GgmlType
 
 __all__ = ["LEVELS", "SHAPES", "Shape", "small", "tensor_types", "tensors", "vocabulary", "write"]
 
@@ -28,7 +29,7 @@ _BASE = {
 }  # fmt: skip
 LEVELS = tuple(_BASE)
 
-_BLOCKS_OF_256 = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"})
+_TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 # What takes their place where a row is not a multiple of 256 elements.
 _SMALLER_BLOCKS = {
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"
@@ -71,8 +72,8 @@ def _layer(name: str) -> int:
 
 def _fitting(kind: str, row: int) -> str:
     """The type itself, or one whose blocks fill the row."""
-    if kind in _BLOCKS_OF_256 and row % 256:
-        kind = _SMALLER_BLOCKS[kind]
+    if row % 256:
+        kind = _SMALLER_BLOCKS.get(kind, kind)
     return "F16" if row % 32 else kind
 
 
@@ -84,7 +85,7 @@ def _matrix_type(level: str, name: str, dims: tuple[int, ...], nth: int, n_value
     """The type, whether it fits or not; `nth` is the matrix's place among those of its kind."""
     base = _BASE[level]
     if name == "output.weight" or (name == "token_embd.weight" and shape.tied):
-        fits = dims[0] % (256 if base in _BLOCKS_OF_256 else 32) == 0
+        fits = dims[0] % (256 if base in _SMALLER_BLOCKS else 32) == 0
         return "Q6_K" if fits and level not in ("MXFP4_MOE", "Q8_0") else "Q8_0"
     if level == "MXFP4_MOE":
         return "MXFP4" if len(dims) > 2 else "Q8_0"
@@ -162,22 +163,19 @@ _HALVES: dict[str, tuple[tuple[int, float], ...]] = {
 }
 
 
-def _blocks(type_name: str, n_bytes: int, rng: Any) -> Any:
+def _blocks(kind: GgmlType, n_bytes: int, rng: Any) -> Any:
     """`n_bytes` of valid blocks as a uint8 array: a megabyte of random ones, repeated."""
     import numpy as np
 
-    if type_name in ("F32", "F16", "BF16"):
+    if kind.name in ("F32", "F16", "BF16"):
         values = (rng.standard_normal(1 << 18) * 0.02).astype(np.float32)
-        tile = values.astype(np.float16) if type_name == "F16" else values
-        raw = (tile.view(np.uint32) >> 16).astype(np.uint16) if type_name == "BF16" else tile
+        tile = values.astype(np.float16) if kind.name == "F16" else values
+        raw = (tile.view(np.uint32) >> 16).astype(np.uint16) if kind.name == "BF16" else tile
         return np.resize(raw.view(np.uint8), n_bytes)
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    _, type_size = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
-    tile = rng.integers(0, 256, ((1 << 20) // type_size, type_size), dtype=np.uint8)
-    if type_name == "MXFP4":
+    tile = rng.integers(0, 256, ((1 << 20) // kind.type_size, kind.type_size), dtype=np.uint8)
+    if kind.name == "MXFP4":
         tile[:, 0] = 121  # the block's exponent: 2^(121-127)
-    for offset, value in _HALVES.get(type_name, ()):
+    for offset, value in _HALVES.get(kind.name, ()):
         tile[:, offset : offset + 2] = np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
     return np.resize(tile.reshape(-1), n_bytes)
 
@@ -226,52 +224,41 @@ def write(
     """
     import numpy as np
     from gguf import GGUFWriter
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+    from gguf.constants import GGMLQuantizationType, LlamaFileType
 
-    plan: list[tuple[str, tuple[int, ...], Any, int]] = []
-    for name, dims, type_name in tensor_types(shape, level):
-        kind = GGMLQuantizationType[type_name]
-        block, type_size = GGML_QUANT_SIZES[kind]
-        plan.append((name, dims, kind, math.prod(dims) // block * type_size))
-
-    scratch = tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".partial", delete=False)  # noqa: SIM115
-    scratch.close()
-    try:
-        writer = GGUFWriter(scratch.name, shape.arch)
-        _write_metadata(writer, shape, LlamaFileType[_file_type_name(level)])
+    plan = [(name, dims, _TYPES[type_name]) for name, dims, type_name in tensor_types(shape, level)]
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        writer = GGUFWriter(made, shape.arch)
+        _write_metadata(writer, shape, LlamaFileType["ALL_F32" if level == "F32" else f"MOSTLY_{level}"])
         _write_vocabulary(writer, vocab or vocabulary(shape.n_vocab))
         if chat_template is not None:
             writer.add_chat_template(chat_template)
-        for name, dims, kind, n_bytes in plan:
+        for name, dims, kind in plan:
             # The writer takes numpy's order of dimensions, and for quantized types rows counted in bytes.
-            block, type_size = GGML_QUANT_SIZES[kind]
-            row_bytes = dims[0] // block * type_size
-            if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-                dtype = np.dtype(np.float32 if kind == GGMLQuantizationType.F32 else np.float16)
+            n_bytes = _n_bytes(dims, kind)
+            if kind.name in ("F32", "F16"):
+                dtype = np.dtype(np.float32 if kind.name == "F32" else np.float16)
                 writer.add_tensor_info(name, dims[::-1], dtype, n_bytes)
             else:
-                writer.add_tensor_info(name, (*dims[:0:-1], row_bytes), np.dtype(np.uint8), n_bytes, raw_dtype=kind)
+                rows, raw_dtype = (*dims[:0:-1], _n_bytes(dims[:1], kind)), GGMLQuantizationType(kind.id)
+                writer.add_tensor_info(name, rows, np.dtype(np.uint8), n_bytes, raw_dtype=raw_dtype)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         rng = np.random.default_rng(seed)
-        for name, _, kind, n_bytes in plan:
-            constant = _constant(name)
+        for name, dims, kind in plan:
+            n_bytes, constant = _n_bytes(dims, kind), _constant(name)
             if constant is not None:
                 writer.write_tensor_data(np.full(n_bytes // 4, constant, dtype=np.float32))
             else:
-                writer.write_tensor_data(_blocks(kind.name, n_bytes, rng))
+                writer.write_tensor_data(_blocks(kind, n_bytes, rng))
         writer.close()
-        Path(scratch.name).replace(path)
-    except BaseException:
-        Path(scratch.name).unlink(missing_ok=True)
-        raise
+        made.replace(path)
 
 
-def _file_type_name(level: str) -> str:
-    if level == "F32":
-        return "ALL_F32"
-    return f"MOSTLY_{level}"
+def _n_bytes(dims: tuple[int, ...], kind: GgmlType) -> int:
+    return math.prod(dims) // kind.block_size * kind.type_size
 
 
 def _constant(name: str) -> float | None:
@@ -288,18 +275,8 @@ def _write_metadata(writer: Any, shape: Shape, file_type: int) -> None:
     writer.add_file_type(file_type)
     writer.add_quantization_version(2)
     for name, value in hparams(shape).items():
-        key = f"{shape.arch}.{name}"
-        match value:
-            case bool():
-                writer.add_bool(key, value)
-            case int():
-                writer.add_uint32(key, value)
-            case float():
-                writer.add_float32(key, value)
-            case str():
-                writer.add_string(key, value)
-            case tuple():
-                writer.add_array(key, value)
+        kinds = {bool: "bool", int: "uint32", float: "float32", str: "string", tuple: "array"}
+        getattr(writer, f"add_{kinds[type(value)]}")(f"{shape.arch}.{name}", value)
 
 
 def _write_vocabulary(writer: Any, vocab: Vocabulary) -> None:

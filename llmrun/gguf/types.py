@@ -7,7 +7,6 @@ compare them with the `gguf` package.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -41,29 +40,29 @@ _TYPES = """
     35 TQ2_0  256  66    39 MXFP4   32  17    40 NVFP4   64  36
 """.split()
 
-GGML_TYPES: Mapping[int, GgmlType] = MappingProxyType(
-    {
-        int(_TYPES[i]): GgmlType(int(_TYPES[i]), _TYPES[i + 1], int(_TYPES[i + 2]), int(_TYPES[i + 3]))
-        for i in range(0, len(_TYPES), 4)
-    }
-)
+GGML_TYPES: Mapping[int, GgmlType] = {
+    int(id_): GgmlType(int(id_), name, int(block_size), int(type_size))
+    for id_, name, block_size, type_size in zip(*(_TYPES[i::4] for i in range(4)), strict=True)
+}
 """All types that a tensor in a file may have, by the number that stands there."""
 
-_REMOVED = "4 Q4_2 5 Q4_3 31 Q4_0_4_4 32 Q4_0_4_8 33 Q4_0_8_8 36 IQ4_NL_4_4 37 IQ4_NL_4_8 38 IQ4_NL_8_8".split()
-REMOVED_GGML_TYPES: Mapping[int, str] = MappingProxyType(
-    {int(id_): name for id_, name in zip(_REMOVED[::2], _REMOVED[1::2], strict=True)}
+
+def _named(text: str) -> Mapping[int, str]:
+    words = text.split()
+    return {int(id_): name for id_, name in zip(words[::2], words[1::2], strict=True)}
+
+
+REMOVED_GGML_TYPES = _named(
+    "4 Q4_2 5 Q4_3 31 Q4_0_4_4 32 Q4_0_4_8 33 Q4_0_8_8 36 IQ4_NL_4_4 37 IQ4_NL_4_8 38 IQ4_NL_8_8"
 )
 """Types that older files have and today's llama.cpp no longer reads."""
 
-_FILE_TYPES = """
+FILE_TYPES = _named("""
      0 F32      1 F16      2 Q4_0     3 Q4_1     7 Q8_0     8 Q5_0     9 Q5_1    10 Q2_K    11 Q3_K_S  12 Q3_K_M
     13 Q3_K_L  14 Q4_K_S  15 Q4_K_M  16 Q5_K_S  17 Q5_K_M  18 Q6_K    19 IQ2_XXS 20 IQ2_XS  21 Q2_K_S  22 IQ3_XS
     23 IQ3_XXS 24 IQ1_S   25 IQ4_NL  26 IQ3_S   27 IQ3_M   28 IQ2_S   29 IQ2_M   30 IQ4_XS  31 IQ1_M   32 BF16
     36 TQ1_0   37 TQ2_0   38 MXFP4_MOE          39 NVFP4   40 Q1_0    41 Q2_0
-""".split()
-FILE_TYPES: Mapping[int, str] = MappingProxyType(
-    {int(id_): name for id_, name in zip(_FILE_TYPES[::2], _FILE_TYPES[1::2], strict=True)}
-)
+""")
 """`general.file_type`: the recipe a file was quantized with, under the name that files and repositories use."""
 
 FILE_TYPE_GUESSED = 1024
