@@ -161,11 +161,7 @@ def _shipped_file() -> Path:
 
 
 def _without_aliases(entry: CatalogEntry, taken: set[str]) -> CatalogEntry:
-    if taken.isdisjoint(entry.aliases):
-        return entry
-    from dataclasses import replace
-
-    return replace(entry, aliases=tuple(alias for alias in entry.aliases if alias not in taken))
+    return dataclasses.replace(entry, aliases=tuple(alias for alias in entry.aliases if alias not in taken))
 
 
 def is_repo(repo: str) -> bool:
@@ -207,12 +203,10 @@ class _Checker:
         return tuple(entries)
 
     def _entry(self, index: int, fields: Mapping[str, Any]) -> CatalogEntry:
-        made: dict[str, Any] = {}
         for field in ("name", "repo"):
             if field not in fields:
                 self._wrong(index, fields, field, "is missing")
-        for field, value in fields.items():
-            made[field] = self._value(index, fields, field, value)
+        made: dict[str, Any] = {field: self._value(index, fields, field, value) for field, value in fields.items()}
         active = made.get("active_parameters")
         if active and active > made.get("parameters", 0):
             self._wrong(index, fields, "active_parameters", "more than there are parameters")
@@ -220,7 +214,7 @@ class _Checker:
 
     def _value(self, index: int, fields: Mapping[str, Any], field: str, value: Any) -> object:
         must: str | None = None
-        made: object = value
+        made: Any = value
         if field in ("parameters", "active_parameters"):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100_000:
                 must = "a number of billions, such as 4.02"
@@ -235,12 +229,9 @@ class _Checker:
         elif field == "gated":
             must = None if isinstance(value, bool) else "true or false"
         elif field == "aliases":
-            if not isinstance(value, list) or not all(
-                isinstance(each, str) and ALIAS.fullmatch(each) for each in value
-            ):
+            made = tuple(value) if isinstance(value, list) else (None,)
+            if not all(isinstance(each, str) and ALIAS.fullmatch(each) for each in made):
                 must = 'a list of lower-case names, such as ["qwen3", "qwen3:latest"]'
-            else:
-                made = tuple(value)
         elif field not in CatalogEntry.__dataclass_fields__:
             must = f"one of {', '.join(CatalogEntry.__dataclass_fields__)}"
         elif not isinstance(value, str) or not value.strip() or not value.isprintable():
@@ -264,12 +255,10 @@ class _Checker:
 
         lines = self._text.splitlines()
         starts = [no for no, line in enumerate(lines) if re.match(r"\s*\[\[\s*model\s*\]\]", line)]
-        first, last = 0, len(lines)
-        if index is not None and index < len(starts):
-            first = starts[index]
-            last = starts[index + 1] if index + 1 < len(starts) else len(lines)
+        is_found = index is not None and index < len(starts)
+        first, last = [*starts, len(lines)][index : index + 2] if is_found else (0, len(lines))  # type: ignore[operator]
         here = [no for no in range(first, last) if re.match(rf'\s*\[*\s*"?{re.escape(field)}"?\s*[]=.]', lines[no])]
-        line = here[0] + 1 if here else first + 1 if index is not None and index < len(starts) else None
+        line = here[0] + 1 if here else first + 1 if is_found else None
         name = fields.get("name")
         who = f"{printable(name)}: " if isinstance(name, str) else ""
         raise UsageError(f"{self._path}{f':{line}' if line else ''}: {who}{printable(field, 40)}: {what}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -68,9 +67,6 @@ def describe_model(
 
     `description` is llama.cpp's (`Loaded.description`). `on_bytes` gets the bytes hashed so far, and all of them.
     """
-    n_bytes: Counter[str] = Counter()
-    for tensor in header.tensors:
-        n_bytes[tensor.type.name] += tensor.n_bytes
     paths = [path.with_name(part) for part in split_parts(path.name)]
     sizes = [_size(part) for part in paths]
     total, before, files = sum(size or 0 for size in sizes), 0, []
@@ -91,7 +87,7 @@ def describe_model(
         n_params=header.n_params,
         weight_bytes=header.weight_bytes,
         n_layer=header.n_layer,
-        tensor_types=dict(n_bytes.most_common()),
+        tensor_types=header.bytes_by_type,
     )
 
 

@@ -44,20 +44,14 @@ class ModelNames:
         without one, the only one that any branch or tag stands for) has the name, and the others have their commit
         behind it.
         """
-        names = [self.of(model) for model in models]
-        files: dict[str, set[str]] = {}
-        for name, model in zip(names, models, strict=True):
-            files.setdefault(name, set()).add(model.file)
-        names = [
-            name if len(files[name]) == 1 else f"hf://{model.repo}/{model.file}"
-            for name, model in zip(names, models, strict=True)
-        ]
-        same: dict[str, list[StoredModel]] = {}
-        for name, model in zip(names, models, strict=True):
-            same.setdefault(name, []).append(model)
+        named = [(self.of(model), model) for model in models]
+        same = _by_name(named)
+        is_clear = {name: len({model.file for model in same[name]}) == 1 for name in same}
+        named = [(name if is_clear[name] else f"hf://{model.repo}/{model.file}", model) for name, model in named]
+        same = _by_name(named)
         return [
             name if len(same[name]) == 1 or model is _current(same[name]) else _at_commit(name, model)
-            for name, model in zip(names, models, strict=True)
+            for name, model in named
         ]
 
     @cached_property
@@ -74,6 +68,13 @@ class ModelNames:
         return self._listed.get(model.path) or self.of(model)
 
 
+def _by_name(named: Iterable[tuple[str, StoredModel]]) -> dict[str, list[StoredModel]]:
+    found: dict[str, list[StoredModel]] = {}
+    for name, model in named:
+        found.setdefault(name, []).append(model)
+    return found
+
+
 def same(one: str, other: str) -> bool:
     """Whether two names mean the same: "pet" and "user/pet-GGUF", "q4_k_m" and "Q4_K_M"."""
     return _key(one) == _key(other)
@@ -82,9 +83,7 @@ def same(one: str, other: str) -> bool:
 def is_meant(reference: str, leftover: Leftover) -> bool:
     """Whether repository, level and file of the reference, as far as it names them, are those of a leftover."""
     named = parse(reference)
-    if not isinstance(named, HubFile) or named.repo.lower() != leftover.repo.lower():
-        return False
-    if named.revision is not None:
+    if not isinstance(named, HubFile) or named.repo.lower() != leftover.repo.lower() or named.revision is not None:
         return False  # a leftover is of no commit
     file = leftover.file or ""
     if named.file is not None:

@@ -10,26 +10,22 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from llmrun import fs
 from llmrun.errors import Act, Change, UsageError
 from llmrun.models import quants
 from llmrun.models.resolve import Model
+from llmrun.models.store import state
 from llmrun.models.store.importing import admit, is_taken, staged
 from llmrun.models.store.layout import LOCAL, repo_of, staging_folders, write_note
-from llmrun.models.store.state import State, sha256_of
 
 _NOT_MADE = ("MXFP4", "NVFP4")
 """Levels of files that llama.cpp reads, and does not make."""
 
 
-class Quantize(Protocol):
-    """Quantizes into `target`, whole or not at all, adds `metadata` to its header, and tells of bytes done, and all."""
-
-    def __call__(
-        self, target: Path, metadata: dict[str, str] | None, on_progress: Callable[[int, int], None] | None
-    ) -> object: ...
+Quantize = Callable[[Path, "dict[str, str]", Callable[[int, int], None]], object]
+"""Quantizes into a file, whole or not at all, adds the metadata to its header, and tells of bytes done, and all."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,8 @@ def check_free(name: str) -> None:
         raise UsageError(f"{LOCAL}{name} exists already", remedies=(Change({"name": "NAME"}), Act("rm", LOCAL + name)))
     for folder in staging_folders():
         if folder.quantizing and folder.name == name and folder.is_in_use():
-            raise UsageError(
-                f"another process ({folder.pid}) is making {LOCAL}{name}",
-                remedies=("wait for it", Change({"name": "NAME"})),
-            )
+            said = f"another process ({folder.pid}) is making {LOCAL}{name}"
+            raise UsageError(said, remedies=("wait for it", Change({"name": "NAME"})))
 
 
 def _file_name(name: str) -> str:
@@ -130,7 +124,7 @@ def into_store(source: Model, level: str, quantize: Quantize, name: str, on_even
             sha256 = fs.sha256_of(made, lambda done: on_event(QuantizeProgress("hash result", done, total)))
             write_note(folder, [source.path.absolute()], {file: sha256})  # for `verify`
             path = admit(folder, name) / file
-    State().remember(path, sha256=sha256)
+    state.remember(path, sha256=sha256)
     return path
 
 
@@ -138,7 +132,7 @@ def _source_sha256(path: Path, on_event: OnQuantizeEvent) -> str:
     """Of the source's (first) file: from the hub where it came from there, else computed, which takes a while."""
     with fs.disk_errors(f"reading {path.name}"):
         total = path.stat().st_size
-        found = sha256_of(path, lambda done: on_event(QuantizeProgress("hash source", done, total)))
+        found = state.sha256_of(path, lambda done: on_event(QuantizeProgress("hash source", done, total)))
     if found is None:
         raise UsageError(f"{path.name} was written to while it was read")
     return found

@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -117,23 +118,19 @@ def parse(text: str, catalog: Catalog | None = None) -> Reference:
 
 
 def _looks_like_a_path(text: str) -> bool:
-    if text in (".", "..") or text.startswith(("/", "./", "../", "~")):
-        return True
-    return text.lower().endswith(".gguf")
+    return text in (".", "..") or text.startswith(("/", "./", "../", "~")) or text.lower().endswith(".gguf")
 
 
 def _expanded(text: str) -> Path:
-    try:
+    with suppress(RuntimeError):  # no such user
         return Path(text).expanduser()
-    except RuntimeError:  # no such user
-        return Path(text)
+    return Path(text)
 
 
 def _file(text: str) -> LocalFile | None:
-    try:
+    with suppress(OSError):  # a component that is too long: no file
         return LocalFile(Path(text)) if Path(text).is_file() else None
-    except OSError:  # a component that is too long: no file
-        return None
+    return None
 
 
 def _check_characters(text: str, name: str) -> None:
@@ -153,8 +150,7 @@ def _url(text: str, scheme: str, rest: str) -> HubFile:
     rest = unquote(rest)
     _check_characters(text, rest)
     # Where a browser is when it shows one file of a repository.
-    shown = parse_qs(query).get("show_file_info", [""])[0]
-    if shown:
+    if shown := parse_qs(query).get("show_file_info", [""])[0]:
         _check_characters(text, shown)
     if scheme in ("hf", "huggingface"):
         return _hub_path(text, rest, shown)
@@ -210,8 +206,7 @@ def _check_repo(text: str, repo: str) -> None:
 def _suffixes(text: str, rest: str) -> tuple[str, str | None, str | None]:
     """Take the level and the revision off the end: "a/b:Q8_0@main" -> ("a/b", "Q8_0", "main")."""
     rest, at, after = rest.partition("@")
-    revision: str | None = None
-    quant: str | None = None
+    revision = quant = None
     if at:
         word, _, level = after.partition(":")
         if quants.normalize(word):
@@ -288,14 +283,11 @@ def _unknown(text: str, name: str, catalog: Catalog) -> NoReturn:
         _malformed(text, f"{family} has one size and one level: call it {family}")
     if not ALIAS.fullmatch(name.lower()) and not _LEVEL.fullmatch(name.replace(":", "-")):
         _malformed(text, "a name is letters, digits, . _ and -, such as qwen3:4b")
-    near = catalog.suggest(name)
-    tags = [entry.tag for entry in catalog.families().get(family, ())]
-    if tags:
+    said = f"no model or file is called '{printable(text)}'"
+    if tags := [entry.tag for entry in catalog.families().get(family, ())]:
         said = f"{printable(family)} has no {printable(name.partition(':')[2])}; it has {', '.join(tags)}"
-    elif near:
-        said = f"no model or file is called '{printable(text)}'; near are {', '.join(near)}"
-    else:
-        said = f"no model or file is called '{printable(text)}'"
+    elif near := catalog.suggest(name):
+        said += f"; near are {', '.join(near)}"
     raise NotFound(said, hint=Act("search", printable(family, 40)))
 
 

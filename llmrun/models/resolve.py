@@ -46,19 +46,16 @@ def find_model(reference: str, *, fetch: Fetch | None = None, use: Use = "write"
     every `LlmrunError` that naming, pulling and reading a model can end in.
     """
     named, note = parse(reference), ""
-    match named:
-        case Embedded() | LocalFile():
-            path = named.path
-        case HubFile():
-            found = find_stored(named)
-            if found is None:
-                path = (fetch or _fetch_quietly)(named)
-            else:
-                from llmrun.models.store.listing import mark_used
+    if not isinstance(named, HubFile):
+        path = named.path
+    elif (found := find_stored(named)) is None:
+        path = (fetch or _fetch_quietly)(named)
+    else:
+        from llmrun.models.store.listing import mark_used
 
-                model, note = found
-                path = model.path
-                mark_used(model)
+        model, note = found
+        path = model.path
+        mark_used(model)
     first, header = open_whole(path)
     if (kind := rules.writes_no_text(header)) and (use == "write" or (use == "read" and rules.is_encoder(header))):
         raise BadModel(f"{named.name} is {kind}: it writes no text", hint=Act("show", named.name))
@@ -81,8 +78,7 @@ def find_stored(named: HubFile) -> tuple[StoredModel, str] | None:
     """
     from llmrun.models.store import listing
 
-    found = listing.choose(in_full(named))
-    if found is None:
+    if (found := listing.choose(in_full(named))) is None:
         return None
     model, why = found
     return model, f"{named} is {model.quant}: {why}" if why else ""

@@ -22,7 +22,6 @@ from llmrun.models import reference
 from llmrun.models.reference import HubFile
 from llmrun.models.store import importing, listing, remove, state, verify
 from llmrun.models.store.layout import RepoFolder
-from llmrun.models.store.state import State
 from llmrun.models.store.verify import VerifyProgress
 
 MODEL = tiny_gguf(400_000)
@@ -138,7 +137,7 @@ def test_leftovers_are_named() -> None:
     folder = RepoFolder.of("user/one")
     for name in ("1" * 64 + ".partial", "2" * 64 + ".damaged", "3" * 64 + ".12ab.incomplete", "4" * 64):
         (folder.blobs / name).write_bytes(b"1234")
-    State().pull_begins(folder.blob("1" * 64), "user/one", "one-Q4_0.gguf", 99)
+    state.pull_begins(folder.blob("1" * 64), "user/one", "one-Q4_0.gguf", 99)
     found = listing.list_leftovers()
     assert [item.kind for item in found] == ["partial", "damaged", "incomplete", "orphan"]
     assert (found[0].file, found[0].total, found[0].size) == ("one-Q4_0.gguf", 99, 4)
@@ -532,15 +531,15 @@ def test_damaged_facts_are_read_again(facts: str | None) -> None:
     before = listing.list_models()
     with closing(sqlite3.connect(state.database())) as db, db:
         assert db.execute("update files set facts = ? where path like '%user--one%'", (facts,)).rowcount == 1
-    assert sorted(each is None for _, _, each in State().files().values()) == [False, True]
+    assert sorted(each is None for _, _, each in state.files().values()) == [False, True]
     assert listing.list_models() == before
-    assert None not in [each for _, _, each in State().files().values()]
+    assert None not in [each for _, _, each in state.files().values()]
 
 
 def test_facts_of_before_are_read() -> None:
     """A row as 0.1 wrote it."""
     path = put("user/one", "one-Q8_0.gguf", MODEL)
-    State().files()
+    state.files()
     written = '{"n_params": 7, "architecture": "old", "label": "Q8_0", "n_ctx_train": 64}'
     with closing(sqlite3.connect(state.database())) as db, db:
         row = (os.path.realpath(path), state.stamp(path), None, written)

@@ -17,7 +17,6 @@ from llmrun.units import UNKNOWN, count, percent, size
 
 if TYPE_CHECKING:
     from llmrun.models.store.listing import Leftover
-    from llmrun.models.store.state import State
 
 
 def list_(
@@ -63,22 +62,21 @@ _STORED_COLUMNS = (
 
 def _stored_rows() -> list[dict[str, Any]]:
     from llmrun.models.store.listing import list_leftovers, list_models
-    from llmrun.models.store.state import State
 
-    state, names = State(), stored.names()
-    rows = [_tiny_row(state)]
-    models = list_models(state=state)
+    names, models = stored.names(), list_models()
+    rows = [_tiny_row()]
     rows += [stored.model_row(model, name) for model, name in zip(models, names.of_each(models), strict=True)]
-    rows += [_leftover_row(item, names.of(item)) for item in list_leftovers(state=state)]
+    rows += [_leftover_row(item, names.of(item)) for item in list_leftovers()]
     return rows
 
 
-def _tiny_row(state: State) -> dict[str, Any]:
+def _tiny_row() -> dict[str, Any]:
     from llmrun.models.catalog import EMBEDDED
+    from llmrun.models.store import state
     from llmrun.models.store.listing import FactReader
 
     ((name, path),) = EMBEDDED.items()
-    facts = FactReader(state).facts(path)
+    facts = FactReader().facts(path)
     return {
         "name": name,
         "repo": None,

@@ -6,29 +6,22 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from llmrun import fs, units
 from llmrun.errors import Act, BadModel, IntegrityError, NetworkError, Remedy
-from llmrun.gguf.reader import Header, read_header
+from llmrun.gguf.reader import Header, naming, read_header
 from llmrun.gguf.rules import check_part, check_runnable
-from llmrun.models.hub.events import (
-    OnPullEvent,
-    PullChecking,
-    PullFinished,
-    PullProgress,
-    PullRestarted,
-    PullRetrying,
-    PullStarted,
-)
+from llmrun.models.hub import events
 from llmrun.models.hub.http import Patience, http_errors, reason_of
 from llmrun.models.hub.info import RepoFile, Resolved
 from llmrun.models.hub.remote import HEADER_STEPS, AttemptFailed, RangeRefused, RemoteFile
+from llmrun.models.store import state
 from llmrun.models.store.layout import DAMAGED, RepoFolder
-from llmrun.models.store.state import HeaderFacts, State
+from llmrun.models.store.state import HeaderFacts
 from llmrun.text import printable
 
 _SYNC_BYTES = 8 << 20
@@ -135,13 +128,12 @@ class BlobDownload:
         resolved: Resolved,
         file: RepoFile,
         folder: RepoFolder,
-        on_event: OnPullEvent,
+        on_event: events.OnPullEvent,
         patience: Patience,
-        state: State,
     ) -> None:
         assert file.sha256 is not None
         self._resolved, self._file, self._folder = resolved, file, folder
-        self._on_event, self._patience, self._state = on_event, patience, state
+        self._on_event, self._patience = on_event, patience
         self._remote = RemoteFile(resolved, file, patience)
         self._sha256 = file.sha256
         self._blob, self._partial = folder.blob(self._sha256), folder.partial(self._sha256)
@@ -155,14 +147,14 @@ class BlobDownload:
 
     def run(self) -> None:
         began_s = time.monotonic()
-        with self._naming_the_file():
+        with naming(f"{printable(self._file.name)} of {self._resolved.repo}"):
             if not self._is_here():
-                self._state.pull_begins(self._blob, self._resolved.repo, self._file.name, self._file.size)
+                state.pull_begins(self._blob, self._resolved.repo, self._file.name, self._file.size)
                 self._fetch()
-                self._state.remember(self._blob, sha256=self._sha256, facts=self._facts)
-                self._state.pull_ended(self._blob)
+                state.remember(self._blob, sha256=self._sha256, facts=self._facts)
+                state.pull_ended(self._blob)
         seconds = time.monotonic() - began_s
-        self._on_event(PullFinished(self._file.name, self._file.size, self._fetched, seconds))
+        self._on_event(events.PullFinished(self._file.name, self._file.size, self._fetched, seconds))
 
     # --- what is here already
 
@@ -173,14 +165,16 @@ class BlobDownload:
         except OSError:
             return self._is_here_without_links()
         if size == self._file.size:
-            if self._state.verified_sha256(self._blob) == self._sha256:
+            if state.verified_sha256(self._blob) == self._sha256:
                 return True
             if fs.sha256_of(self._blob, self._show_checking) == self._sha256:
                 self._facts = self._checked_header(self._blob)
-                self._state.remember(self._blob, sha256=self._sha256, facts=self._facts)
+                state.remember(self._blob, sha256=self._sha256, facts=self._facts)
                 return True
             self._blob.replace(self._blob.with_name(self._blob.name + DAMAGED))
-            self._on_event(PullRestarted(self._file.name, "the copy in the cache is damaged and has been set aside"))
+            self._on_event(
+                events.PullRestarted(self._file.name, "the copy in the cache is damaged and has been set aside")
+            )
         elif size < self._file.size and not self._partial.exists() and not self._blob.is_symlink():
             # Cut short by another tool: as good a beginning as any, if it is one.
             self._blob.replace(self._partial)
@@ -195,19 +189,18 @@ class BlobDownload:
             return False
         if fs.sha256_of(pointer, self._show_checking) != self._sha256:
             return False
-        self._state.remember(pointer, sha256=self._sha256)
+        state.remember(pointer, sha256=self._sha256)
         return True
 
     def _show_checking(self, done: int) -> None:
         if self._is_time():
-            self._on_event(PullChecking(self._file.name, done, self._file.size))
+            self._on_event(events.PullChecking(self._file.name, done, self._file.size))
 
-    def _is_time(self, every_s: float = 0.1) -> bool:
+    def _is_time(self) -> bool:
         now_s = time.monotonic()
-        if now_s - self._shown_s < every_s:
-            return False
-        self._shown_s = now_s
-        return True
+        if is_time := now_s - self._shown_s >= 0.1:
+            self._shown_s = now_s
+        return is_time
 
     # --- fetching
 
@@ -232,7 +225,7 @@ class BlobDownload:
             if self._at > self._file.size:
                 self._empty()
             self._pieces = 2 if self._at else 0
-            self._on_event(PullStarted(self._file.name, self._file.size, self._at))
+            self._on_event(events.PullStarted(self._file.name, self._file.size, self._at))
             found = self._filled_hash()
             if found == self._sha256:
                 return
@@ -242,12 +235,10 @@ class BlobDownload:
             reason = f"its sha256 is {found[:12]}…, the hub promised {self._sha256[:12]}…"
             if last_chance or self._pieces < 2:
                 self._partial.unlink(missing_ok=True)
-                self._state.pull_ended(self._blob)
-                raise IntegrityError(
-                    f"{printable(self._file.name)} came damaged: {reason}. It has been thrown away",
-                    hint=Act("pull", self._resolved.name),
-                )
-            self._on_event(PullRestarted(self._file.name, reason))
+                state.pull_ended(self._blob)
+                said = f"{printable(self._file.name)} came damaged: {reason}. It has been thrown away"
+                raise IntegrityError(said, hint=Act("pull", self._resolved.name))
+            self._on_event(events.PullRestarted(self._file.name, reason))
 
     def _empty(self) -> None:
         os.ftruncate(self._fd, 0)
@@ -268,7 +259,7 @@ class BlobDownload:
         self._empty()
         self._pieces = 0
         self._hasher = _Hasher(self._partial, 0)
-        self._on_event(PullRestarted(self._file.name, reason))
+        self._on_event(events.PullRestarted(self._file.name, reason))
 
     def _fetch_rest(self) -> None:
         """Attempt after attempt, until all bytes are here or it is clear that they won't come."""
@@ -293,34 +284,33 @@ class BlobDownload:
             if refusals >= 2 and self._at:
                 self._start_over(broken.reason)
             pause_s = max(broken.pause_s, self._patience.pause(failures))
-            self._on_event(PullRetrying(self._file.name, broken.reason, failures, self._patience.attempts, pause_s))
+            self._on_event(
+                events.PullRetrying(self._file.name, broken.reason, failures, self._patience.attempts, pause_s)
+            )
             time.sleep(pause_s)
 
     def _give_up(self, broken: AttemptFailed) -> NoReturn:
-        hint: Remedy
-        where = f"{printable(self._file.name)}: {broken.reason}"
-        kept, hint = "", "try again later"
+        said = f"{printable(self._file.name)}: {broken.reason}"
+        again: Remedy = "try again later"
         if self._at:
-            kept = f"; {units.size(self._at)} of {units.size(self._file.size)} are kept for the next pull"
-            hint = Act("pull", self._resolved.name)
-        if broken.short:
-            raise IntegrityError(where + kept, hint=hint)
-        raise NetworkError(where + kept, hint=hint)
+            said += f"; {units.size(self._at)} of {units.size(self._file.size)} are kept for the next pull"
+            again = Act("pull", self._resolved.name)
+        raise (IntegrityError if broken.short else NetworkError)(said, hint=again)
 
     def _attempt(self) -> None:
         """One request, from where we are."""
         self._look_at_header()
         url = self._remote.locate()
         end = min(self._file.size, self._at + self._patience.window_bytes)
-        with self._remote.body(url, self._at, end) as body:
-            if body.first != self._at:
+        with self._remote.body(url, self._at, end) as (response, first):
+            if first != self._at:
                 # It sends the whole file: all of it, then. The window was for what it does not do.
                 self._start_over("the server can't go on in the middle of a file")
                 end = self._file.size
-            elif body.response.status_code == 200:
+            elif response.status_code == 200:
                 end = self._file.size
             self._pieces += 1
-            self._take(body.response, end)
+            self._take(response, end)
         if self._at < end:
             raise AttemptFailed(f"the server ends the file after {self._at:,} of {self._file.size:,} bytes", short=True)
 
@@ -343,7 +333,7 @@ class BlobDownload:
 
     def _show_progress(self) -> None:
         if self._is_time():
-            self._on_event(PullProgress(self._file.name, self._at, self._file.size, self._hasher.hashed))
+            self._on_event(events.PullProgress(self._file.name, self._at, self._file.size, self._hasher.hashed))
 
     # --- is it a model
 
@@ -365,7 +355,7 @@ class BlobDownload:
             self._facts = check()
         except BadModel:
             self._partial.unlink(missing_ok=True)
-            self._state.pull_ended(self._blob)
+            state.pull_ended(self._blob)
             raise
 
     def _checked_header(self, path: Path) -> HeaderFacts:
@@ -379,11 +369,3 @@ class BlobDownload:
         if len(files) == 1:
             check_runnable(header)
         return HeaderFacts.of(header)
-
-    @contextmanager
-    def _naming_the_file(self) -> Iterator[None]:
-        try:
-            yield
-        except BadModel as error:
-            name = f"{printable(self._file.name)} of {self._resolved.repo}"
-            raise BadModel(f"{name}: {error.message}", remedies=error.remedies) from None

@@ -31,15 +31,15 @@ from pathlib import Path
 
 from llmrun import fs
 from llmrun.errors import Act, BadModel, IntegrityError, NotInStore
-from llmrun.gguf.reader import open_header
+from llmrun.gguf.reader import naming, open_header
 from llmrun.gguf.rules import whole_header
 from llmrun.models.hub.blob import BlobDownload
 from llmrun.models.hub.events import OnPullEvent, PullFinished, PullWaiting
 from llmrun.models.hub.http import Patience, is_offline
 from llmrun.models.hub.info import RepoFile, Resolved, check_promise, is_safe_name
+from llmrun.models.store import state
 from llmrun.models.store.layout import COMMIT, RepoFolder, blob_name, files_below
 from llmrun.models.store.remove import tidy
-from llmrun.models.store.state import State
 from llmrun.text import printable
 
 _LOCAL_DISK = "set HF_HUB_CACHE to a folder on a local disk"
@@ -70,7 +70,6 @@ def pull(
     *,
     offline: bool = False,
     patience: Patience | None = None,
-    state: State | None = None,
 ) -> Path:
     """Brings all files of a model into the cache, verified, and returns the path of the first.
 
@@ -79,7 +78,6 @@ def pull(
     full, `BadModel` when the file is not a model that can be run, `NotFound`, and offline `NotInStore`.
     """
     folder = RepoFolder.of(resolved.repo)
-    state = state or State()
     on_event = on_event or (lambda _event: None)
     for file in resolved.files:
         if not is_safe_name(file.name):
@@ -90,7 +88,7 @@ def pull(
         return _pulled_offline(resolved, folder)
     for file in resolved.files:
         check_promise(file)
-    if _is_admitted(resolved, folder, state):
+    if _is_admitted(resolved, folder):
         for file in resolved.files:
             on_event(PullFinished(file.name, file.size, 0, 0.0))
         with suppress(OSError):  # a store that is read-only is good enough to read from
@@ -107,7 +105,7 @@ def pull(
             with _locked(resolved, folder, on_event):
                 try:
                     for file in resolved.files:
-                        BlobDownload(resolved, file, folder, on_event, patience, state).run()
+                        BlobDownload(resolved, file, folder, on_event, patience).run()
                     _check_whole(resolved, folder)
                 except BadModel:
                     _discard(resolved, folder)
@@ -166,10 +164,8 @@ def _check_whole(resolved: Resolved, folder: RepoFolder) -> None:
     places = [_places(resolved, file, folder) for file in resolved.files]
     headers = [open_header(blob if blob.exists() else pointer) for blob, pointer in places]
     names = [file.name for file in resolved.files]
-    try:
+    with naming(resolved.name):
         whole_header(list(zip(names, headers, strict=True)))
-    except BadModel as error:
-        raise BadModel(f"{resolved.name}: {error.message}", remedies=error.remedies) from None
 
 
 def _discard(resolved: Resolved, folder: RepoFolder) -> None:
@@ -180,13 +176,10 @@ def _discard(resolved: Resolved, folder: RepoFolder) -> None:
             folder.blob(str(file.sha256)).unlink(missing_ok=True)
 
 
-def _is_admitted(resolved: Resolved, folder: RepoFolder, state: State) -> bool:
+def _is_admitted(resolved: Resolved, folder: RepoFolder) -> bool:
     """Whether all of it is here, known to be verified, under its names: then nothing has to be locked or written."""
-    for file in resolved.files:
-        pointer = folder.pointer(resolved.commit, file.name)
-        if not pointer.exists() or state.verified_sha256(pointer) != file.sha256:
-            return False
-    return True
+    pointers = {folder.pointer(resolved.commit, file.name): file.sha256 for file in resolved.files}
+    return all(path.exists() and state.verified_sha256(path) == sha256 for path, sha256 in pointers.items())
 
 
 def _admit(resolved: Resolved, folder: RepoFolder) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmrun import fs
-from llmrun.errors import Act, LlmrunError, NetworkError, NotFound, NotInStore
+from llmrun.errors import Act, NetworkError, NotFound, NotInStore
 from llmrun.text import printable
 
 _LOG_IN = "set HF_TOKEN or run: hf auth login"
@@ -140,24 +140,18 @@ def hub_errors(repo: str, revision: str | None = None, file: str | None = None) 
 
     try:
         yield
-    except LlmrunError:
-        raise
     except hf.OfflineModeIsEnabled as error:
         raise NotInStore(f"{repo} is not on this machine, and the network may not be used") from error
     except hf.HFValidationError as error:
         raise NotFound(f"'{printable(repo, 120)}' can't be the name of a repository: it is like user/name") from error
     except hf.GatedRepoError as error:
-        raise NotFound(
-            f"{repo} is gated: its terms must be accepted first",
-            hint=f"accept them on {endpoint()}/{repo}, then {_LOG_IN}",
-        ) from error
+        hint = f"accept them on {endpoint()}/{repo}, then {_LOG_IN}"
+        raise NotFound(f"{repo} is gated: its terms must be accepted first", hint=hint) from error
     except hf.RevisionNotFoundError as error:
         raise NotFound(f"{repo} has no revision '{printable(revision or 'main')}'", hint=Act("show", repo)) from error
     except hf.RepositoryNotFoundError as error:
-        raise NotFound(
-            f"the hub knows no {repo}, or shows it only to some",
-            remedies=(Act("search", repo.rpartition("/")[2]), f"if it is private, {_LOG_IN}"),
-        ) from error
+        remedies = (Act("search", repo.rpartition("/")[2]), f"if it is private, {_LOG_IN}")
+        raise NotFound(f"the hub knows no {repo}, or shows it only to some", remedies=remedies) from error
     except hf.EntryNotFoundError as error:
         raise NotFound(f"{repo} has no file {printable(file or '')}", hint=Act("show", repo)) from error
     except hf.HfHubHTTPError as error:
@@ -181,10 +175,8 @@ def _network_error(error: Exception) -> NetworkError:
     if not re.match(r"https?://[^/]", endpoint()):
         where = printable(endpoint(), 120)
         return NetworkError(f"HF_ENDPOINT is '{where}', which is not a web address", hint="unset HF_ENDPOINT")
-    return NetworkError(
-        f"the hub ({urlsplit(endpoint()).netloc}) can not be reached: {reason_of(error)}",
-        remedies=("check the network", Act("list")),
-    )
+    said = f"the hub ({urlsplit(endpoint()).netloc}) can not be reached: {reason_of(error)}"
+    return NetworkError(said, remedies=("check the network", Act("list")))
 
 
 def reason_of(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 from llmrun import __version__, units
 from llmrun.errors import Act, BadModel, IntegrityError, NotFound, NotInStore
 from llmrun.models import quants
+from llmrun.models.catalog import is_repo
 from llmrun.models.hub.http import Patience, hub_errors, is_offline, session, with_retry
-from llmrun.models.store import listing
+from llmrun.models.store import listing, state
 from llmrun.models.store.layout import COMMIT, SHA256, is_local
-from llmrun.models.store.state import State
 from llmrun.text import printable
 
 if TYPE_CHECKING:
     from llmrun.models.reference import HubFile
-
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,8 @@ class RepoInfo:
     commit: str
     files: tuple[RepoFile, ...]
     gated: bool
-    private: bool
     licence: str | None
     downloads: int | None = None
-    tags: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[RepoFile, ...]:
@@ -76,7 +71,6 @@ class Resolved:
     why: str
     files: tuple[RepoFile, ...]
     revision: str | None = "main"
-    gated: bool = False
     licence: str | None = None
 
     @property
@@ -92,7 +86,8 @@ def model_info(repo: str, revision: str | None = None) -> RepoInfo:
     """Asks the hub about a repository. Raises `NotFound`, `NetworkError`, `IntegrityError` for a hostile answer."""
     from huggingface_hub import HfApi
 
-    _check_repo(repo)
+    if not is_repo(repo):
+        raise NotFound(f"'{printable(repo, 120)}' can't be the name of a repository: it is like user/name")
     patience = Patience.from_environment()
 
     def ask() -> Any:
@@ -102,18 +97,17 @@ def model_info(repo: str, revision: str | None = None) -> RepoInfo:
 
     with hub_errors(repo, revision):
         found = with_retry(ask, patience)
-    commit = str(found.sha)
+    commit, own = str(found.sha), str(found.id)
     if not COMMIT.fullmatch(commit):
         raise IntegrityError(f"the hub gives '{printable(commit)}' as commit of {repo}, which is not one")
     return RepoInfo(
-        repo=repo if repo.lower() != str(found.id).lower() else _checked_id(repo, str(found.id)),
+        # In its own spelling, so that it gets one folder whatever the user typed.
+        repo=own if own.lower() == repo.lower() and is_repo(own) else repo,
         commit=commit,
         files=tuple(_repo_files(found.siblings or ())),
         gated=bool(found.gated),
-        private=bool(found.private),
         licence=_licence(found),
         downloads=found.downloads if isinstance(found.downloads, int) else None,
-        tags=tuple(str(tag) for tag in found.tags or ()),
     )
 
 
@@ -135,7 +129,7 @@ def resolve(ref: HubFile, *, offline: bool = False) -> Resolved:
         first, why = _named_file(ref.file, info, list(by_name)), ""
     else:
         first, why = _chosen_file(ref, info, by_name)
-        if f"{info.repo}/{first}".lower() in (state := State()).variants():
+        if f"{info.repo}/{first}".lower() in state.variants():
             state.set_variant(f"{info.repo}/{first}", is_variant=False)
     names = quants.split_parts(first)
     missing = [name for name in names if name not in by_name]
@@ -152,14 +146,12 @@ def resolve(ref: HubFile, *, offline: bool = False) -> Resolved:
         why=why,
         files=files,
         revision=None if COMMIT.fullmatch(revision) else revision,
-        gated=info.gated,
         licence=info.licence,
     )
 
 
 def _resolve_from_store(ref: HubFile) -> Resolved:
-    found = listing.choose(ref)
-    model, why = found if found is not None else (None, "")
+    model, why = listing.choose(ref) or (None, "")
     if model is None or model.commit is None:
         raise NotInStore(f"{_shown(ref)} is not on this machine, and the network may not be used", hint=Act("list"))
     files: list[RepoFile] = []
@@ -174,9 +166,8 @@ def _named_file(wanted: str, info: RepoInfo, names: Sequence[str]) -> str:
     """The first part of the file that was named, in any case if only one fits."""
     found = [wanted] if wanted in names else [name for name in names if name.lower() == wanted.lower()]
     if len(found) != 1:
-        raise NotFound(
-            f"{info.repo} has no file {printable(wanted)}; it has {_listed(info)}", hint=Act("show", info.repo)
-        )
+        said = f"{info.repo} has no file {printable(wanted)}; it has {_listed(info)}"
+        raise NotFound(said, hint=Act("show", info.repo))
     return quants.split_parts(found[0])[0]
 
 
@@ -243,34 +234,16 @@ def is_safe_name(name: str) -> bool:
     )
 
 
-def _is_repo(name: str) -> bool:
-    # "--" is what stands for "/" in the name of a repository's folder.
-    return bool(_REPO.fullmatch(name)) and "--" not in name and ".." not in name
-
-
-def _check_repo(repo: str) -> None:
-    if not _is_repo(repo):
-        raise NotFound(f"'{printable(repo, 120)}' can't be the name of a repository: it is like user/name")
-
-
-def _checked_id(asked: str, answered: str) -> str:
-    """The repository's name in its own spelling, so that it gets one folder whatever the user typed."""
-    return answered if _is_repo(answered) else asked
-
-
 def check_promise(file: RepoFile) -> None:
     if file.sha256 is None or not SHA256.fullmatch(file.sha256):
         given = "none" if file.sha256 is None else f"'{printable(file.sha256)}'"
-        raise IntegrityError(
-            f"the hub gives no usable sha256 for {printable(file.name)} ({given}), so it can't be verified"
-        )
+        said = f"the hub gives no usable sha256 for {printable(file.name)} ({given}), so it can't be verified"
+        raise IntegrityError(said)
 
 
 def _licence(found: Any) -> str | None:
-    for tag in found.tags or ():
-        if str(tag).startswith("license:"):
-            return printable(str(tag).removeprefix("license:"))
-    return None
+    licences = (str(tag).removeprefix("license:") for tag in found.tags or () if str(tag).startswith("license:"))
+    return next(map(printable, licences), None)
 
 
 def quants_of(info: RepoInfo) -> tuple[QuantFiles, ...]:

@@ -6,13 +6,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from llmrun import __version__
-from llmrun.errors import Act, BadModel, IntegrityError, NetworkError
-from llmrun.gguf.reader import Header, read_header
+from llmrun.errors import Act, IntegrityError, NetworkError
+from llmrun.gguf.reader import Header, naming, read_header
 from llmrun.gguf.rules import whole_header
 from llmrun.models.hub.http import Patience, endpoint, http_errors, hub_errors, reason_of, retry_after, session
 from llmrun.models.hub.info import RepoFile, Resolved
@@ -36,14 +35,6 @@ class AttemptFailed(Exception):
 
 class RangeRefused(AttemptFailed):
     """The server does not go on where we are."""
-
-
-@dataclass(frozen=True)
-class Body:
-    """An answer with bytes: `first` is the offset of the next byte in the file."""
-
-    response: Any
-    first: int
 
 
 class RemoteFile:
@@ -81,11 +72,11 @@ class RemoteFile:
         return urljoin(url, found.location)
 
     @contextmanager
-    def body(self, url: str, first: int, end: int) -> Iterator[Body]:
-        """The bytes of the file from `first` up to (at most) `end`. Raises `AttemptFailed`.
+    def body(self, url: str, first: int, end: int) -> Iterator[tuple[Any, int]]:
+        """A response with the bytes of the file from `first` up to (at most) `end`, and the offset of its first byte.
 
-        The answer may begin at 0 instead, when the server does not do ranges. What it says about the file's length is
-        compared with the promise before a byte of it is taken.
+        Raises `AttemptFailed`. The answer may begin at 0 instead, when the server does not do ranges. What it says of
+        the file's length is compared with the promise before a byte of it is taken.
         """
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -102,7 +93,7 @@ class RemoteFile:
                 if response.status_code in (301, 302, 303, 307, 308):
                     url = urljoin(url, response.headers.get("Location", ""))
                     continue
-                yield Body(response, self._checked_start(response, first))
+                yield response, self._checked_start(response, first)
                 return
         raise AttemptFailed("the server sends from one address to the next")
 
@@ -163,8 +154,8 @@ class _RemoteSource:
         for failures in range(1, self._patience.attempts + 1):
             try:
                 self._url = self._url or self._remote.locate()
-                with self._remote.body(self._url, first, end) as body:
-                    return _slice_of(body, first, end)
+                with self._remote.body(self._url, first, end) as (response, at):
+                    return _slice_of(response, at, first, end)
             except http_errors(NetworkError, AttemptFailed) as error:
                 self._url = ""  # it may have expired
                 reason = error.message if isinstance(error, NetworkError) else reason_of(error)
@@ -174,10 +165,10 @@ class _RemoteSource:
         raise AssertionError("unreachable")
 
 
-def _slice_of(body: Body, first: int, end: int) -> bytes:
-    """The bytes from `first` to `end` of an answer, which begins at 0 when the server does not do ranges."""
-    at, taken = body.first, bytearray()
-    for chunk in body.response.iter_raw():
+def _slice_of(response: Any, at: int, first: int, end: int) -> bytes:
+    """The bytes from `first` to `end` of an answer that begins at `at`."""
+    taken = bytearray()
+    for chunk in response.iter_raw():
         taken += chunk[max(0, first - at) : max(0, end - at)]
         at += len(chunk)
         if at >= end:
@@ -193,16 +184,12 @@ def open_remote_header(resolved: Resolved, index: int = 0, *, patience: Patience
     Raises `BadModel`, and what `pull` raises about the network.
     """
     file = resolved.files[index]
-    try:
+    with naming(f"{printable(file.name)} of {resolved.repo}"):
         return read_header(_RemoteSource(resolved, file, patience or Patience.from_environment()))
-    except BadModel as error:
-        raise BadModel(f"{printable(file.name)} of {resolved.repo}: {error.message}", remedies=error.remedies) from None
 
 
 def remote_header(resolved: Resolved) -> Header:
     """The header of all parts of a model on the hub together, by range requests. Raises `BadModel`, `NetworkError`."""
     parts = [(file.name, open_remote_header(resolved, index)) for index, file in enumerate(resolved.files)]
-    try:
+    with naming(resolved.name):
         return whole_header(parts)
-    except BadModel as error:
-        raise BadModel(f"{resolved.name}: {error.message}", remedies=error.remedies) from None

@@ -15,18 +15,10 @@ from llmrun import fs, paths
 from llmrun.errors import Act, Change, NotFound, UsageError
 from llmrun.gguf.rules import open_whole
 from llmrun.models import quants
-from llmrun.models.store.layout import (
-    LOCAL,
-    StagingFolder,
-    files_below,
-    is_damaged_rest,
-    is_local_name,
-    is_note,
-    local_folder,
-    write_note,
-)
+from llmrun.models.store import layout, state
+from llmrun.models.store.layout import LOCAL, StagingFolder, local_folder
 from llmrun.models.store.listing import FactReader, StoredModel, found_in_folder
-from llmrun.models.store.state import HeaderFacts, State
+from llmrun.models.store.state import HeaderFacts
 from llmrun.text import printable
 
 
@@ -42,10 +34,9 @@ class ImportProgress:
 def checked_name(name: str) -> str:
     """The name of an imported model without `local/`, in its one spelling. Raises `UsageError` for an unfit one."""
     name = name.lower().removeprefix(LOCAL).removesuffix(".gguf")
-    if not is_local_name(name):
-        raise UsageError(
-            f"'{printable(name)}' is not a name for a model: letters, digits, '.', '_' and '-'", field="name"
-        )
+    if not layout.is_local_name(name):
+        said = f"'{printable(name)}' is not a name for a model: letters, digits, '.', '_' and '-'"
+        raise UsageError(said, field="name")
     return name
 
 
@@ -68,14 +59,12 @@ def import_file(
     copy: bool,
     name: str | None = None,
     on_event: Callable[[ImportProgress], None] | None = None,
-    state: State | None = None,
 ) -> StoredModel:
     """Makes a local GGUF file (all parts of a split one) a model called `local/<name>`, by link or by copy.
 
     Raises `BadModel` if it can't be run, `NotFound` for a missing file or part, `UsageError` for a name that is taken
     (see `is_taken`) or unfit, `DiskError`.
     """
-    state = state or State()
     path = path.expanduser()
     # A link must not go through the current folder as somebody wrote it ("..", links): that may change.
     path = path.parent.resolve() / path.name
@@ -94,12 +83,12 @@ def import_file(
             fs.check_space(paths.imported_models(), total, what=path.name, remedies=remedies)
         with staged(name) as folder:
             sha256 = _fill(folder, sources, copy=copy, total=total, on_event=on_event)
-            write_note(folder, sources, sha256)
+            layout.write_note(folder, sources, sha256)
             root = admit(folder, name)
     if len(sources) == 1:  # of a part: its own, not those of the whole
         state.remember(root / _gguf_name(sources[0]), facts=HeaderFacts.of(header))
     (found,) = found_in_folder(LOCAL + name, None, root)
-    return FactReader(state).completed(found)
+    return FactReader().completed(found)
 
 
 def is_taken(name: str) -> bool:
@@ -111,10 +100,10 @@ def is_taken(name: str) -> bool:
     root = local_folder(name.lower())
     if root.is_symlink() or not root.is_dir():
         return os.path.lexists(root)
-    if any(len(found.parts) == found.n_parts for found in found_in_folder(LOCAL + name, None, root)):
+    if any(found.complete for found in found_in_folder(LOCAL + name, None, root)):
         return True
-    files = files_below(root)
-    return not all(is_note(path) or is_damaged_rest(path) or quants.is_gguf(path.name) for path in files)
+    files = layout.files_below(root)
+    return not all(layout.is_note(path) or layout.is_damaged_rest(path) or quants.is_gguf(path.name) for path in files)
 
 
 @contextmanager
@@ -145,9 +134,8 @@ def admit(folder: Path, name: str) -> Path:
         folder.rename(root)
     except OSError:
         if os.path.lexists(root):
-            raise UsageError(
-                f"another process has made local/{name} meanwhile", hint=Act("show", LOCAL + name)
-            ) from None
+            made = f"another process has made local/{name} meanwhile"
+            raise UsageError(made, hint=Act("show", LOCAL + name)) from None
         raise
     fs.fsync_folder(root.parent)
     return root

@@ -7,30 +7,16 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmrun import paths
 from llmrun.errors import LlmrunError
 from llmrun.models import quants
-from llmrun.models.store.layout import (
-    DAMAGED,
-    LOCAL,
-    SHA256,
-    RepoFolder,
-    blob_name,
-    entries,
-    files_below,
-    is_damaged_rest,
-    is_local,
-    own_size,
-    repo_folders,
-    repo_folders_of,
-    size_below,
-    staging_folders,
-)
-from llmrun.models.store.state import HeaderFacts, State, stamp
+from llmrun.models.store import layout, state
+from llmrun.models.store.layout import DAMAGED, LOCAL, RepoFolder, entries, files_below, is_local
+from llmrun.models.store.state import HeaderFacts
 
 if TYPE_CHECKING:
     from llmrun.models.reference import HubFile
@@ -53,8 +39,13 @@ class StoredModel:
         parts: files that are here, in order.
         n_parts: files that there must be.
         commit: the snapshot that it was found in; None for an imported one.
+        mtime_s: Unix time of its newest file.
+        commits: all the snapshots that it is in.
         last_used_s: Unix time when llmrun last ran it; None if it never did.
         by_file: only its file's name means it: it goes with a model, or its level means another file.
+
+    Before headers and memory were asked (`FactReader.completed`), what they tell is None, and `by_file` says what the
+    path does.
     """
 
     repo: str
@@ -64,10 +55,12 @@ class StoredModel:
     parts: tuple[Path, ...]
     n_parts: int
     commit: str | None
+    mtime_s: float
     n_params: int | None = None
     architecture: str | None = None
     last_used_s: float | None = None
     links: tuple[Path, ...] = field(default=(), repr=False)
+    commits: frozenset[str] = frozenset()
     by_file: bool = False
 
     @property
@@ -80,12 +73,22 @@ class StoredModel:
         return len(self.parts) == self.n_parts
 
     @property
+    def key(self) -> str:
+        """By which `state` knows it."""
+        return f"{self.repo}/{self.file}"
+
+    @property
     def name(self) -> str:
         """What to type: "user/repo:Q4_K_M"; the file where its name tells no level, as the hub knows no other."""
         if is_local(self.repo):
             return self.repo
         level = None if self.by_file else quants.quant_of(self.file)
         return f"{self.repo}:{level}" if level else f"hf://{self.repo}/{self.file}"
+
+
+LeftoverKind = Literal["partial", "incomplete", "damaged", "orphan", "quantizing"]
+_KINDS: dict[str, LeftoverKind] = {"": "orphan", "partial": "partial", "damaged": "damaged", "incomplete": "incomplete"}
+"""By how a blob's name ends."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Leftover:
         file, total: what it is to become and how large, where known.
     """
 
-    kind: Literal["partial", "incomplete", "damaged", "orphan", "quantizing"]
+    kind: LeftoverKind
     repo: str
     path: Path
     size: int
@@ -108,42 +111,33 @@ class Leftover:
     total: int | None = None
 
 
-def list_models(*, state: State | None = None, header_budget_s: float = HEADER_BUDGET_S) -> list[StoredModel]:
+def list_models(*, header_budget_s: float = HEADER_BUDGET_S) -> list[StoredModel]:
     """All models here, by name. A thousand take well under a second.
 
     Headers that no earlier call has read are read for at most `header_budget_s` seconds, but some in any case, and the
     rest next time: their `n_params` is None until then.
     """
-    reader = FactReader(state or State(), header_budget_s)
-    models = [reader.completed(found) for found in _all_found() if found.is_model or reader.was_pulled(found)]
+    reader = FactReader(header_budget_s)
+    models = [reader.completed(found) for found in _all_found() if not found.by_file or reader.was_pulled(found)]
     return sorted(models, key=lambda m: (m.repo.lower(), m.size, m.file))
 
 
-def list_leftovers(*, state: State | None = None) -> list[Leftover]:
+def list_leftovers() -> list[Leftover]:
     """Unfinished, damaged and nameless files, for `list` to flag and `rm` to free."""
-    pulls = (state or State()).pulls()
+    pulls = state.pulls()
     found = [*_local_leftovers()]
-    for folder in repo_folders():
+    for folder in layout.repo_folders():
         linked: set[str] | None = None
         for entry in entries(folder.blobs):
             base, _, suffix = entry.name.partition(".")
-            if not SHA256.fullmatch(base) and not entry.name.endswith(DAMAGED):
+            kind = _KINDS.get(suffix.rpartition(".")[2])
+            if kind is None or (kind != "damaged" and not layout.SHA256.fullmatch(base)):
                 continue
-            kind: Literal["partial", "incomplete", "damaged", "orphan"]
-            if suffix == "":
+            if kind == "orphan":
                 if linked is None:
-                    linked = {blob for blob in map(blob_name, files_below(folder.snapshots)) if blob}
+                    linked = {blob for blob in map(layout.blob_name, files_below(folder.snapshots)) if blob}
                 if base in linked:
                     continue
-                kind = "orphan"
-            elif suffix == "partial":
-                kind = "partial"
-            elif entry.name.endswith(DAMAGED):
-                kind = "damaged"
-            elif suffix.endswith("incomplete"):
-                kind = "incomplete"
-            else:
-                continue
             with suppress(OSError):
                 file, total = pulls.get(str(folder.blob(base)), (None, None))
                 found.append(Leftover(kind, folder.repo, Path(entry.path), entry.stat().st_size, file, total))
@@ -151,39 +145,39 @@ def list_leftovers(*, state: State | None = None) -> list[Leftover]:
 
 
 def _local_leftovers() -> Iterator[Leftover]:
-    for staging in staging_folders():
+    for staging in layout.staging_folders():
         if not staging.is_in_use():
-            kind: Literal["quantizing", "orphan"] = "quantizing" if staging.quantizing else "orphan"
-            yield Leftover(kind, LOCAL + staging.name, staging.path, size_below(staging.path))
+            kind: LeftoverKind = "quantizing" if staging.quantizing else "orphan"
+            yield Leftover(kind, LOCAL + staging.name, staging.path, layout.size_below(staging.path))
     for entry in entries(paths.imported_models()):
         if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
             continue
         root = Path(entry.path)
         for path in files_below(root):
-            if is_damaged_rest(path):
+            if layout.is_damaged_rest(path):
                 file = path.relative_to(root).as_posix().removesuffix(DAMAGED)
-                yield Leftover("damaged", LOCAL + entry.name, path, own_size(path), file)
+                yield Leftover("damaged", LOCAL + entry.name, path, layout.own_size(path), file)
 
 
-def find_all(ref: HubFile, *, state: State | None = None) -> list[StoredModel]:
+def find_all(ref: HubFile) -> list[StoredModel]:
     """All that is here under the name of a reference, without asking the hub; incomplete models too.
 
     Without a level it can be several models of one repository; the same file with different content at several commits
     is several as well. A level is looked for in the files' names, and in the headers only where no name has it. A
     revision is any commit, branch or tag under which the model was found.
     """
-    reader = FactReader(state or State())
+    reader = FactReader()
     return [reader.completed(found) for found in _matching(ref, reader)]
 
 
-def choose(ref: HubFile, *, state: State | None = None) -> tuple[StoredModel, str] | None:
+def choose(ref: HubFile) -> tuple[StoredModel, str] | None:
     """The one model of those of `find_all` that is meant, whole; None if it is not here or not complete.
 
     No level named: Q4_K_M, else the nearest of those that are here. The text says why it is this one, in half a
     sentence for a person; empty when it is what was asked for, or the default.
     """
-    reader = FactReader(state or State())
-    found, why = [m for m in _matching(ref, reader) if len(m.parts) == m.n_parts], ""
+    reader = FactReader()
+    found, why = [m for m in _matching(ref, reader) if m.complete], ""
     if ref.file is None and found and not is_local(ref.repo):
         # None: it was found by its header's level, of which no name knows.
         sizes = {m.file: m.size for m in found}
@@ -196,26 +190,25 @@ def choose(ref: HubFile, *, state: State | None = None) -> tuple[StoredModel, st
         return None
     # The same file in several commits: the main branch's, else one that a branch stands for, else the newest.
     refs = _refs_of(ref.repo)
-    current = {*refs.values()}
-    best = max(found, key=lambda m: (refs.get("main") in m.commits, bool(m.commits & current), m.mtime_s))
+    best = max(found, key=lambda m: (refs.get("main") in m.commits, bool(m.commits & {*refs.values()}), m.mtime_s))
     return reader.completed(best), why
 
 
-def find(ref: HubFile, *, state: State | None = None) -> StoredModel | None:
+def find(ref: HubFile) -> StoredModel | None:
     """The model of `choose`, without the reason."""
-    found = choose(ref, state=state)
+    found = choose(ref)
     return found[0] if found is not None else None
 
 
-def _matching(ref: HubFile, reader: FactReader) -> list[_Found]:
+def _matching(ref: HubFile, reader: FactReader) -> list[StoredModel]:
     found = _found_in(ref.repo)
     if ref.revision is not None:
-        commits = {ref.revision, *(c for name, c in _refs_of(ref.repo).items() if name == ref.revision)}
+        commits = {ref.revision, _refs_of(ref.repo).get(ref.revision)}
         found = [m for m in found if m.commits & commits]
     if ref.file is not None:
         wanted = ref.file.lower()
-        return [m for m in found if wanted in m.names]
-    found = [m for m in found if m.is_model and not reader.is_variant(m)]
+        return [m for m in found if wanted in map(str.lower, quants.split_parts(m.file))]
+    found = [m for m in found if not m.by_file and not reader.is_variant(m)]
     if ref.quant is None:
         return found
     level = quants.normalize(ref.quant) or ref.quant
@@ -226,30 +219,9 @@ def _matching(ref: HubFile, reader: FactReader) -> list[_Found]:
     return [m for m in found if quants.quant_of(m.file) is None and reader.label(m) == level]
 
 
-def mark_used(model: StoredModel, *, state: State | None = None) -> None:
+def mark_used(model: StoredModel) -> None:
     """Notes that the model is used now."""
-    (state or State()).used_now(f"{model.repo}/{model.file}")
-
-
-@dataclass
-class _Found:
-    """A model as the folders show it, before anything was read.
-
-    `is_model`: its path does not tell that it only goes with one, as a draft head does; it is then known by its file
-    alone.
-    """
-
-    repo: str
-    file: str
-    commit: str | None
-    n_parts: int
-    parts: tuple[Path, ...]
-    names: set[str]
-    size: int
-    mtime_s: float
-    links: list[Path]
-    commits: set[str]
-    is_model: bool
+    state.used_now(model.key)
 
 
 class FactReader:
@@ -258,40 +230,32 @@ class FactReader:
     Other headers are read for at most `budget_s` seconds, but some in any case.
     """
 
-    def __init__(self, state: State, budget_s: float = HEADER_BUDGET_S) -> None:
-        self._state, self._known, self._used = state, state.files(), state.last_used()
-        self._variants = state.variants()
+    def __init__(self, budget_s: float = HEADER_BUDGET_S) -> None:
+        self._known, self._used, self._variants = state.files(), state.last_used(), state.variants()
         self._until_s = time.monotonic() + budget_s
         self._n_read = 0
 
-    def completed(self, found: _Found) -> StoredModel:
+    def completed(self, found: StoredModel) -> StoredModel:
         facts = [self.facts(path) for path in found.parts]
         first = facts[0]
-        n_params = sum(f.n_params for f in facts if f) if all(facts) and len(facts) == found.n_parts else None
-        return StoredModel(
-            repo=found.repo,
-            file=found.file,
-            quant=quants.quant_of(found.file) or (first.label if first else None),
-            size=found.size,
-            parts=found.parts,
-            n_parts=found.n_parts,
-            commit=found.commit,
-            n_params=n_params,
+        return replace(
+            found,
+            quant=found.quant or (first.label if first else None),
+            n_params=sum(f.n_params for f in facts if f) if all(facts) and found.complete else None,
             architecture=first.architecture if first else None,
-            last_used_s=self._used.get(f"{found.repo}/{found.file}"),
-            links=tuple(found.links),
-            by_file=not found.is_model or self.is_variant(found),
+            last_used_s=self._used.get(found.key),
+            by_file=found.by_file or self.is_variant(found),
         )
 
-    def is_variant(self, found: _Found) -> bool:
+    def is_variant(self, found: StoredModel) -> bool:
         """Whether its level means another file of its repository."""
-        return f"{found.repo}/{found.file}".lower() in self._variants
+        return found.key.lower() in self._variants
 
-    def was_pulled(self, found: _Found) -> bool:
+    def was_pulled(self, found: StoredModel) -> bool:
         """Whether it was llmrun that brought it here: its sha256 is known."""
         return (known := self._known.get(os.path.realpath(found.parts[0]))) is not None and known[1] is not None
 
-    def label(self, found: _Found) -> str | None:
+    def label(self, found: StoredModel) -> str | None:
         """The level that the header tells."""
         facts = self.facts(found.parts[0])
         return quants.normalize(facts.label) if facts and facts.label else None
@@ -299,7 +263,7 @@ class FactReader:
     def facts(self, path: Path) -> HeaderFacts | None:
         """What the header of a file says; None for one that can't be read, or not in time."""
         try:
-            now, real = stamp(path), os.path.realpath(path)
+            now, real = state.stamp(path), os.path.realpath(path)
         except OSError:
             return None
         known = self._known.get(real)
@@ -314,79 +278,70 @@ class FactReader:
             facts = HeaderFacts.of(open_header(path))
         except LlmrunError:
             return None
-        self._state.remember(path, facts=facts)
+        state.remember(path, facts=facts)
         return facts
 
 
-def _all_found() -> Iterator[_Found]:
-    for folder in repo_folders():
+def _all_found() -> Iterator[StoredModel]:
+    for folder in layout.repo_folders():
         yield from found_in_repo(folder)
     for entry in entries(paths.imported_models()):
         if entry.is_dir() and not entry.name.startswith("."):
             yield from found_in_folder(LOCAL + entry.name, None, Path(entry.path))
 
 
-def _found_in(repo: str) -> list[_Found]:
+def _found_in(repo: str) -> list[StoredModel]:
     """What is here of one repository, its name in any case."""
     if is_local(repo):
         names = (e.name for e in entries(paths.imported_models()) if e.name.lower() == repo[len(LOCAL) :].lower())
         return [f for name in names for f in found_in_folder(LOCAL + name, None, paths.imported_models() / name)]
-    return [found for folder in repo_folders_of(repo) for found in found_in_repo(folder)]
+    return [found for folder in layout.repo_folders_of(repo) for found in found_in_repo(folder)]
 
 
 def _refs_of(repo: str) -> dict[str, str]:
-    return {name: commit for folder in reversed(repo_folders_of(repo)) for name, commit in folder.refs().items()}
+    return {name: commit for folder in reversed(layout.repo_folders_of(repo)) for name, commit in folder.refs().items()}
 
 
-def found_in_repo(folder: RepoFolder) -> list[_Found]:
+def found_in_repo(folder: RepoFolder) -> list[StoredModel]:
     """One entry per model and content: the same blobs in several snapshots are one model with several names."""
-    merged: dict[tuple[str, tuple[str, ...]], _Found] = {}
+    merged: dict[tuple[str, tuple[str, ...]], StoredModel] = {}
     current = set(folder.refs().values())
     for entry in entries(folder.snapshots):
         if not entry.is_dir(follow_symlinks=False):
             continue
         for found in found_in_folder(folder.repo, entry.name, Path(entry.path)):
-            key = (found.file, tuple(blob_name(path) or str(path) for path in found.parts))
-            if (same := merged.get(key)) is None:
-                merged[key] = found
-                continue
-            # Shown under the commit that a branch stands for.
-            kept, other = (found, same) if found.commit in current else (same, found)
-            kept.links += other.links
-            kept.commits |= other.commits
-            merged[key] = kept
+            key = (found.file, tuple(layout.blob_name(path) or str(path) for path in found.parts))
+            if same := merged.get(key):
+                # Shown under the commit that a branch stands for.
+                kept, other = (found, same) if found.commit in current else (same, found)
+                found = replace(kept, links=kept.links + other.links, commits=kept.commits | other.commits)
+            merged[key] = found
     return list(merged.values())
 
 
-def found_in_folder(repo: str, commit: str | None, root: Path) -> list[_Found]:
-    groups: dict[tuple[str, ...], list[tuple[str, Path, os.stat_result]]] = {}
+def found_in_folder(repo: str, commit: str | None, root: Path) -> list[StoredModel]:
+    groups: dict[tuple[str, ...], dict[str, tuple[Path, os.stat_result]]] = {}
     for path in files_below(root):
         name = path.relative_to(root).as_posix()
-        if not quants.is_gguf(name):
-            continue
-        try:
-            status = path.stat()
-        except OSError:
-            continue  # a link to a blob that is gone: not there
-        if stat.S_ISREG(status.st_mode):
-            groups.setdefault(quants.split_parts(name), []).append((name, path, status))
-    found: list[_Found] = []
-    for names, files in groups.items():
-        here = {name: (path, status) for name, path, status in files}
-        ordered = [here[name] for name in names if name in here]
+        with suppress(OSError):  # a link to a blob that is gone: not there
+            if quants.is_gguf(name) and stat.S_ISREG((status := path.stat()).st_mode):
+                groups.setdefault(quants.split_parts(name), {})[name] = path, status
+    found = []
+    for names, here in groups.items():
+        paths_here, statuses = zip(*(here[name] for name in names if name in here), strict=True)
         found.append(
-            _Found(
+            StoredModel(
                 repo=repo,
                 file=names[0],
-                commit=commit,
+                quant=quants.quant_of(names[0]),
+                size=sum(status.st_size for status in statuses),
+                parts=paths_here,
                 n_parts=len(names),
-                parts=tuple(path for path, _ in ordered),
-                names={name.lower() for name in names},
-                size=sum(status.st_size for _, status in ordered),
-                mtime_s=max(status.st_mtime for _, status in ordered),
-                links=[path for path, _ in ordered],
-                commits={commit} if commit else set(),
-                is_model=commit is None or quants.is_model_file(names[0]),
+                commit=commit,
+                mtime_s=max(status.st_mtime for status in statuses),
+                links=paths_here,
+                commits=frozenset({commit} if commit else ()),
+                by_file=commit is not None and not quants.is_model_file(names[0]),
             )
         )
     return found

@@ -12,61 +12,43 @@ from pathlib import Path
 from llmrun import fs, paths
 from llmrun.errors import Act, DiskError, UsageError
 from llmrun.models import quants
-from llmrun.models.store.layout import (
-    COMMIT,
-    RepoFolder,
-    blob_name,
-    entries,
-    files_below,
-    is_damaged_rest,
-    is_note,
-    local_folder,
-    repo_folders_of,
-    shared_payload,
-    staging_folder,
-)
+from llmrun.models.store import layout, state
+from llmrun.models.store.layout import RepoFolder, blob_name, entries, files_below
 from llmrun.models.store.listing import Leftover, StoredModel, found_in_repo
-from llmrun.models.store.state import State
 from llmrun.text import printable
 
 
-def remove_models(models: Iterable[StoredModel], *, state: State | None = None) -> int:
+def remove_models(models: Iterable[StoredModel]) -> int:
     """Removes models and returns the bytes that this freed on disk.
 
     A blob goes when no name in its repository leads to it any more. Only names and blobs inside the cache are ever
     deleted, by their own directory entry: a link is unlinked, never followed. Raises `UsageError` if one is being
     pulled, `DiskError`.
     """
-    state = state or State()
     freed = 0
     for model in models:
-        _keep_meaning(model, state)
+        _keep_meaning(model)
         with fs.disk_errors(f"removing {model.name}"):
-            if model.commit is None:
-                freed += _remove_local(model)
-            else:
-                freed += _remove_from_cache(model, state)
+            freed += _remove_local(model) if model.commit is None else _remove_from_cache(model, model.commit)
         for path in model.parts:
             state.forget(path)
     return freed
 
 
-def _keep_meaning(model: StoredModel, state: State) -> None:
+def _keep_meaning(model: StoredModel) -> None:
     """Another file of the level of a model that goes does not take over its name."""
     level = quants.quant_of(model.file)
     if model.commit is None or level is None or model.by_file:
         return
-    found = [found for folder in repo_folders_of(model.repo) for found in found_in_repo(folder)]
+    found = [found for folder in layout.repo_folders_of(model.repo) for found in found_in_repo(folder)]
     same = [each.file for each in found if quants.quant_of(each.file) == level]
-    chosen = quants.choose(same)
-    if chosen is not None and chosen.file == model.file:
+    if (chosen := quants.choose(same)) and chosen.file == model.file:
         for file in {*same} - {model.file}:
             state.set_variant(f"{model.repo}/{file}", is_variant=True)
 
 
-def remove_leftovers(leftovers: Iterable[Leftover], *, state: State | None = None) -> int:
+def remove_leftovers(leftovers: Iterable[Leftover]) -> int:
     """Frees unfinished and damaged files; returns the bytes. What is being pulled or imported now is left alone."""
-    state = state or State()
     freed = 0
     for item in leftovers:
         if paths.imported_models() in item.path.parents:
@@ -83,16 +65,15 @@ def remove_leftovers(leftovers: Iterable[Leftover], *, state: State | None = Non
 
 
 def _remove_local(model: StoredModel) -> int:
-    root = local_folder(model.repo)
-    files = [path for path in files_below(root) if path in model.parts or is_damaged_rest(path)]
-    freed = sum(map(_unlink, files))
+    root = layout.local_folder(model.repo)
+    freed = sum(_unlink(path) for path in files_below(root) if path in model.parts or layout.is_damaged_rest(path))
     tidy_local(root)
     return freed
 
 
 def _remove_local_leftover(item: Leftover) -> int:
     if item.path.parent == paths.imported_models():
-        staging = staging_folder(item.path)
+        staging = layout.staging_folder(item.path)
         if staging is None or staging.is_in_use():
             return 0
         shutil.rmtree(item.path)
@@ -105,16 +86,14 @@ def _remove_local_leftover(item: Leftover) -> int:
 def tidy_local(root: Path) -> None:
     """Removes an import's folder when only the note about it is left."""
     files = [*files_below(root)]
-    if all(map(is_note, files)):
+    if all(map(layout.is_note, files)):
         for path in files:
             _unlink(path)
         _remove_empty(root, stop=paths.imported_models())
 
 
-def _remove_from_cache(model: StoredModel, state: State) -> int:
-    assert model.commit is not None
-    folder = RepoFolder.around(model.path, model.commit)
-    cache = paths.hub_cache()
+def _remove_from_cache(model: StoredModel, commit: str) -> int:
+    folder, cache = RepoFolder.around(model.path, commit), paths.hub_cache()
     if folder.path.parent != cache:
         raise UsageError(f"{printable(str(folder.path))} is not in the cache {cache}")
     blobs = dict.fromkeys(blob for pointer in model.links if (blob := blob_name(pointer)) not in (None, ".", ".."))
@@ -131,11 +110,9 @@ def _remove_from_cache(model: StoredModel, state: State) -> int:
             if blob in still_named:
                 continue
             path = folder.blob(str(blob))
-            payload = shared_payload(path)
+            payload = layout.shared_payload(path)
             state.forget(path)
-            freed += _unlink(path)
-            if payload is not None:
-                freed += _remove_shared(payload)
+            freed += _unlink(path) + (_remove_shared(payload) if payload else 0)
     tidy(folder)
     return freed
 
@@ -159,7 +136,7 @@ def _remove_shared(payload: Path) -> int:
 def tidy(folder: RepoFolder) -> None:
     """Removes refs to snapshots that are gone, and the repository's folder when nothing but empty folders is left."""
     for name, commit in folder.refs().items():
-        if not (folder.snapshots / commit).is_dir() or not COMMIT.fullmatch(commit):
+        if not (folder.snapshots / commit).is_dir() or not layout.COMMIT.fullmatch(commit):
             _unlink(folder.path / "refs" / name)
             _remove_empty((folder.path / "refs" / name).parent, stop=folder.path / "refs")
     for staged in (*folder.blobs.glob("*.link"), *folder.path.glob(".*.tmp")):

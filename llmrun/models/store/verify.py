@@ -9,21 +9,10 @@ from pathlib import Path
 
 from llmrun import fs
 from llmrun.models import quants
-from llmrun.models.store.layout import (
-    DAMAGED,
-    SHA256,
-    RepoFolder,
-    add_sha256,
-    blob_name,
-    files_below,
-    is_local,
-    local_folder,
-    noted_sha256,
-    shared_payload,
-)
+from llmrun.models.store import layout, state
+from llmrun.models.store.layout import DAMAGED, RepoFolder, blob_name
 from llmrun.models.store.listing import StoredModel
 from llmrun.models.store.remove import tidy_local
-from llmrun.models.store.state import State
 
 
 @dataclass(frozen=True)
@@ -55,33 +44,27 @@ class Verdict:
 
 
 def verify_models(
-    models: Iterable[StoredModel],
-    on_event: Callable[[VerifyProgress], None] | None = None,
-    *,
-    state: State | None = None,
+    models: Iterable[StoredModel], on_event: Callable[[VerifyProgress], None] | None = None
 ) -> list[Verdict]:
     """Reads every byte again. What is damaged is set aside, so that nothing sees it and a pull brings it anew.
 
     Of a split model, only the damaged part is set aside: the others are kept for the next pull. A part that is not here
     has a verdict too. Raises `DiskError` for a file that can't be read for another reason than damage.
     """
-    state = state or State()
     verdicts: list[Verdict] = []
     for model in models:
         here = {path.name: path for path in model.parts}
         for part in quants.split_parts(model.file):
             name = part.rpartition("/")[2]
             if name in here:
-                verdicts.append(_verify_file(model, here[name], on_event, state))
+                verdicts.append(_verify_file(model, here[name], on_event))
             else:
                 verdicts.append(Verdict(model, name, False, "is not here", missing=True))
     return verdicts
 
 
-def _verify_file(
-    model: StoredModel, path: Path, on_event: Callable[[VerifyProgress], None] | None, state: State
-) -> Verdict:
-    expected = _promised_sha256(model, path, state)
+def _verify_file(model: StoredModel, path: Path, on_event: Callable[[VerifyProgress], None] | None) -> Verdict:
+    expected = _promised_sha256(model, path)
 
     def on_bytes(done: int) -> None:
         if on_event is not None:
@@ -102,32 +85,30 @@ def _verify_file(
         reason = f"has sha256 {found[:12]}…, it must be {expected[:12] if expected else ''}…"
     if expected is None and found:
         state.remember(path, sha256=found)
-        add_sha256(path, found)
+        layout.add_sha256(path, found)
         return Verdict(model, path.name, None, "no checksum was known; this one is noted for the next time")
     if found == expected:
         state.remember(path, sha256=found)
         return Verdict(model, path.name, True)
     try:
-        return Verdict(model, path.name, False, reason, _set_aside(model, path, state))
+        return Verdict(model, path.name, False, reason, _set_aside(model, path))
     except OSError as error:
         return Verdict(model, path.name, False, f"{reason}; it can't be set aside: {error.strerror}")
 
 
-def _promised_sha256(model: StoredModel, path: Path, state: State) -> str | None:
-    if (blob := blob_name(path)) is not None and SHA256.fullmatch(blob):
+def _promised_sha256(model: StoredModel, path: Path) -> str | None:
+    if (blob := blob_name(path)) is not None and layout.SHA256.fullmatch(blob):
         return blob
-    if is_local(model.repo):
-        return noted_sha256(path)
-    return state.verified_sha256(path)
+    return layout.noted_sha256(path) if layout.is_local(model.repo) else state.verified_sha256(path)
 
 
-def _set_aside(model: StoredModel, path: Path, state: State) -> Path | None:
+def _set_aside(model: StoredModel, path: Path) -> Path | None:
     """Takes a damaged file out of sight; where it is then. Raises `OSError` if the store can't be changed."""
     state.forget(path)
     if model.commit is None:
         if path.is_symlink():  # somebody else's file: only our name for it goes
             path.unlink()
-            tidy_local(local_folder(model.repo))
+            tidy_local(layout.local_folder(model.repo))
             return None
         aside = path.with_name(path.name + DAMAGED)
         path.replace(aside)
@@ -135,13 +116,13 @@ def _set_aside(model: StoredModel, path: Path, state: State) -> Path | None:
     folder = RepoFolder.around(path, model.commit)
     blob = blob_name(path)
     # The names first: from here on nothing finds the blob, whatever happens next.
-    for pointer in list(files_below(folder.snapshots)):
+    for pointer in list(layout.files_below(folder.snapshots)):
         if pointer == path or (blob is not None and blob_name(pointer) == blob):
             pointer.unlink(missing_ok=True)
     source = folder.blob(blob) if blob is not None else path
     aside = folder.blobs / f"{blob or path.name}{DAMAGED}"
     # A blob that another tool shares among repositories: its bytes go aside, not only our link to them.
-    real = shared_payload(source)
+    real = layout.shared_payload(source)
     (real or source).replace(aside)
     if real is not None:
         source.unlink(missing_ok=True)
