@@ -22,6 +22,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, product, takewhile
 from typing import Any, Literal
 
 from llmrun.bench.sides import Entry, Setting, Side
@@ -82,12 +83,8 @@ def compare_samples(a: Sequence[float], b: Sequence[float], *, paired: bool) -> 
     """B's rates against A's, all above 0; paired samples have the same number. Raises `ValueError` otherwise."""
     if not a or not b or min(*a, *b, math.inf) <= 0 or (paired and len(a) != len(b)):
         raise ValueError(f"can't compare {len(a)} with {len(b)} samples")
-    if paired:
-        ratios = sorted(y / x for x, y in zip(a, b, strict=True))
-        rank = sign_rank(len(ratios))
-    else:
-        ratios = sorted(y / x for x in a for y in b)
-        rank = shift_rank(len(a), len(b))
+    ratios = sorted(y / x for x, y in (zip(a, b, strict=True) if paired else product(a, b)))
+    rank = sign_rank(len(ratios)) if paired else shift_rank(len(a), len(b))
     return Comparison(
         n_a=len(a),
         n_b=len(b),
@@ -106,14 +103,8 @@ def sign_rank(n: int, level: float = LEVEL) -> int:
 
     The largest r with P(X ≤ r-1) ≤ (1-level)/2, X binomial with n and ½. 0: there is none.
     """
-    tail, rank = (1 - level) / 2, 0
-    below = 0.0
-    while rank < n // 2:
-        below += math.comb(n, rank) / 2**n
-        if below > tail:
-            break
-        rank += 1
-    return rank
+    below = accumulate(math.comb(n, k) / 2**n for k in range(n // 2))
+    return sum(each <= (1 - level) / 2 for each in below)
 
 
 @cache
@@ -127,13 +118,8 @@ def shift_rank(n: int, m: int, level: float = LEVEL) -> int:
     if max(n, m) > 40:
         z = statistics.NormalDist().inv_cdf(1 - tail)
         return max(0, math.floor(n * m / 2 - z * math.sqrt(n * m * (n + m + 1) / 12)))
-    rank, below, total = 0, 0, math.comb(n + m, n)
-    for count in _u_counts(n, m):
-        below += count
-        if below > tail * total:
-            break
-        rank += 1
-    return rank
+    most = tail * math.comb(n + m, n)
+    return sum(1 for _ in takewhile(lambda below: below <= most, accumulate(_u_counts(n, m))))
 
 
 def _u_counts(n: int, m: int) -> list[int]:
@@ -192,9 +178,7 @@ def compare(a: Side, b: Side) -> Result:
     of_a, of_b = _by_key(a.entries, swept), _by_key(b.entries, swept)
     paired = bool((a.id and b.interleaved_with == a.id) or (b.id and a.interleaved_with == b.id))
     matches = []
-    for key in of_a:
-        if key not in of_b:
-            continue
+    for key in (key for key in of_a if key in of_b):
         mine, theirs = _rates(of_a[key]), _rates(of_b[key])
         comparison = compare_samples(mine, theirs, paired=paired and len(mine) == len(theirs))
         matches.append(Match(of_a[key][0].test, dict(zip(swept, key[1:], strict=True)), comparison))
@@ -210,14 +194,9 @@ def compare(a: Side, b: Side) -> Result:
         # What follows from the test (several values, but one per test) is no difference between the sides.
         if len(mine_values) == len(their_values) == 1 and mine_values != their_values:
             differences[name] = (mine_values.pop(), their_values.pop())
-    return Result(
-        a,
-        b,
-        tuple(matches),
-        differences,
-        tuple(_named(of_a[key][0], swept) for key in of_a if key not in of_b),
-        tuple(_named(of_b[key][0], swept) for key in of_b if key not in of_a),
-    )
+    only_a = tuple(_named(of_a[key][0], swept) for key in of_a if key not in of_b)
+    only_b = tuple(_named(of_b[key][0], swept) for key in of_b if key not in of_a)
+    return Result(a, b, tuple(matches), differences, only_a, only_b)
 
 
 def _swept(entries: Iterable[Entry]) -> set[str]:

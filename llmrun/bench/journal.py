@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from llmrun import fs, paths
@@ -74,14 +74,12 @@ class Journal:
         self._write({"ended": ended or utc()})
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        os.close(self._fd)
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -92,9 +90,7 @@ class Journal:
 
 
 def _head(record: Record) -> dict[str, Any]:
-    document: dict[str, Any] = to_document(record)
-    del document["rows"]
-    return document
+    return {name: value for name, value in to_document(record).items() if name != "rows"}
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -120,10 +116,9 @@ def read_text(path: Path) -> str:
 def parse(text: str, where: str) -> Record:
     """The same from the text; `where` names it in messages."""
     first, _, rest = text.partition("\n")
-    try:
+    head = None
+    with suppress(ValueError):
         head = _loads(first)
-    except ValueError:
-        head = None
     if not isinstance(head, dict) or "schema" not in head:  # not a journal: one document over many lines
         try:
             document = _loads(text)
@@ -144,12 +139,13 @@ def parse(text: str, where: str) -> Record:
             if number == len(lines) + 1:
                 break  # no newline behind it: the writer was killed in the middle of it
             raise UsageError(f"{where}: line {number} is damaged") from None
-        if isinstance(entry, dict) and "row" in entry:
-            rows.append(read_part(Row, entry["row"], where, f"rows[{len(rows)}]"))
-        elif isinstance(entry, dict) and isinstance(entry.get("record"), dict):
-            record = read_record({**entry["record"], "rows": []}, where)
-        elif isinstance(entry, dict) and isinstance(entry.get("ended"), str):
-            record = replace(record, ended=entry["ended"])
+        match entry:
+            case {"row": row}:
+                rows.append(read_part(Row, row, where, f"rows[{len(rows)}]"))
+            case {"record": dict() as head}:
+                record = read_record({**head, "rows": []}, where)
+            case {"ended": str() as ended}:
+                record = replace(record, ended=ended)
     return replace(record, rows=tuple(rows))
 
 

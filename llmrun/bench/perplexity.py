@@ -12,23 +12,23 @@ figures move in the fourth digit with them: `llama-perplexity -b` must be the sa
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
-from typing import Protocol
 
+from llmrun import fs
 from llmrun.bench.quality import Quality, Tally
 from llmrun.engine.child.score import n_counted
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.limits import Limits
 from llmrun.engine.protocol import Failed, Score, Scored, Tokenize, Tokenized
 from llmrun.errors import BadModel, Change, EngineCrashed, LlmrunError, OutOfMemory, UsageError
-from llmrun.gguf.reader import Header, StringArray
+from llmrun.gguf import rules
+from llmrun.gguf.reader import StringArray
 from llmrun.machine.hardware import available_memory
+from llmrun.models.resolve import Model
 from llmrun.options.load import MAX_CTX, LoadConfig
 from llmrun.planning.fit import DoesNotFit
 from llmrun.text import printable
@@ -38,52 +38,30 @@ MIN_CTX = 16
 """Of fewer tokens nothing can be predicted."""
 
 
-class Scorable(Protocol):
-    """What `models.Model` is."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def header(self) -> Header: ...
-
-
-@dataclass(frozen=True)
-class Read:
-    """A text as a model reads it: its tokens, and the chunks that they fill."""
-
-    n_tokens: int
-    n_chunks: int
-    digest: str
-
-
 class Scorer(ChildEngine):
     """A model in a child that scores. `read` first, then chunks in any order; raises what `ChildEngine` does."""
 
     _module = "child.score"
 
-    def read(self, text: str) -> Read:
+    def read(self, text: str) -> Tokenized:
         """Tokenize the text and take the memory that a chunk needs. Raises `UsageError` for one of too few tokens."""
-        n_ctx = self.plan.n_ctx
         while True:
             try:
-                answer = self._answer(Tokenize(text, n_ctx))
+                answer = self._answer(Tokenize(text, self.plan.n_ctx))
             except OutOfMemory:
                 if not self.try_smaller():
                     raise
                 continue
             if not isinstance(answer, Tokenized):
                 raise EngineCrashed(f"the engine sent {type(answer).__name__} instead of a number of tokens")
-            return Read(answer.n_tokens, answer.n_tokens // n_ctx, answer.digest)
+            return answer
 
     def chunk(self, index: int, *, keep: str | None = None, beside: str | None = None) -> Scored:
         """Compute a chunk; its logits to the file `keep`, or beside those in another."""
         answer = self._answer(Score(index, keep, beside))
-        n, n_compared = n_counted(self.plan.n_ctx), 0 if beside is None else n_counted(self.plan.n_ctx)
-        if not isinstance(answer, Scored) or [len(answer.nll), len(answer.reference), len(answer.kld)] != [
-            *(n, n_compared, n_compared)
-        ]:
+        n = n_counted(self.plan.n_ctx)
+        lengths = (n, 0, 0) if beside is None else (n, n, n)
+        if not isinstance(answer, Scored) or (len(answer.nll), len(answer.reference), len(answer.kld)) != lengths:
             raise EngineCrashed(f"the engine sent {type(answer).__name__} instead of {n} tokens' figures")
         return answer
 
@@ -123,13 +101,13 @@ class Scorer(ChildEngine):
 
 
 def score(
-    model: Scorable,
+    model: Model,
     text: str,
     *,
     config: LoadConfig | None = None,
     n_ctx: int = 512,
     max_chunks: int | None = None,
-    reference: Scorable | None = None,
+    reference: Model | None = None,
     reference_config: LoadConfig | None = None,
     on_progress: Callable[[Quality, int], None] | None = None,
     on_load: Callable[[str, float], None] | None = None,
@@ -167,7 +145,7 @@ def score(
             )
     with ExitStack() as stack:
 
-        def opened(which: Scorable, how: LoadConfig) -> Scorer:
+        def opened(which: Model, how: LoadConfig) -> Scorer:
             how = replace(how, n_ctx=n_ctx, n_batch=min(how.n_batch, n_ctx))
             told = None if on_load is None else partial(on_load, which.name)
             return stack.enter_context(Scorer(which.path, which.header, how, limits=limits, on_progress=told))
@@ -187,8 +165,9 @@ def score(
                 "though their vocabularies are the same: another tokenizer, or another BOS",
                 hint="a reference from the same source",
             )
-        n_chunks = read.n_chunks if max_chunks is None else min(max_chunks, read.n_chunks)
-        tally = Tally(n_ctx, tuple(_notes(student, teacher)))
+        n_chunks = read.n_tokens // n_ctx if max_chunks is None else min(max_chunks, read.n_tokens // n_ctx)
+        notes = (f"the reference: {note}" for note in (teacher.notes if teacher else ()))
+        tally = Tally(n_ctx, (*student.notes, *notes))
         for index in range(n_chunks):
             if teacher is None:
                 tally.add(student.chunk(index).nll)
@@ -217,33 +196,22 @@ def _say(error: LlmrunError, message: str) -> None:
     error.message, error.args = message, (message,)
 
 
-def _notes(student: Scorer, teacher: Scorer | None) -> Iterator[str]:
-    yield from student.notes
-    if teacher is not None:
-        yield from (f"the reference: {note}" for note in teacher.notes)
-
-
-def _check_predicts(model: Scorable) -> None:
+def _check_predicts(model: Model) -> None:
     """Raise `BadModel` for one that sees the whole text at once, such as an embedding or a diffusion model."""
-    architecture = model.header.architecture or ""
-    if "bert" in architecture or model.header.hparam("attention.causal") is False:
-        raise BadModel(
-            f"{model.name} ({printable(architecture, 40)}) predicts no next token: it has no perplexity",
-            hint="a model that generates text",
-        )
+    if rules.is_encoder(model.header):
+        said = f"{model.name} ({printable(str(model.header.architecture), 40)}) predicts no next token"
+        raise BadModel(f"{said}: it has no perplexity", hint="a model that generates text")
 
 
-def _check_vocabularies(model: Scorable, reference: Scorable) -> None:
+def _check_vocabularies(model: Model, reference: Model) -> None:
     """Raise `UsageError` unless every token is the same text in both: what isn't can't be compared."""
     ours, theirs = (which.header.metadata.get("tokenizer.ggml.tokens") for which in (model, reference))
     if not isinstance(ours, StringArray) or not isinstance(theirs, StringArray):
         return  # such a model can't be given a text at all, which the engine will say
     hint = "a reference of the same family: the unquantized model, or its Q8_0"
     if len(ours) != len(theirs):
-        raise UsageError(
-            f"{model.name} has a vocabulary of {len(ours)} tokens, the reference {reference.name} one of {len(theirs)}",
-            hint=hint,
-        )
+        said = f"{model.name} has a vocabulary of {len(ours)} tokens"
+        raise UsageError(f"{said}, the reference {reference.name} one of {len(theirs)}", hint=hint)
     other = [i for i, (a, b) in enumerate(zip_longest(ours.iter_raw(), theirs.iter_raw())) if a != b]
     if other:
         one, another = (printable(tokens[other[0]], 40) for tokens in (ours, theirs))
@@ -258,17 +226,10 @@ def _check_vocabularies(model: Scorable, reference: Scorable) -> None:
 def _logits_file(n_ctx: int, n_vocab: int) -> Iterator[str]:
     """A path that both children can map: room for a chunk's logits. Raises `OutOfMemory`.
 
-    In memory where the system can do that, and then gone with this process, however it ends.
+    In memory where the system can do that.
     """
     n_bytes = 4 * n_counted(n_ctx) * n_vocab
-    with ExitStack() as stack:
-        if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("llmrun-logits")
-            stack.callback(os.close, descriptor)
-            path = f"/proc/{os.getpid()}/fd/{descriptor}"
-        else:
-            file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="llmrun-logits-"))
-            descriptor, path = file.fileno(), file.name
+    with fs.shared_file("llmrun-logits") as (descriptor, path):
         try:
             os.ftruncate(descriptor, n_bytes)
             if hasattr(os, "posix_fallocate"):  # taken now: later the lack of it would be a signal

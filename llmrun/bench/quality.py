@@ -154,25 +154,9 @@ def _times(value: float | None, error: float | None) -> float | None:
     return None if value is None or error is None else value * error
 
 
-@dataclass
-class _Sums:
-    """Of one figure of the tokens: its sum and the sum of its squares."""
-
-    n: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def add(self, values: Sequence[float]) -> None:
-        self.n += len(values)
-        self.total += math.fsum(values)
-        self.squares += math.fsum(value * value for value in values)
-
-    @property
-    def estimate(self) -> Estimate:
-        mean = self.total / self.n
-        # Rounding can leave less than nothing of values that are all the same.
-        variance = max(0.0, self.squares / self.n - mean * mean)
-        return Estimate(mean, math.sqrt(variance / (self.n - 1)) if self.n > 1 else None)
+def _estimate(values: Any) -> Estimate:
+    n = len(values)
+    return Estimate(float(values.mean()), math.sqrt(values.var() / (n - 1)) if n > 1 else None)
 
 
 @dataclass
@@ -182,58 +166,52 @@ class Tally:
     n_ctx: int
     notes: tuple[str, ...] = ()
     n_chunks: int = 0
-    _nll: _Sums = field(default_factory=_Sums)
-    _reference: _Sums = field(default_factory=_Sums)
-    _difference: _Sums = field(default_factory=_Sums)
-    _kld: _Sums = field(default_factory=_Sums)
-    _dp: _Sums = field(default_factory=_Sums)
-    _dp_squared: _Sums = field(default_factory=_Sums)
-    _klds: list[float] = field(default_factory=list)
-    _dps: list[float] = field(default_factory=list)
+    _nll: list[Any] = field(default_factory=list)
+    _reference: list[Any] = field(default_factory=list)
+    _kld: list[Any] = field(default_factory=list)
     _n_same_top: int = 0
 
     def add(self, nll: Sequence[float]) -> None:
         """A chunk without a reference: nll of the tokens that count."""
         self.n_chunks += 1
-        self._nll.add(nll)
+        self._nll.append(nll)
 
     def add_compared(
         self, nll: Sequence[float], reference: Sequence[float], kld: Sequence[float], n_same_top: int
     ) -> None:
         """A chunk with a reference: nll of both, the divergence at each token, and how often the top is the same."""
         self.add(nll)
-        self._reference.add(reference)
-        self._difference.add([a - b for a, b in zip(nll, reference, strict=True)])
-        dp = [math.exp(-a) - math.exp(-b) for a, b in zip(nll, reference, strict=True)]
-        self._dp.add(dp)
-        self._dp_squared.add([value * value for value in dp])
-        self._kld.add(kld)
+        self._reference.append(reference)
+        self._kld.append(kld)
         self._n_same_top += n_same_top
-        _merge(self._klds, kld)
-        _merge(self._dps, dp)
 
     def quality(self) -> Quality:
         """Needs at least one chunk."""
-        divergence = self._divergence() if self._klds else None
-        return Quality(self._nll.estimate, self.n_ctx, self.n_chunks, self._nll.n, divergence, self.notes)
+        nll = _joined(self._nll)
+        divergence = self._divergence(nll) if self._kld else None
+        return Quality(_estimate(nll), self.n_ctx, self.n_chunks, len(nll), divergence, self.notes)
 
-    def _divergence(self) -> Divergence:
-        n = self._nll.n
-        nll, reference = self._nll.estimate, self._reference.estimate
-        ratio = self._difference.estimate
+    def _divergence(self, nlls: Any) -> Divergence:
+        import numpy as np
+
+        references, klds, n = _joined(self._reference), _joined(self._kld), len(nlls)
+        dps = np.exp(-nlls) - np.exp(-references)
+        nll, reference, ratio, square = map(_estimate, (nlls, references, nlls - references, dps * dps))
         correlation = None
         if nll.error and reference.error and ratio.error is not None:
             # var(a − b) = var(a) + var(b) − 2 cov(a, b)
             correlation = (nll.error**2 + reference.error**2 - ratio.error**2) / (2 * nll.error * reference.error)
         same = self._n_same_top / n
-        square = self._dp_squared.estimate
         rms = math.sqrt(square.value)
+        kld_quantiles, dp_quantiles = (
+            dict(zip(QUANTILES, np.quantile(each, QUANTILES).tolist(), strict=True)) for each in (klds, dps)
+        )
         return Divergence(
-            kld=self._kld.estimate,
-            kld_quantiles={at: quantile(self._klds, at) for at in QUANTILES},
-            dp=self._dp.estimate,
+            kld=_estimate(klds),
+            kld_quantiles=kld_quantiles,
+            dp=_estimate(dps),
             dp_rms=Estimate(rms, None if square.error is None else 0.5 / rms * square.error if rms else 0.0),
-            dp_quantiles={at: quantile(self._dps, at) for at in QUANTILES},
+            dp_quantiles=dp_quantiles,
             same_top=Estimate(same, math.sqrt(same * (1 - same) / (n - 1)) if n > 1 else None),
             nll_reference=reference,
             ln_ratio=ratio,
@@ -241,18 +219,12 @@ class Tally:
         )
 
 
-def _merge(into: list[float], values: Sequence[float]) -> None:
-    """Sorted stays sorted: Python's sort merges two sorted runs in one pass."""
-    into.extend(sorted(values))
-    into.sort()
+def _joined(chunks: list[Any]) -> Any:
+    """All of them in one array, in which they are then kept."""
+    import numpy as np
 
-
-def quantile(ordered: Sequence[float], fraction: float) -> float:
-    """Of sorted values, the one at `fraction` of the way from the first to the last, linear between two of them."""
-    at = fraction * (len(ordered) - 1)
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+    chunks[:] = [np.concatenate(chunks)]
+    return chunks[0]
 
 
 def default_text() -> str:
@@ -270,16 +242,13 @@ def read_text(path: Path) -> str:
     """
     try:
         if path.is_file() and path.stat().st_size > MAX_TEXT_BYTES:
-            raise UsageError(
-                f"{path.name} has more than {MAX_TEXT_BYTES >> 20} MiB: that is too large for a text to score"
-            )
+            too_large = f"{path.name} has more than {MAX_TEXT_BYTES >> 20} MiB"
+            raise UsageError(f"{too_large}: that is too large for a text to score")
         data = path.read_bytes()
     except OSError as error:
         raise NotFound(f"{path.name}: {error.strerror}", hint="a file of plain text") from None
     try:
         return data.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path.name} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}",
-            hint="a file of plain text",
-        ) from None
+        said = f"{path.name} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}"
+        raise UsageError(said, hint="a file of plain text") from None

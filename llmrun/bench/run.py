@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple
 
 from llmrun import codec
 from llmrun.bench.record import Row, Sample, Steps
@@ -26,75 +25,40 @@ from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.bench.warnings import RowWarning, warnings_of
 from llmrun.clock import utc
 from llmrun.engine.buffers import by_device
+from llmrun.engine.interface import Engine
 from llmrun.engine.jobs.roofline import Prober
-from llmrun.engine.meter import Timing
-from llmrun.engine.protocol import Buffer, Loaded, Probed, TrialResult
+from llmrun.engine.protocol import Buffer
 from llmrun.engine.settings import settings_of
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
-from llmrun.gguf.reader import Header
-from llmrun.machine.device import Device
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
 from llmrun.machine.hardware import cpu_mhz, on_battery
 from llmrun.machine.nvml import open_nvml
-from llmrun.machine.sampler import Sampler, Usage
+from llmrun.machine.sampler import Sampler
 from llmrun.models.resolve import Model
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU, flops_per_token, step_reads
-from llmrun.planning.load_plan import LoadPlan, main_type
+from llmrun.planning.load_plan import main_type
 
 _PROBE_S = 0.1
 """Of each ceiling, between two samples."""
 
 
-class BenchGeneration(Protocol):
-    """An answer, as far as a bench looks at it."""
+class Hooks(NamedTuple):
+    """Who is told while a bench runs.
 
-    @property
-    def buffers(self) -> Sequence[Buffer]: ...
-    @property
-    def timing(self) -> Timing: ...
-    def __iter__(self) -> Iterator[str]: ...
+    Attributes:
+        opened: of every engine, when it is.
+        sampled: of the case, the samples that it has and those it will have, whenever there is one more.
+        failed: of the error of each row that has one.
+    """
 
-
-class BenchEngine(Protocol):
-    """A loaded model, as far as a bench asks it: `engine.interface.Engine` is one, a test's script another."""
-
-    @property
-    def header(self) -> Header: ...
-    @property
-    def plan(self) -> LoadPlan: ...
-    @property
-    def devices(self) -> Sequence[Device]: ...
-    @property
-    def loaded(self) -> Loaded: ...
-    @property
-    def notes(self) -> Sequence[str]: ...
-    @property
-    def n_threads(self) -> int: ...
-    @property
-    def system_info(self) -> str: ...
-    @property
-    def versions(self) -> Mapping[str, str]: ...
-    @property
-    def pid(self) -> int: ...
-    @property
-    def alive(self) -> bool: ...
-    def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult: ...
-    def generate(
-        self, prompt: str | Sequence[dict[str, str]], sampling: SamplingConfig | None = None
-    ) -> BenchGeneration: ...
-    def close(self) -> None: ...
+    opened: Callable[[Engine], None] = lambda _engine: None
+    sampled: Callable[[Case, int, int], None] = lambda _case, _done, _of: None
+    failed: Callable[[LlmrunError], None] = lambda _error: None
 
 
-OpenEngine = Callable[[Model, LoadConfig], BenchEngine]
-OnEngine = Callable[[BenchEngine], None]
-OnError = Callable[[LlmrunError], None]
-OnSample = Callable[[Case, int, int], None]
-"""Called with the case, the samples that it has and those it will have, whenever there is one more."""
-
-
-def open_engine(model: Model, config: LoadConfig) -> BenchEngine:
+def open_engine(model: Model, config: LoadConfig) -> Engine:
     """The model in a child process. Raises what `Engine` raises."""
     from llmrun.engine.engine import ChildEngine
 
@@ -104,33 +68,16 @@ def open_engine(model: Model, config: LoadConfig) -> BenchEngine:
 # -- what measures beside the engine -----------------------------------------------------------------------------------
 
 
-class Watch(Protocol):
-    """Watches what a process takes while the block runs."""
-
-    def __enter__(self) -> object: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
-    def summary(self) -> Usage | None: ...
-
-
-class CeilingProber(Protocol):
-    """Measures what a device can do; `engine.jobs.roofline.Prober` is one."""
-
-    @property
-    def cpu_s(self) -> float: ...
-    def probe(self, device: str, kind: str, n_threads: int, seconds: float, *, repack: bool = False) -> Probed: ...
-
-
 @dataclass
 class Instruments:
-    """What measures beside the engine, for all cases of a bench together.
+    """What opens engines and measures beside them, for all cases of a bench together.
 
     Attributes:
         joules: the machine's counters.
         watch: makes what watches the process whose id its first argument tells, also after a reload; its second tells
             the CPU time that measuring took, which must not count as somebody else's.
         prober: measures the ceilings; None: they are not measured.
+        open_engine: loads a model. Raises what `Engine` raises.
         cpu_mhz: how fast the CPUs run just now.
         on_battery: None where the system does not tell.
         clock_s: a monotonic clock.
@@ -139,8 +86,9 @@ class Instruments:
     """
 
     joules: Joules
-    watch: Callable[[Callable[[], int], Callable[[], float]], Watch]
-    prober: CeilingProber | None = None
+    watch: Callable[[Callable[[], int], Callable[[], float]], Sampler]
+    prober: Prober | None = None
+    open_engine: Callable[[Model, LoadConfig], Engine] = open_engine
     cpu_mhz: Callable[[], float | None] = cpu_mhz
     on_battery: Callable[[], bool | None] = on_battery
     clock_s: Callable[[], float] = time.monotonic
@@ -160,13 +108,8 @@ class Instruments:
 def open_instruments(*, ceilings: bool = True) -> Iterator[Instruments]:
     """Those of this machine; `ceilings`: with a prober, in a process of its own that ends with the block."""
     nvml = open_nvml()
-
-    def watch(find_pid: Callable[[], int], own_cpu_s: Callable[[], float]) -> Watch:
-        return Sampler(find_pid, nvml=nvml, own_cpu=own_cpu_s)
-
-    with ExitStack() as stack:
-        prober = stack.enter_context(Prober()) if ceilings else None
-        yield Instruments(Joules.open(nvml=nvml), watch, prober)
+    with Prober() if ceilings else nullcontext() as prober:
+        yield Instruments(Joules.open(nvml), lambda pid, own: Sampler(pid, nvml=nvml, own_cpu=own), prober)
 
 
 # -- the order ---------------------------------------------------------------------------------------------------------
@@ -177,29 +120,23 @@ def measure(
     cases: Sequence[Case],
     options: MeasurementOptions,
     instruments: Instruments,
-    *,
-    open_engine: OpenEngine = open_engine,
-    on_engine: OnEngine | None = None,
-    on_sample: OnSample | None = None,
-    on_error: OnError | None = None,
+    hooks: Hooks = Hooks(),  # noqa: B008  # a tuple
 ) -> Generator[Row]:
     """A row for every case, in order; one that can't be measured has its `error` and no samples, or fewer.
 
     What goes wrong is one case's alone wherever it can be: a context that does not fit is left out for the sake of the
-    shorter ones, and after an engine that died comes another. `on_engine` is called with every engine that is opened,
-    `on_error` with the error of each row that has one.
+    shorter ones, and after an engine that died comes another.
     """
     started_s = instruments.clock_s()
     for config, group in groupby(cases, key=lambda case: case.config):
         left = list(group)
         while left:
-            engine, n_ctx, failed = _opened(model, config, left, open_engine)
+            engine, n_ctx, failed = _opened(model, config, left, instruments)
             load_s = None
             with closing(engine) if engine else nullcontext():
                 if engine:
                     load_s = engine.loaded.end_s - engine.loaded.begin_s
-                    if on_engine:
-                        on_engine(engine)
+                    hooks.opened(engine)
                     instruments.measure_idle()
                 while left and (engine is None or engine.alive):
                     case = left.pop(0)
@@ -209,21 +146,21 @@ def measure(
                     else:
                         instruments.sleep(options.delay_s)
                         measured = _Measured(engine, case, options, instruments, started_s, n_ctx)
-                        row, load_s, error = measured.row(on_sample, load_s=load_s), None, measured.error
-                    if error and on_error:
-                        on_error(error)
+                        row, load_s, error = measured.row(hooks, load_s=load_s), None, measured.error
+                    if error:
+                        hooks.failed(error)
                     yield row
 
 
 def _opened(
-    model: Model, config: LoadConfig, cases: Sequence[Case], open_engine: OpenEngine
-) -> tuple[BenchEngine | None, int, dict[int, LlmrunError]]:
+    model: Model, config: LoadConfig, cases: Sequence[Case], instruments: Instruments
+) -> tuple[Engine | None, int, dict[int, LlmrunError]]:
     """An engine with the longest context of the cases that can be had, that context, and the errors of longer ones."""
     lengths = sorted({case.test.n_ctx for case in cases}, reverse=True)
     failed: dict[int, LlmrunError] = {}
     for n_ctx in lengths:
         try:
-            return open_engine(model, replace(config, n_ctx=n_ctx)), n_ctx, failed
+            return instruments.open_engine(model, replace(config, n_ctx=n_ctx)), n_ctx, failed
         except LlmrunError as error:
             failed[n_ctx] = error
             if not (isinstance(error, OutOfMemory) or error.field == "n_ctx"):  # a shorter one would not help
@@ -238,10 +175,7 @@ def measure_interleaved(
     tests: Sequence[Test],
     options: MeasurementOptions,
     instruments: Instruments,
-    *,
-    open_engine: OpenEngine = open_engine,
-    on_engine: OnEngine | None = None,
-    on_sample: OnSample | None = None,
+    hooks: Hooks,
 ) -> Iterator[tuple[Row, Row]]:
     """Both settings in turn, with both engines loaded: a pair of rows for every test, the i-th samples taken together.
 
@@ -251,9 +185,10 @@ def measure_interleaved(
     started_s = instruments.clock_s()
     n_ctx = max(test.n_ctx for test in tests)
     with ExitStack() as stack:
-        engines = [stack.enter_context(closing(open_engine(model, replace(config, n_ctx=n_ctx)))) for config in (a, b)]
-        for engine in engines if on_engine else ():
-            on_engine(engine)  # type: ignore[misc]
+        configs = [replace(config, n_ctx=n_ctx) for config in (a, b)]
+        engines = [stack.enter_context(closing(instruments.open_engine(model, config))) for config in configs]
+        for engine in engines:
+            hooks.opened(engine)
         instruments.measure_idle()
         for test in tests:
             instruments.sleep(options.delay_s)
@@ -267,44 +202,40 @@ def measure_interleaved(
                         if not side.sample():
                             raise side.error or EngineCrashed("a sample could not be taken")
                         side.probe()
-                    if on_sample:
-                        on_sample(sides[0].case, i + 1, options.repetitions)
+                    hooks.sampled(sides[0].case, i + 1, options.repetitions)
             yield sides[0].made(None), sides[1].made(None)
 
 
 # -- one case ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Measured:
     """One case being measured."""
 
-    def __init__(
-        self,
-        engine: BenchEngine,
-        case: Case,
-        options: MeasurementOptions,
-        instruments: Instruments,
-        started_s: float,
-        n_ctx: int,
-    ) -> None:
-        self.engine, self.case, self.options, self.instruments = engine, case, options, instruments
-        self.started_s, self.n_ctx = started_s, n_ctx
-        self.meter = EnergyMeter(instruments.joules, instruments.idle_w)
-        self.samples: list[Sample] = []
-        self.reads: dict[str, list[float]] = {}
-        self.flops: list[float] = []
-        self.buffers: dict[str, dict[str, int]] = {}
-        self.error: LlmrunError | None = None
-        self.lost_ceilings: str | None = None
+    engine: Engine
+    case: Case
+    options: MeasurementOptions
+    instruments: Instruments
+    started_s: float
+    n_ctx: int
+    samples: list[Sample] = field(default_factory=list)
+    reads: dict[str, list[float]] = field(default_factory=dict)
+    flops: list[float] = field(default_factory=list)
+    buffers: dict[str, dict[str, int]] = field(default_factory=dict)
+    error: LlmrunError | None = None
+    lost_ceilings: str | None = None
 
-    def row(self, on_sample: OnSample | None, *, load_s: float | None) -> Row:
+    def __post_init__(self) -> None:
+        self.meter = EnergyMeter(self.instruments.joules, self.instruments.idle_w)
+
+    def row(self, hooks: Hooks, *, load_s: float | None) -> Row:
         """All samples, one after the other."""
         with self:
             for i in range(self.options.repetitions):
                 if not self.sample():
                     break
-                if on_sample:
-                    on_sample(self.case, i + 1, self.options.repetitions)
+                hooks.sampled(self.case, i + 1, self.options.repetitions)
                 self.probe()
         return self.made(load_s)
 
@@ -319,8 +250,8 @@ class _Measured:
         self._watch.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._watch.__exit__(kind, error, tb)
+    def __exit__(self, *_: object) -> None:
+        self._watch.__exit__()
 
     def sample(self) -> bool:
         """Takes one more. Returns False when there can be none, for a reason that the row tells."""
@@ -364,14 +295,9 @@ class _Measured:
         return replace(made, warnings=tuple(doubts))
 
     def _settings(self) -> dict[str, object]:
-        engine, plan = self.engine, self.engine.plan
+        plan, config, n_threads = self.engine.plan, self.case.config, self.engine.n_threads
         settings = settings_of(
-            self.case.config,
-            plan.layout,
-            n_ctx=self.n_ctx,
-            n_ctx_most=None,
-            n_threads=engine.n_threads,
-            repack=plan.repack,
+            config, plan.layout, n_ctx=self.n_ctx, n_ctx_most=None, n_threads=n_threads, repack=plan.repack
         )
         return {**codec.plain(settings), "n_cpu_moe": plan.layout.n_cpu_moe, "layers": list(plan.placement.layers)}
 
@@ -393,15 +319,12 @@ class _Measured:
         tried = self.engine.trial(test.n_prompt, test.n_gen, n_depth=test.n_depth, n_seq=test.n_seq, n_ctx=self.n_ctx)
         self._note_buffers(tried.buffers)
         steps = Steps.of(tried.step_s)
-        total = None
-        if test.kind == "pg":
-            total = (tried.prefill_s or 0.0) + (steps.total_s if steps else 0.0)
-        return Sample(prefill_s=tried.prefill_s, steps=steps, total_s=total)
+        total = (tried.prefill_s or 0.0) + (steps.total_s if steps else 0.0)
+        return Sample(prefill_s=tried.prefill_s, steps=steps, total_s=total if test.kind == "pg" else None)
 
     def _end_to_end(self, prompt: str | list[dict[str, str]], n_gen: int) -> Sample:
         generation = self.engine.generate(prompt, SamplingConfig(max_tokens=n_gen, seed=1, ignore_eos=True))
-        for _ in generation:
-            pass
+        list(generation)
         self._note_buffers(generation.buffers)
         timing = generation.timing
         total = None if timing.ttft_s is None else timing.ttft_s + timing.decode_s
@@ -415,17 +338,15 @@ class _Measured:
         """What the memories can do just now; the products of a prompt on the device that does most of them."""
         if self.instruments.prober is None:
             return
-        engine = self.engine
-        layers = engine.plan.placement.layers
+        engine, layers = self.engine, self.engine.plan.placement.layers
         remote = {device.name for device in engine.devices if device.backend.startswith("RPC")}
         for device in dict.fromkeys(layers):
             if device in remote:
                 continue  # a worker serves one client, and that is the engine
             busiest = device == max(set(layers), key=layers.count)
             try:
-                probed = self.instruments.prober.probe(
-                    device, main_type(engine.header), engine.n_threads, _PROBE_S, repack=engine.plan.repack
-                )
+                kind, repack = main_type(engine.header), engine.plan.repack
+                probed = self.instruments.prober.probe(device, kind, engine.n_threads, _PROBE_S, repack=repack)
             except EngineCrashed as problem:  # the bench goes on without
                 self.instruments.prober = None
                 self.lost_ceilings = problem.message
@@ -440,7 +361,7 @@ def _memory(device: str) -> str:
     return "RAM" if device == CPU else device
 
 
-def text_of(engine: BenchEngine, n_tokens: int) -> str | list[dict[str, str]]:
+def text_of(engine: Engine, n_tokens: int) -> str | list[dict[str, str]]:
     """A message, or a text where the model has no template, of `n_tokens` tokens with everything around it.
 
     As near as it gets: a template alone may have more.

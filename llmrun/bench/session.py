@@ -20,18 +20,11 @@ from llmrun.bench.observer import Observer
 from llmrun.bench.perplexity import score
 from llmrun.bench.quality import Quality
 from llmrun.bench.record import Record, Row
-from llmrun.bench.run import (
-    BenchEngine,
-    Instruments,
-    OpenEngine,
-    measure,
-    measure_interleaved,
-    open_engine,
-    open_instruments,
-)
+from llmrun.bench.run import Hooks, Instruments, measure, measure_interleaved, open_instruments
 from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.clock import new_id, utc
 from llmrun.engine.devices import Found, find_devices
+from llmrun.engine.interface import Engine
 from llmrun.errors import LlmrunError
 from llmrun.machine.environment import describe_build, describe_machine
 from llmrun.models.model_info import describe_model
@@ -49,7 +42,6 @@ def bench(
     command: Sequence[str] = (),
     must_load: bool = True,
     instruments: Instruments | None = None,
-    open_engine: OpenEngine = open_engine,
 ) -> Record:
     """Measures the cases and keeps them in a journal. Returns the record.
 
@@ -66,13 +58,13 @@ def bench(
         record: Record | None = None
         journal: Journal | None = None
 
-        def opened(engine: BenchEngine) -> None:
+        def opened(engine: Engine) -> None:
             for each in observers:
                 each.loaded(engine.notes)
             if record is None:
                 begin(engine, engine.loaded.description)
 
-        def begin(seen: BenchEngine | Found, description: str | None) -> None:
+        def begin(seen: Engine | Found, description: str | None) -> None:
             nonlocal record, journal
             record = _begun(model, seen, description, options, quality, command)
             journal = stack.enter_context(Journal.of(record))
@@ -81,10 +73,6 @@ def bench(
                 each.began(record, planned, energy=bool(tools.joules.counters))
             for row in waiting:
                 keep(row)
-
-        def sampled(case: Case, done: int, of: int) -> None:
-            for each in observers:
-                each.sampled(case, done, of)
 
         def failed(error: LlmrunError) -> None:
             errors.append(error)
@@ -104,16 +92,7 @@ def bench(
             for each in observers:
                 each.ended(record)
 
-        rows = measure(
-            model,
-            cases,
-            options,
-            tools,
-            open_engine=open_engine,
-            on_engine=opened,
-            on_sample=sampled,
-            on_error=failed,
-        )
+        rows = measure(model, cases, options, tools, Hooks(opened, _relay(observers), failed))
         for row in stack.enter_context(closing(rows)):
             if record is None:
                 waiting.append(row)
@@ -139,7 +118,6 @@ def bench_interleaved(
     observers: Sequence[Observer] = (),
     command: Sequence[str] = (),
     instruments: Instruments | None = None,
-    open_engine: OpenEngine = open_engine,
 ) -> tuple[Record, Record]:
     """Measures the tests with both settings in turn; returns two records that know of each other.
 
@@ -148,30 +126,29 @@ def bench_interleaved(
     options = options or MeasurementOptions()
     begun: list[Record] = []
 
-    def opened(engine: BenchEngine) -> None:
+    def opened(engine: Engine) -> None:
         begun.append(_begun(model, engine, engine.loaded.description, options, None, command))
-
-    def sampled(case: Case, done: int, of: int) -> None:
-        for each in observers:
-            each.sampled(case, done, of)
 
     with ExitStack() as stack:
         tools = instruments or stack.enter_context(open_instruments(ceilings=options.ceilings))
-        rows = list(
-            measure_interleaved(
-                model, a, b, tests, options, tools, open_engine=open_engine, on_engine=opened, on_sample=sampled
-            )
-        )
+        rows = list(measure_interleaved(model, a, b, tests, options, tools, Hooks(opened, _relay(observers))))
     first, second = (
         replace(record, rows=tuple(pair[i] for pair in rows), interleaved_with=begun[1 - i].id, ended=utc())
         for i, record in enumerate(begun)
     )
     for record in (first, second):
-        with Journal.of(record):
-            pass
+        Journal.of(record).close()
         for each in observers:
             each.ended(record)
     return first, second
+
+
+def _relay(observers: Sequence[Observer]) -> Callable[[Case, int, int], None]:
+    def sampled(case: Case, done: int, of: int) -> None:
+        for each in observers:
+            each.sampled(case, done, of)
+
+    return sampled
 
 
 def quality_of(
@@ -190,7 +167,7 @@ def quality_of(
 
 def _begun(
     model: Model,
-    seen: BenchEngine | Found,
+    seen: Engine | Found,
     description: str | None,
     options: MeasurementOptions,
     quality: Mapping[str, Any] | None,

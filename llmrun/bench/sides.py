@@ -122,9 +122,8 @@ class _BenchRow:
     @property
     def test(self) -> Test:
         kind: TestKind = "pg" if self.n_prompt and self.n_gen else "tg" if self.n_gen else "pp"
-        return Test(
-            self.kind if self.kind in get_args(TestKind) else kind, self.n_prompt, self.n_gen, self.n_depth, self.n_seq
-        )
+        kind = self.kind if self.kind in get_args(TestKind) else kind
+        return Test(kind, self.n_prompt, self.n_gen, self.n_depth, self.n_seq)
 
     @property
     def samples_tps(self) -> tuple[float, ...]:

@@ -43,21 +43,12 @@ class RowWarning:
 def warnings_of(row: Row, repetitions: int, *, on_battery: bool = False) -> Iterator[RowWarning]:
     """Of a row that was to have so many samples."""
     if repetitions < FEW_SAMPLES:
-        yield RowWarning(
-            "few-samples",
-            f"{repetitions} samples say nothing of their spread",
-            {"samples": repetitions},
-            "take 5 repetitions",
-        )
+        said = f"{repetitions} samples say nothing of their spread"
+        yield RowWarning("few-samples", said, {"samples": repetitions}, "take 5 repetitions")
     mean, deviation = row.mean_tps, row.stddev_tps
-    if mean and deviation and deviation / mean > _SPREAD:
-        share = deviation / mean
-        yield RowWarning(
-            "noisy",
-            f"the samples spread by {percent(share)} of their mean",
-            {"share": share},
-            "measure on a quiet machine, or take 20 repetitions",
-        )
+    if mean and deviation and (share := deviation / mean) > _SPREAD:
+        said, advice = f"the samples spread by {percent(share)} of their mean", "measure on a quiet machine"
+        yield RowWarning("noisy", said, {"share": share}, f"{advice}, or take 20 repetitions")
     if row.usage is not None:
         yield from _of_the_machine(row.usage)
     if on_battery:
@@ -65,27 +56,14 @@ def warnings_of(row: Row, repetitions: int, *, on_battery: bool = False) -> Iter
 
 
 def _of_the_machine(usage: Usage) -> Iterator[RowWarning]:
-    if usage.other_cores is not None and usage.other_cores > _BUSY_CORES:
-        yield RowWarning(
-            "others-busy",
-            f"other processes used {fixed(usage.other_cores, 2)} cores",
-            {"cores": usage.other_cores},
-            "end them, measure later, or set GOMP_SPINCOUNT=1000",
-        )
-    if usage.steal_cores is not None and usage.steal_cores > _BUSY_CORES:
-        yield RowWarning(
-            "steal",
-            f"the host took {fixed(usage.steal_cores, 2)} cores away",
-            {"cores": usage.steal_cores},
-            "measure later",
-        )
-    if usage.major_faults:
-        yield RowWarning(
-            "read-from-disk",
-            f"{usage.major_faults} pages were read from the disk while it ran",
-            {"pages": usage.major_faults},
-            "more free RAM, or a smaller model",
-        )
+    if (cores := usage.other_cores or 0) > _BUSY_CORES:
+        advice = "end them, measure later, or set GOMP_SPINCOUNT=1000"
+        yield RowWarning("others-busy", f"other processes used {fixed(cores, 2)} cores", {"cores": cores}, advice)
+    if (cores := usage.steal_cores or 0) > _BUSY_CORES:
+        yield RowWarning("steal", f"the host took {fixed(cores, 2)} cores away", {"cores": cores}, "measure later")
+    if pages := usage.major_faults:
+        said = f"{pages} pages were read from the disk while it ran"
+        yield RowWarning("read-from-disk", said, {"pages": pages}, "more free RAM, or a smaller model")
     if usage.peak_swap_bytes:
         yield RowWarning("swapping", "a part of the engine lay in swap", {"bytes": usage.peak_swap_bytes})
     for gpu in usage.gpus or ():

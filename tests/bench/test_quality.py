@@ -25,7 +25,7 @@ from conftest import ENDLESS_PROMPT, ROOT, TINY
 from waiting import HANGS_S, until_worked
 
 from llmrun.bench.perplexity import Scorer, score
-from llmrun.bench.quality import Quality, Tally, default_text, quantile, read_text
+from llmrun.bench.quality import Quality, Tally, default_text, read_text
 from llmrun.engine.child.score import NotFinite, compare, first_counted, n_counted, negative_log_likelihoods
 from llmrun.engine.devices import find_devices
 from llmrun.engine.engine import ChildEngine
@@ -197,8 +197,14 @@ def test_unknown_is_none() -> None:
 
 
 def test_quantiles() -> None:
-    assert [quantile([1, 2, 4], at) for at in (0, 0.25, 0.5, 0.75, 1)] == [1, 1.5, 2, 3, 4]
-    assert quantile([5], 0.999) == 5
+    """Of 1, 2 and 4, in whatever order and chunks, what lies between two is in proportion; of one value it is that."""
+    tally = Tally(16)
+    tally.add_compared([1.0], [1.0], [4.0], 1)
+    found = tally.quality().kld
+    assert found and found.kld_quantiles[0.999] == 4
+    tally.add_compared([1.0, 1.0], [1.0, 1.0], [1.0, 2.0], 2)
+    found = tally.quality().kld
+    assert found and [found.kld_quantiles[at] for at in (0, 0.25, 0.5, 0.75, 1)] == [1, 1.5, 2, 3, 4]
 
 
 # -- beside llama-perplexity ---
@@ -280,7 +286,7 @@ def test_batches_and_order_change_nothing(tiny: Model) -> None:
     text = read_text(STORIES)
     config = LoadConfig(n_ctx=256, n_batch=256, repack="off")
     with Scorer(tiny.path, tiny.header, config) as scorer:
-        n = scorer.read(text).n_chunks
+        n = scorer.read(text).n_tokens // 256
         forwards = [scorer.chunk(i).nll for i in range(n)]
         assert [scorer.chunk(i).nll for i in reversed(range(n))] == forwards[::-1]
     small = score(tiny, text, config=LoadConfig(n_batch=100, repack="off"), n_ctx=256)
@@ -439,7 +445,7 @@ def test_out_of_memory_names_a_smaller_batch(tmp_path: Path) -> None:
     shape = synth.Shape(1, 64, 128, 2, 2, 128_000, n_ctx_train=8192)
     model = made(tmp_path / "wide.gguf", shape)
     with Scorer(model.path, model.header, LoadConfig(n_ctx=4096)) as scorer:
-        assert scorer.read("word " * 10_000).n_chunks >= 2
+        assert scorer.read("word " * 10_000).n_tokens >= 2 * 4096
         now = psutil.Process(scorer.pid).memory_info().vms
         resource.prlimit(scorer.pid, resource.RLIMIT_AS, (now + (500 << 20), now + (500 << 20)))
         with pytest.raises(OutOfMemory, match=r"logits of 2048 tokens 0\.977 GiB") as caught:

@@ -1,17 +1,18 @@
 """A bench without a model: what is measured in which order, what is kept, and what makes a row doubtful.
 
-The engine is a script that answers at once with seconds that it was given, and writes down what it was asked.
+The engine is a scripted one whose bare runs take seconds that were given, and which writes down what it was asked.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_engine import TOKEN_S, ScriptedEngine, Trials
+from scripted_engine import Script as Answer
 
 from llmrun.bench import journal
 from llmrun.bench.observer import Observer
@@ -19,10 +20,9 @@ from llmrun.bench.record import Record, Row
 from llmrun.bench.run import Instruments
 from llmrun.bench.session import bench, bench_interleaved
 from llmrun.bench.spec import Case, MeasurementOptions, Test
-from llmrun.engine.meter import Timing
-from llmrun.engine.protocol import Buffer, Loaded, Probed, TrialResult
+from llmrun.engine.interface import Generation
+from llmrun.engine.protocol import Probed, TrialResult
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory
-from llmrun.machine.device import Device
 from llmrun.machine.energy import Joules
 from llmrun.machine.sampler import Usage
 from llmrun.models.resolve import Model, find_model
@@ -33,48 +33,27 @@ from llmrun.planning.load_plan import Planner
 TG, PP, E2E = Test("tg", n_gen=4), Test("pp", n_prompt=8), Test("e2e", 16, 4)
 ONE, TWO = LoadConfig(n_threads=1), LoadConfig(n_threads=2)
 QUIET = Usage(5, 1.0, other_cpu_s=0.0, cost_s=0.0, interval_s=0.25)
-CPU = Device("CPU", "A CPU", "cpu", "CPU", 8 << 30, 4 << 30)
 
 
-class Generation:
-    """An answer of four tokens, 10 ms apart, after 50 ms; the prompt has as many tokens as the text has words."""
-
-    buffers: Sequence[Buffer] = ()
-
-    def __init__(self, n_prompt: int, n_gen: int) -> None:
-        step_s = (0.01,) * max(0, n_gen - 1)
-        self.timing = Timing(0.1, n_prompt, 0, 0.04, 0.05, step_s, n_gen, None, None)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter("text")
-
-
-class Engine:
-    """A script: what each trial takes, in turn, the last one for ever; an error instead is raised."""
+class Engine(ScriptedEngine):
+    """Of a real model; its answers have four tokens, 10 ms apart, after 50 ms. What trials take, the script says."""
 
     def __init__(self, script: Script, model: Model, config: LoadConfig) -> None:
+        super().__init__(Answer("Once upon a time", prefill_s=0.04), n_ctx=config.n_ctx or 0)
         self._script, self._name = script, f"-t {config.n_threads}"
-        self.header, self.devices, self.notes = model.header, [CPU], [f"loaded {self._name}"]
+        self.header, self.notes, self.trials = model.header, [f"loaded {self._name}"], script.trials
         self.plan = Planner(model.path, model.header, (), None, lambda *_: None).plan(config)
-        self.loaded = Loaded(256, 100, 4_000_000, "llama ?B Q8_0", True, 1.0, 1.5)
-        self.n_threads, self.system_info = config.n_threads or 1, "CPU : AVX2 = 1 | "
-        self.versions = {"ggml": "1.2"}
-        self.pid, self.alive = os.getpid(), True
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         self._script.log(f"{self._name}: {n_prompt},{n_gen}")
-        seconds = self._script.next_trial()
-        if isinstance(seconds, LlmrunError):
-            self.alive = False
-            raise seconds
-        return TrialResult(seconds if n_prompt else None, [seconds] * n_gen, [Buffer("CPU", "model", 5)])
+        return super().trial(n_prompt, n_gen, n_depth=n_depth, n_seq=n_seq, n_ctx=n_ctx)
 
-    def generate(self, prompt: str | Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> Generation:
+    def generate(
+        self, prompt: str | Sequence[dict[str, str]], sampling: SamplingConfig | None = None, **more: Any
+    ) -> Generation:
         assert sampling and not isinstance(prompt, str)
-        n_template = 3
-        n_prompt = len(prompt[0]["content"].split()) + n_template
-        self._script.log(f"{self._name}: asks {n_prompt},{sampling.max_tokens}")
-        return Generation(n_prompt, sampling.max_tokens)
+        self._script.log(f"{self._name}: asks {self.n_tokens(prompt)},{sampling.max_tokens}")
+        return super().generate(prompt, sampling, **more)
 
     def close(self) -> None:
         self._script.log(f"{self._name}: closed")
@@ -86,7 +65,7 @@ class Script:
     cpu_s = 0.0
 
     def __init__(self, trials: Sequence[float | LlmrunError] = (0.1,), usage: Usage = QUIET) -> None:
-        self._trials = list(trials)
+        self.trials = Trials([*trials])
         self._usage = usage
         self.events: list[str] = []
         self.unloadable: dict[int | None, LlmrunError] = {}
@@ -95,9 +74,6 @@ class Script:
 
     def log(self, event: str) -> None:
         self.events.append(event)
-
-    def next_trial(self) -> float | LlmrunError:
-        return self._trials.pop(0) if len(self._trials) > 1 else self._trials[0]
 
     def open(self, model: Model, config: LoadConfig) -> Engine:
         if error := self.unloadable.get(config.n_threads):
@@ -114,10 +90,12 @@ class Script:
         return Probed([10e9], [1e12])
 
     def instruments(self, *, ceilings: bool = False, on_battery: bool = False) -> Instruments:
+        myself: Any = self
         return Instruments(
             Joules(),
-            lambda _pid, _own_cpu_s: self,
-            self if ceilings else None,
+            lambda _pid, _own_cpu_s: myself,
+            myself if ceilings else None,
+            self.open,
             cpu_mhz=lambda: 2000.0,
             on_battery=lambda: on_battery,
             clock_s=lambda: 0.0,
@@ -145,7 +123,6 @@ def run(script: Script, cases: Sequence[Case], instruments: Instruments | None =
         cases,
         MeasurementOptions(**{"repetitions": 3, **options}),
         instruments=instruments or script.instruments(),
-        open_engine=script.open,
     )
 
 
@@ -165,7 +142,7 @@ def test_order() -> None:
         (TG, 1, 2),
         (TG, 2, 2),
     ]
-    assert [row.load_s for row in record.rows] == [0.5, None, 0.5]
+    assert [row.load_s for row in record.rows] == [TOKEN_S, None, TOKEN_S]
 
 
 def test_without_warm_up_and_with_rests() -> None:
@@ -181,7 +158,7 @@ def test_ceilings_are_measured_behind_every_sample() -> None:
     (row,) = run(script, [Case(ONE, TG)], script.instruments(ceilings=True)).rows
     assert script.events[1:-1] == ["-t 1: 0,1", *["-t 1: 0,4", "probe CPU"] * 3]
     assert row.ceiling_bytes_per_s == {"RAM": (10e9,) * 3} and row.ceiling_flops_per_s == (1e12,) * 3
-    assert row.mbu and row.buffers == {"RAM": {"weights": 5}}
+    assert row.mbu and row.buffers == {"RAM": {"weights": 4}}
 
 
 def test_a_prober_that_dies() -> None:
@@ -198,10 +175,10 @@ def test_end_to_end() -> None:
     script = Script()
     (row,) = run(script, [Case(ONE, E2E)], repetitions=1).rows
     assert script.events[1:-1] == [
-        *("-t 1: asks 19,0", "-t 1: asks 16,0", "-t 1: asks 16,2", "-t 1: asks 16,4"),
+        *("-t 1: asks 18,0", "-t 1: asks 16,0", "-t 1: asks 16,2", "-t 1: asks 16,4"),
     ]
     (sample,) = row.samples
-    assert (sample.prefill_s, sample.ttft_s) == (0.04, 0.05) and sample.total_s == pytest.approx(0.08)
+    assert (sample.prefill_s, sample.ttft_s, sample.total_s) == pytest.approx((0.04, 0.05, 0.08))
     assert row.mean_tps == pytest.approx(50) and sample.cpu_mhz == 2000
 
 
@@ -215,7 +192,6 @@ def test_in_turn() -> None:
         [TG],
         MeasurementOptions(repetitions=3),
         instruments=script.instruments(),
-        open_engine=script.open,
     )
     assert script.events == [
         *("-t 1: opened, n_ctx 4", "-t 2: opened, n_ctx 4", "-t 1: 0,1", "-t 2: 0,1"),
@@ -230,7 +206,7 @@ def test_half_a_comparison_is_none() -> None:
     """A side that dies ends it, and nothing is kept."""
     script = Script([0.1, 0.1, 0.1, EngineCrashed("it died")])
     with pytest.raises(EngineCrashed, match="it died"):
-        bench_interleaved(find_model("tiny"), ONE, TWO, [TG], instruments=script.instruments(), open_engine=script.open)
+        bench_interleaved(find_model("tiny"), ONE, TWO, [TG], instruments=script.instruments())
     assert journal.stored() == [] and script.events[-2:] == ["-t 2: closed", "-t 1: closed"]
 
 
@@ -283,7 +259,7 @@ def test_an_engine_that_dies() -> None:
         (3, None),
         (3, None),
     ]
-    assert record.rows[0].usage == QUIET and [row.load_s for row in record.rows] == [0.5, 0.5, 0.5]
+    assert record.rows[0].usage == QUIET and [row.load_s for row in record.rows] == [TOKEN_S] * 3
     assert [event for event in script.events if "opened" in event] == [
         *("-t 1: opened, n_ctx 8", "-t 1: opened, n_ctx 8", "-t 2: opened, n_ctx 4"),
     ]
@@ -329,7 +305,6 @@ def told_of(script: Script, told: Told, cases: Sequence[Case] = (), **more: Any)
         quality={"ppl": 8.0},
         command=["llmrun", "bench"],
         instruments=script.instruments(),
-        open_engine=script.open,
         **more,
     )
 

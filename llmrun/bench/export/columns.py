@@ -27,9 +27,8 @@ def our_columns(record: Record, planned: Sequence[Row], *, energy: bool) -> list
     """Our columns: those that say something of at least one of the tests."""
     kinds = {row.test.kind for row in planned}
     decodes = kinds & {"tg", "pg", "e2e"}
-    batch_threads = any(
-        row.settings.get("n_threads_batch") not in (None, row.settings.get("n_threads")) for row in planned
-    )
+    settings = [row.settings for row in planned]
+    batch_threads = any(each.get("n_threads_batch") not in (None, each.get("n_threads")) for each in settings)
     wanted = [
         (batch_threads, Column("n_threads_batch", "tb", 3)),
         (bool(kinds & {"pg", "e2e"}), Column("prefill", "prefill t/s", 11)),
@@ -94,7 +93,6 @@ def quality_line(record: Record) -> str | None:
     line += f" on {quality.get('text')}, {quality.get('n_chunks')} chunks of {quality.get('n_ctx')}"
     kld, same = quality_of(record, "kld", "kld", "value"), quality_of(record, "kld", "same_top", "value")
     if kld is not None:
-        line += (
-            f"; divergence from {quality.get('reference')} {significant(kld, 3)} nats, same top token {percent(same)}"
-        )
+        line += f"; divergence from {quality.get('reference')} {significant(kld, 3)} nats"
+        line += f", same top token {percent(same)}"
     return line

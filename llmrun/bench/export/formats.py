@@ -9,15 +9,12 @@ A writer is pure: it returns the text that comes next, and its caller puts it so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
-from llmrun.bench.export.csv import CsvWriter
-from llmrun.bench.export.json import JsonlWriter, JsonWriter
 from llmrun.bench.export.markdown import MarkdownWriter
-from llmrun.bench.export.sql import SqlWriter
+from llmrun.bench.export.rows import CsvWriter, JsonlWriter, JsonWriter, SqlWriter, Writer
 from llmrun.bench.export.table import TableWriter
-from llmrun.bench.record import Record, Row
+from llmrun.bench.record import Record
 from llmrun.errors import UsageError
 
 Format = Literal["table", "md", "csv", "json", "jsonl", "sql"]
@@ -25,7 +22,7 @@ STREAMED: frozenset[Format] = frozenset({"table", "md", "csv", "jsonl"})
 """Those of which the beginning can be read without the end."""
 
 
-_ALSO: dict[str, Format] = {"markdown": "md", "txt": "table"}
+_ALSO = {"markdown": "md", "txt": "table"}
 
 
 def parse_format(text: str, field: str = "output_format") -> Format:
@@ -36,31 +33,18 @@ def parse_format(text: str, field: str = "output_format") -> Format:
     raise UsageError(f"'{text[:40]}' is none of {', '.join(get_args(Format))}", field=field, value=text)
 
 
-class Writer(Protocol):
-    """One format. `begin` once, `row` for each, `end` once; each returns the text to put out next."""
-
-    def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:
-        """`planned`: a row for each that will come, with its test and `asked_settings`.
-
-        `energy`: joules will be measured.
-        """
-        ...
-
-    def row(self, row: Row) -> str: ...
-
-    def end(self, record: Record) -> str: ...
+_WRITERS: dict[Format, type[Writer]] = {
+    "table": TableWriter,
+    "md": MarkdownWriter,
+    "csv": CsvWriter,
+    "json": JsonWriter,
+    "jsonl": JsonlWriter,
+    "sql": SqlWriter,
+}
 
 
 def writer(format: Format) -> Writer:
-    kinds: dict[Format, Callable[[], Writer]] = {
-        "table": TableWriter,
-        "md": MarkdownWriter,
-        "csv": CsvWriter,
-        "json": JsonWriter,
-        "jsonl": JsonlWriter,
-        "sql": SqlWriter,
-    }
-    return kinds[format]()
+    return _WRITERS[format]()
 
 
 def export(record: Record, format: Format) -> str:

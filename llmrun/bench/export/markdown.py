@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llmrun.bench.export import llama_bench
 from llmrun.bench.export.columns import Column, build_line, notes, our_cells, our_columns, to_width
+from llmrun.bench.export.rows import Writer
 from llmrun.bench.record import Record, Row
 from llmrun.machine.environment import MachineInfo
 from llmrun.units import UNKNOWN
@@ -43,7 +44,7 @@ def _is_shown(field: str, values: set[llama_bench.Value], machine: MachineInfo) 
     return len(values) > 1 or not values <= {llama_bench.DEFAULTS[field], *decided}
 
 
-class MarkdownWriter:
+class MarkdownWriter(Writer):
     """llama-bench's table with our columns to its right, and below it what it was measured with."""
 
     def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from llmrun import fs
 from llmrun.bench.export.formats import STREAMED, Format, writer
@@ -48,7 +47,7 @@ class ExportStream(Observer):
     def __enter__(self) -> ExportStream:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -7,23 +7,28 @@ from typing import Any
 
 from llmrun.bench.export import llama_bench
 from llmrun.bench.export.columns import Column, notes, our_cells, our_columns, to_width
+from llmrun.bench.export.rows import Writer
 from llmrun.bench.record import Record, Row
 from llmrun.units import UNKNOWN
 
 _GAP = "  "
 
 
-class TableWriter:
+class TableWriter(Writer):
     """For people: what is the same in all rows above the table, what varies in columns, one line per row."""
 
     def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:
         self._record = record
-        varying = [name for name in _setting_names(planned) if len({_shown(row.settings, name) for row in planned}) > 1]
-        self._columns = [Column("test", "TEST", -max([4, *(len(row.test.name) for row in planned)]))]
-        for name in varying:
-            width = max(len(name), *(len(_shown(row.settings, name)) for row in planned))
-            self._columns.append(Column(f"settings.{name}", name.upper(), width))
-        self._columns.append(Column("t/s", "T/S", 20))
+        values = {name: [_shown(row.settings, name) for row in planned] for name in _setting_names(planned)}
+        self._columns = [
+            Column("test", "TEST", -max([4, *(len(row.test.name) for row in planned)])),
+            *(
+                Column(f"settings.{name}", name.upper(), max(map(len, [name, *shown])))
+                for name, shown in values.items()
+                if len({*shown}) > 1
+            ),
+            Column("t/s", "T/S", 20),
+        ]
         ours = [column for column in our_columns(record, planned, energy=energy) if column.field != "n_threads_batch"]
         self._columns += [Column(column.field, column.title.upper(), max(column.width, 8)) for column in ours]
         model = record.model

@@ -146,20 +146,14 @@ def figure(benches: Sequence[Bench], kinds: Sequence[Kind] = (), x: str | None =
     for kind in dict.fromkeys(kinds) or [_fitting(benches, items, x)]:
         made, not_shown = _MAKERS[kind](benches, items, x)
         if not made:
-            raise UsageError(
-                f"'{kind}' can't be drawn: {_WANTED[kind]}", field="kind", value=kind, hint=_REMEDIES[kind]
-            )
+            said = f"'{kind}' can't be drawn: {_WANTED[kind]}"
+            raise UsageError(said, field="kind", value=kind, hint=_REMEDIES[kind])
         panels += made
         left_out += not_shown
-    if benches and (failed := _failed(benches)):
-        left_out.append(failed)
+    failed = [row for bench in benches if bench.record for row in bench.record.rows if not row.samples_tps]
+    if failed:
+        left_out.append(f"not measured: {', '.join(dict.fromkeys(row.test.name for row in failed))}")
     return Figure(_title(benches), tuple(panels), _notes(benches, items, panels), tuple(left_out))
-
-
-def _failed(benches: Sequence[Bench]) -> str:
-    rows = [row for bench in benches if bench.record for row in bench.record.rows if not row.samples_tps]
-    names = ", ".join(dict.fromkeys(row.test.name for row in rows))
-    return f"not measured: {names}" if names else ""
 
 
 def kinds_of(texts: Iterable[str]) -> list[Kind]:
@@ -167,12 +161,8 @@ def kinds_of(texts: Iterable[str]) -> list[Kind]:
     found: list[Kind] = []
     for text in ",".join(texts).split(","):
         if text not in get_args(Kind):
-            raise UsageError(
-                f"'{text[:40]}' is none of {', '.join(get_args(Kind))}",
-                field="kind",
-                value=text,
-                hint=Change({"kind": "sweep"}),
-            )
+            said = f"'{text[:40]}' is none of {', '.join(get_args(Kind))}"
+            raise UsageError(said, field="kind", value=text, hint=Change({"kind": "sweep"}))
         found.append(text)  # type: ignore[arg-type]
     return found
 
@@ -367,12 +357,8 @@ def _sweep(_: Sequence[Bench], items: Sequence[_Item], x: str | None) -> _Made:
     """A panel for each kind of test: rate against the setting."""
     if x is not None and not any(x in item.values for item in items):
         known = [name for name in _names(items) if _swept([*items]) and name in _AXES]
-        raise UsageError(
-            f"no row has a setting {x[:40]!r}",
-            field="x",
-            value=x,
-            hint=Change({"x": known[0] if known else "n_threads"}),
-        )
+        hint = Change({"x": known[0] if known else "n_threads"})
+        raise UsageError(f"no row has a setting {x[:40]!r}", field="x", value=x, hint=hint)
     panels, left_out = [], []
     for some in _by_kind(items).values():
         swept = x or _swept(some)
@@ -422,7 +408,6 @@ def _decode_rates(item: _Item) -> Sequence[float]:
 def _bars(_: Sequence[Bench], items: Sequence[_Item], __: str | None) -> _Made:
     """A panel for each kind of test, a group for each test, a bar for each bench and each set of settings."""
     panels, left_out = [], []
-    labels: set[str] = set()
     for some in _by_kind(items).values():
         tests = list(dict.fromkeys(item.entry.test.name for item in some))
         telling = _telling(some, lambda item: (item.bench, item.entry.test), _names(some))
@@ -436,7 +421,6 @@ def _bars(_: Sequence[Bench], items: Sequence[_Item], __: str | None) -> _Made:
         if sum(len(each.points) for each in series) < 2:
             left_out.append(f"{_panel_title(some)}: there is one")
             continue
-        labels |= {each.label for each in series}
         axis = Axis("", ticks=tuple(enumerate(tests)))
         panels.append(Panel("bars", _TESTS[some[0].kind], axis, _TPS, tuple(series)))
     return panels, left_out
@@ -460,7 +444,8 @@ def _roofline(benches: Sequence[Bench], items: Sequence[_Item], _: str | None) -
         return [], []
     telling = _telling([item for item, *_ in found], lambda item: (item.bench, item.entry.test), _names(items))
     series: list[Series] = []
-    roofs = {place: _roof([item for item, _, m in found if (item.bench, m) == place]) for place in _places(found)}
+    places = dict.fromkeys((item.bench, memory) for item, _, memory in found)
+    roofs = {place: _roof([item for item, _, m in found if (item.bench, m) == place]) for place in places}
     xs = [x for _, x, _ in found]
     xs += [flops / per_s for per_s, flops in roofs.values() if flops]
     left, right = min(xs) / 3, max(xs) * 3
@@ -478,10 +463,6 @@ def _roofline(benches: Sequence[Bench], items: Sequence[_Item], _: str | None) -
     left_out = [f"roofline: bytes or ceilings of {', '.join(names)} are not known"] if names else []
     x_axis, y_axis = Axis("operations per byte read", "log"), Axis("operations per second (GFLOP/s)", "log")
     return [Panel("roofline", "roofline", x_axis, y_axis, tuple(series))], left_out
-
-
-def _places(found: Iterable[tuple[_Item, float, str]]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((item.bench, memory) for item, _, memory in found))
 
 
 def _intensity(item: _Item, step_reads: Mapping[str, int] | None) -> float | None:
@@ -555,8 +536,7 @@ _REMEDIES: dict[Kind, Remedy] = {
 def _title(benches: Sequence[Bench]) -> str:
     """Model, quantization and machine; what several benches have in common is said once."""
     models = [_joined(_model(bench), _quantization(bench)) for bench in benches]
-    parts = [_listed(models, "models"), _listed([_machine(bench) for bench in benches], "machines")]
-    return " · ".join(part for part in parts if part)
+    return _joined(_listed(models, "models"), _listed(map(_machine, benches), "machines"))
 
 
 def _listed(names: Iterable[str], what: str) -> str:
@@ -597,24 +577,19 @@ def _devices(layers: Any) -> set[str]:
 def _notes(benches: Sequence[Bench], items: Sequence[_Item], panels: Sequence[Panel]) -> tuple[str, ...]:
     points = [p for panel in panels for each in panel.series if each.mark != "roof" for p in each.points]
     counts = sorted({point.n for point in points})
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     spread = "error bars: standard deviation" if any(p.err is not None for p in points) else "spread not known"
     first = [f"mean of {n} sample{'' if counts[-1] == 1 else 's'}, {spread}"]
     threads = {item.values.get("n_threads") for item in items}
     if len(threads) == 1 and (only := threads.pop()) is not None:
         first.append(_said("n_threads", only))
-    builds = dict.fromkeys(
-        f"{name} {bench.side.facts[key]}"
-        for name, key in (("llmrun", "llmrun"), ("ggml", "ggml"))
-        for bench in benches
-        if bench.side.facts.get(key)
-    )
+    facts = [bench.side.facts for bench in benches]
+    builds = dict.fromkeys(f"{name} {each[name]}" for name in ("llmrun", "ggml") for each in facts if each.get(name))
     notes = [" · ".join([*first, *map(_plain, builds)])]
     if any(panel.kind == "roofline" for panel in panels):
-        notes.append("roof: plain reads and matrix products, measured beside the samples; a prompt reads the weights")
-        notes[-1] += " once per micro-batch"
-    found = dict.fromkeys(code for bench in benches for code in bench.side.warnings)
-    if found:
+        roof = "roof: plain reads and matrix products, measured beside the samples"
+        notes.append(f"{roof}; a prompt reads the weights once per micro-batch")
+    if found := dict.fromkeys(code for bench in benches for code in bench.side.warnings):
         notes.append(f"warnings: {', '.join(map(_plain, found))}")
     return tuple(notes)
 

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,8 @@ def format_of(path: Path) -> str:
     """ "svg" or "png", by the file's suffix. Raises `UsageError`."""
     suffix = path.suffix[1:].lower()
     if suffix not in FORMATS:
-        raise UsageError(
-            f"{path.name!r} is neither .svg nor .png",
-            field="output",
-            value=path,
-            hint=Change({"output": f"{path.stem or 'x'}.svg"}),
-        )
+        hint = Change({"output": f"{path.stem or 'x'}.svg"})
+        raise UsageError(f"{path.name!r} is neither .svg nor .png", field="output", value=path, hint=hint)
     return suffix
 
 
@@ -86,11 +82,10 @@ def render(figure: Figure, format: str) -> bytes:
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore")  # a glyph that no font has is a box, and no reason to talk
         matplotlib.rcdefaults()
-        for name, value in _SETTINGS.items():
-            matplotlib.rcParams[name] = value
+        matplotlib.rcParams.update(_SETTINGS)
         drawn = _drawn(figure)
-        about: Mapping[str, Any] = {"Date": None, "Creator": "llmrun"} if format == "svg" else {"Software": "llmrun"}
-        drawn.savefig(buffer, format=format, dpi=_DPI, metadata=dict(about))
+        about: dict[str, Any] = {"Date": None, "Creator": "llmrun"} if format == "svg" else {"Software": "llmrun"}
+        drawn.savefig(buffer, format=format, dpi=_DPI, metadata=about)
     return buffer.getvalue()
 
 
