@@ -1,6 +1,11 @@
 # shellcheck shell=bash
 # What scripts/llmrun, scripts/setup and scripts/test share. `root` is the checkout; nothing here starts a process.
 
+# The flags of the last set-up count until others are given ("" is none): a later command without them must not undo it.
+if [ -z "${LLMRUN_CMAKE_ARGS+given}" ] && [ -r "$root/.venv/cmake-args" ]; then
+  LLMRUN_CMAKE_ARGS=$(<"$root/.venv/cmake-args")
+fi
+
 # What the set-up depends on, as one text: kept in .venv/ready when the set-up is done, compared at every start.
 fingerprint() {
   local cpu=${HOSTTYPE:-unknown} key value

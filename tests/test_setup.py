@@ -115,6 +115,12 @@ def test_what_makes_a_setup_stale(checkout: Path) -> None:
     subprocess.run(["bash", "-c", code], check=True, env={**os.environ, "LLMRUN_CMAKE_ARGS": ""})
     assert ready(checkout, {"LLMRUN_CMAKE_ARGS": ""})
     assert not ready(checkout, {"LLMRUN_CMAKE_ARGS": "-DGGML_VULKAN=on"})
+    (checkout / ".venv" / "cmake-args").write_text("-DGGML_VULKAN=on\n")
+    assert not ready(checkout, {}) and ready(checkout, {"LLMRUN_CMAKE_ARGS": ""})
+    subprocess.run(["bash", "-c", code], check=True)
+    assert ready(checkout, {}) and ready(checkout, {"LLMRUN_CMAKE_ARGS": "-DGGML_VULKAN=on"})
+    assert not ready(checkout, {"LLMRUN_CMAKE_ARGS": ""})  # others were given
+    subprocess.run(["bash", "-c", code], check=True, env={**os.environ, "LLMRUN_CMAKE_ARGS": ""})
     moved = checkout.with_name("moved")
     shutil.copytree(checkout, moved)
     assert not ready(moved, {"LLMRUN_CMAKE_ARGS": ""})

@@ -304,7 +304,7 @@ def test_the_command(llmrun: RunLlmrun, tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     names = {check["name"] for check in document["checks"]}
     assert {"llama.cpp", "GPU", "Python", "packages", "model folder", "store", "RAM", "threads", "load"} <= names
-    assert document["checks"][0]["status"] == "ok"
+    assert document["checks"][0]["status"] in ("ok", "warn")  # it starts; a build for another CPU is slower
     assert done.returncode == document["exit_code"] and "hf_secret" not in done.stdout
     (tmp_path / "hub").touch()
     done = llmrun("doctor", env=home)
