@@ -58,18 +58,9 @@ _CHUNK_BYTES = 1 << 18
 # GGUF value types: name as llama.cpp prints it, and the typecode of `array` for a fixed-size one.
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 SCALARS: Mapping[int, tuple[str, str]] = {
-    0: ("u8", "B"),
-    1: ("i8", "b"),
-    2: ("u16", "H"),
-    3: ("i16", "h"),
-    4: ("u32", "I"),
-    5: ("i32", "i"),
-    6: ("f32", "f"),
-    _BOOL: ("bool", "B"),
-    10: ("u64", "Q"),
-    11: ("i64", "q"),
-    12: ("f64", "d"),
-}
+    0: ("u8", "B"), 1: ("i8", "b"), 2: ("u16", "H"), 3: ("i16", "h"), 4: ("u32", "I"), 5: ("i32", "i"), 6: ("f32", "f"),
+    _BOOL: ("bool", "B"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d"),
+}  # fmt: skip
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 

@@ -471,21 +471,11 @@ def small(shape: Shape, n_layer: int | None = None, n_embd: int = 256, n_vocab: 
             recurrent = replace(recurrent, n_embd=n_embd)
     # A small deepseek2 has a compressed query: that it has none llama.cpp believes of V2-Lite's 26 or 27 layers only.
     mla = shape.mla and replace(shape.mla, q_lora_rank=n_embd)
+    # Eight stay eight: llama.cpp's quantizer makes rules of its own for that number.
+    n_expert, n_expert_used = 8 if shape.n_expert == 8 else min(shape.n_expert, 4), min(shape.n_expert_used, 2)
+    n_ff_shexp = shape.n_ff_shexp // (shape.n_ff_exp or shape.n_ff or 1) * (n_ff_exp or n_ff)
+    shape = replace(shape, n_layer=n_layer, n_embd=n_embd, n_vocab=n_vocab, recurrent=recurrent, mla=mla)
+    shape = replace(shape, n_head=n_head, n_head_kv=n_head_kv, head_dim=head_dim, n_rot=n_rot)
     return replace(
-        shape,
-        n_layer=n_layer,
-        n_embd=n_embd,
-        n_vocab=n_vocab,
-        n_head=n_head,
-        n_head_kv=n_head_kv,
-        head_dim=head_dim,
-        n_rot=n_rot,
-        n_ff=n_ff,
-        n_ff_exp=n_ff_exp,
-        n_ff_shexp=shape.n_ff_shexp // (shape.n_ff_exp or shape.n_ff or 1) * (n_ff_exp or n_ff),
-        # Eight stay eight: llama.cpp's quantizer makes rules of its own for that number.
-        n_expert=8 if shape.n_expert == 8 else min(shape.n_expert, 4),
-        n_expert_used=min(shape.n_expert_used, 2),
-        recurrent=recurrent,
-        mla=mla,
+        shape, n_ff=n_ff, n_ff_exp=n_ff_exp, n_ff_shexp=n_ff_shexp, n_expert=n_expert, n_expert_used=n_expert_used
     )

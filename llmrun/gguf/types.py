@@ -22,10 +22,6 @@ class GgmlType(NamedTuple):
     def bits_per_weight(self) -> float:
         return 8 * self.type_size / self.block_size
 
-    @property
-    def is_quantized(self) -> bool:
-        return self.block_size > 1
-
 
 # id, name, elements and bytes of a block. The gaps in the ids are types that were removed.
 _TYPES = """

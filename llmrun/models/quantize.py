@@ -24,7 +24,7 @@ _NOT_MADE = ("MXFP4", "NVFP4")
 """Levels of files that llama.cpp reads, and does not make."""
 
 
-Quantize = Callable[[Path, "dict[str, str]", Callable[[int, int], None]], object]
+Quantize = Callable[[Path, dict[str, str], Callable[[int, int], None]], object]
 """Quantizes into a file, whole or not at all, adds the metadata to its header, and tells of bytes done, and all."""
 
 

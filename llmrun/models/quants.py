@@ -87,30 +87,12 @@ LEVELS: Mapping[str, Level] = {
 
 _LIKE: Mapping[str, str] = {
     # What quantizers of the hub and old versions of llama.cpp add; the name of the level that is as large.
-    "Q2_K_L": "IQ3_XXS",
-    "Q2_K_XL": "IQ3_XXS",
-    "Q3_K_XL": "Q3_K_L",
-    "Q4_K_L": "Q4_1",
-    "Q4_K_XL": "Q4_1",
-    "Q5_K_L": "Q5_1",
-    "Q5_K_XL": "Q5_1",
-    "Q6_K_L": "Q6_K",
-    "Q6_K_XL": "Q6_K",
-    "Q8_K_XL": "Q8_0",
-    "Q3_K": "Q3_K_M",
-    "Q4_K": "Q4_K_M",
-    "Q5_K": "Q5_K_M",
-    "Q2": "Q2_K",
-    "Q3": "Q3_K_M",
-    "Q4": "Q4_K_M",
-    "Q5": "Q5_K_M",
-    "Q6": "Q6_K",
-    "Q8": "Q8_0",
-    "Q4_0_4_4": "Q4_0",
-    "Q4_0_4_8": "Q4_0",
-    "Q4_0_8_8": "Q4_0",
-    "IQ4_NL_4_4": "IQ4_NL",
-}
+    "Q2_K_L": "IQ3_XXS", "Q2_K_XL": "IQ3_XXS", "Q3_K_XL": "Q3_K_L", "Q4_K_L": "Q4_1", "Q4_K_XL": "Q4_1",
+    "Q5_K_L": "Q5_1", "Q5_K_XL": "Q5_1", "Q6_K_L": "Q6_K", "Q6_K_XL": "Q6_K", "Q8_K_XL": "Q8_0",
+    "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M",
+    "Q2": "Q2_K", "Q3": "Q3_K_M", "Q4": "Q4_K_M", "Q5": "Q5_K_M", "Q6": "Q6_K", "Q8": "Q8_0",
+    "Q4_0_4_4": "Q4_0", "Q4_0_4_8": "Q4_0", "Q4_0_8_8": "Q4_0", "IQ4_NL_4_4": "IQ4_NL",
+}  # fmt: skip
 # Of these, the ones that people type and mean the other by.
 _MEANS = frozenset({"Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "Q3_K", "Q4_K", "Q5_K"})
 _UNSLOTH = "UD-"

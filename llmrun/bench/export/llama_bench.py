@@ -27,31 +27,12 @@ _NUMBERS: dict[str, dict[str, int]] = {
 
 # What llama-bench takes when nothing was asked for; the threads are the machine's.
 DEFAULTS: dict[str, Value] = {
-    "n_batch": 2048,
-    "n_ubatch": 512,
-    "cpu_mask": "0x0",
-    "cpu_strict": False,
-    "poll": 50,
-    "type_k": "f16",
-    "type_v": "f16",
-    "n_gpu_layers": -1,
-    "n_cpu_moe": 0,
-    "split_mode": "layer",
-    "main_gpu": 0,
-    "no_kv_offload": False,
-    "flash_attn": -1,
-    "devices": "auto",
-    "tensor_split": "0.00",
-    "tensor_buft_overrides": "none",
-    "load_mode": "auto",
-    "lazy_mode": "auto",
-    "embeddings": False,
-    "no_op_offload": 0,
-    "no_host": False,
-    "repack": True,
-    "fit_target": 0,
+    "n_batch": 2048, "n_ubatch": 512, "cpu_mask": "0x0", "cpu_strict": False, "poll": 50, "type_k": "f16",
+    "type_v": "f16", "n_gpu_layers": -1, "n_cpu_moe": 0, "split_mode": "layer", "main_gpu": 0, "no_kv_offload": False,
+    "flash_attn": -1, "devices": "auto", "tensor_split": "0.00", "tensor_buft_overrides": "none", "load_mode": "auto",
+    "lazy_mode": "auto", "embeddings": False, "no_op_offload": 0, "no_host": False, "repack": True, "fit_target": 0,
     "fit_min_ctx": 0,
-}
+}  # fmt: skip
 
 # Its options that llmrun has no counterpart for and leaves as llama.cpp has them. `poll` is of a thread pool that
 # llmrun does not use: unknown.

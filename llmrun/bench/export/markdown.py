@@ -13,23 +13,13 @@ from llmrun.units import UNKNOWN
 
 # llama-bench's `get_field_display_name` and `get_field_width`, in the order of its `print_header`.
 _OPTIONAL = (
-    Column("n_gpu_layers", "ngl", 3),
-    Column("n_cpu_moe", "n_cpu_moe", 10),
-    Column("n_threads", "threads", 7),
-    Column("n_batch", "n_batch", 7),
-    Column("n_ubatch", "n_ubatch", 8),
-    Column("type_k", "type_k", 6),
-    Column("type_v", "type_v", 6),
-    Column("main_gpu", "main_gpu", 10),
-    Column("split_mode", "sm", 6),
-    Column("no_kv_offload", "nkvo", 13),
-    Column("flash_attn", "fa", 3),
-    Column("devices", "dev", -12),
-    Column("tensor_split", "ts", -12),
-    Column("tensor_buft_overrides", "ot", -21),
-    Column("load_mode", "lm", 10),
+    Column("n_gpu_layers", "ngl", 3), Column("n_cpu_moe", "n_cpu_moe", 10), Column("n_threads", "threads", 7),
+    Column("n_batch", "n_batch", 7), Column("n_ubatch", "n_ubatch", 8), Column("type_k", "type_k", 6),
+    Column("type_v", "type_v", 6), Column("main_gpu", "main_gpu", 10), Column("split_mode", "sm", 6),
+    Column("no_kv_offload", "nkvo", 13), Column("flash_attn", "fa", 3), Column("devices", "dev", -12),
+    Column("tensor_split", "ts", -12), Column("tensor_buft_overrides", "ot", -21), Column("load_mode", "lm", 10),
     Column("repack", "rpk", 3),
-)
+)  # fmt: skip
 
 
 def _is_shown(field: str, values: set[llama_bench.Value], machine: MachineInfo) -> bool:

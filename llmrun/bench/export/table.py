@@ -34,13 +34,13 @@ class TableWriter(Writer):
         model = record.model
         head = [
             model.name,
-            *([model.quantization] if model.quantization else []),
+            model.quantization,
             llama_bench.size(model.weight_bytes),
             f"{llama_bench.params(model.n_params)} parameters",
             record.machine.backends,
-            f"{record.machine.cpu or 'unknown CPU'}",
+            record.machine.cpu or "unknown CPU",
         ]
-        return " · ".join(head) + "\n\n" + self._line([column.title for column in self._columns])
+        return " · ".join(filter(None, head)) + "\n\n" + self._line([column.title for column in self._columns])
 
     def row(self, row: Row) -> str:
         known = {
