@@ -201,6 +201,15 @@ def test_the_core_speaks_no_command_line() -> None:
     assert not done, f"{sorted(done)} spell no option any more: take them off SPELLS_OPTIONS"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_power_for_the_compiler(path: Path) -> None:
+    """`2**31` is computed while the module is compiled, where Python looks for signals and then clears every error but
+    KeyboardInterrupt: a SIGTERM would be lost. `1 << 31` and 1_000_000_000 are as good."""
+    powers = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.BinOp)]
+    powers = [node for node in powers if isinstance(node.op, ast.Pow) and isinstance(node.left, ast.Constant)]
+    assert not [node.lineno for node in powers if isinstance(node.right, ast.Constant)]
+
+
 def test_strings_without_docstrings() -> None:
     """Parts of f-strings count; docstrings of modules, functions and attributes don't."""
     source = '"""-c"""\nx = 1\n"""-d"""\ndef f():\n    """-e"""\n    return f"-g {x}"\n'

@@ -99,8 +99,8 @@ class MeasurementOptions:
         for field, value, low, high in (
             ("repetitions", self.repetitions, 1, 10_000),
             ("delay_s", self.delay_s, 0, 86_400),
-            ("price_kwh", self.price_kwh, 0, 10**9),
-            ("price_hour", self.price_hour, 0, 10**9),
+            ("price_kwh", self.price_kwh, 0, 1_000_000_000),
+            ("price_hour", self.price_hour, 0, 1_000_000_000),
         ):
             if value is not None and not low <= value <= high:
                 raise UsageError(f"{value} is outside {low} to {high}", field=field, value=value)

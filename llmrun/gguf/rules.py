@@ -320,7 +320,7 @@ def writes_no_text(header: Header) -> str | None:
 
 
 def _check_hparams(header: Header) -> None:
-    _integer(header, "context_length", 1, 2**31 - 1, required=True)
+    _integer(header, "context_length", 1, (1 << 31) - 1, required=True)
     _integer(header, "embedding_length", 1, MAX_WIDTH, required=True)
     n_layer = _integer(header, "block_count", 1, reader.MAX_LAYERS, required=True) or 0
     _integer(header, "nextn_predict_layers", 0, n_layer)

@@ -185,7 +185,7 @@ def params(n_params: int | None) -> str:
     """ "630.17 M", "1.24 B"."""
     if n_params is None:
         return UNKNOWN
-    return f"{fixed(n_params / 1e6, 2)} M" if n_params < 10**9 else f"{fixed(n_params / 1e9, 2)} B"
+    return f"{fixed(n_params / 1e6, 2)} M" if n_params < 1_000_000_000 else f"{fixed(n_params / 1e9, 2)} B"
 
 
 def field_names() -> list[str]:
