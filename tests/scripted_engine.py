@@ -222,14 +222,8 @@ class ScriptedGeneration(Generation):
         self._scripted, self._prompt, self._on_prefill = engine, prompt, on_prefill
         self._sampling, self._options = sampling, options
         self.meter = Meter(engine.reads)
-        self.text = self.thinking = ""
-        self.thinks: bool | None = None
-        self.token_ids: list[int] = []
-        self.n_thinking = 0
-        self.stop_reason: StopReason | None = None
-        self.n_ctx: int | None = None
+        self.token_ids = []
         self.buffers = []
-        self.done: Done | None = None
         self.seed = 1 if sampling.seed is None else sampling.seed
         self._is_cancelled = False
         self._events = self._run()

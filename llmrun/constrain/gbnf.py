@@ -39,11 +39,8 @@ Body: TypeAlias = "list[list[str | Body]]"
 def to_lark(text: str, field: str = "grammar") -> str:
     """The same grammar for llguidance. Raises `UsageError`, whose `field` this is."""
     if len(text) > MAX_TEXT:
-        raise UsageError(
-            f"a grammar of {len(text)} characters; at most {MAX_TEXT} are possible",
-            field=field,
-            hint="a smaller grammar",
-        )
+        problem = f"a grammar of {len(text)} characters; at most {MAX_TEXT} are possible"
+        raise UsageError(problem, field=field, hint="a smaller grammar")
     return _Parser(text, field).grammar()
 
 
@@ -71,25 +68,20 @@ class _Parser:
         return repr(rest[0]) if rest and rest[0] else "the end of the line" if rest else "the end"
 
     def leftover(self) -> str:
-        match self.peek():
-            case ")" | "]" | "}" as bracket:
-                return f"a '{bracket}' without its beginning"
-            case ":":
-                return "'::=' in the middle of a line: every rule begins on a line of its own"
-            case "'":
-                return "a text stands in double quotes, not in single ones"
-            case "_":
-                return "a name has letters, digits and dashes, no underscores"
-            case _:
-                return f"{self.here()} cannot stand in a rule"
+        known = {
+            **{bracket: f"a '{bracket}' without its beginning" for bracket in ")]}"},
+            ":": "'::=' in the middle of a line: every rule begins on a line of its own",
+            "'": "a text stands in double quotes, not in single ones",
+            "_": "a name has letters, digits and dashes, no underscores",
+        }
+        return known.get(self.peek(), f"{self.here()} cannot stand in a rule")
 
     # -- rules ------------------------------------------------------------------------------------------------------
 
     def grammar(self) -> str:
-        bad = re.search("[\0\ud800-\udfff]", self.text)
-        if bad and bad[0] == "\0":
-            self.fail("a NUL character, which would end the grammar", bad.start())
-        if bad:
+        if bad := re.search("[\0\ud800-\udfff]", self.text):
+            if bad[0] == "\0":
+                self.fail("a NUL character, which would end the grammar", bad.start())
             self.fail("bytes that are not UTF-8", bad.start(), "iconv -t UTF-8 FILE")
         self.skip(True)
         if not self.peek():
@@ -181,33 +173,30 @@ class _Parser:
                 needed[-1] = needed[-1] if least else []
                 self.skip(depth > 0)
                 continue
-            needed.append([])
+            needs: list[str | Body] = []
+            repeatable = True
             if character == '"':
                 text = self.literal()
                 out.append(" ".join(json.dumps(character, ensure_ascii=False) for character in text) or '""')
                 repeatable = bool(text)
+            elif character == "[":
+                out.append(self.char_class())
+            elif character == ".":
+                self.pos += 1
+                out.append("/(?s:.)/")
+            elif name := self.name():
+                out.append(_lark(name))
+                needs = [name]
+            elif character == "(":
+                lark, body = self.group(depth)
+                out.append(f"({lark})")
+                needs = [body]
+            elif character in "<!":
+                why = "belongs to one model's vocabulary and cannot be checked; write its text in double quotes"
+                self.fail(f"a token (<[1]>, <think>) {why}")
             else:
-                repeatable = True
-                if character == "[":
-                    out.append(self.char_class())
-                elif character == ".":
-                    self.pos += 1
-                    out.append("/(?s:.)/")
-                elif name := self.name():
-                    out.append(_lark(name))
-                    needed[-1].append(name)
-                elif character == "(":
-                    lark, body = self.group(depth)
-                    out.append(f"({lark})")
-                    needed[-1].append(body)
-                elif character in "<!":
-                    self.fail(
-                        "a token (<[1]>, <think>) belongs to one model's vocabulary and cannot be checked; "
-                        "write its text in double quotes"
-                    )
-                else:
-                    needed.pop()
-                    break
+                break
+            needed.append(needs)
             self.skip(depth > 0)
         return " ".join(out) or '""', [one for each in needed for one in each]
 
@@ -242,9 +231,8 @@ class _Parser:
             return int(digits, 16)
         if escaped not in _ESCAPES:
             shown = f"'\\{escaped}'" if escaped.isprintable() and escaped else "a backslash before the end"
-            self.fail(
-                f'{shown} is not an escape; the escapes are \\n \\r \\t \\\\ \\" \\[ \\] \\- \\xHH \\uHHHH \\UHHHHHHHH'
-            )
+            known = '\\n \\r \\t \\\\ \\" \\[ \\] \\- \\xHH \\uHHHH \\UHHHHHHHH'
+            self.fail(f"{shown} is not an escape; the escapes are {known}")
         self.pos += 2
         return ord(_ESCAPES[escaped])
 
@@ -309,11 +297,8 @@ class _Parser:
 
 def _lark(name: str) -> str:
     """The name of a rule for Lark, which knows lower-case letters, digits and underscores."""
-    return (
-        "start"
-        if name == "root"
-        else "r_" + "".join(c if c.islower() or c.isdecimal() else f"_{ord(c)}_" for c in name)
-    )
+    made = "r_" + "".join(c if c.islower() or c.isdecimal() else f"_{ord(c)}_" for c in name)
+    return "start" if name == "root" else made
 
 
 def _others(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -328,7 +313,6 @@ def _others(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _as_texts_have(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Neither NUL nor surrogates nor what is beyond Unicode."""
-    clipped = (
-        (max(low, first), min(high, last)) for low, high in ranges for first, last in ((1, 0xD7FF), (0xE000, _LAST))
-    )
+    texts = ((1, 0xD7FF), (0xE000, _LAST))
+    clipped = ((max(low, first), min(high, last)) for low, high in ranges for first, last in texts)
     return [(low, high) for low, high in clipped if low <= high]

@@ -22,14 +22,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 from urllib.parse import unquote
 
 from llmrun.constrain import gbnf
 from llmrun.errors import Change, Remedy, UsageError
-
-if TYPE_CHECKING:
-    from llmrun.engine.grammar import BadGrammar
 
 MAX_SCHEMA = 1 << 20
 MAX_NESTING = 64
@@ -66,45 +63,26 @@ class OutputFormat:
 
     def notes(self, *, quiet: bool = False) -> list[str]:
         """What the user should know before the answer begins; `quiet`: only what must be a mistake."""
-        notes = [
-            f"no keyword of JSON Schema in the schema at {pointer}: it allows anything" for pointer in self.unknown
-        ]
-        if self.left_to_validation and not quiet:
-            notes.append(f"checked only when the answer is complete: {', '.join(self.left_to_validation)}")
-        return notes
+        strange = "no keyword of JSON Schema in the schema at {}: it allows anything"
+        late = f"checked only when the answer is complete: {', '.join(self.left_to_validation)}"
+        return [*map(strange.format, self.unknown), *([late] if self.left_to_validation and not quiet else [])]
 
     def problem(self, answer: str) -> str | None:
         """Why the whole answer is not what was asked for, in one sentence; None if it is."""
-        match self.kind:
-            case "choice":
-                if answer in self.choices:
-                    return None
-                early = any(choice.startswith(answer) for choice in self.choices)
-                return f"the answer {_short(answer)} {'ends early and is' if early else 'is'} not one of the choices"
-            case "grammar":
-                return self._problem_with_grammar(answer)
-            case _:
-                return self._problem_with_json(answer)
-
-    def _problem_with_grammar(self, answer: str) -> str | None:
         from llmrun.engine.grammar import judge
 
-        match judge(self.grammar, answer):
-            case "wrong":
-                return "the answer breaks the grammar"
-            case "incomplete":
-                return "the answer ends early, before the grammar does"
-            case "complete":
-                return None
-
-    def _problem_with_json(self, answer: str) -> str | None:
+        if self.kind == "choice":
+            how = "ends early and is" if any(choice.startswith(answer) for choice in self.choices) else "is"
+            return None if answer in self.choices else f"the answer {_short(answer)} {how} not one of the choices"
+        if self.kind == "grammar":
+            verdict = judge(self.grammar, answer)
+            early = "the answer ends early, before the grammar does" if verdict == "incomplete" else None
+            return "the answer breaks the grammar" if verdict == "wrong" else early
         try:
             value = _loads(answer)
         except _NotJson as reason:
-            from llmrun.engine.grammar import judge
-
-            early = str(reason).startswith("line") and judge(self.grammar, answer) == "incomplete"
-            return f"the answer {'ends early' if early else 'is not JSON'}: {reason}"
+            is_early = str(reason).startswith("line") and judge(self.grammar, answer) == "incomplete"
+            return f"the answer {'ends early' if is_early else 'is not JSON'}: {reason}"
         if self.kind == "json":
             return None if isinstance(value, dict | list) else "the answer is neither an object nor an array"
         try:
@@ -144,17 +122,16 @@ def of_choices(choices: list[str]) -> OutputFormat:
         raise _bad_choice("there is nothing to choose from")
     if len(choices) > MAX_CHOICES:
         raise _bad_choice(f"{len(choices)} choices; at most {MAX_CHOICES} are possible", hint=_GRAMMAR)
-    seen = set()
-    for choice in choices:
+    first = {choice: i for i, choice in reversed([*enumerate(choices)])}
+    for i, choice in enumerate(choices):
         if not choice.strip():
             raise _bad_choice("one of the choices is empty")
-        if any(character < " " or "\x7f" <= character <= "\x9f" for character in choice):
+        if re.search("[\0-\x1f\x7f-\x9f]", choice):
             raise _bad_choice(f"{_short(choice)} has a control character", hint=_GRAMMAR)
-        if any("\ud800" <= character <= "\udfff" for character in choice):
+        if re.search("[\ud800-\udfff]", choice):
             raise _bad_choice(f"{_short(choice)} is not valid text")
-        if choice in seen:
+        if first[choice] < i:
             raise _bad_choice(f"{_short(choice)} is given twice")
-        seen.add(choice)
     texts = "|".join("".join(f"\\x{{{ord(character):x}}}" for character in choice) for choice in choices)
     return OutputFormat("choice", of_lark(f"start: /{texts}/"), choices=tuple(choices))
 
@@ -182,16 +159,14 @@ def of_schema(schema: Any, source: str = "") -> OutputFormat:
     _check_schema(schema)
     _check_references(schema)
     held = _Held(schema)
-    return OutputFormat(
-        "json_schema", held.grammar(), schema, left_to_validation=tuple(held.left), unknown=tuple(held.unknown)
-    )
+    grammar = held.grammar()
+    return OutputFormat("json_schema", grammar, schema, (), tuple(held.left), tuple(held.unknown))
 
 
 # -- JSON, read strictly ---------------------------------------------------------------------------------------------
 
-_EXAMPLE = Change(
-    {"json_schema": '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'}
-)
+_OBJECT = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
+_EXAMPLE = Change({"json_schema": _OBJECT})
 _CHOICES = Change({"choice": "yes,no"})
 _GRAMMAR = Change({"grammar": "FILE"})
 
@@ -234,9 +209,8 @@ def _read(text: str, source: str = "") -> Any:
         raise _bad_schema(f"{source}not JSON: {error}") from None
     level = [schema]
     for _ in range(MAX_NESTING):
-        level = [
-            inner for v in level for inner in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
-        ]
+        holders = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [inner for holder in holders for inner in holder]
         if any(isinstance(v, Decimal) and abs(v) > Decimal("1e308") for v in level):
             raise _bad_schema(f"{source}a number is too large, such as 1e999")
     if any(isinstance(v, dict | list) for v in level):
@@ -255,14 +229,8 @@ def _short(value: Any, most: int = 60) -> str:
 
 
 def _type_name(value: Any) -> str:
-    names: tuple[tuple[Any, str], ...] = (
-        (bool, "a boolean"),
-        (dict, "an object"),
-        (list, "an array"),
-        (str, "a text"),
-        (int | Decimal, "a number"),
-    )
-    return next((name for kind, name in names if isinstance(value, kind)), "null")
+    names = {bool: "a boolean", dict: "an object", list: "an array", str: "a text", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 # -- any draft as 2020-12 ---------------------------------------------------------------------------------------------
@@ -424,8 +392,12 @@ def _validator(schema: Any) -> Any:
 
 def _sentence(error: Any) -> str:
     """A `ValidationError` in one line: what is wrong, and where."""
-    words = " ".join(re.sub(r"Decimal\('([^']*)'\)", r"\1", str(error.message)).split())
+    words = _words(error)
     return f"{words[:200]}{'…' if len(words) > 200 else ''} ({error.json_path})"
+
+
+def _words(error: Any) -> str:
+    return " ".join(re.sub(r"Decimal\('([^']*)'\)", r"\1", str(error.message)).split())
 
 
 def _check_schema(schema: Any) -> None:
@@ -437,8 +409,7 @@ def _check_schema(schema: Any) -> None:
         _validator_class().check_schema(schema, format_checker=FormatChecker(formats=()))
     except SchemaError as error:
         where = _point("#", *map(str, error.path))
-        words = " ".join(re.sub(r"Decimal\('([^']*)'\)", r"\1", error.message).split())[:200]
-        raise _bad_schema(f"not a valid schema at {where}: {words}") from None
+        raise _bad_schema(f"not a valid schema at {where}: {_words(error)[:200]}") from None
     except RecursionError:
         raise _bad_schema("nested too deeply", hint='"$defs" with "$ref" are flat') from None
 
@@ -464,8 +435,7 @@ def _check_references(schema: Any) -> None:
         further = [(path, _point(pointer, *path), one) for path, one in _inner(inner)]
         in_place[unquote(pointer)] = [unquote(at) for path, at, _ in further if path[0] in _APPLICATORS]
         for key in ("$ref", "$dynamicRef"):
-            reference = inner.get(key)
-            if not isinstance(reference, str):
+            if not isinstance(reference := inner.get(key), str):
                 continue
             try:
                 target = resolver.lookup(reference).contents
@@ -475,13 +445,13 @@ def _check_references(schema: Any) -> None:
             if not isinstance(target, dict | bool):
                 raise _bad_schema(f"{pointer}: {key} {_short(reference)} leads to something that is not a schema", hint)
             in_place[unquote(pointer)].append(unquote(reference))
-        named = inner.get("patternProperties")
-        for pattern in named if isinstance(named, dict) else ():
-            if _python_says(pattern):
-                raise _not_a_pattern(pattern, pointer)
-        pattern = inner.get("pattern")
+        named, pattern = inner.get("patternProperties"), inner.get("pattern")
+        wrong = [each for each in named if _python_says(each)] if isinstance(named, dict) else []
         if isinstance(pattern, str) and _python_says(pattern) and _problem({"type": "string", "pattern": pattern}):
-            raise _not_a_pattern(pattern, pointer)
+            wrong.append(pattern)
+        if wrong:
+            problem = f"{pointer}: {_short(wrong[0])} is not a pattern: {_python_says(wrong[0])}"
+            raise _bad_schema(problem, hint='"pattern": "^[a-z]+$"')
         todo += [(at, one, resolver) for _, at, one in further]
     try:
         TopologicalSorter(in_place).prepare()
@@ -489,22 +459,23 @@ def _check_references(schema: Any) -> None:
         raise _bad_schema(f"{error.args[1][0]}: the schema refers to itself with nothing in between", hint) from None
 
 
-def _python_says(pattern: str) -> str | None:
-    """Why the pattern is not one for Python's `re`; None if it is."""
+def _trouble(pattern: str, on_warning: Literal["ignore", "error"]) -> Exception | None:
+    """What Python's `re` raises for a pattern."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter(on_warning)
             re.compile(pattern)
-    except OverflowError:
-        return "the counts in it are too large"
-    except (re.error, RecursionError) as error:
-        return str(error) or "nested too deeply"
+    except (Warning, re.error, OverflowError, RecursionError) as error:
+        return error
     return None
 
 
-def _not_a_pattern(pattern: str, pointer: str) -> UsageError:
-    problem = f"{pointer}: {_short(pattern)} is not a pattern: {_python_says(pattern)}"
-    return _bad_schema(problem, hint='"pattern": "^[a-z]+$"')
+def _python_says(pattern: str) -> str | None:
+    """Why the pattern is not one for Python's `re`; None if it is."""
+    error = _trouble(pattern, "ignore")
+    if isinstance(error, OverflowError):
+        return "the counts in it are too large"
+    return None if error is None else str(error) or "nested too deeply"
 
 
 # -- what a grammar can hold ------------------------------------------------------------------------------------------
@@ -543,36 +514,24 @@ class _Held:
     def grammar(self) -> str:
         if self.schema is False:
             raise _bad_schema("#: nothing can be valid: the schema is false", hint="other bounds")
-        from llmrun.engine.grammar import BadGrammar
-
         held = {} if self.schema is True else self.of(self.schema, "#", closed=True)
-        made = self._made(held)
-        if isinstance(made, BadGrammar):
+        made = _made(_text_of(held))
+        if isinstance(made, str):
             whole, self._check, self.left, self.unknown = held, True, [], []
             held = self.of(self.schema, "#", closed=True)
-            made = self._made(held) if held != whole else made
-        if isinstance(made, BadGrammar):
-            unsatisfiable = str(made).partition("Unsatisfiable schema: ")[2]
-            if unsatisfiable or "NoExtension" in str(made):
+            made = _made(_text_of(held)) if held != whole else made
+        if isinstance(made, str):
+            unsatisfiable = made.partition("Unsatisfiable schema: ")[2]
+            if unsatisfiable or "NoExtension" in made:
                 reason = unsatisfiable or "every value would contain another of its kind, without end"
                 raise _bad_schema(f"nothing can be valid: {reason[:200]}", hint="other bounds")
-            self.left = [f"everything but the type ({str(made)[:80]})"]
-            made = self._made({"type": held["type"]} if "type" in held else {})
-            assert not isinstance(made, BadGrammar)
+            self.left = [f"everything but the type ({made[:80]})"]
+            made = _made(_text_of({"type": held["type"]} if "type" in held else {}))
+            assert not isinstance(made, str)
         grammar, warnings_ = made
         if any("oneOf" in warning for warning in warnings_):
             self.left += [f"oneOf at {pointer}" for pointer, one in _all(self.schema) if "oneOf" in one]
         return grammar
-
-    def _made(self, schema: Any) -> tuple[str, list[str]] | BadGrammar:
-        """The grammar and llguidance's warnings, or why there is none."""
-        from llmrun.engine.grammar import BadGrammar, compiled, of_schema
-
-        try:
-            grammar = of_schema(_text_of(schema), whitespace_pattern=_WHITESPACE)
-            return grammar, compiled(grammar).get_grammar_warnings()
-        except BadGrammar as error:
-            return error
 
     def leave(self, keyword: str, pointer: str) -> None:
         self.left.append(f"{keyword} at {pointer}")
@@ -670,15 +629,7 @@ def _close(schema: dict[str, Any], new: dict[str, Any]) -> None:
 
 def _is_ambiguous(pattern: str) -> bool:
     """Whether llguidance may read sets within a class where Python reads characters: `[a&&b]`, `[[a]]`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            re.compile(pattern)
-    except FutureWarning:
-        return True
-    except (Warning, re.error, OverflowError, RecursionError):
-        pass
-    return False
+    return isinstance(_trouble(pattern, "error"), FutureWarning)
 
 
 def _is_annotation(key: str) -> bool:
@@ -686,19 +637,21 @@ def _is_annotation(key: str) -> bool:
 
 
 @cache
-def _problem_with(schema: str) -> str | None:
+def _made(schema: str) -> tuple[str, list[str]] | str:
+    """llguidance's grammar of a schema and its warnings, or why there is none."""
     from llmrun.engine.grammar import BadGrammar, compiled, of_schema
 
     try:
-        compiled(of_schema(schema))
+        grammar = of_schema(schema, whitespace_pattern=_WHITESPACE)
+        return grammar, compiled(grammar).get_grammar_warnings()
     except BadGrammar as error:
         return str(error)
-    return None
 
 
 def _problem(schema: dict[str, Any]) -> str | None:
     """Why llguidance does not take the schema; None if it does."""
-    return _problem_with(_text_of(schema))
+    made = _made(_text_of(schema))
+    return made if isinstance(made, str) else None
 
 
 def _all(schema: Any, pointer: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:

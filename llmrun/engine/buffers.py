@@ -17,7 +17,9 @@ def by_device(buffers: Iterable[Buffer], devices: Sequence[Device]) -> dict[str,
     names = _buffer_names(devices)
     found: dict[str, Counter[str]] = {}
     for buffer in buffers:
-        device = next((on for name, on in names.items() if _is_of(buffer.device, name)), CPU)
+        # "CUDA0" and "MTL0_Mapped" are of these devices; "CUDA_Host" is RAM, for transfers.
+        of = (on for name, on in names.items() if buffer.device == name or buffer.device.startswith(f"{name}_"))
+        device = next(of, CPU)
         found.setdefault(device, Counter())[kinds[buffer.kind]] += buffer.n_bytes
     return found
 
@@ -28,18 +30,10 @@ def _buffer_names(devices: Sequence[Device]) -> dict[str, str]:
     names = {}
     at_worker: Counter[str] = Counter()
     for device in devices:
-        if device.backend.startswith("RPC"):
-            endpoint = device.description
-            names[f"RPC{at_worker[endpoint]}[{endpoint}]"] = device.name
-            at_worker[endpoint] += 1
-        else:
-            names[device.name] = device.name
+        endpoint, is_remote = device.description, device.backend.startswith("RPC")
+        names[f"RPC{at_worker[endpoint]}[{endpoint}]" if is_remote else device.name] = device.name
+        at_worker[endpoint] += is_remote
     return names
-
-
-def _is_of(buffer: str, name: str) -> bool:
-    """ "CUDA0" and "MTL0_Mapped" are of these devices; "CUDA_Host" is RAM, for transfers."""
-    return buffer == name or buffer.startswith(f"{name}_")
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,8 @@ def checks(footprint: Footprint, buffers: Sequence[Buffer], devices: Sequence[De
     for device, need in footprint.by_device.items():
         weights = footprint.span_bytes + footprint.repacked_bytes if device == CPU and mapped else need.weights
         here = taken.get(device, Counter())
-        for kind, computed in (("weights", weights), ("kv", need.kv), ("compute", need.compute)):
-            if computed or here[kind]:
-                made.append(FootprintCheck(device, kind, computed, here[kind]))
+        kinds = {"weights": weights, "kv": need.kv, "compute": need.compute}
+        made += [FootprintCheck(device, *each, here[each[0]]) for each in kinds.items() if each[1] or here[each[0]]]
     return made
 
 

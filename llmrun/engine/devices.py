@@ -112,11 +112,8 @@ def _unreached(endpoint: str, death: Death) -> LlmrunError:
     if error := _look(endpoint):
         hint = Act("worker", fields={"port": endpoint.rpartition(":")[2]}, note="on that machine")
         return NetworkError(f"no worker answers at {endpoint}: {_why(error)}", hint=hint)
-    return EngineCrashed(
-        f"what listens at {endpoint} is no worker of this version of llama.cpp: asking it, the engine {death.reason}",
-        hint="install the same version on both machines",
-        log=death.log,
-    )
+    no_worker = f"what listens at {endpoint} is no worker of this version of llama.cpp: asking it, the engine"
+    return EngineCrashed(f"{no_worker} {death.reason}", hint="install the same version on both machines", log=death.log)
 
 
 def _silent(endpoint: str, after_s: float) -> NetworkError:
@@ -141,6 +138,5 @@ def lost(endpoints: Sequence[str], death: Death) -> EngineCrashed:
     """A worker ended while it was in use: the one that nobody listens at any more, where that can be seen."""
     gone = [f"{endpoint} ({_why(error)})" for endpoint in endpoints if (error := _look(endpoint))]
     which = " and ".join(gone) or " or ".join(endpoints)
-    return EngineCrashed(
-        f"the worker at {which} broke off during the run", hint=Act("worker", note="on that machine"), log=death.log
-    )
+    hint = Act("worker", note="on that machine")
+    return EngineCrashed(f"the worker at {which} broke off during the run", hint=hint, log=death.log)

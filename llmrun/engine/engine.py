@@ -93,16 +93,12 @@ class ChildEngine(Engine):
             self._loader = Loader(self.connection, extra_ram_bytes=self._extra_ram_bytes)
             self.plan = plan or self._planned()
             if unused := slow_instructions(self._loader.found.devices):
-                self.notes.append(
-                    f"llama.cpp was built without {', '.join(unused)}, which this CPU has: 2 to 5 times slower than it "
-                    "could be; doctor says how to build it anew"
-                )
+                slow = f"llama.cpp was built without {', '.join(unused)}, which this CPU has: 2 to 5 times slower than"
+                self.notes.append(f"{slow} it could be; doctor says how to build it anew")
             n_ctx, trained = config.n_ctx or 0, header.n_ctx_train or 0
             if n_ctx > trained > 0 and config.rope == Rope():
-                self.notes.append(
-                    f"the context of {n_ctx} tokens is longer than the {trained} that the model was trained on: behind"
-                    " them it may write nonsense"
-                )
+                long = f"the context of {n_ctx} tokens is longer than the {trained} that the model was trained on"
+                self.notes.append(f"{long}: behind them it may write nonsense")
             if line := self.plan.line():  # not of a second plan, whose budgets are what may be tried, not what is free
                 self.notes.append(line)
             try:

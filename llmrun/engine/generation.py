@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmrun.engine.interface import Generation, OnPrefill
 from llmrun.engine.meter import Meter
-from llmrun.engine.protocol import Buffer, Done, Failed, Generate, Message, Prefilled, Started, StopReason, Tokens
+from llmrun.engine.protocol import Buffer, Done, Failed, Generate, Message, Prefilled, Started, Tokens
 from llmrun.errors import LlmrunError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -22,14 +22,8 @@ class ChildGeneration(Generation):
     def __init__(self, engine: ChildEngine, request: Generate, on_prefill: OnPrefill | None) -> None:
         self._engine, self._request, self._on_prefill = engine, request, on_prefill
         self.meter = Meter(engine.reads)
-        self.text = self.thinking = ""
-        self.thinks: bool | None = None
         self.token_ids: list[int] = []
-        self.n_thinking = 0
-        self.stop_reason: StopReason | None = None
-        self.n_ctx: int | None = None
         self.buffers: list[Buffer] = []
-        self.done: Done | None = None
         self.seed: int = request.sampling["seed"]
         self._number: int | None = None  # of the request that is being answered
         self._cancel_asked = False

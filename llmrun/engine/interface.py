@@ -49,16 +49,16 @@ class Generation(Protocol):
         meter: the figures so far.
     """
 
-    text: str
-    thinking: str
-    thinks: bool | None
+    text: str = ""
+    thinking: str = ""
+    thinks: bool | None = None
     token_ids: list[int]
-    n_thinking: int
-    stop_reason: StopReason | None
-    n_ctx: int | None
+    n_thinking: int = 0
+    stop_reason: StopReason | None = None
+    n_ctx: int | None = None
     buffers: list[Buffer]
     seed: int
-    done: Done | None
+    done: Done | None = None
     meter: Meter
 
     def __iter__(self) -> Iterator[str]:

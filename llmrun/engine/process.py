@@ -10,14 +10,13 @@ import os
 import re
 import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import BinaryIO
 
 from llmrun.machine.proc import Proc
@@ -35,6 +34,7 @@ bootstrap.run({module!r})
 """
 
 
+_SIGNALS = {each.value: each.name for each in signal.Signals}
 _ABORT = "llmrun-abort: "
 # Where llama.cpp was built says nothing to anyone; which of its files it was, does.
 _SOURCE_FOLDER = re.compile(r"(?:/[^/:\s]+)+/(?=[^/:\s]+:\d+: )")
@@ -68,17 +68,11 @@ class Child:
         self._received = b""
         self._lines: list[bytes] = []
         self._log = _scratch_file()
-        root = os.fspath(Path(__file__).resolve().parents[2])
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT.format(root=root, module=module)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            bufsize=-1,
-        )
-
-        assert self._process.stdin
-        os.set_blocking(self._process.stdin.fileno(), False)
+        boot = _BOOT.format(root=os.fspath(Path(__file__).resolve().parents[2]), module=module)
+        self._process = Popen([sys.executable, "-c", boot], stdin=PIPE, stdout=PIPE, stderr=self._log)
+        assert self._process.stdin and self._process.stdout
+        self._to, self._from = self._process.stdin, self._process.stdout
+        os.set_blocking(self._to.fileno(), False)
         self.closed = False
 
     @property
@@ -91,9 +85,8 @@ class Child:
 
     def write(self, data: bytes) -> int:
         """Write to the child's stdin without waiting; returns how many bytes it took. Raises `Gone`."""
-        assert self._process.stdin
         try:
-            return os.write(self._process.stdin.fileno(), data)
+            return os.write(self._to.fileno(), data)
         except BlockingIOError:
             return 0
         except (BrokenPipeError, ValueError):  # ValueError: closed by us
@@ -101,17 +94,14 @@ class Child:
 
     def wait_for_room(self, timeout_s: float) -> None:
         """Until the child's stdin takes more, or the time is over."""
-        assert self._process.stdin
-        _wait_for(self._process.stdin.fileno(), select.POLLOUT, timeout_s)
+        _wait_for(self._to.fileno(), select.POLLOUT, timeout_s)
 
     def line(self, deadline: float) -> bytes | None:
         """The next line, or None at the deadline (on `time.monotonic`). Raises `Gone`, `ValueError` once closed."""
-        assert self._process.stdout
         while not self._lines:
-            left = deadline - time.monotonic()
-            if not _wait_for(self._process.stdout.fileno(), select.POLLIN, left):
+            if not _wait_for(self._from.fileno(), select.POLLIN, deadline - time.monotonic()):
                 return None
-            data = os.read(self._process.stdout.fileno(), 1 << 16)
+            data = os.read(self._from.fileno(), 1 << 16)
             if not data:
                 raise Gone
             *self._lines, self._received = (self._received + data).split(b"\n")
@@ -123,21 +113,17 @@ class Child:
         if self.alive:
             self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            if stream and not stream.closed:
-                try:
-                    stream.close()
-                except OSError:
-                    pass  # a buffered message to a child that is no more
+        for stream in (self._to, self._from, self._log):
+            stream.close()
 
     def death(self) -> Death:
         """Why the child is gone, after `Gone`. Closes it."""
         try:
             code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # closed its pipe and lives on: none of ours does that
+        except TimeoutExpired:  # closed its pipe and lives on: none of ours does that
             self._process.kill()
             code = self._process.wait()
-        log = self.log_tail()
+        log = self._log_tail()
         tail = log[-4000:]
         self.close()
         from llmrun.engine.protocol import out_of_memory  # late: a child is started before messages are needed
@@ -146,10 +132,11 @@ class Child:
         lines = [line for line in tail.splitlines() if line.strip()]
         aborts = [_SOURCE_FOLDER.sub("", line[len(_ABORT) :]) for line in lines if line.startswith(_ABORT)]
         reason = aborts[-1] if aborts else " / ".join(lines[-2:]) or "it said nothing"
-        how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        # Real-time signals have no names.
+        how = f"was ended by {_SIGNALS.get(-code, f'signal {-code}')}" if code < 0 else f"ended with status {code}"
         return Death(f"{how}: {printable(reason, limit=400)}", no_memory, max(0, -code), log)
 
-    def log_tail(self) -> str:
+    def _log_tail(self) -> str:
         """The last 20 kB of llama.cpp's log."""
         try:
             # Not by seek and read: the child writes at the same file position.
@@ -159,18 +146,13 @@ class Child:
             return ""
 
 
-@contextmanager
-def started_early() -> Iterator[Child]:
+def started_early() -> closing[Child]:
     """An engine's child, importing llama.cpp while the caller imports the engine, looks for the model and reads its
     header.
 
     Leaving the block ends it, whether an engine took it or not.
     """
-    child = Child("child.main")
-    try:
-        yield child
-    finally:
-        child.close()
+    return closing(Child("child.main"))
 
 
 def _wait_for(descriptor: int, event: int, timeout_s: float) -> bool:
@@ -178,13 +160,6 @@ def _wait_for(descriptor: int, event: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, event)
     return bool(poll.poll(max(0.0, timeout_s) * 1000))
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no names
-        return f"signal {number}"
 
 
 class IdleWatch:

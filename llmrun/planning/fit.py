@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from llmrun.errors import OutOfMemory, Remedy
 from llmrun.gguf.reader import Header
 from llmrun.options.load import LoadConfig
-from llmrun.planning.footprint import CPU, Footprint, Placement, footprint, place_layers
+from llmrun.planning.footprint import CPU, Footprint, Need, Placement, footprint, place_layers
 from llmrun.planning.layout import DeviceBudget, Layout
 from llmrun.units import size
 
@@ -151,30 +151,11 @@ class Fit:
 # -- before anything is chosen ---
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes of weights and of the KV cache in f16; without compute buffers, which only llama.cpp knows.
-
-    Attributes:
-        n_ctx: tokens of context.
-        kv_bytes: None where the header does not tell.
-    """
-
-    n_ctx: int
-    weight_bytes: int
-    kv_bytes: int | None
-
-    @property
-    def total_bytes(self) -> int:
-        """What is known of it together."""
-        return self.weight_bytes + (self.kv_bytes or 0)
-
-
-def estimate(header: Header, n_ctx: int = _ESTIMATED_CTX) -> MemoryEstimate:
-    """What the model takes in RAM with so many tokens of context, or as many as it was trained for if that is less."""
+def estimate(header: Header, n_ctx: int = _ESTIMATED_CTX) -> tuple[int, Need]:
+    """Tokens of context, so many or as many as the model was trained for if that is less, and what it then takes in
+    RAM: weights, and the KV cache in f16; without compute buffers, which only llama.cpp knows."""
     n_ctx = min(n_ctx, header.n_ctx_train or n_ctx)
-    need = footprint(header, Placement((CPU,) * ((header.n_layer or 0) + 1)), n_ctx).by_device[CPU]
-    return MemoryEstimate(n_ctx, need.weights, need.kv)
+    return n_ctx, footprint(header, Placement((CPU,) * ((header.n_layer or 0) + 1)), n_ctx).by_device[CPU]
 
 
 def largest_that_fits(sizes: Mapping[str, int], weight_bytes: int, error: DoesNotFit) -> tuple[str, int] | None:

@@ -249,10 +249,6 @@ class Footprint:
     repacked_bytes: int = 0
     span_bytes: int = 0
 
-    @property
-    def total(self) -> int:
-        return sum(need.total for need in self.by_device.values())
-
     def with_compute(self, compute: Mapping[str, int] | None) -> Footprint:
         if compute is None:
             return self

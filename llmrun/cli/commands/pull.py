@@ -120,7 +120,7 @@ def _what_it_takes(resolved: Resolved, *, offline: bool, quiet: bool) -> dict[st
         path, missing, header = None, download.missing_bytes(resolved), remote_header(resolved)
     _tell_what_it_is(resolved, header, quiet=quiet)
     free = fs.free_bytes(paths.hub_cache())
-    need, available = estimate(header), available_memory()
+    (n_ctx, need), available = estimate(header), available_memory()
     return {
         "path": None if path is None else os.fspath(path),
         "parameters": header.n_params,
@@ -128,11 +128,11 @@ def _what_it_takes(resolved: Resolved, *, offline: bool, quiet: bool) -> dict[st
         "disk_free_bytes": free,
         "fits_on_disk": missing <= free,
         "memory": {
-            "n_ctx": need.n_ctx,
-            "weight_bytes": need.weight_bytes,
-            "kv_bytes": need.kv_bytes,
+            "n_ctx": n_ctx,
+            "weight_bytes": need.weights,
+            "kv_bytes": need.kv,
             "available_bytes": available,
-            "fits": None if available is None else need.total_bytes <= available,
+            "fits": None if available is None else need.total <= available,
         },
     }
 

@@ -33,11 +33,8 @@ ADDED_LIMIT = 1 << 20
 REASON_LIMIT = 300
 """Characters of what a template may say about its own failure."""
 
-WITHOUT_THINKING: dict[str, Any] = {
-    "enable_thinking": False,
-    "thinking": False,
-    "reasoning": False,
-    "enable_reasoning": False,
+_SWITCHES = "enable_thinking thinking reasoning enable_reasoning".split()
+WITHOUT_THINKING: dict[str, Any] = dict.fromkeys(_SWITCHES, False) | {
     "skip_thinking": True,
     "thinking_mode": "disabled",
     "thinking_budget": 0,
@@ -133,14 +130,12 @@ class _Template:
     """One template and everything but the messages that is given to it."""
 
     def __init__(self, template: Any, variables: dict[str, Any]) -> None:
-        self._template = template
-        self._variables = variables
+        self._template, self._variables = template, variables
 
     def render(self, messages: list[dict[str, Any]]) -> Written:
         # Roles are not what anybody has said, and some templates make a token of them: '<|' + role + '|>'.
         given = [{**_as_given(message), "role": written.own(message["role"])} for message in messages]
-        text: Written = self._template.render(messages=given, **self._variables)
-        return text
+        return self._template.render(messages=given, **self._variables)  # type: ignore[no-any-return]
 
     def shows(self, *messages: dict[str, Any]) -> bool:
         """Whether the mark comes through. A list that is printed as Python or JSON writes it does not count."""
@@ -241,32 +236,25 @@ def _in_short(text: str) -> str:
 
 
 def _environment() -> Any:
-    from jinja2 import Undefined, nodes, pass_eval_context
-    from jinja2.compiler import CodeGenerator, Frame
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.filters import do_join
-    from jinja2.nodes import EvalContext
-    from jinja2.parser import Parser
-    from jinja2.runtime import Context
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2 import Undefined, compiler, ext, filters, nodes, pass_eval_context, runtime, sandbox
 
-    class Generation(Extension):
+    class Generation(ext.Extension):
         """`{% generation %}`: trainers mark the model's own words with it. Here they are words like any others."""
 
         tags = {"generation"}  # noqa: RUF012 - Jinja's interface
 
-        def parse(self, parser: Parser) -> list[nodes.Node]:
+        def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)  # type: ignore[no-any-return]
 
-    class Generator(CodeGenerator):
+    class Generator(compiler.CodeGenerator):
         """Every text of the template's source is known as its own."""
 
         def write_commons(self) -> None:
             super().write_commons()
             self.writeline("own, str_join = environment.own, environment.concat")
 
-        def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
+        def visit_Const(self, node: nodes.Const, frame: compiler.Frame) -> None:
             if isinstance(node.value, str):
                 self.write(f"own({node.value!r})")
             else:
@@ -275,7 +263,7 @@ def _environment() -> Any:
         def _output_const_repr(self, group: Iterable[Any]) -> str:
             return f"own({super()._output_const_repr(group)})"
 
-    class Environment(ImmutableSandboxedEnvironment):
+    class Environment(sandbox.ImmutableSandboxedEnvironment):
         """The sandbox, with bounds on what makes much of little. They also keep Jinja from computing it early."""
 
         intercepted_binops = frozenset({"*", "**"})
@@ -290,7 +278,7 @@ def _environment() -> Any:
             form = value.__self__
             return lambda *more, **named: written.made_of(wrapped(*more, **named), form, *more, *named.values())
 
-        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
             if operator == "*":
                 for many, times in ((left, right), (right, left)):
                     if hasattr(many, "__len__") and isinstance(times, int) and len(many) * times > PRODUCT_LIMIT:
@@ -308,18 +296,17 @@ def _environment() -> Any:
         __add__ = __radd__ = _next_to
 
     @pass_eval_context
-    def join(context: EvalContext, values: Any, d: str = "", attribute: str | int | None = None) -> Any:
-        return do_join(context, values, d if isinstance(d, Written) else Written(d), attribute)
+    def join(context: nodes.EvalContext, values: Any, d: str = "", attribute: str | int | None = None) -> Any:
+        return filters.do_join(context, values, d if isinstance(d, Written) else Written(d), attribute)
 
     environment = Environment(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[loopcontrols, Generation],
+        extensions=[ext.loopcontrols, Generation],
         undefined=Missing,
         optimized=False,  # a list of constants stays a list of texts that are the template's
     )
-    environment.filters["join"] = join
-    environment.filters["tojson"] = _tojson
+    environment.filters |= {"join": join, "tojson": _tojson}
     environment.globals["raise_exception"] = _raise_exception
     del environment.globals["lipsum"]
     return environment

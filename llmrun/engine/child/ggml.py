@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,8 @@ def describe(handle: ctypes.c_void_p) -> Device:
     memory(handle, ctypes.byref(free), ctypes.byref(total))
     known = total.value > 0  # "0 bytes to indicate no memory to report"
     kind = _KINDS[function("ggml-base", "ggml_backend_dev_type", ctypes.c_int, _POINTER)(handle)]
-    really_free = available_memory() if kind == "cpu" and known else None
-    if really_free is not None:  # of the machine's RAM ggml says that all of it is free
-        free.value = min(free.value, really_free)
+    if kind == "cpu" and known and (really_free := available_memory()) is not None:
+        free.value = min(free.value, really_free)  # of the machine's RAM ggml says that all of it is free
     return Device(
         name=name_of(handle),
         description=_text("ggml_backend_dev_description", handle).strip(),
@@ -93,28 +94,17 @@ def features(handle: ctypes.c_void_p) -> dict[str, str]:
     if address is None:
         return {}
     listed = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), _POINTER)(address)(registry(handle))
-    found: dict[str, str] = {}
-    index = 0
-    while listed and listed[index].name:
-        found[listed[index].name.decode(errors="replace")] = (listed[index].value or b"").decode(errors="replace")
-        index += 1
-    return found
+    given = takewhile(lambda each: each.name, map(listed.__getitem__, count())) if listed else ()
+    return {each.name.decode(errors="replace"): (each.value or b"").decode(errors="replace") for each in given}
 
 
 def versions() -> dict[str, str]:
     """ggml's version, where it tells: {"ggml": "0.25.3", "ggml commit": "1a2b3c4"}."""
     found: dict[str, str] = {}
     for what, name in (("ggml", "ggml_version"), ("ggml commit", "ggml_commit")):
-        try:
+        with suppress(AttributeError):  # older ones have no such function
             found[what] = _text(name)
-        except AttributeError:  # older ones have no such function
-            continue
     return found
-
-
-def devices() -> list[Device]:
-    """All of them, in ggml's order."""
-    return [describe(handle) for handle in handles()]
 
 
 def add_server(endpoint: str) -> bool:
@@ -124,11 +114,10 @@ def add_server(endpoint: str) -> bool:
     Raises `OSError` where llama.cpp was built without RPC.
     """
     registry = function("ggml-rpc", "ggml_backend_rpc_add_server", _POINTER, ctypes.c_char_p)(endpoint.encode())
-    if not registry:
-        return False
-    function("ggml", "ggml_backend_register", None, _POINTER)(registry)
-    keep_alive(int(endpoint.rpartition(":")[2]))
-    return True
+    if registry:
+        function("ggml", "ggml_backend_register", None, _POINTER)(registry)
+        keep_alive(int(endpoint.rpartition(":")[2]))
+    return bool(registry)
 
 
 def keep_alive(port: int, descriptors: Path = Path("/proc/self/fd")) -> int:
@@ -142,30 +131,20 @@ def keep_alive(port: int, descriptors: Path = Path("/proc/self/fd")) -> int:
 
     found = 0
     for path in list(descriptors.iterdir()) if descriptors.is_dir() else []:
-        try:
-            connection = socket.socket(fileno=os.dup(int(path.name)))
-        except OSError:
-            continue  # not a socket, or closed meanwhile
-        with connection:
-            try:
-                if connection.family != socket.AF_INET or connection.getpeername()[1] != port:
-                    continue
-            except OSError:
-                continue
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
-                if hasattr(socket, option):
-                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-            found += 1
+        # An error: not a socket, not connected, or closed meanwhile.
+        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as connection:
+            if connection.family == socket.AF_INET and connection.getpeername()[1] == port:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
+                    if hasattr(socket, option):
+                        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+                found += 1
     return found
 
 
 def by_name(name: str) -> ctypes.c_void_p | None:
     """The handle of "CPU", "CUDA0", "RPC1", ..."""
-    for handle in handles():
-        if name_of(handle) == name:
-            return handle
-    return None
+    return next((handle for handle in handles() if name_of(handle) == name), None)
 
 
 def name_of(handle: ctypes.c_void_p) -> str:
@@ -184,10 +163,7 @@ def extra_buffer_types(handle: ctypes.c_void_p) -> list[ctypes.c_void_p]:
     if address is None:
         return []
     listed = ctypes.CFUNCTYPE(ctypes.POINTER(_POINTER), _POINTER)(address)(handle)
-    found: list[ctypes.c_void_p] = []
-    while listed and listed[len(found)]:
-        found.append(_POINTER(listed[len(found)]))
-    return found
+    return [_POINTER(each) for each in takewhile(bool, map(listed.__getitem__, count()))] if listed else []
 
 
 def set_threads(handle: ctypes.c_void_p, backend: ctypes.c_void_p, n_threads: int) -> None:
@@ -199,9 +175,8 @@ def set_threads(handle: ctypes.c_void_p, backend: ctypes.c_void_p, n_threads: in
 
 def allocate(buffer_type: ctypes.c_void_p, n_bytes: int) -> ctypes.c_void_p | None:
     """A buffer of `n_bytes` (`ggml_backend_buffer_t`), or None where there is no room for it."""
-    buffer = function("ggml-base", "ggml_backend_buft_alloc_buffer", _POINTER, _POINTER, ctypes.c_size_t)(
-        buffer_type, n_bytes
-    )
+    take = function("ggml-base", "ggml_backend_buft_alloc_buffer", _POINTER, _POINTER, ctypes.c_size_t)
+    buffer = take(buffer_type, n_bytes)
     return _POINTER(buffer) if buffer else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,16 +13,18 @@ from llmrun.engine.protocol import Settings
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences have in common from their beginning."""
     n = min(len(one), len(other))
-    if one[:n] == other[:n]:
-        return n
-    low, high = 0, n  # the first `low` are equal, of the first `high` some differ
-    while high - low > 1:
-        middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+    return n if one[:n] == other[:n] else bisect_left(range(n), True, key=lambda i: one[: i + 1] != other[: i + 1])
+
+
+def saved(llama: Any, context: Any, sequence: int = 0) -> Any:
+    """What a context holds of a sequence, for `restore`; None where llama.cpp can't tell."""
+    n_bytes = llama.llama_state_seq_get_size(context, sequence)
+    state = (ctypes.c_uint8 * n_bytes)()
+    return state if llama.llama_state_seq_get_data(context, state, n_bytes, sequence) == n_bytes else None
+
+
+def restore(llama: Any, context: Any, state: Any, sequence: int = 0) -> bool:
+    return state is not None and bool(llama.llama_state_seq_set_data(context, state, len(state), sequence))
 
 
 class KVContext:
@@ -82,13 +85,15 @@ class KVContext:
         if self._is_enough(n_ctx):
             self.n_ctx = n_ctx
             return n_ctx
-        before, tokens, state = self.n_ctx, self.tokens, self._state()
+        before, tokens = self.n_ctx, self.tokens
+        state = saved(self._llama, self.context) if tokens else None
         self.close()
         for length in (n_ctx, before):
             self.context = self._make(length)
             if self.context is not None:
-                self.n_ctx = length
-                self.tokens = tokens if self._restored(state) else []
+                self.n_ctx, self.tokens = length, tokens
+                if not restore(self._llama, self.context, state):
+                    self.clear()
                 return length
             self._n_ctx_most = before  # it can't be made longer: don't try again at every token
         return None
@@ -100,19 +105,6 @@ class KVContext:
             and self._llama.llama_n_ctx(self.context) >= n_ctx
             and self._llama.llama_n_batch(self.context) >= min(self._settings.n_batch, n_ctx)
         )
-
-    def _state(self) -> Any:
-        if not self.tokens:
-            return None
-        n_bytes = self._llama.llama_state_seq_get_size(self.context, 0)
-        state = (ctypes.c_uint8 * n_bytes)()
-        return state if self._llama.llama_state_seq_get_data(self.context, state, n_bytes, 0) == n_bytes else None
-
-    def _restored(self, state: Any) -> bool:
-        if state is not None and self._llama.llama_state_seq_set_data(self.context, state, len(state), 0):
-            return True
-        self.clear()
-        return False
 
     # -- its content ---
 

@@ -90,7 +90,7 @@ class Worker:
                     raise RequestFailed("engine", f"the worker at {endpoint} offers no device")
             except OSError as error:
                 raise RequestFailed("usage", str(error), field="rpc") from None
-        self.send(protocol.Devices(self.ggml.devices(), self.ggml.versions()))
+        self.send(protocol.Devices([*map(self.ggml.describe, self.ggml.handles())], self.ggml.versions()))
 
     # -- load ---------------------------------------------------------------------------------------------------------
 

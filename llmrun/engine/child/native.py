@@ -214,8 +214,11 @@ def chat_template(model: object) -> str | None:
     return text if text.strip() else None
 
 
-def build_sampler(sampling: dict[str, Any], n_vocab: int, n_ctx: int) -> Any:
-    """llama.cpp's sampler chain for the fields of `SamplingConfig`; to be freed by `llama_sampler_free`."""
+def build_sampler(sampling: dict[str, Any], n_vocab: int, penalty_last_n: int) -> Any:
+    """llama.cpp's sampler chain for the fields of `SamplingConfig`; to be freed by `llama_sampler_free`.
+
+    `penalty_last_n`: tokens that penalties count; 0: there is none.
+    """
     params = llama.llama_sampler_chain_default_params()
     params.no_perf = True
     chain = llama.llama_sampler_chain_init(params)
@@ -227,10 +230,9 @@ def build_sampler(sampling: dict[str, Any], n_vocab: int, n_ctx: int) -> Any:
     if bias:
         array = (llama.llama_logit_bias * len(bias))(*[llama.llama_logit_bias(*pair) for pair in bias])
         add(llama.llama_sampler_init_logit_bias(n_vocab, len(bias), array))
-    last_n = n_ctx if sampling["repeat_last_n"] == -1 else sampling["repeat_last_n"]
-    penalties = (sampling["repeat_penalty"], sampling["frequency_penalty"], sampling["presence_penalty"])
-    if last_n and penalties != (1.0, 0.0, 0.0):
-        add(llama.llama_sampler_init_penalties(n_vocab, last_n, *penalties))
+    if penalty_last_n:
+        penalties = (sampling["repeat_penalty"], sampling["frequency_penalty"], sampling["presence_penalty"])
+        add(llama.llama_sampler_init_penalties(n_vocab, penalty_last_n, *penalties))
     if sampling["temperature"] == 0:
         add(llama.llama_sampler_init_greedy())
         return chain

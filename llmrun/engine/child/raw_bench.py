@@ -7,13 +7,13 @@ put back for every repetition, outside the clock.
 
 from __future__ import annotations
 
-import ctypes
 import random
 import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from llmrun.engine.child.kv_context import restore, saved
 from llmrun.engine.child.native import Vocab, llama
 from llmrun.engine.protocol import Trial
 
@@ -25,7 +25,6 @@ class TrialFailed(Exception):
 
     def __init__(self, status: int) -> None:
         super().__init__(f"llama_decode failed with {status}")
-        self.status = status
 
 
 class RawBench:
@@ -33,13 +32,11 @@ class RawBench:
 
     def __init__(self, vocab: Vocab, n_batch: int, new_context: Callable[[int, int], Any]) -> None:
         """`new_context` makes a context for a number of tokens and one of sequences, or raises."""
-        self._vocab = vocab
-        self._n_batch = n_batch
-        self._new_context = new_context
+        self._vocab, self._n_batch, self._new_context = vocab, n_batch, new_context
         self._context: Any = None
         self._size = (0, 0)
         self._depth = 0
-        self._state: Any = None
+        self._states: list[Any] = []
         self._random = random.Random(0)
 
     def run(self, trial: Trial) -> tuple[float | None, list[float]]:
@@ -61,7 +58,7 @@ class RawBench:
     def close(self) -> None:
         if self._context is not None:
             llama.llama_free(self._context)
-        self._context, self._size, self._state = None, (0, 0), None
+        self._context, self._size, self._states = None, (0, 0), []
 
     # -- one trial ---
 
@@ -71,7 +68,6 @@ class RawBench:
             self.close()
             self._context = self._new_context(n_ctx, trial.n_seq)
             self._size = (n_ctx, trial.n_seq)
-            self._depth = 0
         return self._context
 
     def _reset_to(self, n_depth: int, n_seq: int) -> None:
@@ -79,24 +75,15 @@ class RawBench:
         llama.llama_memory_clear(llama.llama_get_memory(self._context), False)
         if not n_depth:
             return
-        if self._state is None or self._depth != n_depth:
-            for batch in self._prompts(n_depth, 0, n_seq):
-                self._decode(batch)
-            llama.llama_synchronize(self._context)
-            self._state = [self._saved(sequence) for sequence in range(n_seq)]
-            self._depth = n_depth
-            return
-        for sequence, data in enumerate(self._state):
-            if not llama.llama_state_seq_set_data(self._context, data, len(data), sequence):
-                self._state = None
-                self._reset_to(n_depth, n_seq)
+        if self._states and self._depth == n_depth:
+            if all(restore(llama, self._context, state, sequence) for sequence, state in enumerate(self._states)):
                 return
-
-    def _saved(self, sequence: int) -> Any:
-        size = llama.llama_state_seq_get_size(self._context, sequence)
-        data = (ctypes.c_uint8 * size)()
-        llama.llama_state_seq_get_data(self._context, data, size, sequence)
-        return data
+            llama.llama_memory_clear(llama.llama_get_memory(self._context), False)
+        for batch in self._prompts(n_depth, 0, n_seq):
+            self._decode(batch)
+        llama.llama_synchronize(self._context)
+        self._states = [saved(llama, self._context, sequence) for sequence in range(n_seq)]
+        self._depth = n_depth
 
     def _prompts(self, n_tokens: int, n_past: int, n_seq: int) -> list[Any]:
         """Batches of at most n_batch tokens, sequence after sequence; logits for the last token of each sequence."""
@@ -132,7 +119,7 @@ class RawBench:
 
 
 class Batch:
-    """A `llama_batch` of (position, sequence, whether its logits are wanted) with random tokens. Freed with it."""
+    """A `llama_batch` of (position, sequence, whether its logits are wanted) with the next tokens. Freed with it."""
 
     def __init__(self, places: list[tuple[int, int, bool]], token: Callable[[], int]) -> None:
         self.raw = llama.llama_batch_init(len(places), 0, 1)

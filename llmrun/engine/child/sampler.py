@@ -25,11 +25,10 @@ class Sampler:
     """
 
     def __init__(self, vocab: native.Vocab, sampling: dict[str, Any], n_ctx: int, *, has_grammar: bool = False) -> None:
-        self._vocab = vocab
-        self._chain = native.build_sampler(sampling, vocab.n_tokens, n_ctx)
         penalties = (sampling["repeat_penalty"], sampling["frequency_penalty"], sampling["presence_penalty"])
         last_n = sampling["repeat_last_n"] if penalties != (1.0, 0.0, 0.0) else 0
         self._penalty_last_n = n_ctx if last_n == -1 else last_n
+        self._vocab, self._chain = vocab, native.build_sampler(sampling, vocab.n_tokens, self._penalty_last_n)
         self._is_greedy = sampling["temperature"] == 0
         self.has_grammar = has_grammar
 

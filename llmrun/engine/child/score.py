@@ -44,8 +44,7 @@ def n_counted(n_ctx: int) -> int:
 
 def _slices(n_rows: int, n_vocab: int) -> Iterator[slice]:
     step = max(1, _SLICE // n_vocab)
-    for begin in range(0, n_rows, step):
-        yield slice(begin, begin + step)
+    return (slice(begin, begin + step) for begin in range(0, n_rows, step))
 
 
 def log_softmax(logits: Logits) -> Any:
@@ -80,7 +79,7 @@ def compare(logits: Logits, reference: Logits, targets: list[int]) -> Scored:
     import numpy as np
 
     chosen = np.asarray(targets)
-    nll, nll_reference, kld = np.empty(len(targets)), np.empty(len(targets)), np.empty(len(targets))
+    nll, nll_reference, kld = np.empty((3, len(targets)))
     n_same_top = 0
     with np.errstate(all="ignore"):
         for part in _slices(*logits.shape):
@@ -119,15 +118,11 @@ class Scorer(worker.Worker):
         self.tokens: list[int] = self.vocab.tokenize(message.text, parse_special=False)
         n_tokens, n_needed = len(self.tokens), 2 * self.n_ctx
         if n_tokens < n_needed:
-            raise RequestFailed(
-                "usage",
-                f"the text has {n_tokens} tokens; {n_needed} are needed, for two chunks of {self.n_ctx}",
-                {"n_tokens": n_tokens, "n_needed": n_needed},
-            )
+            problem = f"the text has {n_tokens} tokens; {n_needed} are needed, for two chunks of {self.n_ctx}"
+            raise RequestFailed("usage", problem, {"n_tokens": n_tokens, "n_needed": n_needed})
         if self.kv.reserve(self.n_ctx) is None:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {self.n_ctx} tokens", n_ctx=self.n_ctx)
-        digest = hashlib.sha256(array("i", self.tokens).tobytes()).hexdigest()
-        self.send(Tokenized(n_tokens, digest))
+        self.send(Tokenized(n_tokens, hashlib.sha256(array("i", self.tokens).tobytes()).hexdigest()))
 
     def score(self, message: Score) -> None:
         import numpy as np
@@ -141,8 +136,7 @@ class Scorer(worker.Worker):
         shape = (n, self.vocab.n_tokens)
         kept = None if message.keep is None else np.memmap(message.keep, np.float32, "r+", shape=shape)
         beside = None if message.beside is None else np.memmap(message.beside, np.float32, "r", shape=shape)
-        scored = Scored([], [], [], 0)
-        done = 0
+        scored, done = Scored([], [], [], 0), 0
         try:
             for logits in self._logits(chunk):
                 rows = logits[: n - done]
@@ -159,40 +153,31 @@ class Scorer(worker.Worker):
                     scored.n_same_top += found.n_same_top
                 done += len(rows)
         except NotFinite as error:
-            raise RequestFailed(
-                "model", f"it computes {error} at chunk {message.index + 1}: damaged, or too large for its numbers"
-            ) from None
+            problem = f"it computes {error} at chunk {message.index + 1}: damaged, or too large for its numbers"
+            raise RequestFailed("model", problem) from None
         self.send(scored)
 
     def _logits(self, chunk: list[int]) -> Iterator[Logits]:
         """Of a chunk's second half, batch by batch: (n, n_vocab), to be used before the next one is asked for."""
         import numpy as np
 
+        from llmrun.engine.child.raw_bench import Batch
+
         llama, first = self.llama, first_counted(self.n_ctx)
         llama.llama_memory_clear(llama.llama_get_memory(self.kv.context), True)
-        size = self.settings.n_batch
-        batch = llama.llama_batch_init(min(size, len(chunk)), 0, 1)
-        try:
-            for begin in range(0, len(chunk), size):
-                tokens = chunk[begin : begin + size]
-                batch.n_tokens = len(tokens)
-                for i, token in enumerate(tokens):
-                    batch.token[i] = token
-                    batch.pos[i] = begin + i
-                    batch.n_seq_id[i] = 1
-                    batch.seq_id[i][0] = 0
-                    batch.logits[i] = begin + i >= first
-                status = llama.llama_decode(self.kv.context, batch)
-                if status:
-                    self.fail_from_log("engine", f"llama_decode failed with {status}")
-                n = begin + len(tokens) - max(begin, first)
-                if n > 0:
-                    address = ctypes.cast(llama.llama_get_logits(self.kv.context), ctypes.POINTER(ctypes.c_float))
-                    if not address:
-                        raise RequestFailed("model", "llama.cpp computes no logits of it")
-                    yield np.ctypeslib.as_array(address, shape=(n, self.vocab.n_tokens))
-        finally:
-            llama.llama_batch_free(batch)
+        for begin in range(0, len(chunk), self.settings.n_batch):
+            tokens = chunk[begin : begin + self.settings.n_batch]
+            end = begin + len(tokens)
+            batch = Batch([(at, 0, at >= first) for at in range(begin, end)], iter(tokens).__next__)
+            status = llama.llama_decode(self.kv.context, batch.raw)
+            if status:
+                self.fail_from_log("engine", f"llama_decode failed with {status}")
+            n = end - max(begin, first)
+            if n > 0:
+                address = ctypes.cast(llama.llama_get_logits(self.kv.context), ctypes.POINTER(ctypes.c_float))
+                if not address:
+                    raise RequestFailed("model", "llama.cpp computes no logits of it")
+                yield np.ctypeslib.as_array(address, shape=(n, self.vocab.n_tokens))
 
 
 def main() -> None:

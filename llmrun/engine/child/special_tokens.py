@@ -108,12 +108,6 @@ def _as_text(vocab: Vocabulary, text: str, markers: str) -> list[int]:
 def _cut(pieces: list[str], names: Iterable[str]) -> list[str]:
     """The same text in more pieces, none of which has one of the names."""
     for name in names:
-        cut: list[str] = []
-        for piece in pieces:
-            first, *others = piece.split(name)
-            cut.append(first)
-            for other in others:
-                cut[-1] += name[0]
-                cut.append(name[1:] + other)
-        pieces = cut
+        inside = f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})"
+        pieces = [part for piece in pieces for part in re.split(inside, piece)]
     return pieces

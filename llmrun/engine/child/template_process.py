@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from llmrun import codec
@@ -99,10 +100,8 @@ class TemplateProcess:
     def _death(self) -> str:
         """Why it is gone; ends it if it is not."""
         for stream in (self._to, self._from):
-            try:
+            with suppress(OSError):  # a request that is still buffered
                 stream.close()
-            except OSError:
-                pass  # a request that is still buffered
         if not self.pid:
             return "has been ended"
         _, status = os.waitpid(self.pid, 0)

@@ -72,9 +72,8 @@ def level_of(text: str) -> str:
 
     near = get_close_matches(text.upper(), FILE_TYPE_NUMBERS, n=3, cutoff=0.4)
     offered = ", ".join(dict.fromkeys([*near, "Q4_K_M", "Q5_K_M", "Q8_0"]))
-    raise UsageError(
-        f"'{printable(text)}' is no level to quantize to; there are {offered} and others", hint=Act("help", "quantize")
-    )
+    problem = f"'{printable(text)}' is no level to quantize to; there are {offered} and others"
+    raise UsageError(problem, hint=Act("help", "quantize"))
 
 
 class Quantizer:
@@ -105,10 +104,8 @@ class Quantizer:
         """How large the result will be: llama.cpp's own choice of a type for every tensor, without their weights."""
         done = self._do(Path(os.devnull), {}, dry_run=True)
         if done.needs_imatrix and self.recipe.imatrix is None:
-            raise UsageError(
-                f"{self.recipe.level} needs an importance matrix (`imatrix`) for this model",
-                hint="take Q3_K_S or a larger level: they need none",
-            )
+            problem = f"{self.recipe.level} needs an importance matrix (`imatrix`) for this model"
+            raise UsageError(problem, hint="take Q3_K_S or a larger level: they need none")
         return Plan(round(done.mib * (1 << 20)) + self.header.data_offset + _METADATA_BYTES, done.n_fallback)
 
     def run(

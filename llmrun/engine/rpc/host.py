@@ -174,11 +174,8 @@ class Server:
         now = time.monotonic()
         self._crashes = [*[at for at in self._crashes if now - at < _WITHIN_S], now]
         if len(self._crashes) >= _CRASHES:
-            raise EngineCrashed(
-                f"the worker crashed {_CRASHES} times within {_WITHIN_S} s and gives up; last, it {death.reason}",
-                hint="is every client of this version of llama.cpp?",
-                log=death.log,
-            )
+            problem = f"the worker crashed {_CRASHES} times within {_WITHIN_S} s and gives up; last, it {death.reason}"
+            raise EngineCrashed(problem, hint="is every client of this version of llama.cpp?", log=death.log)
         if not self._start():
             raise _taken(self.port)
         return death.reason
