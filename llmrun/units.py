@@ -60,6 +60,20 @@ def duration(seconds: float | None) -> str:
     return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
 
 
+def ago(seconds: float | None) -> str:
+    """ "just now", "5 minutes ago", "yesterday", "3 weeks ago"."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 60:
+        return "just now"
+    for unit, length, limit in (("minute", 60, 60), ("hour", 3600, 24), ("day", 86_400, 14), ("week", 604_800, 9)):
+        n = int(seconds // length)
+        if n < limit:
+            return "yesterday" if (unit, n) == ("day", 1) else f"{n} {unit}{'s' if n > 1 else ''} ago"
+    n = int(seconds // 2_629_800)
+    return f"{n} months ago" if n < 24 else f"{n // 12} years ago"
+
+
 def count(n: float | None) -> str:
     """Parameters and tokens as people say them: "1.24 B", "4.10 M", "512"."""
     if n is None:

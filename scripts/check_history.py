@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llmrun.chat.store import Conversations  # noqa: E402
+from llmrun.chat.store import Conversations, Turn  # noqa: E402
 
 BAR_S = 0.3
 RARE = "quokka"
@@ -63,7 +63,7 @@ def fill(path: Path, n_conversations: int, n_turns: int) -> int:
                 content = text(source, random_.expovariate(1 / 560))
                 content += f" A {RARE}." if (i, turn) == (n_conversations // 2, 0) else ""
                 role, thinking = ("user", "") if turn % 2 == 0 else ("assistant", text(source, 300))
-                kept.add(id, role, content, thinking=thinking)  # type: ignore[arg-type]
+                kept.add(id, Turn(role, content, thinking=thinking))  # type: ignore[arg-type]
                 total += len(content)
     return total
 
@@ -116,11 +116,11 @@ def check_times(home: Path, n_conversations: int, n_turns: int, rounds: int) -> 
 WRITER = """
 import sys
 from pathlib import Path
-from llmrun.chat.store import Conversations
+from llmrun.chat.store import Conversations, Turn
 with Conversations(Path(sys.argv[1])) as kept:
     while True:
         id = kept.create("tiny")
-        kept.add(id, "user", "go")
+        kept.add(id, Turn("user", "go"))
         turn = kept.begin_answer(id, "tiny")
         said = ""
         for n in range(300):
@@ -128,7 +128,7 @@ with Conversations(Path(sys.argv[1])) as kept:
             kept.append(turn, piece)
             said += piece
             print(id, n, flush=True)
-        kept.finish(turn, "stop", content=said)
+        kept.finish(turn, Turn("assistant", said, stop_reason="stop"))
 """
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from llmrun.errors import Act, UsageError
+from llmrun.errors import Change, UsageError
+from llmrun.options.spec import TEXT, Choice, Flag, Text, Whole, check, option
 
 if TYPE_CHECKING:
     from llmrun.constrain.output_format import OutputFormat
+    from llmrun.engine.protocol import PromptOptions
 
 Overflow = Literal["drop", "stop"]
 Think = Literal["show", "fold", "hide", "off"]
@@ -23,41 +25,45 @@ class AnswerOptions:
     Attributes:
         think: "off" asks a reasoning model for none; the others are how its thinking is shown.
         think_budget: the most tokens of thinking; None: no limit.
-        output_format: the format that every answer has; None: free text.
         chat_template: Jinja, instead of the model's own; None: the model's.
         special: control tokens whose names stand in messages count as such; False: they are text, as all of it.
+        output_format: the format that every answer has; None: free text.
         ctx_overflow: what happens when the context is full: "drop" the oldest turns, or "stop".
     """
 
-    think: Think = "show"
-    think_budget: int | None = None
+    PANEL: ClassVar = TEXT
+
+    think: Think = option(
+        "show",
+        "think",
+        Choice(get_args(Think)),
+        help="Of reasoning models: their thinking in full, as one line, not at all; off: none is asked for.",
+        example=Change({"think": "fold"}),
+    )
+    think_budget: int | None = option(
+        None,
+        "think-budget",
+        Whole(0, MAX_THINK_BUDGET),
+        metavar="N",
+        help="End the thinking after N tokens.",
+        without="none",
+        example=Change({"think": "off"}),
+    )
+    chat_template: str | None = option(
+        None, "chat-template", Text(), metavar="FILE|TEXT", help="A Jinja template instead of the model's own."
+    )
+    special: bool = option(
+        False, "special", Flag(), help="Control tokens written in prompts and files count as such, and are not text."
+    )
     output_format: OutputFormat | None = None
-    chat_template: str | None = None
-    special: bool = False
     ctx_overflow: Overflow = "drop"
 
     def __post_init__(self) -> None:
-        for field, value, known in (
-            ("think", self.think, get_args(Think)),
-            ("ctx_overflow", self.ctx_overflow, get_args(Overflow)),
-        ):
-            if value not in known:
-                raise UsageError(
-                    f"'{str(value)[:40]}' is none of {', '.join(known)}",
-                    field=field,
-                    value=value,
-                    hint=Act("help", "chat"),
-                )
+        check(self)
+        if (given := self.ctx_overflow) not in (known := get_args(Overflow)):
+            raise UsageError(f"'{given[:40]}' is none of {', '.join(known)}", field="ctx_overflow", value=given)
         if self.chat_template is not None and not self.chat_template.strip():
             raise UsageError("it is empty, and would leave the question out", field="chat_template")
-        budget = self.think_budget
-        if budget is not None and not 0 <= budget <= MAX_THINK_BUDGET:
-            raise UsageError(
-                f"{budget} is outside 0 to {MAX_THINK_BUDGET}",
-                field="think_budget",
-                value=budget,
-                hint=Act("help", "chat"),
-            )
 
     @property
     def thinks(self) -> bool:
@@ -68,3 +74,10 @@ class AnswerOptions:
     def grammar(self) -> str | None:
         """What every answer keeps to, for llguidance."""
         return self.output_format.grammar if self.output_format else None
+
+    def for_prompt(self, **more: Any) -> PromptOptions:
+        """The same for the engine, with what more is to be said there."""
+        from llmrun.engine.protocol import PromptOptions
+
+        mine = {"template": self.chat_template, "thinks": self.thinks, "think_budget": self.think_budget}
+        return PromptOptions(**mine | {"grammar": self.grammar, "special": self.special} | more)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.chat.store import Conversation, Turn, title_of
 from llmrun.clock import utc
-from llmrun.engine.protocol import PromptOptions
 from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.options.sampling import SamplingConfig
 
@@ -220,15 +219,7 @@ class Chat:
             if self.id is None:
                 self._hold(self._store.create(self.model, system=self.system))
                 assert self.id is not None
-            turn.id = self._store.add(
-                self.id,
-                turn.role,
-                turn.content,
-                thinking=turn.thinking,
-                model=turn.model,
-                stop_reason=turn.stop_reason,
-                timing=turn.timing,
-            )
+            turn.id = self._store.add(self.id, replace(turn, whole=True))
 
     def _remove(self, first: int) -> list[Turn]:
         """Remove the turns from number `first` on, and return them."""
@@ -353,13 +344,7 @@ class Chat:
             if turn.content or (turn.thinking and turn.stop_reason not in (None, "cancelled")):
                 with self._writing():
                     if turn.id is not None and self._store is not None:
-                        self._store.finish(
-                            turn.id,
-                            turn.stop_reason or "cancelled",
-                            content=turn.content,
-                            thinking=turn.thinking,
-                            timing=turn.timing,
-                        )
+                        self._store.finish(turn.id, turn)
             else:
                 self._remove(len(self.turns) - (2 if takes_back else 1))
 
@@ -371,14 +356,9 @@ class Chat:
             sampling = replace(sampling, stop=(*sampling.stop, CHATML_END))
         stretches: list[tuple[Timing, int]] = []
         while True:
-            options = PromptOptions(
-                template=self._template,
-                assistant_prefix=begun,
-                reuse=True,
-                thinks=thinks,
-                think_budget=self.options.think_budget,
-                grammar=self.options.grammar if not begun else None,
-                special=self.options.special,
+            grammar = None if begun else self.options.grammar
+            options = self.options.for_prompt(
+                template=self._template, assistant_prefix=begun, reuse=True, thinks=thinks, grammar=grammar
             )
             generation = self.generation = self.engine.generate(
                 self.messages(), sampling, options=options, on_prefill=self.on_prefill

@@ -30,7 +30,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmrun import fs, paths
@@ -98,10 +97,10 @@ class Turn:
     role: Role
     content: str
     thinking: str = ""
+    created: str = ""
     model: str | None = None
     stop_reason: str | None = None
     timing: Mapping[str, Any] = field(default_factory=dict)
-    created: str = ""
     whole: bool = True
     id: int | None = None
 
@@ -149,10 +148,10 @@ class Conversations:
 
     with Conversations() as kept:
         id = kept.create("qwen3:4b")
-        kept.add(id, "user", "Hello")
-        turn = kept.begin_answer(id, "qwen3:4b")
-        kept.append(turn, "Good ")
-        kept.finish(turn, "stop", content="Good morning.")
+        kept.add(id, Turn("user", "Hello"))
+        number = kept.begin_answer(id, "qwen3:4b")
+        kept.append(number, "Good ")
+        kept.finish(number, Turn("assistant", "Good morning.", stop_reason="stop"))
 
     To be used by the thread that made it. All methods raise `DiskError` if the disk fails or the file is damaged, and
     `NotFound` for an id that is not there (any more).
@@ -189,7 +188,7 @@ class Conversations:
     def __enter__(self) -> Conversations:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- writing --
@@ -211,32 +210,25 @@ class Conversations:
             )
         return id
 
-    def add(
-        self,
-        id: str,
-        role: Role,
-        content: str,
-        *,
-        thinking: str = "",
-        model: str | None = None,
-        stop_reason: str | None = None,
-        timing: Mapping[str, Any] | None = None,
-    ) -> int:
-        """A whole turn; returns its id."""
-        content = _storable(content)
+    def add(self, id: str, turn: Turn) -> int:
+        """One turn more, as of now; returns its number. One that is not whole grows by `append` until `finish`."""
+        model = None if turn.model is None else _storable(turn.model)
         with self._transaction() as db:
             key = self._touch(db, id)
-            turn = self._insert_turn(
-                db, key, role, content, _storable(thinking), model=model, stop_reason=stop_reason, timing=timing
+            done = db.execute(
+                "insert into turns "
+                "(conversation, role, whole, created, model, stop_reason, timing, content, folded, thinking) "
+                "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, turn.role, turn.whole, utc(), model, turn.stop_reason, *_columns(turn)),
             )
-            if role == "user":
+            if turn.role == "user":
                 self._retitle(db, key)
-        return turn
+        assert done.lastrowid is not None
+        return done.lastrowid
 
     def begin_answer(self, id: str, model: str) -> int:
-        """A turn that will grow by `append` until `finish`; returns its id."""
-        with self._transaction() as db:
-            return self._insert_turn(db, self._touch(db, id), "assistant", "", "", model=model, whole=False)
+        """A turn that will grow; returns its number."""
+        return self.add(id, Turn("assistant", "", model=model, whole=False))
 
     def append(self, turn: int, content: str, thinking: str = "") -> None:
         """One piece more of an answer: kept from now on, whatever ends this process."""
@@ -249,37 +241,21 @@ class Conversations:
         if done.rowcount == 0:
             raise _no_answer(turn)
 
-    def finish(
-        self,
-        turn: int,
-        stop_reason: str,
-        *,
-        content: str,
-        thinking: str = "",
-        timing: Mapping[str, Any] | None = None,
-    ) -> None:
+    def finish(self, number: int, turn: Turn) -> None:
         """The answer as a whole, in the place of its pieces."""
-        content = _storable(content)
         with self._transaction() as db:
             row = db.execute(
                 "select id from conversations where key = (select conversation from turns where id = ? and not whole)",
-                (turn,),
+                (number,),
             ).fetchone()
             if row is None:
-                raise _no_answer(turn)
+                raise _no_answer(number)
             db.execute(
-                "update turns set whole = 1, stop_reason = ?, content = ?, folded = ?, thinking = ?, timing = ? "
+                "update turns set whole = 1, stop_reason = ?, timing = ?, content = ?, folded = ?, thinking = ? "
                 "where id = ?",
-                (
-                    stop_reason,
-                    content,
-                    _kept_folded(content),
-                    _storable(thinking),
-                    json.dumps({**(timing or {})}),
-                    turn,
-                ),
+                (turn.stop_reason or "cancelled", *_columns(turn), number),
             )
-            db.execute("delete from pieces where turn = ?", (turn,))
+            db.execute("delete from pieces where turn = ?", (number,))
             self._touch(db, row[0])
 
     def drop(self, id: str, turn_ids: Sequence[int]) -> None:
@@ -299,13 +275,12 @@ class Conversations:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Replaces what is given. A title stays as it is from then on; "" restores the automatic one."""
+        plain = None if settings is None else json.dumps(dict(settings))
         with self._transaction() as db:
             key = self._touch(db, id)
-            for column, text in (("model", model), ("system", system)):
+            for column, text in (("model", model), ("system", system), ("settings", plain)):
                 if text is not None:
                     db.execute(f"update conversations set {column} = ? where key = ?", (_storable(text), key))
-            if settings is not None:
-                db.execute("update conversations set settings = ? where key = ?", (json.dumps(dict(settings)), key))
             if title is not None:
                 title = " ".join(_storable(title).split())
                 db.execute("update conversations set title = ?, named = ? where key = ?", (title, title != "", key))
@@ -394,10 +369,9 @@ class Conversations:
             rows = db.execute(f"select {columns} from turns where conversation = ? order by id", (key,)).fetchall()
             turns = []
             for turn, role, content, thinking, created, model, stop_reason, timing, whole in rows:
-                if not whole:
-                    content, thinking = self._pieces(db, turn)
+                content, thinking = (content, thinking) if whole else self._pieces(db, turn)
                 timing = _mapping(timing)
-                turns.append(Turn(role, content, thinking, model, stop_reason, timing, created, bool(whole), turn))
+                turns.append(Turn(role, content, thinking, created, model, stop_reason, timing, bool(whole), turn))
         id, created, updated, model, title, system, settings = row
         return Conversation(id, created, updated, model, title, system, _mapping(settings), tuple(turns))
 
@@ -471,39 +445,6 @@ class Conversations:
             (utc(), key),
         )
         return key
-
-    def _insert_turn(
-        self,
-        db: sqlite3.Connection,
-        key: int,
-        role: Role,
-        content: str,
-        thinking: str,
-        *,
-        model: str | None = None,
-        stop_reason: str | None = None,
-        timing: Mapping[str, Any] | None = None,
-        whole: bool = True,
-    ) -> int:
-        done = db.execute(
-            "insert into turns "
-            "(conversation, role, whole, created, model, stop_reason, timing, content, folded, thinking) "
-            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                key,
-                role,
-                whole,
-                utc(),
-                None if model is None else _storable(model),
-                stop_reason,
-                json.dumps({**(timing or {})}),
-                content,
-                _kept_folded(content),
-                thinking,
-            ),
-        )
-        assert done.lastrowid is not None
-        return done.lastrowid
 
     def _retitle(self, db: sqlite3.Connection, key: int, *, anew: bool = False) -> None:
         """Titles it after the user's first turn unless it has a title; `anew`: unless it has one given by hand."""
@@ -640,6 +581,12 @@ def _locked(path: Path, id: str) -> int:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _columns(turn: Turn) -> tuple[str, str, str | None, str]:
+    """timing, content, folded, thinking"""
+    content = _storable(turn.content)
+    return json.dumps({**turn.timing}), content, _kept_folded(content), _storable(turn.thinking)
 
 
 def _limit(limit: int | None) -> int:

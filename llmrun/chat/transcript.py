@@ -53,29 +53,9 @@ def _closed(text: str) -> str:
 
 def as_document(conversation: Conversation) -> dict[str, Any]:
     """Plain data for JSON, without loss."""
-    return {
-        "schema": SCHEMA,
-        "id": conversation.id,
-        "created": conversation.created,
-        "updated": conversation.updated,
-        "model": conversation.model,
-        "title": conversation.title,
-        "system": conversation.system,
-        "settings": dict(conversation.settings),
-        "messages": [
-            {
-                "role": turn.role,
-                "content": turn.content,
-                "thinking": turn.thinking,
-                "created": turn.created,
-                "model": turn.model,
-                "stop_reason": turn.stop_reason,
-                "timing": dict(turn.timing),
-                "whole": turn.whole,
-            }
-            for turn in conversation.turns
-        ],
-    }
+    about = {name: value for name, value in vars(conversation).items() if name != "turns"}
+    messages = [{name: value for name, value in vars(turn).items() if name != "id"} for turn in conversation.turns]
+    return {"schema": SCHEMA, **about, "messages": messages}
 
 
 @dataclass

@@ -36,7 +36,7 @@ COMMANDS = {
     "run": Entry("run", "run", "Answer one prompt and exit; without a prompt on a terminal, chat."),
     "chat": Entry("chat", "chat", "Talk with a model; /help there lists what can be done."),
     "bench": Entry("bench", "bench", "Measure tokens per second."),
-    "bench history": Entry("bench_history", "history", "Show the benches of this machine, the oldest first."),
+    "bench history": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history list": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history show": Entry("bench_history", "show", "Show one bench again; with --json its whole record."),
     "bench history rm": Entry("bench_history", "rm", "Remove benches."),

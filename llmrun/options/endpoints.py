@@ -23,32 +23,27 @@ def parse_endpoints(text: str) -> tuple[str, ...]:
     llama.cpp's client splits at the first colon and resolves to IPv4 only, so that there is no way to write an IPv6
     address.
     """
+
+    def wrong(problem: str) -> UsageError:
+        return UsageError(problem, field="rpc", value=text, hint=_EXAMPLE)
+
     endpoints = [item.strip() for item in text.split(",")] if text.strip() else []
     seen: set[str] = set()
     for endpoint in endpoints:
         host, _, port = endpoint.rpartition(":")
         if ":" in host:
-            raise UsageError(
-                f"'{endpoint}': llama.cpp's RPC knows IPv4 addresses and names only",
-                field="rpc",
-                value=endpoint,
-                hint=_EXAMPLE,
-            )
+            raise wrong(f"'{endpoint}': llama.cpp's RPC knows IPv4 addresses and names only")
         if not host or not _HOST.fullmatch(host):
-            raise UsageError(f"'{endpoint}' is not host:port", field="rpc", value=endpoint, hint=_EXAMPLE)
+            raise wrong(f"'{endpoint}' is not host:port")
         if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
-            raise UsageError(
-                f"'{endpoint}': a port is a number from 1 to 65535", field="rpc", value=endpoint, hint=_EXAMPLE
-            )
+            raise wrong(f"'{endpoint}': a port is a number from 1 to 65535")
         # To ask one worker twice is to wait for oneself: it serves one client at a time.
         same = f"{'127.0.0.1' if host.lower() == 'localhost' else host.lower()}:{int(port)}"
         if same in seen:
-            raise UsageError(f"'{endpoint}' is named twice", field="rpc", value=endpoint)
+            raise wrong(f"'{endpoint}' is named twice")
         seen.add(same)
     if len(endpoints) > MAX_ENDPOINTS:
-        raise UsageError(
-            f"{len(endpoints)} workers, llama.cpp can use {MAX_ENDPOINTS} at most", field="rpc", value=text
-        )
+        raise wrong(f"{len(endpoints)} workers, llama.cpp can use {MAX_ENDPOINTS} at most")
     return tuple(endpoints)
 
 

@@ -7,16 +7,17 @@ llama.cpp takes many bad values without a word (`n_ctx` 1 becomes 256) and dies 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from llmrun.errors import Change, UsageError
+from llmrun.errors import Act, Change, UsageError
 from llmrun.options import parse
 from llmrun.options.defaults import COMFORTABLE_CTX as COMFORTABLE_CTX
 from llmrun.options.endpoints import listed, parse_endpoints
 from llmrun.options.spec import (
     EMPTY,
+    FIRST,
     MODEL,
     OFFLOAD,
     SPEED,
@@ -31,7 +32,6 @@ from llmrun.options.spec import (
     option,
 )
 
-OnOff = Literal["on", "off"]
 AutoOnOff = Literal["auto", "on", "off"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 """The types that llama.cpp takes for the KV cache (`kv_cache_types` in its common/arg.cpp)."""
@@ -86,7 +86,7 @@ def _check_shares(shares: tuple[float, ...]) -> None:
         Number(0, 1e9).check(share)
     # In llama.cpp's single precision they would be 0, and their sum is divided by.
     if shares and sum(shares) < 1e-30:
-        raise UsageError("every share is 0", field="tensor_split", value=shares, hint=Change({"tensor_split": (3, 1)}))
+        raise ValueError("every share is 0")
 
 
 def _check_devices(names: tuple[str, ...]) -> None:
@@ -124,11 +124,14 @@ class Offload:
         fit_target: bytes that "auto" leaves free on each device.
     """
 
+    PANEL: ClassVar = OFFLOAD
+
     n_gpu_layers: int | Literal["auto", "all"] = option(
         "auto",
         "n-gpu-layers",
         Written(parse.n_gpu_layers, valid=lambda value: _check_layers(value, MAX_LAYERS + 1, "auto", "all")),
         short="ngl",
+        panel=FIRST,
         aliases=("gpu-layers",),
         metavar="auto|all|N",
         help="Layers to put on GPUs; auto: as many as fit.",
@@ -138,7 +141,7 @@ class Offload:
         "device",
         Written(parse.devices, _comma, _check_devices),
         short="dev",
-        panel=OFFLOAD,
+        example=Act("devices"),
         metavar="NAME,...",
         help="Devices to put layers on, or none; `do: devices` lists them.",
         without="every GPU",
@@ -148,7 +151,7 @@ class Offload:
         "tensor-split",
         Written(parse.tensor_split, _comma, _check_shares),
         short="ts",
-        panel=OFFLOAD,
+        example=Change({"tensor_split": (3, 1)}),
         metavar="N,...",
         help="Each device's share of the layers, as in 3,1.",
         without="by free memory",
@@ -156,26 +159,18 @@ class Offload:
     split_mode: SplitMode = option(
         "layer",
         "split-mode",
-        Choice(get_args(SplitMode)),
+        Choice(SplitMode),
         short="sm",
-        panel=OFFLOAD,
-        metavar="none|layer|row",
         help="none: one GPU only; layer: whole layers; row: rows of each matrix, where the backend can.",
     )
     main_gpu: int = option(
-        0,
-        "main-gpu",
-        Whole(0, MAX_DEVICES - 1),
-        short="mg",
-        panel=OFFLOAD,
-        help="The one GPU of `split_mode` none, counted from 0.",
+        0, "main-gpu", Whole(0, MAX_DEVICES - 1), short="mg", help="The one GPU of `split_mode` none, counted from 0."
     )
     n_cpu_moe: int | Literal["all"] = option(
         0,
         "n-cpu-moe",
         Written(parse.n_cpu_moe, valid=lambda value: _check_layers(value, MAX_LAYERS, "all")),
         short="ncmoe",
-        panel=OFFLOAD,
         metavar="N",
         help="Keep the experts of the first N layers in RAM.",
         also=[
@@ -183,7 +178,6 @@ class Offload:
                 "cpu-moe",
                 Flag(),
                 short="cmoe",
-                panel=OFFLOAD,
                 help="Keep all experts in RAM.",
                 means=lambda wanted: "all" if wanted else 0,
                 agrees=(0, "all"),
@@ -195,27 +189,19 @@ class Offload:
         "override-tensor",
         Written(parse.override_tensor, "=".join, lambda pair: parse.check_pattern(pair[0])),
         short="ot",
-        panel=OFFLOAD,
         metavar="PATTERN=DEVICE",
         help="Put tensors whose name matches on this device. Repeatable; the first match counts.",
+        example=Change({"override_tensor": ((r"blk\.[0-9]\.ffn_.*", "CPU"),)}),
         repeatable=True,
     )
     kv: bool = option(
-        True,
-        "no-kv-offload",
-        Flag(),
-        field="kv_offload",
-        short="nkvo",
-        panel=OFFLOAD,
-        negated=True,
-        help="Keep the KV cache in RAM.",
+        True, "no-kv-offload", Flag(), field="kv_offload", short="nkvo", negated=True, help="Keep the KV cache in RAM."
     )
     fit_target: int = option(
         _GIB,
         "fit-target",
         Written(parse.mebibytes, lambda n_bytes: str(n_bytes >> 20), Whole(0, 1 << 50).check),
         short="fitt",
-        panel=OFFLOAD,
         metavar="MiB",
         help="What `n_gpu_layers` auto leaves free on each device.",
     )
@@ -235,35 +221,24 @@ class Rope:
         yarn_orig_ctx, yarn_ext_factor, yarn_attn_factor, yarn_beta_slow, yarn_beta_fast: of YaRN.
     """
 
+    PANEL: ClassVar = MODEL
+
     scaling: RopeScaling | None = option(
-        None,
-        "rope-scaling",
-        Choice(get_args(RopeScaling)),
-        field="rope_scaling",
-        panel=MODEL,
-        metavar="none|linear|yarn",
-        help="Beyond the trained context.",
+        None, "rope-scaling", Choice(RopeScaling), field="rope_scaling", help="Beyond the trained context."
     )
     freq_base: float | None = option(
-        None,
-        "rope-freq-base",
-        Number(1, 1e12),
-        field="rope_freq_base",
-        panel=MODEL,
-        help="Base of the rotations' frequencies.",
+        None, "rope-freq-base", Number(1, 1e12), field="rope_freq_base", help="Base of the rotations' frequencies."
     )
     freq_scale: float | None = option(
         None,
         "rope-freq-scale",
         Number(1e-6, 1e6),
         field="rope_freq_scale",
-        panel=MODEL,
         help="What positions are multiplied by.",
         also=[
             Option(
                 "rope-scale",
                 Written(_positive, toml=float, wanted="a number"),
-                panel=MODEL,
                 metavar="<float>",
                 help="Context longer by this factor: 1 / `rope_freq_scale`.",
                 means=lambda factor: 1 / factor,
@@ -271,24 +246,14 @@ class Rope:
         ],
     )
     yarn_orig_ctx: int | None = option(
-        None,
-        "yarn-orig-ctx",
-        Whole(1, MAX_CTX),
-        panel=MODEL,
-        help="YaRN: the context that the model was trained on.",
+        None, "yarn-orig-ctx", Whole(1, MAX_CTX), help="YaRN: the context that the model was trained on."
     )
     yarn_ext_factor: float | None = option(
-        None, "yarn-ext-factor", Number(0, 1e3), panel=MODEL, help="YaRN: mix of extrapolation; 0: interpolation alone."
+        None, "yarn-ext-factor", Number(0, 1e3), help="YaRN: mix of extrapolation; 0: interpolation alone."
     )
-    yarn_attn_factor: float | None = option(
-        None, "yarn-attn-factor", Number(0, 1e3), panel=MODEL, help="YaRN: scale of attention."
-    )
-    yarn_beta_slow: float | None = option(
-        None, "yarn-beta-slow", Number(0, 1e6), panel=MODEL, help="YaRN: high correction."
-    )
-    yarn_beta_fast: float | None = option(
-        None, "yarn-beta-fast", Number(0, 1e6), panel=MODEL, help="YaRN: low correction."
-    )
+    yarn_attn_factor: float | None = option(None, "yarn-attn-factor", Number(0, 1e3), help="YaRN: scale of attention.")
+    yarn_beta_slow: float | None = option(None, "yarn-beta-slow", Number(0, 1e6), help="YaRN: high correction.")
+    yarn_beta_fast: float | None = option(None, "yarn-beta-fast", Number(0, 1e6), help="YaRN: low correction.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -316,87 +281,60 @@ class LoadConfig:
         override_kv: metadata of the model that are to count instead of its own.
     """
 
+    PANEL: ClassVar = SPEED
+
     n_ctx: int | None = option(
         None,
         "ctx-size",
         Whole(0, MAX_CTX),
         short="c",
+        panel=FIRST,
         help="Context in tokens, prompt and answer together; 0: what the model was trained on, or as much of it as"
         " fits.",
         without="as much as they need",
     )
-    n_batch: int = option(
-        2048, "batch-size", Whole(1, MAX_BATCH), short="b", panel=SPEED, help="Prompt tokens handed over at once."
-    )
-    n_ubatch: int = option(
-        512, "ubatch-size", Whole(1, MAX_BATCH), short="ub", panel=SPEED, help="Prompt tokens computed at once."
-    )
+    n_batch: int = option(2048, "batch-size", Whole(1, MAX_BATCH), short="b", help="Prompt tokens handed over at once.")
+    n_ubatch: int = option(512, "ubatch-size", Whole(1, MAX_BATCH), short="ub", help="Prompt tokens computed at once.")
     n_threads: int | None = option(
-        None,
-        "threads",
-        Whole(1, MAX_THREADS),
-        short="t",
-        panel=SPEED,
-        help="Threads for decoding.",
-        without="physical cores",
+        None, "threads", Whole(1, MAX_THREADS), short="t", help="Threads for decoding.", without="physical cores"
     )
     n_threads_batch: int | None = option(
-        None,
-        "threads-batch",
-        Whole(1, MAX_THREADS),
-        short="tb",
-        panel=SPEED,
-        help="Threads for prefill.",
-        without="as `n_threads`",
+        None, "threads-batch", Whole(1, MAX_THREADS), short="tb", help="Threads for prefill.", without="as `n_threads`"
     )
-    flash_attn: AutoOnOff = option(
-        "auto",
-        "flash-attn",
-        Choice(get_args(AutoOnOff)),
-        short="fa",
-        panel=SPEED,
-        metavar="auto|on|off",
-        help="Flash attention.",
-    )
+    flash_attn: AutoOnOff = option("auto", "flash-attn", Choice(AutoOnOff), short="fa", help="Flash attention.")
     repack: AutoOnOff = option(
         "auto",
         "repack",
-        Choice(get_args(AutoOnOff)),
-        panel=SPEED,
-        metavar="auto|on|off",
+        Choice(AutoOnOff),
         help="Rearrange the weights for this CPU at load; auto: where it is known to pay.",
     )
     type_k: KvType = option(
         "f16",
         "cache-type-k",
-        Choice(get_args(KvType)),
+        Choice(KvType),
         short="ctk",
-        panel=SPEED,
         metavar="TYPE",
         help="Type of the cached keys: f16, q8_0, q4_0, ...",
     )
     type_v: KvType = option(
         "f16",
         "cache-type-v",
-        Choice(get_args(KvType)),
+        Choice(KvType),
         short="ctv",
-        panel=SPEED,
         metavar="TYPE",
         help="Of the cached values; a quantized one needs flash attention.",
     )
     load_mode: LoadMode = option(
         "auto",
         "load-mode",
-        Choice(get_args(LoadMode)),
+        Choice(LoadMode),
         short="lm",
-        panel=SPEED,
         metavar="MODE",
         help=f"How the file is read: {', '.join(get_args(LoadMode))}.",
         also=[
             Option(
                 "mlock",
                 Flag(),
-                panel=SPEED,
                 help="Keep the model in RAM: `load_mode` mmap+mlock.",
                 means=lambda wanted: "mmap+mlock" if wanted else "auto",
                 agrees=("auto", "mmap", "mmap+mlock"),
@@ -404,12 +342,7 @@ class LoadConfig:
         ],
     )
     numa: Numa | None = option(
-        None,
-        "numa",
-        Choice(get_args(Numa)),
-        panel=SPEED,
-        metavar="TYPE",
-        help="With several memory nodes: distribute, isolate, numactl.",
+        None, "numa", Choice(Numa), metavar="TYPE", help="With several memory nodes: distribute, isolate, numactl."
     )
     rpc: tuple[str, ...] = option(
         (),
@@ -448,6 +381,7 @@ class LoadConfig:
         panel=MODEL,
         metavar="KEY=TYPE:VALUE",
         help="Metadata to count instead of the model's own; TYPE: int, float, bool, str. Repeatable.",
+        example=Change({"override_kv": {"llama.expert_used_count": 4}}),
         repeatable=True,
     )
 
@@ -463,11 +397,7 @@ class LoadConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON."""
-        return {
-            **vars(self),
-            "rpc": list(self.rpc),
-            "offload": asdict(self.offload),
-            "rope": asdict(self.rope),
-            "lora": [{"path": str(adapter.path), "scale": adapter.scale} for adapter in self.lora],
-            "override_kv": dict(self.override_kv),
-        }
+        from llmrun import codec
+
+        plain: dict[str, Any] = codec.plain(self)
+        return plain

@@ -1,22 +1,27 @@
 """From the text of an option to the value that its dataclass checks, and back. The spellings are llama.cpp's.
 
-What is wrong is a `ValueError` with the problem alone, which the option makes a `UsageError` of; or a `UsageError`
-where there is an example to give.
+What is wrong is a `ValueError` with the problem alone, which the option makes a `UsageError` of.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from llmrun.errors import Act, Change, NotFound, UsageError
+from llmrun.errors import NotFound
 
 KvValue = int | float | bool | str
 
 _LOGIT_BIAS = re.compile(r"(\d{1,10})([+-](?:inf|\d{1,7}(?:\.\d{1,9})?))")
+_OF_KIND: dict[str, Callable[[str], KvValue]] = {
+    "int": int,
+    "float": float,
+    "bool": {"true": True, "false": False}.__getitem__,
+    "str": str,
+}
 _WHOLE = re.compile(r"-?\d{1,18}")
 
 
@@ -56,11 +61,9 @@ def devices(text: str) -> tuple[str, ...]:
     if names == ("none",):
         return ()
     if not all(names):
-        raise UsageError(
-            f"'{text}' is not a list of names, such as CUDA0,RPC0", field="devices", value=text, hint=Act("devices")
-        )
+        raise ValueError(f"'{text}' is not a list of names, such as CUDA0,RPC0")
     if len(set(names)) < len(names):
-        raise UsageError(f"'{text}' names a device twice", field="devices", value=text, hint=Act("devices"))
+        raise ValueError(f"'{text}' names a device twice")
     return names
 
 
@@ -80,12 +83,7 @@ def override_tensor(text: str) -> tuple[tuple[str, str], ...]:
     for part in _split_overrides(text):
         pattern, equals, device = part.rpartition("=")
         if not equals or not pattern or not device:
-            raise UsageError(
-                f"'{part[:60]}' is not PATTERN=DEVICE",
-                field="override_tensor",
-                value=text,
-                hint=Change({"override_tensor": (("ffn_.*_exps", "CPU"),)}),
-            )
+            raise ValueError(f"'{part[:60]}' is not PATTERN=DEVICE")
         found.append((pattern, device))
     return tuple(found)
 
@@ -107,41 +105,27 @@ _MOST_REPEATS = 4
 
 def check_pattern(pattern: str) -> None:
     """Raise unless Python and C++ (ECMAScript) read the pattern alike: both will."""
-    problem = None
     _n_bytes(pattern)
+    shown = f"'{pattern[:60]}'"
     try:
         re.compile(pattern)
     except re.error as error:
-        problem = f"is not a regular expression: {error}"
+        raise ValueError(f"{shown} is not a regular expression: {error}") from None
     plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern)
-    if problem:
-        pass
-    elif re.search(r"\)[*+{]", plain) or len(re.findall(r"[*+{]", plain)) > _MOST_REPEATS:
-        problem = f"could take for ever: none of * + {{}} behind a group, and at most {_MOST_REPEATS}"
-    elif not pattern or len(pattern) > 500 or re.search(r"\(\?(?![:=!])|\\[AZ]|\[\[|[*+?}]\+", pattern):
-        problem = "is not a pattern that llama.cpp reads as well (ECMAScript)"
-    if problem:
-        raise UsageError(
-            f"'{pattern[:60]}' {problem}",
-            field="override_tensor",
-            value=pattern,
-            hint=Change({"override_tensor": ((r"blk\.[0-9]\.ffn_.*", "CPU"),)}),
-        )
+    if re.search(r"\)[*+{]", plain) or len(re.findall(r"[*+{]", plain)) > _MOST_REPEATS:
+        raise ValueError(f"{shown} could take for ever: none of * + {{}} behind a group, and at most {_MOST_REPEATS}")
+    if not pattern or len(pattern) > 500 or re.search(r"\(\?(?![:=!])|\\[AZ]|\[\[|[*+?}]\+", pattern):
+        raise ValueError(f"{shown} is not a pattern that llama.cpp reads as well (ECMAScript)")
 
 
 def override_kv(text: str) -> tuple[tuple[str, KvValue]]:
     """KEY=TYPE:VALUE, TYPE being int, float, bool or str."""
     match = re.fullmatch(r"([^=]+)=(int|float|bool|str):(.*)", text, re.DOTALL)
     if match is None:
-        raise UsageError(
-            f"'{text[:60]}' is not KEY=TYPE:VALUE, TYPE one of int, float, bool, str",
-            field="override_kv",
-            value=text,
-            hint=Change({"override_kv": {"llama.expert_used_count": 4}}),
-        )
+        raise ValueError(f"'{text[:60]}' is not KEY=TYPE:VALUE, TYPE one of int, float, bool, str")
     key, kind, value = match.groups()
     try:
-        return ((key, _typed(kind, value)),)
+        return ((key, _OF_KIND[kind](value)),)
     except (ValueError, KeyError):
         raise ValueError(f"{key}: '{value[:40]}' is not {'an' if kind == 'int' else 'a'} {kind}") from None
 
@@ -173,18 +157,6 @@ def _n_bytes(text: str) -> int:
         raise ValueError(f"'{text[:40]}' is not UTF-8") from None
 
 
-def _typed(kind: str, value: str) -> KvValue:
-    match kind:
-        case "int":
-            return int(value)
-        case "float":
-            return float(value)
-        case "bool":
-            return {"true": True, "false": False}[value]
-        case _:
-            return value
-
-
 def adapter_file(text: str) -> Path:
     """Raises `NotFound`: native code would load the model first."""
     path = Path(text)
@@ -195,13 +167,11 @@ def adapter_file(text: str) -> Path:
 
 def scaled_file(text: str) -> tuple[Path, float]:
     """FILE:SCALE. Raises `NotFound`."""
-    path, colon, scale = text.rpartition(":")
     try:
+        path, scale = text.rsplit(":", 1)
         strength = float(scale)
     except ValueError:
-        colon = ""
-    if not colon:
-        raise ValueError(f"'{text[:60]}' is not FILE:SCALE, such as a.gguf:0.5")
+        raise ValueError(f"'{text[:60]}' is not FILE:SCALE, such as a.gguf:0.5") from None
     return adapter_file(path), strength
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from llmrun.errors import UsageError
 from llmrun.options import parse
 from llmrun.options.load import MAX_CTX
-from llmrun.options.spec import EMPTY, SAMPLING, TEXT, Flag, Number, Whole, Written, check, option
+from llmrun.options.spec import EMPTY, FIRST, SAMPLING, TEXT, Flag, Number, Whole, Written, check, option
 
 MAX_SEED = (1 << 32) - 2  # 2^32 - 1 is llama.cpp's word for "pick one"
 _seed = Whole(0, MAX_SEED)
@@ -48,16 +48,19 @@ class SamplingConfig:
         ignore_eos: go on when the model would end.
     """
 
+    PANEL: ClassVar = SAMPLING
+
     max_tokens: int = option(
         -1,
         "n-predict",
         Whole(-1, MAX_CTX),
         short="n",
+        panel=FIRST,
         elsewhere=("num-predict", "max-tokens"),
         help="At most this many tokens; -1: until the model ends.",
     )
     temperature: float = option(
-        0.8, "temp", Number(0, 100), elsewhere=("temperature",), help="0 always takes the likeliest token."
+        0.8, "temp", Number(0, 100), panel=FIRST, elsewhere=("temperature",), help="0 always takes the likeliest token."
     )
     stop: tuple[str, ...] = option(
         (),
@@ -74,52 +77,31 @@ class SamplingConfig:
         "seed",
         Written(_read_seed, valid=_seed.check, toml=int, wanted=_seed.wanted),
         short="s",
-        panel=SAMPLING,
         metavar="<int>",
         help="Same seed, same answer.",
         without="random",
     )
-    top_k: int = option(40, "top-k", Whole(0, 1 << 24), panel=SAMPLING, help="Keep the K likeliest tokens; 0: all.")
-    top_p: float = option(
-        0.95, "top-p", Number(0.0, 1), panel=SAMPLING, help="Keep tokens up to this probability; 1: all."
-    )
-    min_p: float = option(
-        0.05,
-        "min-p",
-        Number(0.0, 1),
-        panel=SAMPLING,
-        help="Keep tokens with this share of the likeliest's chance.",
-    )
+    top_k: int = option(40, "top-k", Whole(0, 1 << 24), help="Keep the K likeliest tokens; 0: all.")
+    top_p: float = option(0.95, "top-p", Number(0.0, 1), help="Keep tokens up to this probability; 1: all.")
+    min_p: float = option(0.05, "min-p", Number(0.0, 1), help="Keep tokens with this share of the likeliest's chance.")
     typical_p: float = option(
-        1.0,
-        "typical",
-        Number(0.0, 1),
-        panel=SAMPLING,
-        elsewhere=("typical-p",),
-        help="Locally typical sampling; 1: off.",
+        1.0, "typical", Number(0.0, 1), elsewhere=("typical-p",), help="Locally typical sampling; 1: off."
     )
     repeat_penalty: float = option(
-        1.0, "repeat-penalty", Number(0.01, 100), panel=SAMPLING, help="Divide logits of tokens seen; 1: off."
+        1.0, "repeat-penalty", Number(0.01, 100), help="Divide logits of tokens seen; 1: off."
     )
     repeat_last_n: int = option(
-        64,
-        "repeat-last-n",
-        Whole(-1, MAX_CTX),
-        panel=SAMPLING,
-        help="How far the penalties look back; 0: off, -1: all.",
+        64, "repeat-last-n", Whole(-1, MAX_CTX), help="How far the penalties look back; 0: off, -1: all."
     )
-    presence_penalty: float = option(
-        0.0, "presence-penalty", Number(-100, 100), panel=SAMPLING, help="Off each logit of a token seen."
-    )
+    presence_penalty: float = option(0.0, "presence-penalty", Number(-100, 100), help="Off each logit of a token seen.")
     frequency_penalty: float = option(
-        0.0, "frequency-penalty", Number(-100, 100), panel=SAMPLING, help="Off it for every time it was seen."
+        0.0, "frequency-penalty", Number(-100, 100), help="Off it for every time it was seen."
     )
     logit_bias: Mapping[int, float] = option(
         EMPTY,
         "logit-bias",
         Written(parse.logit_bias, lambda pair: f"{pair[0]}{pair[1]:+g}", lambda pair: parse.check_bias(*pair)),
         short="l",
-        panel=SAMPLING,
         metavar="TOKEN±BIAS",
         help="Favour or forbid a token id: 15043+1, 15043-inf. Repeatable.",
         repeatable=True,

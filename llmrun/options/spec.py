@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from llmrun.errors import Act, Remedy, UsageError
+from llmrun.errors import Remedy, UsageError
 
-# The groups in which help shows options.
+# The groups in which help shows options: the `panel` of each, or PANEL of its dataclass. The first is that of the few
+# that a newcomer needs.
+FIRST = "Options"
 TEXT = "Prompt and answer"
 OUTPUT = "Output"
 SHAPE = "Shape of the answer"
@@ -125,9 +127,12 @@ class Whole(Number):
         super().check(value)
 
 
-@dataclass(frozen=True)
 class Choice(Kind):
-    values: Sequence[str]
+    """One of these texts, or of those in a `Literal`."""
+
+    def __init__(self, values: Any) -> None:
+        self.values: tuple[str, ...] = get_args(values) or values
+        self.metavar = "|".join(self.values)
 
     def check(self, value: Any) -> None:
         if value not in self.values:
@@ -181,7 +186,6 @@ class Option:
         means: of a second option for a field: its value → the field's.
         agrees: values of the field's own option that may stand beside it.
         example: what to give instead of a wrong value.
-        show_default: whether help shows the default.
         complete: what has been typed of a value → what it can become, for a shell.
     """
 
@@ -199,7 +203,6 @@ class Option:
     panel: str | None = None
     without: str = ""
     metavar: str = ""
-    show_default: bool = True
     repeatable: bool = False
     negated: bool = False
     swept: str = "values"
@@ -256,7 +259,7 @@ class Option:
                 raise self.wrong(str(error), each) from None
 
     def wrong(self, problem: str, value: object = None) -> UsageError:
-        return UsageError(problem, field=self.key, value=value, hint=self.example or Act("help", "run"))
+        return UsageError(problem, field=self.key, value=value, hint=self.example)
 
     def collected(self, values: Iterable[Any]) -> Any:
         """The field's value, of those that an option was repeated with."""
@@ -311,7 +314,8 @@ def _options_of(options: type[Any]) -> Iterator[Option]:
             flat = first.field if first else declared.field or each.name
             default = first.default if first else declared.default
             key = declared.name.replace("-", "_") if first else flat
-            made = replace(declared, field=flat, key=key, attribute=each.name, default=default)
+            panel = declared.panel or getattr(options, "PANEL", None)
+            made = replace(declared, field=flat, key=key, attribute=each.name, default=default, panel=panel)
             first = first or made
             yield made
 
@@ -344,20 +348,6 @@ def made(options: type[Any], values: Mapping[str, Any]) -> Any:
             if flat in values:
                 given[each.name] = values[flat]
     return options(**given)
-
-
-def value_of(config: Any, flat: str) -> Any:
-    """The value of a flat field, wherever among the groups it is. Raises `KeyError`."""
-    for each in fields(config):
-        if "group" in each.metadata:
-            try:
-                return value_of(getattr(config, each.name), flat)
-            except KeyError:
-                continue
-    for own in _own(type(config)):
-        if own.field == flat:
-            return getattr(config, own.attribute)
-    raise KeyError(flat)
 
 
 def field_values(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmrun import paths
+from llmrun import fs, paths
 from llmrun.errors import Act, DiskError, Remedy, UsageError
 from llmrun.options.toml import is_option_value, read_toml
 
@@ -301,8 +301,4 @@ def _replace(target: Path, text: str, shown: Path) -> None:
         os.fsync(file.fileno())
     _read(shown, read_toml(new, "config", shown)[0])  # what one library wrote, the other has to understand
     new.replace(target)
-    handle = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fs.fsync_folder(target.parent)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import RunLlmrun
-from test_exports import DATA, golden, record_of
-from test_results import DECODE, RECORD
+from test_export import DATA, golden, record_of
+from test_record import DECODE, RECORD
 
 from llmrun.bench import compare, journal
 from llmrun.bench.compare import compare_samples

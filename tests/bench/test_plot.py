@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import RunLlmrun
 from terminal import Terminal
-from test_results import RECORD
+from test_record import RECORD
 from waiting import HANGS_S
 
 from llmrun.bench import journal

@@ -15,7 +15,7 @@ import pytest
 from waiting import HANGS_S
 
 from llmrun.chat import store
-from llmrun.chat.store import Conversations, excerpt, title_of
+from llmrun.chat.store import Conversations, Turn, excerpt, title_of
 from llmrun.errors import Act, DiskError, NotFound, UsageError
 
 
@@ -34,7 +34,7 @@ def said(kept: Conversations, *texts: str) -> str:
     """A conversation in which user and model say these in turn."""
     id = kept.create("tiny")
     for i, text in enumerate(texts):
-        kept.add(id, "assistant" if i % 2 else "user", text, model="tiny" if i % 2 else None)
+        kept.add(id, Turn("assistant" if i % 2 else "user", text, model="tiny" if i % 2 else None))
     return id
 
 
@@ -49,7 +49,7 @@ def python(code: str, *arguments: str, **options: object) -> subprocess.Popen[st
 def test_comes_back(kept: Conversations, path: Path) -> None:
     """What goes in comes out, of another connection as well; the file is the user's alone."""
     id = kept.create("qwen3:4b", system="Be kind.", settings={"temp": 0.6, "stop": ["\n"]})
-    asked = kept.add(id, "user", "Hello\nworld")
+    asked = kept.add(id, Turn("user", "Hello\nworld"))
     answered = kept.begin_answer(id, "qwen3:4b")
     kept.append(answered, "Good ", "hm")
     kept.append(answered, "day", "m")
@@ -61,7 +61,7 @@ def test_comes_back(kept: Conversations, path: Path) -> None:
             False,
             None,
         )
-    kept.finish(answered, "stop", content="Good day.", thinking="Hmm.", timing={"ttft_s": 0.25})
+    kept.finish(answered, Turn("assistant", "Good day.", thinking="Hmm.", timing={"ttft_s": 0.25}, stop_reason="stop"))
     with Conversations(path) as other:
         read = other.read(id)
     assert (read.model, read.title, read.system) == ("qwen3:4b", "Hello", "Be kind.")
@@ -89,11 +89,11 @@ def test_comes_back(kept: Conversations, path: Path) -> None:
 def test_any_text(kept: Conversations, text: str, stored: str) -> None:
     """NUL, halves of surrogate pairs, quotes: in every field that takes text."""
     id = kept.create(text, system=text, settings={"x": text})
-    kept.add(id, "user", text, thinking=text)
+    kept.add(id, Turn("user", text, thinking=text))
     turn = kept.begin_answer(id, text)
     kept.append(turn, text, text)
     assert (kept.read(id).turns[1].content, kept.read(id).turns[1].model) == (stored, stored)
-    kept.finish(turn, "stop", content=text, thinking=text)
+    kept.finish(turn, Turn("assistant", text, thinking=text, stop_reason="stop"))
     kept.change(id, title=text)
     read = kept.read(id)
     assert (read.model, read.system) == (stored, stored)
@@ -106,15 +106,15 @@ def test_title(kept: Conversations) -> None:
     assert len(title_of("word " * 50)) <= 60 and title_of("word " * 50).endswith("word…")
     id = kept.create("tiny")
     assert kept.read(id).title == ""
-    first = kept.add(id, "user", "First")
-    kept.add(id, "user", "Second")
+    first = kept.add(id, Turn("user", "First"))
+    kept.add(id, Turn("user", "Second"))
     assert kept.read(id).title == "First"
     kept.drop(id, [first])
     assert kept.read(id).title == "Second"
     kept.change(id, title="By\nhand")
     kept.drop(id, [turn.id or 0 for turn in kept.read(id).turns])
     assert kept.read(id).title == "By hand"
-    kept.add(id, "user", "Third")
+    kept.add(id, Turn("user", "Third"))
     kept.change(id, title="")
     assert kept.read(id).title == "Third"
 
@@ -132,7 +132,7 @@ def test_change_and_drop(kept: Conversations) -> None:
     with pytest.raises(NotFound):
         kept.append(turn, "y")
     with pytest.raises(NotFound):
-        kept.finish(turn, "stop", content="y")
+        kept.finish(turn, Turn("assistant", "y", stop_reason="stop"))
     assert kept.begin_answer(id, "tiny") != turn
     other = said(kept, "mine")
     kept.drop(id, [kept.read(other).turns[0].id or 0])
@@ -147,7 +147,7 @@ def test_find_and_order(kept: Conversations) -> None:
             kept.find(nothing)
     first, second, third = (said(kept, f"question {i}", "answer") for i in range(3))
     assert [each.id for each in kept.list()] == [third, second, first]
-    kept.add(first, "user", "again")
+    kept.add(first, Turn("user", "again"))
     assert kept.find("last") == kept.last() == first
     assert [each.id for each in kept.list(2)] == [first, third]
     assert [each.n_turns for each in kept.list()] == [3, 2, 2]
@@ -158,7 +158,7 @@ def test_find_and_order(kept: Conversations) -> None:
         with pytest.raises(NotFound):
             kept.find(unknown)
     for unknown in ("no", "../../x"):
-        for use in (kept.read, lambda id: kept.remove([id]), lambda id: kept.add(id, "user", "x")):
+        for use in (kept.read, lambda id: kept.remove([id]), lambda id: kept.add(id, Turn("user", "x"))):
             with pytest.raises(NotFound) as caught:
                 use(unknown)
             assert caught.value.remedies == (Act("history list"),)
@@ -219,7 +219,7 @@ def test_excerpt() -> None:
 WRITER = """
 with Conversations(Path(sys.argv[1])) as kept:
     id = kept.create("tiny")
-    kept.add(id, "user", "go")
+    kept.add(id, Turn("user", "go"))
     turn = kept.begin_answer(id, "tiny")
     print(id, flush=True)
     n = 0
@@ -228,7 +228,7 @@ with Conversations(Path(sys.argv[1])) as kept:
         print(n, flush=True)
         n += 1
         if n % 40 == 0:
-            kept.finish(turn, "stop", content="".join(f"{i} " for i in range(n - 40, n)))
+            kept.finish(turn, Turn("assistant", "".join(f"{i} " for i in range(n - 40, n)), stop_reason="stop"))
             turn = kept.begin_answer(id, "tiny")
 """
 
@@ -267,7 +267,7 @@ for i in range(20):
         id = kept.create(sys.argv[2])
         turn = kept.begin_answer(id, "tiny")
         for n in range(10): kept.append(turn, "x")
-        kept.finish(turn, "stop", content="x" * n)
+        kept.finish(turn, Turn("assistant", "x" * n, stop_reason="stop"))
         assert kept.find(id) == id and kept.search("x")
         if i % 5 == 0: kept.remove([kept.create("gone")])
 """
@@ -395,11 +395,11 @@ def test_disk(path: Path) -> None:
     with Conversations(path) as kept:
         kept._db.execute("pragma max_page_count = 1")
         with pytest.raises(DiskError, match="the disk is full"):
-            kept.add(id, "user", "x" * 100_000)
+            kept.add(id, Turn("user", "x" * 100_000))
         assert len(kept.read(id).turns) == 1
         kept._db.execute("pragma query_only = on")
         with pytest.raises(DiskError, match="read-only"):
-            kept.add(id, "user", "x")
+            kept.add(id, Turn("user", "x"))
 
 
 def test_ulimit(path: Path) -> None:
@@ -408,7 +408,7 @@ def test_ulimit(path: Path) -> None:
 from llmrun.errors import DiskError
 with Conversations(Path(sys.argv[1])) as kept:
     id = kept.create("tiny")
-    try: kept.add(id, "user", "x" * 1_000_000)
+    try: kept.add(id, Turn("user", "x" * 1_000_000))
     except DiskError as error: print(error.message)
 """
     limit = 200_000

@@ -13,7 +13,7 @@ from scripted_engine import Script, ScriptedEngine
 
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.chat.conversation import CHATML, Chat, Notice, Piece
-from llmrun.chat.store import Conversations
+from llmrun.chat.store import Conversations, Turn
 from llmrun.constrain.output_format import of_choices
 from llmrun.engine.engine import ChildEngine
 from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
@@ -158,13 +158,13 @@ def test_cancelled_answers(kept: Conversations) -> None:
 def test_a_message_that_was_never_answered(kept: Conversations) -> None:
     """A kill between question and answer: /regen answers it, another message leaves it out."""
     id = kept.create("tiny")
-    kept.add(id, "user", TOKEN)
+    kept.add(id, Turn("user", TOKEN))
     chat = Chat(ScriptedEngine(), "tiny", store=kept)
     chat.resume(kept.read(id))
     assert chat.is_unanswered
     said(chat.again())
     assert [turn.role for turn in chat.turns] == ["user", "assistant"]
-    kept.add(id, "user", "lost")
+    kept.add(id, Turn("user", "lost"))
     chat.close()
     other = Chat(ScriptedEngine(), "tiny", store=kept)
     other.resume(kept.read(id))

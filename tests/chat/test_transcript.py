@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.chat.store import Conversations
+from llmrun.chat.store import Conversations, Turn
 from llmrun.chat.transcript import as_document, as_markdown, from_document
 from llmrun.errors import UsageError
 
@@ -23,8 +23,8 @@ def kept(tmp_path: Path) -> Iterator[Conversations]:
 def test_document(kept: Conversations) -> None:
     """Through JSON and back it is the same conversation."""
     id = kept.create("tiny", system="Be kind.", settings={"temp": 0})
-    kept.add(id, "user", 'Say "\x1b[31m" \0 ä 😀')
-    kept.add(id, "assistant", "ok", thinking="hm", model="tiny", stop_reason="stop", timing={"ttft_s": 0.5})
+    kept.add(id, Turn("user", 'Say "\x1b[31m" \0 ä 😀'))
+    kept.add(id, Turn("assistant", "ok", thinking="hm", model="tiny", stop_reason="stop", timing={"ttft_s": 0.5}))
     kept.append(kept.begin_answer(id, "tiny"), "cut")
     read = kept.read(id)
     document = json.loads(json.dumps(as_document(read)))
@@ -77,7 +77,7 @@ def test_not_a_conversation(document: object, message: str) -> None:
 def test_markdown(kept: Conversations) -> None:
     """Headings for turns, thoughts quoted, a block of code that was cut short closed, the cut told."""
     id = kept.create("tiny", system="Be kind.")
-    kept.add(id, "user", "Hello")
+    kept.add(id, Turn("user", "Hello"))
     turn = kept.begin_answer(id, "tiny")
     kept.append(turn, "Look:\n```python\nprint(1)", "so\n\nso")
     read = kept.read(id)

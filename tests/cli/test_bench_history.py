@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_results import RECORD
+from test_record import RECORD
 
 from llmrun.bench import journal
 from llmrun.cli import app

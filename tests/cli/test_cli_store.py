@@ -17,11 +17,10 @@ from hub_server import TOKEN, Hub, tiny_gguf
 from terminal import Terminal
 from waiting import HANGS_S, until
 
-from llmrun.cli.commands.list import ago
 from llmrun.cli.terminal import screen
-from llmrun.cli.terminal.tables import Column, lines
+from llmrun.cli.terminal.tables import lines
 from llmrun.text import sanitize
-from llmrun.units import size
+from llmrun.units import ago, size
 
 SMALL = tiny_gguf(600_000)
 LARGE = tiny_gguf(4_000_000, seed=1)
@@ -625,7 +624,7 @@ def test_ago(seconds: float, words: str) -> None:
 
 def test_tables_align_and_fit() -> None:
     """Numbers to the right; a flexible column goes on below itself; no control character gets out."""
-    columns = (Column("A"), Column("N", right=True), Column("TEXT", flexible=True))
+    columns = ("A", ">N", "TEXT…")
     rows = [["x", "1", "one two three four five six seven"], ["漢字", "100", "a\x1b[31mb\nc"]]
     made = lines(columns, rows, width=35)
     assert made == [
@@ -641,7 +640,7 @@ def test_tables_align_and_fit() -> None:
 
 def test_tables_on_a_narrow_terminal() -> None:
     """Where the columns don't fit beside each other, a value has a line, and no word is cut."""
-    columns = (Column("NAME"), Column("SIZE", right=True), Column("WHERE", flexible=True))
+    columns = ("NAME", ">SIZE", "WHERE…")
     rows = [["a-name-of-twenty-two-1", "1,000 MiB", "in the hub cache"], ["b", "2 GiB", ""]]
     assert lines(columns, rows, width=33)[0].startswith("NAME    ")
     assert lines(columns, rows, width=32) == [

@@ -12,7 +12,7 @@ import pytest
 from conftest import RunLlmrun
 from terminal import Terminal
 
-from llmrun.chat.store import Conversations, file
+from llmrun.chat.store import Conversations, Turn, file
 from llmrun.chat.transcript import as_document, from_document
 
 History = Callable[..., "CompletedProcess[str]"]
@@ -26,10 +26,10 @@ def ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("LLMRUN_HOME", str(tmp_path))
     with Conversations() as kept:
         first = kept.create("qwen3:4b", system="Be kind.")
-        kept.add(first, "user", "Where do Äpfel grow?\nBe brief.")
-        kept.add(first, "assistant", "On trees.", thinking="Apples.", model="qwen3:4b", stop_reason="stop")
+        kept.add(first, Turn("user", "Where do Äpfel grow?\nBe brief."))
+        kept.add(first, Turn("assistant", "On trees.", thinking="Apples.", model="qwen3:4b", stop_reason="stop"))
         second = kept.create("tiny")
-        kept.add(second, "user", EVIL)
+        kept.add(second, Turn("user", EVIL))
         kept.append(kept.begin_answer(second, "tiny"), "half an ans")
     return [first, second]
 

@@ -196,7 +196,9 @@ def test_the_child_is_started_first() -> None:
         "planning",
         "gguf",
         "models.hub",
-        "chat",
+        "chat.conversation",
+        "chat.store",
+        "chat.transcript",
         "cli.terminal.markdown",
         "constrain",
     )

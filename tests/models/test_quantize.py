@@ -147,7 +147,9 @@ def test_what_is_no_model(run: Run, tmp_path: Path) -> None:
 
 def test_help_has_the_table(run: Run) -> None:
     """Every level with bits, size and use, one per line, at any width; without a level, the same for this model."""
-    lines = run("quantize", "--help", env={"COLUMNS": "60"}).stdout.splitlines()
+    with Terminal("quantize", "--help", columns=60, lines=99) as terminal:
+        assert terminal.wait() == 0
+        lines = terminal.raw.decode().splitlines()
     (row,) = [line for line in lines if line.split()[:1] == ["Q4_K_M"]]
     assert row.split()[1:4] == ["4.89", "~4.58", "GiB"] and row.endswith(quants.LEVELS["Q4_K_M"].good_for)
     documents = json.loads(run("quantize", "tiny", "--json").stdout)

@@ -1,114 +1,53 @@
-"""What `AnswerOptions` are made of, for `run` and `chat`: thinking, chat template, output format."""
+"""What `AnswerOptions` are made of, for `run` and `chat`: files and texts to templates and output formats."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
+from llmrun.chat.answer_options import AnswerOptions
 from llmrun.cli.terminal.files import read_text
-from llmrun.errors import Change, UsageError
-from llmrun.options.spec import SHAPE, TEXT, Choice, Flag, Text, Whole, check, option
+from llmrun.errors import UsageError
+from llmrun.options.spec import SHAPE, Flag, Text, option
 
 if TYPE_CHECKING:
-    from llmrun.chat.answer_options import AnswerOptions
     from llmrun.constrain.output_format import OutputFormat
 
 
 @dataclass(frozen=True)
-class AnswerArguments:
-    """What can be said of answers; `options` is what it means."""
+class AnswerShape:
+    """What can be said of an answer's form."""
 
-    think: str = option(
-        "show",
-        "think",
-        Choice(("show", "fold", "hide", "off")),
-        panel=TEXT,
-        metavar="show|fold|hide|off",
-        help="Of reasoning models: their thinking in full, as one line, not at all; off: none is asked for.",
-        example=Change({"think": "fold"}),
-    )
-    think_budget: int | None = option(
-        None,
-        "think-budget",
-        Whole(0, 1 << 24),
-        panel=TEXT,
-        metavar="N",
-        help="End the thinking after N tokens.",
-        without="none",
-        example=Change({"think": "off"}),
-    )
-    chat_template: str | None = option(
-        None,
-        "chat-template",
-        Text(),
-        panel=TEXT,
-        metavar="FILE|TEXT",
-        help="A Jinja template instead of the model's own.",
-    )
-    special: bool = option(
-        False,
-        "special",
-        Flag(),
-        panel=TEXT,
-        help="Control tokens written in prompts and files count as such, and are not text.",
-    )
+    PANEL: ClassVar = SHAPE
+
     json_schema: str | None = option(
-        None,
-        "json-schema",
-        Text(),
-        panel=SHAPE,
-        metavar="FILE|TEXT",
-        help="The answer is JSON that keeps to this schema.",
+        None, "json-schema", Text(), metavar="FILE|TEXT", help="The answer is JSON that keeps to this schema."
     )
-    json_mode: bool = option(False, "json-mode", Flag(), panel=SHAPE, help="The answer is JSON.")
-    grammar: str | None = option(
-        None, "grammar", Text(), panel=SHAPE, metavar="FILE", help="The answer keeps to this GBNF."
-    )
-    choice: str | None = option(
-        None, "choice", Text(), panel=SHAPE, metavar="A,B,...", help="The answer is one of these words."
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    def options(self) -> AnswerOptions:
-        """Files are read."""
-        from llmrun.chat.answer_options import AnswerOptions
-
-        return AnswerOptions(
-            think=self.think,  # type: ignore[arg-type]  # checked when it is made
-            think_budget=self.think_budget,
-            output_format=_output_format(self.json_schema, self.json_mode, self.grammar, self.choice),
-            chat_template=None if self.chat_template is None else _template(self.chat_template),
-            special=self.special,
-        )
+    json_mode: bool = option(False, "json-mode", Flag(), help="The answer is JSON.")
+    grammar: str | None = option(None, "grammar", Text(), metavar="FILE", help="The answer keeps to this GBNF.")
+    choice: str | None = option(None, "choice", Text(), metavar="A,B,...", help="The answer is one of these words.")
 
 
-def _output_format(
-    json_schema: str | None, json_mode: bool, grammar: str | None, choice: str | None
-) -> OutputFormat | None:
-    given = [
-        option
-        for option, value in (
-            ("--json-schema", json_schema),
-            ("--json-mode", json_mode or None),
-            ("--grammar", grammar),
-            ("--choice", choice),
-        )
-        if value is not None
-    ]
-    if not given:
-        return None
+def answer_options(typed: AnswerOptions, shape: AnswerShape) -> AnswerOptions:
+    """What was typed, with what the files hold that it names."""
+    template = None if typed.chat_template is None else _template(typed.chat_template)
+    return replace(typed, output_format=_output_format(shape), chat_template=template)
+
+
+def _output_format(shape: AnswerShape) -> OutputFormat | None:
+    given = [f"--{key.replace('_', '-')}" for key, value in vars(shape).items() if value not in (None, False)]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)}: an answer has one format", hint=f"{given[0]} alone")
+    if not given:
+        return None
     from llmrun.constrain import output_format
 
-    if json_schema is not None:
-        return output_format.of_schema(*_schema(json_schema))
-    if grammar is not None:
-        return output_format.of_grammar(read_text("--grammar", grammar))
-    if choice is not None:
-        return output_format.of_choices([each.strip() for each in choice.split(",")])
+    if shape.json_schema is not None:
+        return output_format.of_schema(*_schema(shape.json_schema))
+    if shape.grammar is not None:
+        return output_format.of_grammar(read_text("--grammar", shape.grammar))
+    if shape.choice is not None:
+        return output_format.of_choices([each.strip() for each in shape.choice.split(",")])
     return output_format.of_json()
 
 
@@ -122,4 +61,4 @@ def _schema(text: str) -> tuple[str, str]:
 
 def _template(text: str) -> str:
     """The text itself if it looks like a template, else what the file holds."""
-    return text if "{{" in text or "{%" in text or not text.strip() else read_text("--chat-template", text)
+    return text if "{{" in text or "{%" in text else read_text("--chat-template", text)

@@ -7,7 +7,6 @@ import re
 import select
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 
@@ -18,29 +17,17 @@ from llmrun.errors import NotFound, UsageError
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a prompt is made of; a part that is not given is empty."""
-
-    stdin: str
-    files: str
-    prompt: str
-
-    @property
-    def input(self) -> str:
-        """Standard input, then the files, then the argument, with a blank line between them."""
-        return "\n\n".join(part for part in (self.stdin, self.files, self.prompt) if part)
-
-
-def gather(argument: str | None, named: Sequence[Path]) -> Parts:
-    """Reads all parts. Raises `UsageError`, `NotFound`.
+def gather(argument: str | None, named: Sequence[Path]) -> dict[str, str]:
+    """What a prompt is made of, by the names of `BUILT_IN`: "input" is standard input, then the files, then the
+    argument, with a blank line between them. A part that is not given is empty. Raises `UsageError`, `NotFound`.
 
     A file called "-" is standard input, which is read first in any case.
     """
     piped = _from_stdin()
-    read = [_from_file(os.fspath(path)) for path in named if str(path) != "-"]
+    read = "\n\n".join(filter(None, (_from_file(os.fspath(path)) for path in named if str(path) != "-")))
     given = files.text_or_note(os.fsencode(argument or ""), "the prompt")
-    return Parts(piped, "\n\n".join(part for part in read if part), given)
+    whole = "\n\n".join(filter(None, (piped, read, given)))
+    return dict(zip(BUILT_IN, (whole, piped, read, given), strict=True))
 
 
 def composed(argument: str | None, files: Sequence[Path], template: str | None, fields: Sequence[str]) -> str | None:
@@ -53,9 +40,7 @@ def composed(argument: str | None, files: Sequence[Path], template: str | None, 
         raise UsageError("--field: there is no template for it", hint="--template NAME")
     source = open_template(template) if template is not None else None
     parts = gather(argument, files)
-    if source is None:
-        return parts.input or None
-    return filled(source, parts, values)
+    return parts["input"] or None if source is None else filled(source, parts, values)
 
 
 def _from_stdin() -> str:
@@ -84,13 +69,13 @@ def _from_file(name: str, option: str = "-f") -> str:
 BUILT_IN = ("input", "stdin", "files", "prompt")
 
 
-def filled(template: str, parts: Parts, fields: Mapping[str, str]) -> str:
+def filled(template: str, parts: Mapping[str, str], fields: Mapping[str, str]) -> str:
     """The template with its {fields} filled in: {input}, {stdin}, {files}, {prompt}, and the user's own.
 
     {{ and }} are literal braces. A template without any of the four gets the input behind it, so that none is lost.
     Raises `UsageError` for a field without a value, and for a value whose field the template does not have.
     """
-    values = {name: getattr(parts, name) for name in BUILT_IN} | dict(fields)
+    values = {**parts, **fields}
     made, used = [], set()
     try:
         pieces = list(Formatter().parse(template))
@@ -113,7 +98,7 @@ def filled(template: str, parts: Parts, fields: Mapping[str, str]) -> str:
         known = ", ".join(sorted(used - set(BUILT_IN))) or "none of its own"
         raise UsageError(f"--field {unused[0]}: the template has no such field; it has {known}")
     text = "".join(made)
-    return text if used & set(BUILT_IN) or not parts.input else f"{text.rstrip()}\n\n{parts.input}"
+    return text if used & set(BUILT_IN) or not parts["input"] else f"{text.rstrip()}\n\n{parts['input']}"
 
 
 def parse_fields(texts: Sequence[str]) -> dict[str, str]:
@@ -133,15 +118,10 @@ def open_template(name: str) -> str:
         return _from_file(name, "--template")
     if "{" in name or " " in name or "\n" in name:
         return name
-    folder = templates_folder()
+    folder = paths.config() / "templates"  # where the user keeps them
     for candidate in () if "/" in name else (folder / name, folder / f"{name}.txt", folder / f"{name}.md"):
         if files.is_file(os.fspath(candidate)):
             return _from_file(os.fspath(candidate), "--template")
     known = sorted(each.stem for each in folder.iterdir()) if folder.is_dir() else []
     there = f"there are {', '.join(known[:10])}" if known else "there are none yet"
     raise NotFound(f"--template: no file '{name[:100]}', and no template of that name; {there}", hint=f"ls {folder}")
-
-
-def templates_folder() -> Path:
-    """Where the user keeps templates."""
-    return paths.config() / "templates"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from llmrun import codec
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from llmrun.engine.interface import Engine, Generation
     from llmrun.machine.sampler import Usage
     from llmrun.models.resolve import Model
+
+
+_FIGURES = (
+    "load_s n_prompt n_cached prefill_s pp_tps ttft_s n_generated decode_s tg_tps read_bytes read_bytes_per_s".split()
+)
+"""Of the meter, as they stand in the `--json` document."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,9 @@ def cores(n: float | None) -> str:
 def layers(devices: Sequence[str]) -> str:
     """0-6 in RAM, 7-15 and the output on CUDA0"""
     last = len(devices) - 1
-    parts: list[tuple[str, list[int]]] = []
-    for i, device in enumerate(devices):
-        if parts and parts[-1][0] == device:
-            parts[-1][1].append(i)
-        else:
-            parts.append((device, [i]))
     named_parts = []
-    for device, numbers in parts:
+    for device, run in groupby(range(len(devices)), devices.__getitem__):
+        numbers = [*run]
         inner = [i for i in numbers if i < last]
         named = [f"{inner[0]}-{inner[-1]}" if len(inner) > 1 else f"{inner[0]}"] if inner else []
         named += ["the output"] if last in numbers else []
@@ -169,20 +171,10 @@ def as_document(run: Run) -> dict[str, Any]:
         },
         "tokens": generation.token_ids,
         "timing": {
-            "load_s": timing.load_s,
-            "n_prompt": timing.n_prompt,
-            "n_cached": timing.n_cached,
-            "prefill_s": timing.prefill_s,
-            "pp_tps": timing.pp_tps,
-            "ttft_s": timing.ttft_s,
-            "n_generated": timing.n_generated,
+            **{name: getattr(timing, name) for name in _FIGURES},
             "n_thinking": generation.n_thinking,
-            "decode_s": timing.decode_s,
-            "tg_tps": timing.tg_tps,
             "gap_median_s": timing.gap_s(0.5),
             "gap_p95_s": timing.gap_s(0.95),
-            "read_bytes": timing.read_bytes,
-            "read_bytes_per_s": timing.read_bytes_per_s,
         },
         "memory": {
             "peak_rss_bytes": timing.peak_rss_bytes,

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 def show(conversations: Sequence[Summary]) -> None:
     """One conversation a line."""
-    columns = [tables.Column(title) for title in ("ID", "UPDATED (UTC)", "MODEL")]
-    columns += [tables.Column("TURNS", right=True), tables.Column("TITLE", flexible=True)]
-    tables.show(columns, [_row(each) for each in conversations])
+    tables.show(("ID", "UPDATED (UTC)", "MODEL", ">TURNS", "TITLE…"), map(_row, conversations))
     if not conversations:
         screen.note("no conversation is kept yet")
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import accumulate, takewhile
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 
 if TYPE_CHECKING:
     from llmrun.chat.store import Conversations
-    from llmrun.cli.terminal.line_editor import Lines
+    from llmrun.cli.terminal.line_editor import Read
     from llmrun.engine.interface import Engine, Generation
     from llmrun.models.resolve import Model
 
@@ -59,7 +60,7 @@ class Repl:
         self.attached: list[str] = []
         self._prefill_line, self._edits = "", False
         self.verbose = False
-        self.on_terminal = screen.is_terminal(sys.stdout)
+        self.interactive, self.on_terminal = screen.is_terminal(sys.stdin), screen.is_terminal(sys.stdout)
         self.plain = plain or not self.on_terminal
         self.with_status = with_status and self.on_terminal
         self.quiet = quiet
@@ -68,7 +69,7 @@ class Repl:
         self._prefill: tuple[int, int] | None = None
         self._watch, self._until_end = ExitStack(), ExitStack()
         self._sampler: Any = None
-        self._stage: status_line.Stage | None = None
+        self._area: status_line.AnswerArea | None = None
         chat.on_prefill = self._note_prefill
         self._usual = chat.sampling
         self._watch_engine()
@@ -76,16 +77,15 @@ class Repl:
 
     # -- the loop ---
 
-    def run(self, lines: Lines) -> None:
+    def run(self, read: Read) -> None:
         """Until the user leaves."""
-        interactive = screen.is_terminal(sys.stdin)
         while True:
             prefill, self._prefill_line = self._prefill_line, ""
             try:
                 self._prepare()
-                typed = lines.read(prefill)
+                typed = read(prefill)
             except KeyboardInterrupt:
-                if not interactive:
+                if not self.interactive:
                     raise
                 self._edits = False
                 self.say("Ctrl-D or /bye leaves")
@@ -97,21 +97,16 @@ class Repl:
             try:
                 if not self.handle(typed):
                     return
-            except screen.OutputClosed:
-                raise
-            except KeyboardInterrupt:
-                if not interactive:
-                    raise
-                self.say("stopped")
-            except LlmrunError as error:
-                if not interactive:
+            except (Exception, KeyboardInterrupt) as problem:
+                if not self.interactive or isinstance(problem, screen.OutputClosed):
                     raise  # a script needs the exit code
-                screen.error(error)
-            except Exception:
-                if not interactive:
-                    raise
-                traceback.print_exc()  # a bug of ours is no reason to end somebody's conversation
-                self.say("a bug in llmrun; the conversation goes on")
+                if isinstance(problem, KeyboardInterrupt):
+                    self.say("stopped")
+                elif isinstance(problem, LlmrunError):
+                    screen.error(problem)
+                else:
+                    traceback.print_exc()  # a bug of ours is no reason to end somebody's conversation
+                    self.say("a bug in llmrun; the conversation goes on")
 
     def handle(self, typed: str) -> bool:
         """One message or command; False to leave."""
@@ -130,7 +125,7 @@ class Repl:
 
     def edit_last(self) -> None:
         """Put the last message into the next prompt; what is sent from there replaces it."""
-        if not screen.is_terminal(sys.stdin):
+        if not self.interactive:
             raise UsageError("/edit: the input is not a terminal", hint="/edit NEW TEXT")
         self._prefill_line, self._edits = self.chat.last_message, True
 
@@ -184,7 +179,7 @@ class Repl:
 
     def _prepare(self) -> None:
         """Compute the prompt so far while the user types: thinking is left out of it, a system prompt may be new."""
-        if screen.is_terminal(sys.stdin) and self.chat.engine.alive:
+        if self.interactive and self.chat.engine.alive:
             with suppress(LlmrunError):  # the next message meets the same error, and shows it
                 self.chat.prepare()
 
@@ -257,26 +252,25 @@ class Repl:
 
     def _end_script(self, generation: Generation) -> None:
         """Without a terminal to type on, Ctrl-C ends the chat and not only this answer."""
-        if generation.stop_reason == "cancelled" and not screen.is_terminal(sys.stdin):
+        if generation.stop_reason == "cancelled" and not self.interactive:
             raise KeyboardInterrupt
 
     def _draw(self, events: Iterator[Event]) -> None:
         with status_line.without_echo():
-            drawn = status_line.Stage(self.status if self.with_status else None)
-            self._stage = drawn
-            view = _View(self, drawn)
+            area = self._area = status_line.AnswerArea(self.status if self.with_status else None)
+            view = _View(self, area)
             try:
-                drawn.refresh()
+                area.refresh()
                 for event in events:
                     if isinstance(event, Piece):
                         view.add(event)
                     else:
-                        drawn.end()
+                        area.end()
                         self.say(event.text)
                 view.finish()
             finally:
-                drawn.end()
-                self._stage = None
+                area.end()
+                self._area = None
 
     def stream(self) -> Stream:
         """What turns the text of an answer into what is drawn."""
@@ -305,21 +299,15 @@ class Repl:
 
     def _note_prefill(self, done: int, of: int) -> None:
         self._prefill = (done, of)
-        if self._stage is not None:
-            self._stage.refresh()
+        if self._area is not None:
+            self._area.refresh()
 
     # -- the status line ---
 
     def status(self) -> str:
         """The parts that fit into one line of the terminal, the most important first."""
-        room = screen.columns() - 1
-        line = ""
-        for part in self._parts():
-            longer = f"{line} · {part}" if line else part
-            if len(longer) > room:
-                break
-            line = longer
-        return line
+        lines = accumulate(self._parts(), lambda line, part: f"{line} · {part}")
+        return max(takewhile(lambda line: len(line) < screen.columns(), lines), default="", key=len)
 
     def _parts(self) -> Iterator[str]:
         chat, generation = self.chat, self.chat.generation
@@ -347,10 +335,7 @@ class Repl:
             else:
                 yield "reading"
             return
-        if generation.stop_reason is None:
-            tps = meter.recent_tps()
-        else:
-            tps = generation.timing.tg_tps
+        tps = meter.recent_tps() if generation.stop_reason is None else generation.timing.tg_tps
         if generation.n_thinking and generation.stop_reason is None and not generation.text:
             yield f"thinking {generation.n_thinking} tokens"
         yield rate(tps)
@@ -376,13 +361,8 @@ class Repl:
         if generation is None:
             return
         timing = generation.timing
-        yield (
-            "prompt",
-            (
-                f"{timing.n_prompt} tokens, {timing.n_cached} of them remembered; the rest in"
-                f" {duration(timing.prefill_s)}, {rate(timing.pp_tps)}"
-            ),
-        )
+        rest = f"the rest in {duration(timing.prefill_s)}, {rate(timing.pp_tps)}"
+        yield "prompt", f"{timing.n_prompt} tokens, {timing.n_cached} of them remembered; {rest}"
         yield "TTFT", duration(timing.ttft_s)
         thought = f", {generation.n_thinking} of them thinking" if generation.n_thinking else ""
         yield "answer", f"{timing.n_generated} tokens{thought} in {duration(timing.decode_s)}, {rate(timing.tg_tps)}"
@@ -401,8 +381,8 @@ class Repl:
 class _View:
     """One answer on the screen: its thinking dimmed, folded or hidden, then its text."""
 
-    def __init__(self, repl: Repl, drawn: status_line.Stage) -> None:
-        self._repl, self._stage = repl, drawn
+    def __init__(self, repl: Repl, area: status_line.AnswerArea) -> None:
+        self._repl, self._area = repl, area
         self._text = repl.stream()
         self._thought: Plain | None = None
         self._begin_s = time.monotonic()
@@ -412,28 +392,28 @@ class _View:
         if piece.thought and self._repl.chat.options.think == "show":
             if self._thought is None:
                 self._thought = Plain(screen.columns, style="2", color=status_line.has_color())
-            self._stage.write(self._thought.feed(piece.thought), self._thought.column)
+            self._area.write(self._thought.feed(piece.thought), self._thought.column)
         elif piece.thought:
-            self._stage.refresh()
+            self._area.refresh()
         if piece.text:
             if not self._says:
                 self._end_thinking()
-            self._stage.write(self._text.feed(piece.text), self._text.column)
+            self._area.write(self._text.feed(piece.text), self._text.column)
 
     def _end_thinking(self) -> None:
         self._says = True
         generation = self._repl.chat.generation
         if self._thought is not None:
             rest = self._thought.finish()
-            self._stage.write(rest + ("\n" if self._thought.column else "") + "\n", 0)
+            self._area.write(rest + ("\n" if self._thought.column else "") + "\n", 0)
         elif generation is not None and generation.n_thinking and self._repl.chat.options.think == "fold":
             taken = duration(time.monotonic() - self._begin_s)
-            self._stage.write(status_line.dim(f"thought for {taken}, {generation.n_thinking} tokens") + "\n\n", 0)
+            self._area.write(status_line.dim(f"thought for {taken}, {generation.n_thinking} tokens") + "\n\n", 0)
 
     def finish(self) -> None:
         if self._thought is not None and not self._says:
-            self._stage.write(self._thought.finish(), self._thought.column)
-        self._stage.write(self._text.finish(), self._text.column)
+            self._area.write(self._thought.finish(), self._thought.column)
+        self._area.write(self._text.finish(), self._text.column)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrun import paths
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmrun.chat.conversation import Chat
     from llmrun.chat.store import Conversation, Conversations
     from llmrun.cli.chat.repl import Repl
-    from llmrun.cli.terminal.line_editor import Lines
+    from llmrun.cli.terminal.line_editor import Read
     from llmrun.engine.interface import Engine
     from llmrun.engine.process import Child
     from llmrun.models.resolve import Model
@@ -45,30 +45,28 @@ def converse(
     quiet: bool = False,
 ) -> None:
     """Runs a chat until the user leaves. `child` is one that was started early."""
-    with _store(ephemeral=ephemeral, required=resume is not None) as store:
+    store = None if ephemeral else _store(required=resume is not None)
+    with store or nullcontext():
         resumed = store.read(store.find(resume)) if store is not None and resume is not None else None
         found, engine = _open(model, load, child, quiet=quiet)
-
-        def open_another(reference: str) -> tuple[Model, Engine]:
-            return _open(reference, load, None, quiet=quiet)
 
         from llmrun.chat.conversation import Chat
         from llmrun.cli.chat.repl import Repl
 
         chat = Chat(engine, model, options=answers, system=system or "", store=store)
-        repl = Repl(chat, model, found, open_another, chosen, plain=plain, with_status=with_status, quiet=quiet)
+        another = partial(_open, load=load, child=None, quiet=quiet)
+        repl = Repl(chat, model, found, another, chosen, plain=plain, with_status=with_status, quiet=quiet)
         try:
             if resumed is not None:
                 _resume(chat, resumed, system)
-            if not quiet:
-                for note in engine.notes:
-                    screen.note(note)
-            lines = _lines(repl, keep=store is not None)
+            for note in engine.notes:
+                repl.say(note)
+            read = _reader(repl, keep=store is not None)
             if resumed is not None:
                 repl.show_resumed()
             elif screen.is_terminal(sys.stdin):
                 repl.say(f"{found.name}: /help lists commands, Ctrl-D leaves")
-            repl.run(lines)
+            repl.run(read)
         finally:
             repl.close()
 
@@ -93,33 +91,25 @@ def _open(reference: str, load: LoadConfig, child: Child | None, *, quiet: bool)
     return found, engine
 
 
-@contextmanager
-def _store(*, ephemeral: bool, required: bool) -> Iterator[Conversations | None]:
-    """The store of conversations; None for an ephemeral one, and if the store can't be opened and isn't required."""
-    if ephemeral:
-        yield None
-        return
+def _store(*, required: bool) -> Conversations | None:
+    """The store of conversations; None if it can't be opened and isn't required."""
     from llmrun.chat.store import Conversations
 
     try:
-        store = Conversations()
+        return Conversations()
     except DiskError as error:
         if required:
             raise
         screen.note(f"the conversation can't be kept: {error.message}")
-        yield None
-        return
-    with store:
-        yield store
+        return None
 
 
-def _lines(repl: Repl, *, keep: bool) -> Lines:
+def _reader(repl: Repl, *, keep: bool) -> Read:
     from llmrun.cli.chat import slash
     from llmrun.cli.terminal import line_editor
 
     if not screen.is_terminal(sys.stdin):
-        return line_editor.Piped()
+        return line_editor.piped
     typed = paths.state() / "chat" / "typed" if keep else None
-    return line_editor.Edited(
-        typed, repl.status if repl.with_status else None, slash.names(), slash.words, lambda: bool(repl.attached)
-    )
+    status = repl.status if repl.with_status else None
+    return line_editor.edited(typed, status, slash.names(), slash.words, lambda: bool(repl.attached))

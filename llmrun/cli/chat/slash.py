@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llmrun.chat.conversation import CHATML
-from llmrun.cli.framework.dials import dials, find_dial, turned, values_shown
+from llmrun.cli.framework.dials import dials, turned, values_shown
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.files import is_file, path_of, read_text
 from llmrun.errors import LlmrunError, NotFound, UsageError
@@ -52,39 +52,30 @@ class Controls(Protocol):
 
     def say(self, text: str) -> None:
         """Tells the user something, beside the conversation."""
-        ...
 
     def ask(self, text: str, *, instead: bool = False) -> None:
         """Sends a message, or sends it `instead` of the last one, and shows the answer."""
-        ...
 
     def again(self) -> None:
         """Answers the last message again."""
-        ...
 
     def edit_last(self) -> None:
         """Offers the last message for editing. Raises `UsageError` where there is no terminal to edit it on."""
-        ...
 
     def switch(self, reference: str) -> None:
         """Continues with another model; the old one stays if the new one can't be loaded."""
-        ...
 
     def revive(self) -> None:
         """Loads the model again if its engine died."""
-        ...
 
     def keep_in(self, open_store: Callable[[], Conversations]) -> Conversations:
         """Opens a store that stays open until the chat ends."""
-        ...
 
     def stats(self) -> Iterable[tuple[str, str]]:
         """What the last answer took: names and figures; nothing before the first answer."""
-        ...
 
     def show_resumed(self) -> None:
         """Shows the end of a conversation that goes on."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -125,18 +116,10 @@ def names() -> list[str]:
 
 def words(name: str, prefix: str) -> Iterable[str]:
     """Completions of what may follow a command."""
-    if name == "/set":
-        return [*(dial.name for dial in dials()), *_SET_OTHERWISE]
-    if name == "/show":
-        return ["info", "template", "system", "license", "parameters"]
-    if name == "/think":
-        return ["show", "fold", "hide", "off", "budget "]
     if name == "/model":
         from llmrun.cli.framework.completion import model_names
 
         return model_names(prefix)
-    if name == "/copy":
-        return ["code"]
     if name == "/load":
         from llmrun.chat.store import Conversations
 
@@ -145,7 +128,14 @@ def words(name: str, prefix: str) -> Iterable[str]:
                 return [each.id for each in kept.list(LISTED)]
         except LlmrunError:
             return []
-    return []
+    return [*(dial.name for dial in dials()), *_SET_OTHERWISE] if name == "/set" else _WORDS.get(name, ())
+
+
+_WORDS = {
+    "/show": ("info", "template", "system", "license", "parameters"),
+    "/think": ("show", "fold", "hide", "off", "budget "),
+    "/copy": ("code",),
+}
 
 
 # -- the conversation ---
@@ -160,18 +150,10 @@ def _help(controls: Controls, _rest: str) -> None:
     tables.show_pairs(rows)
 
 
-def _bye(_talk: Controls, _rest: str) -> bool:
-    return False
-
-
 def _clear(controls: Controls, _rest: str) -> None:
     controls.chat.clear()
     controls.attached.clear()
     controls.say("a new conversation" + ("; the one before is kept: /list" if controls.chat.is_kept else ""))
-
-
-def _regen(controls: Controls, _rest: str) -> None:
-    controls.again()
 
 
 def _undo(controls: Controls, _rest: str) -> None:
@@ -200,16 +182,12 @@ def _set(controls: Controls, rest: str) -> None:
     if name in _SET_OTHERWISE:
         _SET_OTHERWISE[name](controls, text.strip())
         return
-    shown = list(values_shown(controls.chat.sampling))
-    if name and not text.strip():
-        wanted = find_dial(name).name
-        shown = [each for each in shown if each[0] == wanted]
-    if not text.strip():
-        tables.show([tables.Column("OPTION"), tables.Column("VALUE"), tables.Column("", flexible=True)], shown)
-        return
-    controls.chat.sampling = turned(controls.chat.sampling, name, text.strip())
-    ((_, value, _),) = (each for each in values_shown(controls.chat.sampling) if each[0] == find_dial(name).name)
-    controls.say(f"{find_dial(name).name} is {value}")
+    if text := text.strip():
+        controls.chat.sampling = turned(controls.chat.sampling, name, text)
+        ((option, value, _),) = values_shown(controls.chat.sampling, name)
+        controls.say(f"{option} is {value}")
+    else:
+        tables.show(("OPTION", "VALUE", "…"), values_shown(controls.chat.sampling, name))
 
 
 def _set_format(controls: Controls, rest: str) -> None:
@@ -242,17 +220,17 @@ _SET_OTHERWISE: dict[str, Callable[[Controls, str], None]] = {
 def _think(controls: Controls, rest: str) -> None:
     options = controls.chat.options
     name, _, number = rest.partition(" ")
-    if name == "budget":
-        try:
-            budget = None if number.strip() in ("", "none") else int(number)
-        except ValueError:
-            raise UsageError(f"/think budget: '{number[:40]}' is not a number", hint="/think budget 500") from None
-        controls.chat.options = replace(options, think_budget=budget)
-    elif rest:
-        if rest not in ("show", "fold", "hide", "off"):
-            raise UsageError(f"/think: '{rest[:40]}' is none of show, fold, hide, off", hint="/think fold")
-        controls.chat.options = replace(options, think=rest)  # type: ignore[arg-type]
-    options = controls.chat.options
+    try:
+        if name == "budget":
+            options = replace(options, think_budget=None if number.strip() in ("", "none") else int(number))
+        elif rest:
+            options = replace(options, think=rest)  # type: ignore[arg-type]  # checked there
+    except ValueError:
+        raise UsageError(f"/think budget: '{number[:40]}' is not a number", hint="/think budget 500") from None
+    except UsageError as error:
+        which = "/think budget" if name == "budget" else "/think"
+        raise UsageError(f"{which}: {error.message}", hint="/think fold, or /think budget 500") from None
+    controls.chat.options = options
     limit = "no budget" if options.think_budget is None else f"at most {options.think_budget} tokens"
     generation = controls.chat.generation
     unable = generation is not None and generation.thinks is False
@@ -265,20 +243,16 @@ def _think(controls: Controls, rest: str) -> None:
 def _show(controls: Controls, rest: str) -> None:
     from llmrun.cli.answering.report import layers
 
-    engine, header = controls.chat.engine, controls.found.header
+    chat, engine, header = controls.chat, controls.chat.engine, controls.found.header
     if rest and rest != "info":
         shown: dict[str, Callable[[], str]] = {
-            "template": lambda: controls.chat.options.chat_template or header.chat_template or CHATML,
-            "system": lambda: controls.chat.system or "no system prompt",
+            "template": lambda: chat.options.chat_template or header.chat_template or CHATML,
+            "system": lambda: chat.system or "no system prompt",
             "license": lambda: str(header.metadata.get("general.license") or "the file does not name one"),
-            "parameters": lambda: "\n".join(
-                f"{name}  {value}" for name, value, _ in values_shown(controls.chat.sampling)
-            ),
+            "parameters": lambda: "\n".join(f"{name}  {value}" for name, value, _ in values_shown(chat.sampling)),
         }
         if rest not in shown:
-            raise UsageError(
-                f"/show: '{rest[:40]}' is none of info, template, system, license, parameters", hint="/show"
-            )
+            raise UsageError(f"/show: '{rest[:40]}' is none of {', '.join(_WORDS['/show'])}", hint="/show")
         screen.out(shown[rest]().rstrip("\n") + "\n")
         return
     tables.show_pairs(
@@ -286,12 +260,12 @@ def _show(controls: Controls, rest: str) -> None:
             ("model", f"{controls.found.name}, {engine.loaded.description}"),
             ("file", str(controls.found.path)),
             ("parameters", f"{count(engine.loaded.n_params)}, {size(header.weight_bytes)} of weights"),
-            ("context", f"{controls.chat.n_used} used of {engine.n_ctx_most}, {engine.loaded.n_ctx_train} trained"),
+            ("context", f"{chat.n_used} used of {engine.n_ctx_most}, {engine.loaded.n_ctx_train} trained"),
             ("layers", layers(engine.plan.placement.layers)),
             ("threads", str(engine.n_threads)),
             ("template", "its own" if header.chat_template else "none: ChatML"),
-            ("system", controls.chat.system or "none"),
-            ("conversation", controls.chat.id or ("not kept" if not controls.chat.is_kept else "empty")),
+            ("system", chat.system or "none"),
+            ("conversation", chat.id or ("not kept" if not chat.is_kept else "empty")),
         ]
     )
 
@@ -472,9 +446,9 @@ def last_code(text: str) -> str:
 
 COMMANDS = [
     Command("/help", "", "this list", _help, ("/?",)),
-    Command("/bye", "", "leave, as Ctrl-D does", _bye, ("/exit",)),
+    Command("/bye", "", "leave, as Ctrl-D does", lambda *_: False, ("/exit",)),
     Command("/clear", "", "begin another conversation", _clear),
-    Command("/regen", "", "answer the last message again", _regen),
+    Command("/regen", "", "answer the last message again", lambda controls, _: controls.again()),
     Command("/undo", "", "take back the last message and its answer", _undo),
     Command("/edit", "[TEXT]", "change the last message, and answer it", _edit),
     Command("/system", "[TEXT|off]", "the system prompt", _system),

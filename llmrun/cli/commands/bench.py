@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 def bench(
     model: options.ModelNames,
     n_prompt: Annotated[
-        Texts, Option("-p", "--n-prompt", metavar="N", help="Prompts to compute.  [default: 512]")
+        Texts, Option("-p", "--n-prompt", metavar="N", help="Prompts to compute.", without="512")
     ] = None,
-    n_gen: Annotated[Texts, Option("-n", "--n-gen", metavar="N", help="Tokens to generate.  [default: 128]")] = None,
+    n_gen: Annotated[Texts, Option("-n", "--n-gen", metavar="N", help="Tokens to generate.", without="128")] = None,
     pg: Annotated[
         Texts, Option("-pg", metavar="PP,TG", help="A prompt and then an answer, timed together. Repeatable.")
     ] = None,
     n_depth: Annotated[
-        Texts, Option("-d", "--n-depth", metavar="N", help="Tokens that are in the context before.  [default: 0]")
+        Texts, Option("-d", "--n-depth", metavar="N", help="Tokens that are in the context before.", without="0")
     ] = None,
     n_parallel: Annotated[
         Texts, Option("-B", "--n-parallel", metavar="N", help="Sequences side by side, as llama-batched-bench.")
@@ -65,8 +65,7 @@ def bench(
         Option("--reference", metavar="MODEL", help="With --quality: how far from this model's predictions."),
     ] = None,
     output_format: Annotated[
-        str,
-        Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl, sql.", panel=OUTPUT),
+        str, Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl, sql.", panel=OUTPUT)
     ] = "table",
     output_file: Annotated[
         Path | None,

@@ -14,16 +14,8 @@ if TYPE_CHECKING:
     from llmrun.bench.journal import StoredBench
     from llmrun.bench.record import Record
 
-Id = Annotated[str, Argument("ID", "An id, how one begins, or 'last'.")]
-Ids = Annotated[list[str], Argument("ID", "Ids, or how they begin.")]
-As = Annotated[str, Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl or sql.")]
 SHOWN_TESTS = 3
 """Headline numbers in the list; a sweep has hundreds of rows."""
-
-
-def history(as_json: options.Json = False) -> None:
-    """Show the benches of this machine, the oldest first."""
-    list_(as_json)
 
 
 def list_(as_json: options.Json = False) -> None:
@@ -34,14 +26,18 @@ def list_(as_json: options.Json = False) -> None:
     if as_json:
         screen.out_json([_summary(each) for each in found])
         return
-    columns = [tables.Column(title) for title in ("ID", "WHEN (UTC)", "MODEL")]
-    columns += [tables.Column("ROWS", right=True), tables.Column("RESULTS", flexible=True)]
-    tables.show(columns, [_line(each) for each in found])
+    tables.show(("ID", "WHEN (UTC)", "MODEL", ">ROWS", "RESULTS…"), map(_line, found))
     if not found:
         screen.note("no bench was run yet")
 
 
-def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
+def show(
+    id: Annotated[str, Argument("ID", "An id, how one begins, or 'last'.")],
+    format: Annotated[
+        str, Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl or sql.")
+    ] = "table",
+    as_json: options.Json = False,
+) -> None:
     """Show one bench again; with --json its whole record."""
     from llmrun.bench import journal
     from llmrun.bench.export.formats import export, parse_format
@@ -59,7 +55,7 @@ def show(id: Id, format: As = "table", as_json: options.Json = False) -> None:
         screen.note(f"{record.id} was cut short: {len(record.rows)} rows were finished")
 
 
-def rm(ids: Ids) -> None:
+def rm(ids: Annotated[list[str], Argument("ID", "Ids, or how they begin.")]) -> None:
     """Remove benches."""
     from llmrun.bench import journal
 
@@ -79,11 +75,11 @@ def _show_samples(record: Record) -> None:
     """What the mean hides: a drift, one slow sample. For eyes only, so that a pipe does not get it."""
     from llmrun.bench.plot.text import sparkline
 
-    columns = [tables.Column(title) for title in ("TEST", "SAMPLES", "T/S")]
     several = [(row.test.name, row.samples_tps) for row in record.rows if len(row.samples_tps) > 2]
     if several:
         screen.out("\n")
-    tables.show(columns, [(name, sparkline(tps), f"{rate(min(tps))} to {rate(max(tps))}") for name, tps in several])
+    rows = [(name, sparkline(tps), f"{rate(min(tps))} to {rate(max(tps))}") for name, tps in several]
+    tables.show(("TEST", "SAMPLES", "T/S"), rows)
 
 
 def _line(stored: StoredBench) -> tuple[str, ...]:

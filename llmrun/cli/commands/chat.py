@@ -6,22 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
-from llmrun.cli.answering.answer_options import AnswerArguments
+from llmrun.chat.answer_options import AnswerOptions
+from llmrun.cli.answering.answer_options import AnswerShape, answer_options
 from llmrun.cli.framework import completion, options
 from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Option
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
-
-Continue = Annotated[bool, Option("--continue", help="Go on with the last conversation.")]
-Ephemeral = Annotated[bool, Option("--ephemeral/--keep", help="Keep nothing of it.")]
-Plain = Annotated[bool, Option("--plain", help="Show answers as they are, without Markdown and colours.")]
-NoStatus = Annotated[bool, Option("--no-status", help="No status line.")]
-Overflow = Annotated[
-    str,
-    Option("--ctx-overflow", metavar="drop|stop", help="When the context is full: drop the oldest turns, or stop."),
-]
 
 
 def _model_of(params: Mapping[str, Any]) -> str:
@@ -40,7 +32,7 @@ def _model_of(params: Mapping[str, Any]) -> str:
 def chat(
     model: options.OptionalModelName = None,
     system: options.System = None,
-    continue_: Continue = False,
+    continue_: Annotated[bool, Option("--continue", help="Go on with the last conversation.")] = False,
     resume: Annotated[
         str | None,
         Option(
@@ -50,13 +42,17 @@ def chat(
             complete=completion.conversations,
         ),
     ] = None,
-    ephemeral: Ephemeral = False,
-    plain: Plain = False,
-    no_status: NoStatus = False,
-    ctx_overflow: Overflow = "drop",
+    ephemeral: Annotated[bool, Option("--ephemeral/--keep", help="Keep nothing of it.")] = False,
+    plain: Annotated[bool, Option("--plain", help="Show answers as they are, without Markdown and colours.")] = False,
+    no_status: Annotated[bool, Option("--no-status", help="No status line.")] = False,
+    ctx_overflow: Annotated[
+        str,
+        Option("--ctx-overflow", metavar="drop|stop", help="When the context is full: drop the oldest turns, or stop."),
+    ] = "drop",
     quiet: options.Quiet = False,
     *,
-    answering: AnswerArguments,
+    answering: AnswerOptions,
+    shape: AnswerShape,
     sampling: SamplingConfig,
     load: LoadConfig,
     invocation: Invocation,
@@ -73,7 +69,7 @@ def chat(
     from llmrun.cli.chat.session import converse
     from llmrun.engine.process import started_early
 
-    answers = replace(answering.options(), ctx_overflow=ctx_overflow)  # type: ignore[arg-type]  # checked when it is made
+    answers = replace(answer_options(answering, shape), ctx_overflow=ctx_overflow)  # type: ignore[arg-type]  # checked when it is made
     with started_early() as child:
         converse(
             model,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llmrun.cli.framework import options
-from llmrun.cli.framework.bench_options import one_config, tests_of
+from llmrun.cli.framework.bench_options import RECORD, one_config, tests_of
 from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading import load_model
@@ -22,34 +22,6 @@ if TYPE_CHECKING:
     from llmrun.bench.spec import Test
     from llmrun.options.load import LoadConfig
 
-BenchA = Annotated[
-    str,
-    Argument(
-        "A",
-        "A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON.",
-    ),
-]
-BenchB = Annotated[str, Argument("B", "Another.")]
-FailUnder = Annotated[
-    float | None,
-    Option(
-        "--fail-under",
-        metavar="RATIO",
-        help="Exit with 12 if a test is slower than this ratio for sure: the whole interval of B/A is below it.",
-        show_default=False,
-    ),
-]
-
-
-Live = Annotated[
-    str | None,
-    Option(
-        "--live",
-        metavar="MODEL",
-        help="Run both now, in turn, with this model; A and B are options of `bench`: '-t 1' '-t 2'.",
-        show_default=False,
-    ),
-]
 Numbers = list[str] | None
 
 
@@ -64,10 +36,24 @@ def _sides_apart(words: list[str]) -> list[str]:
 @command(prepared=_sides_apart)
 def compare(
     called: Invocation,
-    a: BenchA,
-    b: BenchB,
-    fail_under: FailUnder = None,
-    live: Live = None,
+    a: Annotated[str, Argument("A", RECORD)],
+    b: Annotated[str, Argument("B", "Another.")],
+    fail_under: Annotated[
+        float | None,
+        Option(
+            "--fail-under",
+            metavar="RATIO",
+            help="Exit with 12 if a test is slower than this ratio for sure: the whole interval of B/A is below it.",
+        ),
+    ] = None,
+    live: Annotated[
+        str | None,
+        Option(
+            "--live",
+            metavar="MODEL",
+            help="Run both now, in turn, with this model; A and B are options of `bench`: '-t 1' '-t 2'.",
+        ),
+    ] = None,
     n_prompt: Annotated[Numbers, Option("-p", "--n-prompt", metavar="N", help="With --live, as `bench`.")] = None,
     n_gen: Annotated[Numbers, Option("-n", "--n-gen", metavar="N", help="With --live, as `bench`.")] = None,
     depth: Annotated[Numbers, Option("-d", "--n-depth", metavar="N", help="With --live, as `bench`.")] = None,
@@ -187,20 +173,11 @@ def _show(result: Result) -> None:
 
     differing = result.differences.items()
     if differing:
-        titles = (tables.Column("DIFFERS"), tables.Column("A"), tables.Column("B", flexible=True))
-        tables.show(titles, [(key, _value(mine), _value(theirs)) for key, (mine, theirs) in differing])
+        tables.show(("DIFFERS", "A", "B…"), [(key, _value(mine), _value(theirs)) for key, (mine, theirs) in differing])
         screen.out("\n")
     swept = list(result.matches[0].settings)
-    columns = (
-        tables.Column("TEST"),
-        *(tables.Column(name.upper(), right=True) for name in swept),
-        tables.Column("A", right=True),
-        tables.Column("B", right=True),
-        tables.Column("B/A", right=True),
-        tables.Column("95 %"),
-        tables.Column("B IS"),
-    )
-    tables.show(columns, [_row(match, swept) for match in result.matches])
+    titles = ("TEST", *(f">{name.upper()}" for name in swept), ">A", ">B", ">B/A", "95 %", "B IS")
+    tables.show(titles, [_row(match, swept) for match in result.matches])
     for side_name, names in (("A", result.only_a), ("B", result.only_b)):
         if names:
             screen.note(f"only in {side_name}: {', '.join(names)}")

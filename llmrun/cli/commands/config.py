@@ -12,6 +12,7 @@ from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import UsageError
 from llmrun.models.model_settings import Names
+from llmrun.models.reference import parse
 from llmrun.options import spec, user_config
 from llmrun.options.settings import value_of
 from llmrun.options.user_config import Setting
@@ -55,7 +56,7 @@ def config(
     screen.note(f"{here.path}{'' if here.path.exists() else ' (not there)'}")
     if found:
         rows = [(each.key, _shown(each.value), _origin(here, each)) for each in found]
-        tables.show((tables.Column("OPTION"), tables.Column("VALUE"), tables.Column("FROM")), rows)
+        tables.show(("OPTION", "VALUE", "FROM"), rows)
     else:
         screen.note("nothing is set; set something with: llmrun config set temp 0.6")
 
@@ -69,7 +70,8 @@ def set_(
 ) -> None:
     """Set an option for every run, or for one model."""
     key = key.lstrip("-")
-    _check_model(model)
+    if model is not None:
+        parse(model)
     named = called.settable()
     if key not in named:
         raise UsageError(
@@ -91,13 +93,6 @@ def unset(called: Invocation, key: _Key, model: _Model = None) -> None:
     screen.note(f"{file}: {user_config.table_of(model)} {key} is not set any more")
 
 
-def _check_model(model: str | None) -> None:
-    if model is not None:
-        from llmrun.models.reference import parse
-
-        parse(model)
-
-
 def _typed(option: spec.Option, key: str, values: list[str]) -> user_config.Value:
     """What was typed, as TOML has it. Raises `UsageError`."""
     if option.repeatable:
@@ -106,8 +101,7 @@ def _typed(option: spec.Option, key: str, values: list[str]) -> user_config.Valu
         raise UsageError(
             f"{key}: {len(values)} values, and it takes one", hint=f"llmrun config set {key} '{' '.join(values)}'"
         )
-    value: user_config.Value = _one(option, key, values[0])
-    return value
+    return _one(option, key, values[0])  # type: ignore[no-any-return]  # of the kinds that TOML has
 
 
 def _one(option: spec.Option, key: str, text: str) -> Any:

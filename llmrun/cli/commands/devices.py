@@ -12,25 +12,24 @@ from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import DiskError, EngineCrashed, UsageError
 from llmrun.options.endpoints import parse_endpoints
-from llmrun.units import UNKNOWN, bandwidth, percent, significant, size
+from llmrun.units import UNKNOWN, ago, bandwidth, percent, significant, size
 
 if TYPE_CHECKING:
     from llmrun.engine.devices import Found
     from llmrun.engine.jobs.roofline import Prober
     from llmrun.machine.peaks import Ceiling
 
-Workers = Annotated[
-    str, Option("--rpc", metavar="HOST:PORT,…", help="Also the devices of these workers (llmrun worker).")
-]
 
-
-Measure = Annotated[
-    bool, Option("--measure", help="Measure how fast each device reads its memory and multiplies, and keep that.")
-]
-Seconds = Annotated[float, Option("--seconds", metavar="S", help="With --measure: of each figure.")]
-
-
-def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5, as_json: options.Json = False) -> None:
+def devices(
+    rpc: Annotated[
+        str, Option("--rpc", metavar="HOST:PORT,…", help="Also the devices of these workers (llmrun worker).")
+    ] = "",
+    measure: Annotated[
+        bool, Option("--measure", help="Measure how fast each device reads its memory and multiplies, and keep that.")
+    ] = False,
+    seconds: Annotated[float, Option("--seconds", metavar="S", help="With --measure: of each figure.")] = 0.5,
+    as_json: options.Json = False,
+) -> None:
     """Show what llama.cpp can compute on, with memory, features and versions.
 
     Of the CPU's memory, what is free is what this process could really have: within the limits of its container.
@@ -59,16 +58,7 @@ def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5,
     if as_json:
         screen.out_json(facts)
         return
-    columns = [tables.Column(title) for title in ("DEVICE", "KIND", "BACKEND")]
-    columns += [tables.Column("MEMORY", right=True), tables.Column("FREE", right=True)]
-    columns.append(tables.Column("WHAT IT IS", flexible=True))
-    tables.show(
-        columns,
-        [
-            (item["name"], item["kind"], item["backend"], *_memory(item), item["description"])
-            for item in facts["devices"]
-        ],
-    )
+    tables.show(("DEVICE", "KIND", "BACKEND", ">MEMORY", ">FREE", "WHAT IT IS…"), map(_device_row, facts["devices"]))
     screen.out("\n")
     if measured:
         _show_ceilings(measured)
@@ -76,13 +66,8 @@ def devices(rpc: Workers = "", measure: Measure = False, seconds: Seconds = 0.5,
     features = {item["backend"]: item["features"] for item in facts["devices"] if item["features"]}
     pairs = [(f"{backend} features", _features(said)) for backend, said in features.items()]
     threads = facts["threads"]
-    pairs.append(
-        (
-            "threads",
-            f"{threads['default']} ({threads['physical_cores']} physical cores, {threads['logical_cpus']} logical; "
-            f"quota {significant(threads['quota'])})",
-        )
-    )
+    cores = f"{threads['physical_cores']} physical cores, {threads['logical_cpus']} logical"
+    pairs.append(("threads", f"{threads['default']} ({cores}; quota {significant(threads['quota'])})"))
     if not features:  # else it would say the same again
         pairs.append(("built with", facts["system_info"]))
     pairs += [(name.replace("_", " "), version) for name, version in facts["versions"].items() if version]
@@ -116,10 +101,7 @@ def _measured(prober: Prober, seconds: float) -> list[Ceiling]:
 
 def _show_ceilings(measured: Sequence[Ceiling]) -> None:
     kinds = list(dict.fromkeys(kind for each in measured for kind in each.flops_per_s))
-    right = ["THREADS", "READS", "LOWEST", "HIGHEST", "ON PAPER", "SHARE"]
-    columns = [tables.Column("DEVICE"), *(tables.Column(title, right=True) for title in right)]
-    columns += [tables.Column(f"{kind} GFLOP/S", right=True) for kind in kinds]
-    columns.append(tables.Column("MEASURED", right=True))
+    titles = ("DEVICE", ">THREADS", ">READS", ">LOWEST", ">HIGHEST", ">ON PAPER", ">SHARE")
     rows = []
     for each in measured:
         read, paper = each.read_bytes_per_s, each.datasheet_bytes_per_s
@@ -132,19 +114,10 @@ def _show_ceilings(measured: Sequence[Ceiling]) -> None:
                 bandwidth(paper),
                 percent(each.datasheet_share),
                 *(significant(found.median / 1e9) if found else UNKNOWN for found in flops),
-                _age(each.age_s()),
+                ago(each.age_s()),
             )
         )
-    tables.show(columns, rows)
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return UNKNOWN
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{int(seconds // length)} {unit} ago"
-    return "just now"
+    tables.show((*titles, *(f">{kind} GFLOP/S" for kind in kinds), ">MEASURED"), rows)
 
 
 def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
@@ -189,8 +162,9 @@ def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
     }
 
 
-def _memory(item: dict[str, Any]) -> tuple[str, str]:
-    return size(item["total_bytes"]), size(item["free_bytes"])
+def _device_row(item: dict[str, Any]) -> tuple[str, ...]:
+    memory = size(item["total_bytes"]), size(item["free_bytes"])
+    return (item["name"], item["kind"], item["backend"], *memory, item["description"])
 
 
 def _features(said: dict[str, str]) -> str:

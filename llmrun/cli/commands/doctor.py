@@ -57,13 +57,12 @@ def doctor(
         ]
         screen.out_json({"checks": checks, "exit_code": code})
     else:
-        columns = (tables.Column("CHECK"), tables.Column("STATUS"), tables.Column("WHAT WAS FOUND", flexible=True))
         rows: list[tuple[str, str, str]] = []
         for name, status, message, remedy in shown:
             rows.append((name, status, message))
             if remedy and status != "ok":
                 rows.append(("", "", f"try: {remedy}"))
-        tables.show(columns, rows)
+        tables.show(("CHECK", "STATUS", "WHAT WAS FOUND…"), rows)
     if code:
         raise SystemExit(code)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,19 +12,15 @@ from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import UsageError
+from llmrun.options.spec import Whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llmrun.chat.store import Conversation, Conversations, Hit, Summary
+    from llmrun.chat.store import Conversation, Conversations, Hit
 
 HITS = 50
-_Id = Annotated[str, Argument("ID", "An id, how one begins, or 'last'.")]
 _Ids = Annotated[list[str] | None, Argument("ID", "Ids, or how they begin; 'last'.")]
 _All = Annotated[bool, Option("--all", help="All conversations.")]
-_Limit = Annotated[
-    int | None, Option("-n", "--limit", min=1, help="Show so many, the last changed.", show_default=False)
-]
+_Limit = Annotated[int | None, Option("-n", "--limit", kind=Whole(1), help="Show so many, the last changed.")]
 
 
 def history(limit: _Limit = None, as_json: options.Json = False) -> None:
@@ -38,13 +33,13 @@ def list_(limit: _Limit = None, as_json: options.Json = False) -> None:
     with _kept() as kept:
         found = kept.list(limit)
     if as_json:
-        screen.out_json([_summary(each) for each in found])
+        screen.out_json([vars(each) for each in found])
         return
     conversation_table.show(found)
 
 
 def show(
-    id: _Id,
+    id: Annotated[str, Argument("ID", "An id, how one begins, or 'last'.")],
     thinking: Annotated[bool, Option("--thinking", help="Also what the model thought.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -61,7 +56,7 @@ def show(
 
 def search(
     words: Annotated[list[str], Argument("WORD...", "Parts of words; upper or lower case.")],
-    limit: Annotated[int, Option("-n", "--limit", min=1, help="Show so many turns, the latest.")] = HITS,
+    limit: Annotated[int, Option("-n", "--limit", kind=Whole(1), help="Show so many turns, the latest.")] = HITS,
     as_json: options.Json = False,
 ) -> None:
     """Find the turns in which all of the words occur."""
@@ -71,8 +66,7 @@ def search(
     if as_json:
         screen.out_json([_hit(each) for each in found])
     else:
-        columns = (tables.Column("ID"), tables.Column("WHO"), tables.Column("TEXT", flexible=True))
-        tables.show(columns, [(each.summary.id, _who(each), each.excerpt) for each in found])
+        tables.show(("ID", "WHO", "TEXT…"), [(each.summary.id, _who(each), each.excerpt) for each in found])
     if more:
         screen.note(f"the latest {limit} turns; more with: --limit {10 * limit}")
     elif not found:
@@ -80,14 +74,13 @@ def search(
 
 
 def rm(
-    ids: _Ids = None,
-    everything: _All = False,
-    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
+    ids: _Ids = None, everything: _All = False, yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False
 ) -> None:
     """Remove conversations: nothing of them is left in the file."""
     with _kept() as kept:
         meant = _meant(kept, ids, everything, "rm")  # all of them exist, or none is removed
-        if everything and meant and not yes and not _confirmed(len(meant)):
+        question = f"Remove {_n(meant)}?"
+        if everything and meant and not yes and not screen.confirmed(question, "llmrun history rm --all -y"):
             screen.note("nothing was removed")
             return
         kept.remove(meant)
@@ -102,8 +95,7 @@ def export(
     everything: _All = False,
     output: Annotated[Path | None, Option("-o", "--output", metavar="FILE", help="Write a file: .md or .json.")] = None,
     format: Annotated[
-        str | None,
-        Option("--format", metavar="FORMAT", help="md or json.  [default: by the file's ending, or md]"),
+        str | None, Option("--format", metavar="FORMAT", help="md or json.", without="by the file's ending, or md")
     ] = None,
     force: Annotated[bool, Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
@@ -136,7 +128,7 @@ def export(
         return
     with fs.disk_errors(f"writing {output}"):
         fs.write_atomically(Path(os.path.realpath(output)), text.encode("utf-8", errors="replace"))
-    screen.note(f"{output}: {len(found)} conversation{'' if len(found) == 1 else 's'}")
+    screen.note(f"{output}: {_n(found)}")
 
 
 def path() -> None:
@@ -146,12 +138,10 @@ def path() -> None:
     screen.out(f"{store.file()}\n")
 
 
-@contextmanager
-def _kept() -> Iterator[Conversations]:
+def _kept() -> Conversations:
     from llmrun.chat.store import Conversations
 
-    with Conversations() as kept:
-        yield kept
+    return Conversations()
 
 
 def _meant(kept: Conversations, ids: list[str] | None, everything: bool, command: str) -> list[str]:
@@ -162,15 +152,6 @@ def _meant(kept: Conversations, ids: list[str] | None, everything: bool, command
     if everything:
         return [each.id for each in kept.list()]
     return list(dict.fromkeys(kept.find(each) for each in ids or ()))
-
-
-def _confirmed(n: int) -> bool:
-    """Asks on the terminal. Raises `UsageError` if there is none."""
-    if not (screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stderr)):
-        raise UsageError("there is no terminal to ask on: -y removes without asking", hint="llmrun history rm --all -y")
-    sys.stderr.write(f"Remove {n:,} conversation{'' if n == 1 else 's'}? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 _ENDINGS = {".md": "md", ".markdown": "md", ".json": "json"}
@@ -198,13 +179,13 @@ def _check_output(output: Path, force: bool) -> None:
             raise UsageError(f"{output} exists already", hint="--force, or another name")
 
 
+def _n(conversations: Sequence[object]) -> str:
+    return f"{len(conversations):,} conversation{'' if len(conversations) == 1 else 's'}"
+
+
 def _who(hit: Hit) -> str:
     return "you" if hit.role == "user" else hit.summary.model or hit.role
 
 
-def _summary(each: Summary) -> dict[str, Any]:
-    return dict(vars(each))
-
-
 def _hit(each: Hit) -> dict[str, Any]:
-    return {**_summary(each.summary), "role": each.role, "turn_id": each.turn_id, "excerpt": each.excerpt}
+    return {**vars(each.summary), "role": each.role, "turn_id": each.turn_id, "excerpt": each.excerpt}

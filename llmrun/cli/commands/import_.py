@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from llmrun.cli.terminal import progress, screen
 def import_(
     path: Annotated[Path, Argument("PATH", "A GGUF file; of a split model any part.")],
     name: Annotated[
-        str | None, Option("--name", metavar="NAME", help="It becomes local/NAME.  [default: from the file]")
+        str | None, Option("--name", metavar="NAME", help="It becomes local/NAME.", without="from the file")
     ] = None,
     copy: Annotated[bool, Option("--copy", help="Copy the file; otherwise a link leads to it.")] = False,
     as_json: options.Json = False,
@@ -23,18 +24,11 @@ def import_(
     """Make a GGUF file on this machine a model with a name."""
     from llmrun.models.store.importing import ImportProgress, import_file
 
-    bars: list[progress.Bytes] = []
-
     def on_event(event: ImportProgress) -> None:
-        if not bars:
-            bars.append(progress.Bytes(f"copying {path.name}", event.total, quiet=quiet))
-        bars[0].update(event.done)
+        copied.show(f"copying {path.name}", event.done, event.total)
 
-    try:
+    with closing(progress.Bytes(quiet=quiet)) as copied:
         model = import_file(path, copy=copy, name=name, on_event=on_event)
-    finally:
-        for bar in bars:
-            bar.close()
     if as_json:
         screen.out_json(stored.json_row(stored.model_row(model, model.name)))
     else:

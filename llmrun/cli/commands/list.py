@@ -10,20 +10,16 @@ from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading import stored
 from llmrun.cli.terminal import screen, tables
-from llmrun.cli.terminal.tables import Column
 from llmrun.models import quants
 from llmrun.text import sanitize
-from llmrun.units import UNKNOWN, count, percent, size
+from llmrun.units import UNKNOWN, ago, count, percent, size
 
 if TYPE_CHECKING:
     from llmrun.models.store.listing import Leftover
 
 
 def list_(
-    words: Annotated[
-        list[str] | None,
-        Argument("WORD", "Only what has all of these words in its name."),
-    ] = None,
+    words: Annotated[list[str] | None, Argument("WORD", "Only what has all of these words in its name.")] = None,
     catalog: Annotated[
         bool, Option("--catalog", help="The models that have a short name, here or not, and what they are for.")
     ] = False,
@@ -40,24 +36,14 @@ def list_(
         names = (row["name"] for row in rows if row.get("state", "complete") == "complete")
         screen.out("".join(sanitize(name) + "\n" for name in names))
     elif catalog:
-        tables.show(_CATALOG_COLUMNS, map(_catalog_cells, rows))
+        titles = ("NAME", ">PARAMETERS", ">ACTIVE", ">SIZE", ">CONTEXT", "LICENCE", "GOOD FOR…")
+        tables.show(titles, map(_catalog_cells, rows))
     else:
-        now_s = time.time()
-        tables.show(_STORED_COLUMNS, (_stored_cells(row, now_s) for row in rows))
+        tables.show(("NAME", "QUANT", ">SIZE", ">PARAMETERS", "USED", "WHERE…"), map(_stored_cells, rows))
 
 
 def _searched(row: dict[str, Any]) -> str:
     return " ".join(str(row.get(key) or "") for key in ("name", "repo", "file", "summary")).lower()
-
-
-_STORED_COLUMNS = (
-    Column("NAME"),
-    Column("QUANT"),
-    Column("SIZE", right=True),
-    Column("PARAMETERS", right=True),
-    Column("USED"),
-    Column("WHERE", flexible=True),
-)
 
 
 def _stored_rows() -> list[dict[str, Any]]:
@@ -112,38 +98,9 @@ def _leftover_row(item: Leftover, name: str) -> dict[str, Any]:
     }
 
 
-def _stored_cells(row: dict[str, Any], now_s: float) -> list[str]:
-    return [
-        row["name"],
-        row["quant"] or UNKNOWN,
-        size(row["size"]),
-        count(row["parameters"]),
-        UNKNOWN if row["last_used_s"] is None else ago(now_s - row["last_used_s"]),
-        row["where"],
-    ]
-
-
-def ago(seconds: float) -> str:
-    """ "just now", "5 minutes ago", "yesterday", "3 weeks ago"."""
-    if seconds < 60:
-        return "just now"
-    for unit, length, limit in (("minute", 60, 60), ("hour", 3600, 24), ("day", 86_400, 14), ("week", 604_800, 9)):
-        n = int(seconds // length)
-        if n < limit:
-            return "yesterday" if (unit, n) == ("day", 1) else f"{n} {unit}{'s' if n > 1 else ''} ago"
-    n = int(seconds // 2_629_800)
-    return f"{n} months ago" if n < 24 else f"{n // 12} years ago"
-
-
-_CATALOG_COLUMNS = (
-    Column("NAME"),
-    Column("PARAMETERS", right=True),
-    Column("ACTIVE", right=True),
-    Column("SIZE", right=True),
-    Column("CONTEXT", right=True),
-    Column("LICENCE"),
-    Column("GOOD FOR", flexible=True),
-)
+def _stored_cells(row: dict[str, Any]) -> list[str]:
+    used = ago(None if row["last_used_s"] is None else time.time() - row["last_used_s"])
+    return [row["name"], row["quant"] or UNKNOWN, size(row["size"]), count(row["parameters"]), used, row["where"]]
 
 
 def _catalog_rows() -> list[dict[str, Any]]:

@@ -7,34 +7,27 @@ from pathlib import Path
 from typing import Annotated
 
 from llmrun.cli.framework import options
+from llmrun.cli.framework.bench_options import RECORD
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen
 
 PIPE_WIDTH = 80
 
-Benches = Annotated[
-    list[str],
-    Argument(
-        "BENCH",
-        "A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON.",
-    ),
-]
-Output = Annotated[
-    Path | None,
-    Option("-o", "--output", metavar="FILE", help="Draw to this .svg or .png.  [default: text, here]"),
-]
-Kinds = Annotated[
-    list[str] | None,
-    Option("--kind", metavar="KIND", help="sweep, batch, bars, roofline; several: a,b.  [default: by what varies]"),
-]
-X = Annotated[
-    str | None,
-    Option("--x", metavar="NAME", help="The swept setting: n_threads, n_depth, …  [default: most values]"),
-]
-
 
 def plot(
-    benches: Benches, output: Output = None, kind: Kinds = None, x: X = None, as_json: options.Json = False
+    benches: Annotated[list[str], Argument("BENCH", RECORD)],
+    output: Annotated[
+        Path | None, Option("-o", "--output", metavar="FILE", help="Draw to this .svg or .png.", without="text, here")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        Option("--kind", metavar="KIND", help="sweep, batch, bars, roofline; several: a,b.", without="by what varies"),
+    ] = None,
+    x: Annotated[
+        str | None,
+        Option("--x", metavar="NAME", help="The swept setting: n_threads, n_depth, …", without="most values"),
+    ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Draw benches: curves of a sweep, bars side by side, batch scaling, a roofline.
 

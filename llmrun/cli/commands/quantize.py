@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,6 @@ from llmrun.cli.framework.command import command
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import progress, screen, tables
-from llmrun.cli.terminal.tables import Column
 from llmrun.models import quants
 from llmrun.models.quantize import (
     QuantizeProgress,
@@ -28,6 +28,7 @@ from llmrun.models.quantize import (
 from llmrun.models.reference import LocalFile
 from llmrun.models.store.importing import checked_name
 from llmrun.models.store.layout import LOCAL, repo_of
+from llmrun.options.spec import Whole
 from llmrun.text import sanitize
 from llmrun.units import count, duration, fixed, significant, size
 
@@ -42,13 +43,10 @@ _EXAMPLE_PARAMETERS = 8.03e9
 @command(epilog=lambda: levels_help())
 def quantize(
     model: options.ModelName,
-    level: Annotated[
-        str | None,
-        Argument("LEVEL", "Such as Q4_K_M. Without one: what each would give."),
-    ] = None,
+    level: Annotated[str | None, Argument("LEVEL", "Such as Q4_K_M. Without one: what each would give.")] = None,
     output: Annotated[
         Path | None,
-        Option("--output", "-o", metavar="PATH", help="Write this file.  [default: a new model of llmrun's]"),
+        Option("--output", "-o", metavar="PATH", help="Write this file.", without="a new model of llmrun's"),
     ] = None,
     name: Annotated[str | None, Option("--name", metavar="NAME", help="The new model is called local/NAME.")] = None,
     pure: Annotated[bool, Option("--pure", help="Every matrix in one type, without the level's mix.")] = False,
@@ -56,11 +54,10 @@ def quantize(
         bool, Option("--leave-output-tensor", help="Leave the output matrix as it is: better, and larger.")
     ] = False,
     imatrix: Annotated[
-        Path | None,
-        Option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, in GGUF form."),
+        Path | None, Option("--imatrix", metavar="FILE", help="Importance matrix of llama-imatrix, in GGUF form.")
     ] = None,
     threads: Annotated[
-        int | None, Option("-t", "--threads", min=1, max=512, help="Threads.  [default: physical cores]")
+        int | None, Option("-t", "--threads", kind=Whole(1, 512), help="Threads.", without="physical cores")
     ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Say how large it would be; write nothing.")] = False,
     as_json: options.Json = False,
@@ -96,13 +93,22 @@ def quantize(
             tell(f"{plan.n_fallback} tensors have rows that don't fit {recipe.level}; they get a larger type")
         if not dry_run:
             tell(f"{source.name}: {size(document['source_bytes'])} -> {recipe.level}, {size(plan.n_bytes)}")
-            with _Bars(source, recipe.level, target.name if target else LOCAL + name, quiet=quiet) as shown:
+            steps = {
+                "hash source": f"reading {source.path.name}",
+                "quantize": f"quantizing to {recipe.level}",
+                "hash result": f"reading {target.name if target else LOCAL + name} back",
+            }
+            with closing(progress.Bytes(quiet=quiet)) as bar:
+
+                def on_event(event: QuantizeProgress) -> None:
+                    bar.show(steps[event.step], event.done, event.total)
+
                 if target is None:
                     made = LOCAL + name
-                    path = into_store(source, recipe.level, quantizer.run, name, shown)
+                    path = into_store(source, recipe.level, quantizer.run, name, on_event)
                 else:
                     made, path = LocalFile(target).name, target.absolute()
-                    into_file(source, recipe.level, quantizer.run, target, shown)
+                    into_file(source, recipe.level, quantizer.run, target, on_event)
             document |= {"name": made, "path": os.fspath(path), "bytes": path.stat().st_size}
             document["seconds"] = time.monotonic() - begin_s
             tell(f"{document['name']}: {size(document['bytes'])} in {duration(document['seconds'])}")
@@ -115,34 +121,6 @@ def quantize(
         )
     else:
         screen.out(sanitize(document["name"]) + "\n")
-
-
-class _Bars:
-    """A bar for each step."""
-
-    def __init__(self, source: Model, level: str, name: str, *, quiet: bool) -> None:
-        self._words = {
-            "hash source": f"reading {source.path.name}",
-            "quantize": f"quantizing to {level}",
-            "hash result": f"reading {name} back",
-        }
-        self._quiet = quiet
-        self._step = ""
-        self._bar: progress.Bytes | None = None
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.close()
-
-    def __call__(self, event: QuantizeProgress) -> None:
-        if event.step != self._step or self._bar is None:
-            self.__exit__()
-            self._step = event.step
-            self._bar = progress.Bytes(self._words[event.step], event.total, quiet=self._quiet)
-        self._bar.update(event.done)
 
 
 def _document(source: Model, level: str, plan: Plan) -> dict[str, Any]:
@@ -179,25 +157,23 @@ def _show_levels(model: str, *, as_json: bool, quiet: bool) -> None:
             ]
         )
     else:
-        tables.show(_columns(count(source.header.n_params)), _level_rows(source.header.n_params))
+        tables.show(*_table(source.header.n_params))
 
 
-def _columns(parameters: str) -> tuple[Column, ...]:
-    return (
-        Column("LEVEL"),
-        Column("BITS/WEIGHT", right=True),
-        Column(f"SIZE ({parameters})", right=True),
-        Column("GOOD FOR", flexible=True),
+def _table(n_params: float) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    """Titles and rows."""
+    rows = (
+        (
+            level.name,
+            fixed(level.bits_per_weight, 2),
+            "~" + size(quants.model_bytes(n_params, level.name)),
+            level.good_for,
+        )
+        for level in levels()
     )
-
-
-def _level_rows(n_params: float) -> Iterator[list[str]]:
-    for level in levels():
-        n_bytes = quants.model_bytes(n_params, level.name)
-        yield [level.name, fixed(level.bits_per_weight, 2), "~" + size(n_bytes), level.good_for]
+    return ("LEVEL", ">BITS/WEIGHT", f">SIZE ({count(n_params)})", "GOOD FOR…"), rows
 
 
 def levels_help() -> str:
     """For the end of `llmrun quantize --help`."""
-    rows = tables.lines(_columns(count(_EXAMPLE_PARAMETERS)), _level_rows(_EXAMPLE_PARAMETERS))
-    return "\n".join(f"  {row}" for row in rows)
+    return "\n".join(f"  {row}" for row in tables.lines(*_table(_EXAMPLE_PARAMETERS)))

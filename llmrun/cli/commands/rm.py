@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +48,7 @@ def rm(
     gone = [known.as_listed(model) for model in models.values()]
     if not models and not wanted:
         screen.note("there are no unfinished or damaged downloads")
-    elif not yes and not _confirmed(known, [*models.values()], wanted):
+    elif not yes and not _confirmed(known, models.values(), wanted):
         screen.note("nothing was removed")
         models, wanted, gone = {}, [], []
     freed = remove.remove_models(models.values()) + remove.remove_leftovers(wanted)
@@ -97,14 +96,7 @@ def _refuse_if_vague(name: str, meant: Iterable[str]) -> None:
         raise UsageError(f"'{name}' could be {' or '.join(names)}", hint=Act("rm", names[0]))
 
 
-def _confirmed(known: ModelNames, models: list[StoredModel], leftovers: list[Leftover]) -> bool:
-    """Asks on the terminal. Raises `UsageError` where there is none."""
-    if not (screen.is_terminal(sys.stdin) and screen.is_terminal(sys.stderr)):
-        raise UsageError("there is no terminal to ask on: say -y to remove", hint=Act("rm", "NAME", {"yes": True}))
-    for model in models:
-        screen.note(f"  {known.as_listed(model)}  {size(model.size)}")
-    for item in leftovers:
-        screen.note(f"  {known.of(item)}  {size(item.size)}, {stored.LEFTOVER_WORDS[item.kind]}")
-    sys.stderr.write("Remove? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+def _confirmed(known: ModelNames, models: Iterable[StoredModel], leftovers: Iterable[Leftover]) -> bool:
+    rows = [f"  {known.as_listed(model)}  {size(model.size)}\n" for model in models]
+    rows += [f"  {known.of(item)}  {size(item.size)}, {stored.LEFTOVER_WORDS[item.kind]}\n" for item in leftovers]
+    return screen.confirmed(f"{''.join(rows)}Remove?", Act("rm", "NAME", {"yes": True}))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import Annotated
 
-from llmrun.cli.answering.answer_options import AnswerArguments
+from llmrun.chat.answer_options import AnswerOptions
+from llmrun.cli.answering.answer_options import AnswerShape, answer_options
 from llmrun.cli.framework import options
 from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Argument, Option
-from llmrun.errors import UsageError
+from llmrun.cli.terminal import screen
+from llmrun.errors import UsageError, WrongFormat
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.options.spec import TEXT
@@ -32,12 +35,7 @@ def run(
     ] = None,
     field: Annotated[
         list[str] | None,
-        Option(
-            "--field",
-            metavar="NAME=VALUE",
-            help="A field of the template; @FILE for a file's text.",
-            panel=TEXT,
-        ),
+        Option("--field", metavar="NAME=VALUE", help="A field of the template; @FILE for a file's text.", panel=TEXT),
     ] = None,
     continue_: Annotated[bool, Option("--continue", help="Go on with the last conversation.")] = False,
     save: Annotated[bool, Option("--save", help="Keep it as a conversation.", panel=TEXT)] = False,
@@ -50,7 +48,8 @@ def run(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
     *,
-    answering: AnswerArguments,
+    answering: AnswerOptions,
+    shape: AnswerShape,
     sampling: SamplingConfig,
     load: LoadConfig,
     invocation: Invocation,
@@ -63,11 +62,11 @@ def run(
     from llmrun.engine.process import started_early
 
     # First of all: the child imports llama.cpp while all that follows is imported, read and looked up.
-    with started_early() as child:
-        from llmrun.cli.answering import prompt, single_answer
-        from llmrun.cli.terminal import screen
+    with ExitStack() as stack:
+        child = stack.enter_context(started_early())
+        from llmrun.cli.answering import prompt
 
-        answers = answering.options()
+        answers = answer_options(answering, shape)
         if raw and (continue_ or save):
             raise UsageError("--raw continues a text, which is not a conversation: neither --continue nor --save")
         if copy:
@@ -89,20 +88,68 @@ def run(
                 "there is no prompt: give it as an argument, in a file, or on standard input",
                 hint='llmrun run tiny "Once upon a time"',
             )
-        single_answer.answer_prompt(
-            model,
-            text,
-            load,
-            invocation.given,
-            answers,
-            child=child,
-            system=system,
-            resume=continue_,
-            keep=continue_ or save,
-            copy=copy,
-            raw=raw,
-            as_json=as_json,
-            verbose=verbose,
-            quiet=quiet,
-            newline=not no_newline,
-        )
+        # All that is needed is imported before the engine is asked for anything: while it computes, this process leaves
+        # the cores to it.
+        from llmrun.chat.conversation import Chat
+        from llmrun.chat.store import Conversations
+        from llmrun.cli.answering import report
+        from llmrun.cli.answering.single_answer import Answer, Thoughts, asked_of, expected_tokens
+        from llmrun.cli.loading import load_model, recommended
+        from llmrun.cli.terminal import progress
+        from llmrun.gguf.rules import overridden
+        from llmrun.machine.nvml import open_nvml
+        from llmrun.machine.sampler import Sampler
+
+        store = stack.enter_context(Conversations()) if continue_ or save else None
+        resumed = store.read(store.find("last")) if store and continue_ else None
+        found = load_model.found(model, quiet=quiet)
+        asked = asked_of(found, text, system, raw=raw, template=answers.chat_template)
+        sampling, notes = recommended.sampling_of(invocation.given(model), overridden(found.header, load.override_kv))
+        if isinstance(asked, str) and not raw:
+            instead = "ChatML is used" if store else "the text is continued as it is"
+            notes.append(f"{load_model.no_template(found)}: {instead}")
+        for note in answers.output_format.notes(quiet=quiet) if answers.output_format else ():
+            screen.note(note)
+        earlier = [{"role": turn.role, "content": turn.content} for turn in resumed.turns] if resumed else []
+        before = [*earlier, *(asked if isinstance(asked, list) else [])] or asked
+        thoughts = Thoughts(answers.think if screen.is_terminal(sys.stdout) and not as_json else "hide")
+        expected = expected_tokens(before, sampling.max_tokens)
+        engine = load_model.loaded(model, found, load, child, *expected, quiet=quiet)
+        sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
+        chat = None
+        if store is not None:
+            chat = Chat(engine, model, sampling=sampling, options=answers, system=system or "", store=store)
+            stack.callback(chat.close)
+        if chat is not None and resumed is not None:
+            chat.resume(resumed)
+            if system is not None:
+                chat.set_system(system)
+        with progress.bar("reading the prompt", shown=not quiet) as bar:
+            on_prefill = (lambda done, of: bar.update(done / of)) if bar else None
+            special = answers.special or (None if raw else False)
+            answer = Answer(engine, asked, sampling, answers, chat, special=special, on_prefill=on_prefill)
+        stack.callback(answer.close)
+        if not quiet:
+            for note in (*notes, *engine.notes):
+                screen.note(note)
+        if as_json:
+            answer.finish()
+        else:
+            answer.show(thoughts, quiet=quiet, newline=not no_newline or screen.is_terminal(sys.stdout))
+        generation = answer.generation
+        done = report.Run(found, engine, generation, load, sampling, sampler.summary())
+        if as_json:
+            screen.out_json(report.as_document(done))
+        elif not quiet:
+            for line in (report.meter_line(done), *(report.details(done) if verbose else ())):
+                screen.note(line)
+        if chat is not None and chat.id is not None and not quiet:
+            screen.note(f"kept as {chat.id}; llmrun chat --resume {chat.id}")
+        if copy:
+            copied = clipboard.copy(answer.text)
+            if not quiet:
+                screen.note(copied)
+        if answers.output_format is not None and (problem := answers.output_format.problem(answer.text)):
+            limits = {"length": f"a larger -n than {sampling.max_tokens}", "context": "a larger -c"}
+            hint = limits.get(generation.stop_reason or "")
+            raise WrongFormat(f"the answer has the wrong format: {problem}", hint=hint)

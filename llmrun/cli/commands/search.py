@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen, tables
-from llmrun.cli.terminal.tables import Column
+from llmrun.options.spec import Whole
 from llmrun.units import UNKNOWN, size
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def search(
     words: Annotated[list[str], Argument("WORD", "Words in the repository's name.")],
-    limit: Annotated[int, Option("--limit", "-n", min=1, max=100, help="At most this many repositories.")] = 10,
+    limit: Annotated[int, Option("--limit", "-n", kind=Whole(1, 100), help="At most this many repositories.")] = 10,
     as_json: options.Json = False,
 ) -> None:
     """Search the hub for GGUF models, with their levels and sizes."""
@@ -28,24 +28,14 @@ def search(
         return
     if not found:
         screen.note(f"the hub has no GGUF repository with '{' '.join(words)}' in its name")
-    columns = (
-        Column("REPOSITORY"),
-        Column("DOWNLOADS", right=True),
-        Column("LICENCE"),
-        Column("LEVELS", flexible=True),
-    )
-    tables.show(
-        columns,
-        (
-            [
-                each.repo,
-                UNKNOWN if each.downloads is None else f"{each.downloads:,}",
-                (each.licence or UNKNOWN) + (" (gated)" if each.gated else ""),
-                ", ".join(f"{files.quant} {size(files.size)}" for files in each.quants) or UNKNOWN,
-            ]
-            for each in found
-        ),
-    )
+    tables.show(("REPOSITORY", ">DOWNLOADS", "LICENCE", "LEVELS…"), map(_row, found))
+
+
+def _row(found: SearchResult) -> tuple[str, ...]:
+    downloads = UNKNOWN if found.downloads is None else f"{found.downloads:,}"
+    licence = (found.licence or UNKNOWN) + (" (gated)" if found.gated else "")
+    levels = ", ".join(f"{files.quant} {size(files.size)}" for files in found.quants) or UNKNOWN
+    return found.repo, downloads, licence, levels
 
 
 def _document(found: SearchResult) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,6 @@ from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Option
 from llmrun.cli.loading import stored
 from llmrun.cli.terminal import progress, screen, tables
-from llmrun.cli.terminal.tables import Column
 from llmrun.errors import Act, IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ def verify(
         models = [*{m.path: m for name in names or () for m in all_stored(name)}.values()]
     names_of = stored.names()
     listed = {model.path: names_of.as_listed(model) for model in models}  # before anything is set aside
-    before, current = 0, ("", 0)
-    with progress.of_bytes(f"verifying {_n(len(models), 'model')}", sum(m.size for m in models), quiet=quiet) as bar:
+    before, current, total = 0, ("", 0), sum(model.size for model in models)
+    with closing(progress.Bytes(quiet=quiet)) as bar:
 
         def on_event(event: VerifyProgress) -> None:
             nonlocal before, current
             if event.file != current[0]:
                 before, current = before + current[1], (event.file, event.total)
-            bar.update(before + event.done)
+            bar.show(f"verifying {_n(len(models), 'model')}", before + event.done, total)
 
         verdicts = verify_models(models, on_event)
     words = {True: "ok", False: "damaged", None: "noted"}
@@ -63,8 +63,8 @@ def verify(
     if as_json:
         screen.out_json(rows)
     else:
-        columns = (Column("VERDICT"), Column("NAME"), Column("FILE"), Column("WHY", flexible=True))
-        tables.show(columns, ([row["verdict"], row["name"], row["file"], row["reason"]] for row in rows))
+        titles = ("VERDICT", "NAME", "FILE", "WHY…")
+        tables.show(titles, ([row["verdict"], row["name"], row["file"], row["reason"]] for row in rows))
     if bad := [verdict for verdict in verdicts if verdict.ok is False]:
         raise _not_whole(bad, len(verdicts), listed)
 

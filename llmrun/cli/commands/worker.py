@@ -18,19 +18,6 @@ from llmrun.units import size
 if TYPE_CHECKING:
     from llmrun.machine.device import Device
 
-Host = Annotated[str, Option("--host", metavar="ADDRESS", help="The IPv4 address to listen at.")]
-Port = Annotated[int, Option("--port", "-p", metavar="PORT", help="The port; 0: any that is free.")]
-Devices = Annotated[
-    str | None,
-    Option("--device", "-dev", metavar="NAME,…", help="What to lend.  [default: the GPUs, or else the CPU]"),
-]
-Memory = Annotated[
-    float | None,
-    Option("--memory", metavar="GIB", help="Lend so much of each device's memory.  [default: all that is free]"),
-]
-AllowRemote = Annotated[
-    bool, Option("--allow-remote", help="Listen at an address that others can reach. Read the warning.")
-]
 
 _WARNING = """\
 warning: whoever reaches {address} can use this machine's devices, and perhaps this machine.
@@ -39,17 +26,22 @@ warning: whoever reaches {address} can use this machine's devices, and perhaps t
 
 
 def worker(
-    host: Host = "127.0.0.1",
-    port: Port = DEFAULT_PORT,
-    device: Devices = None,
-    memory: Memory = None,
+    host: Annotated[str, Option("--host", metavar="ADDRESS", help="The IPv4 address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, Option("--port", "-p", metavar="PORT", help="The port; 0: any that is free.")] = DEFAULT_PORT,
+    device: Annotated[
+        str | None,
+        Option("--device", "-dev", metavar="NAME,…", help="What to lend.", without="the GPUs, or else the CPU"),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        Option("--memory", metavar="GIB", help="Lend so much of each device's memory.", without="all that is free"),
+    ] = None,
     threads: options.NThreads = None,
-    allow_remote: AllowRemote = False,
-    quiet: options.Quiet = False,
-    as_json: Annotated[
-        bool,
-        Option("--json", help="Print one line of JSON when it listens.", panel="Output"),
+    allow_remote: Annotated[
+        bool, Option("--allow-remote", help="Listen at an address that others can reach. Read the warning.")
     ] = False,
+    quiet: options.Quiet = False,
+    as_json: Annotated[bool, Option("--json", help="Print one line of JSON when it listens.", panel="Output")] = False,
 ) -> None:
     """Lend this machine's devices to `llmrun run --rpc` on another.
 

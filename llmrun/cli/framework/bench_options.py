@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmrun.options.load import LoadConfig
 
 Texts = list[str] | None
+RECORD = "A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON."
 
 
 def tests_of(

@@ -34,21 +34,8 @@ class Invocation:
     given: Callable[[str], Mapping[str, Given]] = lambda _: {}
 
 
-@dataclass(frozen=True)
-class Positional:
-    """One argument of a command."""
-
-    key: str
-    metavar: str
-    help: str
-    required: bool
-    many: bool
-    kind: spec.Kind
-    complete: Callable[[str], Any] | None
-
-
 class Command:
-    """What `llmrun NAME` does. Called, it is its function.
+    """What `llmrun NAME` does.
 
     Attributes:
         model_of: what it runs, of the values that were typed; options have the settings of that model as defaults.
@@ -69,35 +56,28 @@ class Command:
         self.strict = strict
         self.help = inspect.getdoc(function) or ""
 
-    def __call__(self, *args: Any, **values: Any) -> Any:
-        return self.function(*args, **values)
-
-    @property
-    def takes_settings(self) -> bool:
-        return self.model_of is not None
-
     # -- what it takes ---
 
     @cached_property
-    def _parameters(self) -> dict[str, tuple[Any, Any, inspect.Parameter]]:
-        """Name → type, what is declared beside it, parameter."""
+    def _parameters(self) -> dict[str, tuple[Any, Any, Any]]:
+        """Name → type, what is declared beside it, default."""
         hints = get_type_hints(self.function, include_extras=True)
         found = {}
         for name, parameter in inspect.signature(self.function).parameters.items():
             hint, declared = hints[name], None
             if get_origin(hint) is Annotated:
                 hint, declared = get_args(hint)[:2]
-            found[name] = hint, declared, parameter
+            found[name] = hint, declared, parameter.default
         return found
 
     @cached_property
-    def arguments(self) -> tuple[Positional, ...]:
+    def arguments(self) -> tuple[options.Argument, ...]:
         found = []
-        for name, (hint, declared, parameter) in self._parameters.items():
+        for name, (hint, declared, default) in self._parameters.items():
             if isinstance(declared, options.Argument):
                 kind, many, optional = _kind(hint)
-                required = not optional and parameter.default is parameter.empty
-                found.append(Positional(name, declared.metavar, declared.help, required, many, kind, declared.complete))
+                required = not optional and default is inspect.Parameter.empty
+                found.append(replace(declared, key=name, required=required, many=many, kind=kind))
         return tuple(found)
 
     @cached_property
@@ -113,11 +93,7 @@ class Command:
 
     @cached_property
     def options(self) -> tuple[spec.Option, ...]:
-        found = [
-            _declared(name, hint, declared, parameter)
-            for name, (hint, declared, parameter) in self._parameters.items()
-            if isinstance(declared, options.Option)
-        ]
+        found = [_declared(name, *each) for name, each in self._parameters.items() if isinstance(each[1], spec.Option)]
         for group, swept in self.groups.values():
             mine = spec.options_of(group)
             if swept is None:
@@ -132,52 +108,40 @@ class Command:
 
     def run(self, words: Sequence[str], invocation: Invocation, subcommands: Rows = ()) -> Any:
         """Read the words, fill in settings, call the function. Raises `LlmrunError`."""
-        spelling.options_are(self.options)
-        said = parser.read(
-            self.prepared(list(words)) if self.prepared else words,
-            self.options,
-            command=invocation.path,
-            strict=self.strict,
-        )
+        path = invocation.path
+        spelling.command_is(path, self.options)
+        words = self.prepared(list(words)) if self.prepared else words
+        said = parser.read(words, self.options, command=path, strict=self.strict)
         if said.help:
             from llmrun.cli.framework import help
             from llmrun.cli.terminal import screen
 
-            everything = said.help in parser.HELP_ALL
-            screen.out(help.of_command(invocation.path, self, subcommands, everything=everything))
+            screen.out(help.of_command(path, self, subcommands, everything=said.help in parser.HELP_ALL))
             return None
-        values = self._positionals(said.arguments, invocation.path)
+        values = self._positionals(said.arguments, path)
         typed = self._parsed(said.texts)
-        given = self.given(typed, values, invocation)
-        invocation = replace(invocation, given=lambda model: self._for_model(model, typed, invocation.settable))
+
+        def of_model(model: str) -> dict[str, Given]:
+            from llmrun.models.model_settings import Names
+
+            return resolve(self.options, typed, model, Names(), others=invocation.settable)
+
+        if self.model_of is None:
+            given = {key: Given(value) for key, value in typed.items()}
+        else:
+            model = self.model_of({**values, **typed})
+            if values.get("model", model) is None:
+                values["model"] = model
+            given = of_model(model)
+        called = replace(invocation, given=of_model)
+        values |= {name: called for name, (hint, _, _) in self._parameters.items() if hint is Invocation}
         try:
-            for name, (hint, _, _) in self._parameters.items():
-                if hint is Invocation:
-                    values[name] = invocation
             return self.function(**values, **self.values(given))
         except LlmrunError as error:
-            if error.field and (option := spelling.option_of(error.field)):
-                blamed = [each.key for each in self.options if each.field == option.field]
-                settings = (given[key].setting for key in blamed if key in given)
-                if setting := next(filter(None, settings), None):
-                    error.where = setting.where
+            if option := spelling.option_of(error.field or ""):
+                same = [given[each.key] for each in self.options if each.field == option.field and each.key in given]
+                error.where = next((each.setting.where for each in same if each.setting), error.where)
             raise
-
-    def given(self, typed: Mapping[str, Any], values: dict[str, Any], invocation: Invocation) -> dict[str, Given]:
-        """What was typed and what is set, by key of the option; `values` gets the model's name where it is known."""
-        if self.model_of is None:
-            return {key: Given(value) for key, value in typed.items()}
-        model = self.model_of({**values, **typed})
-        if values.get("model", model) is None:
-            values["model"] = model
-        return self._for_model(model, typed, invocation.settable)
-
-    def _for_model(
-        self, model: str, typed: Mapping[str, Any], settable: Callable[[], dict[str, spec.Option]]
-    ) -> dict[str, Given]:
-        from llmrun.models.model_settings import Names
-
-        return resolve(self.options, typed, model, Names(), others=settable)
 
     def values(self, given: Mapping[str, Given]) -> dict[str, Any]:
         """The parameters of the function, of what was given."""
@@ -192,9 +156,9 @@ class Command:
                 from llmrun.cli.framework import sweeps
 
                 found[name] = list(sweeps.combinations(group, chosen))
-        for name, (_, declared, parameter) in self._parameters.items():
-            if isinstance(declared, options.Option):
-                value = given[name].value if name in given else parameter.default
+        for name, (_, declared, default) in self._parameters.items():
+            if isinstance(declared, spec.Option):
+                value = given[name].value if name in given else default
                 found[name] = list(value) if isinstance(value, tuple) else value
         return found
 
@@ -211,18 +175,12 @@ class Command:
         values: dict[str, Any] = {}
         left = list(words)
         for i, each in enumerate(self.arguments):
-            if each.many:
-                n = len(left) - sum(later.required for later in self.arguments[i + 1 :])
-                mine, left = left[:n], left[n:]
-                values[each.key] = [each.kind.parse(word) for word in mine]
-                missing = not mine
-            else:
-                missing = not left
-                values[each.key] = each.kind.parse(left.pop(0)) if left else None
-            if missing and each.required:
+            n = len(left) - sum(later.required for later in self.arguments[i + 1 :]) if each.many else 1
+            mine, left = left[:n], left[n:]
+            if each.required and not mine:
                 raise UsageError(f"{each.metavar} is missing", hint=Act("help", path))
-            if missing and each.many:
-                values[each.key] = None
+            read = [each.kind.parse(word) for word in mine]
+            values[each.key] = None if not read else read if each.many else read[0]
         if left:
             raise UsageError(f"there is no place for '{left[0][:60]}'", hint=Act("help", path))
         return values
@@ -245,32 +203,15 @@ def parsed(option: spec.Option, texts: Sequence[str | bool]) -> Any:
     return value
 
 
-def _declared(name: str, hint: Any, declared: options.Option, parameter: inspect.Parameter) -> spec.Option:
-    kind, many, _ = _kind(hint, declared.min, declared.max)
-    names = [each.partition("/") for each in declared.names]
-    longs = [each[2:] for each, _, _ in names if each.startswith("--")]
-    default = () if many else None if parameter.default is parameter.empty else parameter.default
-    text, _, without = declared.help.partition("  [default: ")
-    return spec.Option(
-        longs[0] if longs else "",
-        kind,
-        field=name,
-        key=name,
-        default=default,
-        help=text,
-        without=without.rstrip("]"),
-        short=next((each[1:] for each, _, _ in names if not each.startswith("--")), ""),
-        aliases=tuple(longs[1:]),
-        denial=next((contrary[2:] for _, slash, contrary in names if slash), ""),
-        panel=declared.panel,
-        metavar=declared.metavar,
-        show_default=declared.show_default,
-        repeatable=many,
-        complete=declared.complete,
-    )
+def _declared(name: str, hint: Any, declared: spec.Option, default: Any) -> spec.Option:
+    kind, many, _ = _kind(hint)
+    if type(declared.kind) is not spec.Text:
+        kind = declared.kind
+    default = () if many else None if default is inspect.Parameter.empty else default
+    return replace(declared, kind=kind, field=name, key=name, default=default, repeatable=many)
 
 
-def _kind(hint: Any, low: float | None = None, high: float | None = None) -> tuple[spec.Kind, bool, bool]:
+def _kind(hint: Any) -> tuple[spec.Kind, bool, bool]:
     """Of a type: kind, whether it is a list, whether None is among its values."""
     optional = False
     if get_origin(hint) in (Union, UnionType):
@@ -279,10 +220,5 @@ def _kind(hint: Any, low: float | None = None, high: float | None = None) -> tup
     many = get_origin(hint) is list
     if many:
         (hint,) = get_args(hint)
-    kinds: dict[Any, spec.Kind] = {
-        bool: spec.Flag(),
-        int: spec.Whole(low, high),
-        float: spec.Number(low, high),
-        Path: spec.PathName(),
-    }
-    return kinds.get(hint, spec.Text()), many, optional
+    kinds = {bool: spec.Flag, int: spec.Whole, float: spec.Number, Path: spec.PathName}
+    return kinds.get(hint, spec.Text)(), many, optional

@@ -45,9 +45,9 @@ def turned(config: SamplingConfig, name: str, text: str) -> SamplingConfig:
         ) from None
 
 
-def values_shown(config: SamplingConfig) -> Iterator[tuple[str, str, str]]:
-    """Name, value and help of every option."""
-    for dial in dials():
+def values_shown(config: SamplingConfig, name: str = "") -> Iterator[tuple[str, str, str]]:
+    """Name, value and help of every option, or of that of the name. Raises `UsageError`."""
+    for dial in (find_dial(name),) if name else dials():
         value = getattr(config, dial.attribute)
         texts = dial.texts(value)
         if dial.repeatable:

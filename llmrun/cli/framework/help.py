@@ -10,6 +10,7 @@ from llmrun.options.spec import MODEL, OFFLOAD, OUTPUT, SAMPLING, SHAPE, SPEED, 
 
 if TYPE_CHECKING:
     from llmrun.cli.framework.command import Command
+    from llmrun.cli.framework.options import Argument
 
 # Groups of options that only `--help-all` lists: a newcomer sees ten, not sixty.
 FOR_EXPERTS = (TEXT, SHAPE, SAMPLING, OFFLOAD, SPEED, MODEL)
@@ -38,26 +39,20 @@ def of_command(path: str, command: Command, subcommands: Rows = (), *, everythin
             groups[panel or "Options"] = rows
     if subcommands:
         groups["Commands"] = list(subcommands)
-    usage = " ".join(
-        [
-            "llmrun",
-            path,
-            "[OPTIONS]",
-            *(_in_usage(each.metavar, each.required, each.many) for each in command.arguments),
-        ]
-    )
-    text = page(f"{usage} COMMAND [ARGS]..." if subcommands else usage, command.help, groups.items())
+    usage = ["llmrun", path, "[OPTIONS]", *map(_in_usage, command.arguments)]
+    usage += ["COMMAND", "[ARGS]..."] if subcommands else []
+    text = page(" ".join(usage), command.help, groups.items())
     if left_out:
         about = ", ".join(panel[0].lower() + panel[1:] for panel in dict.fromkeys(left_out))
         text += "\n" + filled(f"--help-all lists {len(left_out)} more: {about}.", "")
-    elif everything and command.takes_settings:
+    elif everything and command.model_of:
         text += "\n" + filled("What config.toml turns on, --no-NAME turns off.", "")
     return text + (f"\n{command.epilog()}\n" if command.epilog else "")
 
 
-def _in_usage(metavar: str, required: bool, many: bool) -> str:
-    plain = metavar.strip("[]").removesuffix("...")
-    return (plain if required else f"[{plain}]") + ("..." if many else "")
+def _in_usage(argument: Argument) -> str:
+    plain = argument.metavar.strip("[]").removesuffix("...")
+    return (plain if argument.required else f"[{plain}]") + ("..." if argument.many else "")
 
 
 def _row(option: Option) -> tuple[str, str]:
@@ -72,15 +67,8 @@ def _row(option: Option) -> tuple[str, str]:
 def _default(option: Option) -> str:
     if option.without:
         return f"[default: {spelling.text(option.without)}]"
-    if (
-        not option.show_default
-        or option.is_flag
-        or option.repeatable
-        or option.default in (None, (), "")
-        or option.means
-    ):
-        return ""
-    return f"[default: {option.kind.typed(option.default)}]"
+    is_plain = not (option.is_flag or option.repeatable or option.means) and option.default not in (None, (), "")
+    return f"[default: {option.kind.typed(option.default)}]" if is_plain else ""
 
 
 def _range(option: Option) -> str:

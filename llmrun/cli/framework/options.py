@@ -9,64 +9,39 @@ beside it for every combination of the several values that each option then take
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from llmrun.cli.framework import completion
-from llmrun.options.spec import OUTPUT, TEXT
-
-Completion = Callable[[str], Sequence[Any]]
+from llmrun.options import spec
+from llmrun.options.spec import OUTPUT, TEXT, Kind, Text
 
 
 @dataclass(frozen=True)
 class Argument:
-    """What stands without a name in front; of a `list`, all that is left."""
+    """What stands without a name in front; of a `list`, all that is left. The rest follows from the parameter."""
 
     metavar: str
     help: str = ""
-    complete: Completion | None = None
+    complete: Callable[[str], Sequence[Any]] | None = None
+    key: str = ""
+    required: bool = True
+    many: bool = False
+    kind: Kind = field(default_factory=Text)
 
 
-@dataclass(frozen=True, init=False)
-class Option:
-    """What stands behind a name.
-
-    Attributes:
-        names: "-o", "--output"; "--ephemeral/--keep" where a flag has a contrary that is not "--no-ephemeral".
-        panel: the group in the help.
+def Option(*names: str, help: str, **more: Any) -> spec.Option:
+    """What stands behind a name: "-o", "--output"; "--ephemeral/--keep" where a flag has a contrary that is not
+    "--no-ephemeral". `more` is as in `spec.Option`; the kind follows from the parameter's type where it is not given.
     """
-
-    names: tuple[str, ...]
-    help: str
-    metavar: str
-    panel: str | None
-    min: float | None
-    max: float | None
-    show_default: bool
-    complete: Completion | None
-
-    def __init__(
-        self,
-        *names: str,
-        help: str,
-        metavar: str = "",
-        panel: str | None = None,
-        min: float | None = None,
-        max: float | None = None,
-        show_default: bool = True,
-        complete: Completion | None = None,
-    ) -> None:
-        self.__dict__.update(
-            names=names,
-            help=help,
-            metavar=metavar,
-            panel=panel,
-            min=min,
-            max=max,
-            show_default=show_default,
-            complete=complete,
-        )
+    short = next((each[1:] for each in names if not each.startswith("--")), "")
+    longs = [each[2:].partition("/") for each in names if each.startswith("--")]
+    name, *aliases = [long for long, _, _ in longs] or [""]
+    denial = next((contrary[2:] for _, _, contrary in longs if contrary), "")
+    return spec.Option(
+        name, more.pop("kind", Text()), short=short, aliases=tuple(aliases), denial=denial, help=help, **more
+    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +63,7 @@ Json = Annotated[bool, Option("--json", help="Print one JSON document.", panel=O
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Show every timing.", panel=OUTPUT)]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.", panel=OUTPUT)]
 
-NThreads = Annotated[int | None, Option("-t", "--threads", help="Threads.  [default: physical cores]")]
+NThreads = Annotated[int | None, Option("-t", "--threads", help="Threads.", without="physical cores")]
 
 System = Annotated[str | None, Option("--system", metavar="TEXT", help="The system prompt.")]
 Files = Annotated[

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+
+from llmrun.cli.terminal import screen
 
 Rows = Sequence[tuple[str, str]]
 HELP = ("-h, --help", "Show this message and exit.")
@@ -23,21 +24,14 @@ def page(usage: str, text: str, groups: Iterable[tuple[str, Rows]]) -> str:
 
 
 def _width() -> int:
-    columns = os.environ.get("COLUMNS", "")
-    try:
-        n = int(columns) if columns.isdecimal() else os.get_terminal_size(1).columns
-    except OSError:
-        n = 80
-    return max(min(n or 80, 80) - 2, 50)
+    return max(min(screen.columns(), 80) - 2, 50)
 
 
 def filled(text: str, indent: str) -> str:
-    return (
-        textwrap.fill(
-            " ".join(text.split()), _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-        )
-        + "\n"
+    made = textwrap.fill(
+        " ".join(text.split()), _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
+    return f"{made}\n"
 
 
 def _table(rows: Rows) -> str:

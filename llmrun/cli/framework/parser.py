@@ -6,14 +6,15 @@ name of several letters may have one dash, `-ngl`; a value may begin with a dash
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from llmrun.cli.framework.spelling import names_of
 from llmrun.errors import Act, UsageError
-from llmrun.options.spec import Option
+from llmrun.options.spec import Flag, Option
 
 HELP, HELP_ALL = ("-h", "--help"), ("--help-all",)
+_HELP = Option("help", Flag())
 
 
 @dataclass
@@ -36,82 +37,52 @@ def read(words: Iterable[str], options: Sequence[Option], *, command: str, stric
 
     With `strict` false, what looks like an option that there is not is an argument.
     """
-    said = Words()
-    left = list(words)
-    known = _by_name(options)
+    said, left, known, hint = Words(), list(words), _by_name(options), Act("help", command)
     while left:
         word = left.pop(0)
         if word == "--":
             said.arguments += left
             break
-        if len(word) < 2 or not word.startswith("-"):
+        name, equals, text = word.partition("=")
+        value = text if equals else None
+        if name not in known and word[:2] in known:  # `-qv`, and `-n8`
+            name, value = word[:2], word[2:]
+            if known[name][0].is_flag and not value.startswith("-"):
+                left.insert(0, f"-{value}")
+                value = None
+        if name not in known:
+            if strict and len(word) > 1 and word.startswith("-"):
+                raise UsageError(f"there is no option {name[:40]}; the nearest is {_near(name, known)}", hint=hint)
             said.arguments.append(word)
             continue
-        name, equals, text = word.partition("=")
-        if name in known:
-            _take(said, known[name], name, text if equals else None, left, command)
-        elif not word.startswith("--") and word[:2] in known:
-            _take_letters(said, known, word, left, command)
-        elif strict:
-            raise _unknown(name, known, command)
+        option, denied = known[name]
+        if option.is_flag:
+            if value is not None:
+                raise UsageError(f"{name} takes no value, not '{value[:40]}'", hint=hint)
+        elif value is None:
+            if not left:
+                raise UsageError(f"{name} needs a value: {option.metavar or option.kind.metavar}", hint=hint)
+            value = left.pop(0)
+        if option is _HELP:
+            said.help = said.help or name
         else:
-            said.arguments.append(word)
+            said.texts.setdefault(option.key, []).append(not denied if value is None else value)
     return said
 
 
-def _by_name(options: Sequence[Option]) -> dict[str, tuple[Option | None, bool]]:
-    """As typed → the option, and whether it is denied; of help no option."""
-    known: dict[str, tuple[Option | None, bool]] = {}
+def _by_name(options: Sequence[Option]) -> dict[str, tuple[Option, bool]]:
+    """As typed → the option, and whether it is denied."""
+    known: dict[str, tuple[Option, bool]] = {}
     for option in options:
         for name in names_of(option):
             known[name] = option, False
         for name in option.contrary:
             known.setdefault(f"--{name}", (option, True))
-    for name in (*HELP, *HELP_ALL):
-        known[name] = None, False
-    return known
+    return known | dict.fromkeys((*HELP, *HELP_ALL), (_HELP, False))
 
 
-def _take(
-    said: Words, meant: tuple[Option | None, bool], name: str, text: str | None, left: list[str], command: str
-) -> None:
-    option, denied = meant
-    if option is None or option.is_flag:
-        if text is not None:
-            raise UsageError(f"{name} takes no value, not '{text[:40]}'", hint=Act("help", command))
-        if option is None:
-            said.help = said.help or name
-        else:
-            said.texts.setdefault(option.key, []).append(not denied)
-        return
-    if text is None:
-        if not left:
-            raise UsageError(
-                f"{name} needs a value: {option.metavar or option.kind.metavar}", hint=Act("help", command)
-            )
-        text = left.pop(0)
-    said.texts.setdefault(option.key, []).append(text)
-
-
-def _take_letters(
-    said: Words, known: Mapping[str, tuple[Option | None, bool]], word: str, left: list[str], command: str
-) -> None:
-    """`-qv`, and `-n8`."""
-    for i, letter in enumerate(word[1:], 2):
-        name = f"-{letter}"
-        if name not in known:
-            raise _unknown(name if i > 2 else word, known, command)
-        option, _ = known[name]
-        if option is None or option.is_flag:
-            _take(said, known[name], name, None, left, command)
-            continue
-        _take(said, known[name], name, word[i:] or None, left, command)
-        return
-
-
-def _unknown(name: str, known: Mapping[str, object], command: str) -> UsageError:
+def _near(name: str, known: Iterable[str]) -> str:
     from llmrun.options.user_config import nearest
 
     dashes = "--" if name.startswith("--") else "-"
-    near = dashes + nearest(name, [each[len(dashes) :] for each in known if each.startswith(dashes)])
-    return UsageError(f"there is no option {name[:40]}; the nearest is {near}", hint=Act("help", command))
+    return dashes + nearest(name, [each[len(dashes) :] for each in known if each.startswith(dashes)])

@@ -7,19 +7,20 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from llmrun.errors import Act, Change, LlmrunError, Remedy
+from llmrun.errors import Act, Change, LlmrunError, Remedy, UsageError
 
 if TYPE_CHECKING:
     from llmrun.options.spec import Option
 
 _MENTION = re.compile(r"`(?:do: ([a-z ]+)|([a-z_]+))`")
+_path = ""
 _of_command: dict[str, Option] = {}
 
 
-def options_are(options: Iterable[Option]) -> None:
-    """The command that runs has these: its errors are about them."""
-    _of_command.clear()
-    _of_command.update(_by_field(options))
+def command_is(path: str, options: Iterable[Option]) -> None:
+    """This one runs, and has these: its errors are about them, and its help is what helps."""
+    global _path, _of_command
+    _path, _of_command = path, _by_field(options)
 
 
 def _by_field(options: Iterable[Option]) -> dict[str, Option]:
@@ -78,8 +79,9 @@ def message(error: LlmrunError) -> str:
 
 
 def hint(error: LlmrunError) -> str | None:
-    """What to type next."""
-    return "  or  ".join(map(typed, error.remedies)) or None
+    """What to type next; where nobody knows better about an option, the help of the command that runs."""
+    remedies = error.remedies or ((Act("help", _path),) if isinstance(error, UsageError) and error.field else ())
+    return "  or  ".join(map(typed, remedies)) or None
 
 
 def options(fields: Mapping[str, object]) -> str:

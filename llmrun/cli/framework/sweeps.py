@@ -77,7 +77,7 @@ def swept(options: Iterable[Option], without: Iterable[str] = ()) -> list[Option
 
 
 def _several(option: Option) -> Option:
-    metavar = option.metavar or ("0|1" if option.is_flag else "N")
+    metavar = option.metavar or {spec.Flag: "0|1", spec.Choice: option.kind.metavar}.get(type(option.kind), "N")
     return replace(
         option, kind=_Several(option), metavar=metavar, repeatable=True, default=(), attribute="", negated=False
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,9 @@ if TYPE_CHECKING:
     from llmrun.models.hub.info import Resolved
 
 
-def fetch_with_progress(quiet: bool) -> Callable[[HubFile], Path]:
-    """What gets a missing model for `find_model`, with the words and the bar of `llmrun pull`."""
-
-    def fetch(named: HubFile) -> Path:
-        path, _ = pull(resolve(named, offline=False, quiet=quiet), offline=False, quiet=quiet)
-        return path
-
-    return fetch
+def fetched(named: HubFile, *, quiet: bool) -> Path:
+    """A missing model, for `find_model`, with the words and the bar of `llmrun pull`."""
+    return pull(resolve(named, offline=False, quiet=quiet), offline=False, quiet=quiet)[0]
 
 
 def resolve(named: HubFile, *, offline: bool, quiet: bool) -> Resolved:
@@ -38,71 +33,39 @@ def resolve(named: HubFile, *, offline: bool, quiet: bool) -> Resolved:
 
 
 def pull(resolved: Resolved, *, offline: bool, quiet: bool) -> tuple[Path, list[PullFinished]]:
-    """Pulls, and shows how far it is; the path of the first file, and what was fetched of each."""
-    from llmrun.models.hub import download
+    """Pulls, and shows how far it is, in a bar per file and per kind of work on it; the path of the first file, and
+    what was fetched of each."""
+    from llmrun.models.hub import download, events
 
-    shown = _PullProgress(quiet)
-    try:
-        path = download.pull(resolved, shown, offline=offline)
-    finally:
-        shown.close()
-    return path, shown.finished
+    tell = teller(quiet)
+    finished: list[PullFinished] = []
 
-
-class _PullProgress:
-    """Turns the events of a pull into bars and lines: one bar per file and per kind of work on it."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._tell = teller(quiet)
-        self._bar: Bytes | None = None
-        self._doing = ""
-        self._resumed_at = 0
-        self.finished: list[PullFinished] = []
-
-    def __call__(self, event: PullEvent) -> None:
-        from llmrun.models.hub import events
-
+    def on_event(event: PullEvent) -> None:
         file = event.file.rpartition("/")[2]
         match event:
             case events.PullStarted():
-                self._resumed_at = event.resumed_at
-                self.close()
+                bar.close()
                 if event.resumed_at:
-                    self._tell(f"{file}: {size(event.resumed_at)} are here, going on from there")
-                self._show(f"pulling {file}", event.resumed_at, event.total)
+                    tell(f"{file}: {size(event.resumed_at)} are here, going on from there")
+                bar.show(f"pulling {file}", event.resumed_at, event.total)
             case events.PullProgress():
-                self._show(f"pulling {file}", event.done, event.total)
+                bar.show(f"pulling {file}", event.done, event.total)
             case events.PullChecking():
-                self._show(f"checking {file}", event.done, event.total)
+                bar.show(f"checking {file}", event.done, event.total)
             case events.PullWaiting():
-                if self._show(f"waiting for {file}", event.done, event.total):
-                    self._tell(f"another process is pulling {file}; waiting for it")
+                if bar.show(f"waiting for {file}", event.done, event.total):
+                    tell(f"another process is pulling {file}; waiting for it")
             case events.PullRetrying():
-                self._tell(
+                tell(
                     f"{file}: {event.reason}; trying again in {duration(event.pause_s)}"
                     f" ({event.failures} of {event.attempts})"
                 )
             case events.PullRestarted():
-                self.close()
-                self._resumed_at = 0
-                self._tell(f"{file}: {event.reason}; starting over")
+                bar.close()
+                tell(f"{file}: {event.reason}; starting over")
             case events.PullFinished():
-                self.finished.append(event)
-                self.close()
+                finished.append(event)
+                bar.close()
 
-    def _show(self, doing: str, done: int, total: int) -> bool:
-        """Whether this is a new kind of work."""
-        is_new = self._bar is None or self._doing != doing
-        if is_new:
-            self.close()
-            self._doing = doing
-            self._bar = Bytes(doing, total, done=self._resumed_at or done, quiet=self._quiet)
-        assert self._bar
-        self._bar.update(done)
-        return is_new
-
-    def close(self) -> None:
-        if self._bar:
-            self._bar.close()
-            self._bar = None
+    with closing(Bytes(quiet=quiet)) as bar:
+        return download.pull(resolved, on_event, offline=offline), finished

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from llmrun.cli.loading.fetch import fetch_with_progress
+from llmrun.cli.loading import fetch
 from llmrun.cli.terminal import progress, screen
 from llmrun.options.load import LoadConfig
 
@@ -22,7 +23,7 @@ def found(reference: str, *, quiet: bool, use: Use = "write") -> Model:
     """
     from llmrun.models.resolve import find_model
 
-    model = find_model(reference, fetch=fetch_with_progress(quiet), use=use)
+    model = find_model(reference, fetch=partial(fetch.fetched, quiet=quiet), use=use)
     if model.note and not quiet:
         screen.note(model.note)
     return model

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from llmrun.cli.terminal import files, screen
 from llmrun.text import sanitize
@@ -20,10 +20,9 @@ _PROMPT = ">>> "
 _MORE = "... "
 
 
-class Lines(Protocol):
-    def read(self, prefill: str = "") -> str:
-        """The next message, of one line or several. Raises `EOFError` at the end, `KeyboardInterrupt` for Ctrl-C."""
-        ...
+Read = Callable[[str], str]
+"""The next message, of one line or several, that begins with this text where it is edited. Raises `EOFError` at the
+end, `KeyboardInterrupt` for Ctrl-C."""
 
 
 def is_open(text: str) -> bool:
@@ -43,75 +42,57 @@ def plain(text: str) -> str:
     return text.replace("\\\n", "\n").strip()
 
 
-class Piped:
-    """Standard input that is no terminal: every line is a message, if it does not say that it goes on."""
-
-    def read(self, prefill: str = "") -> str:
-        text = ""
-        while True:
-            line = sys.stdin.buffer.readline() if sys.stdin else b""
-            if not line:
-                if text.strip():
-                    return plain(text)
-                raise EOFError
-            text += files.text_or_note(line, "a line of standard input")
-            if not is_open(text.rstrip("\n")):
-                return plain(text)
+def piped(_prefill: str) -> str:
+    """`Read` of standard input that is no terminal: every line is a message, if it does not say that it goes on."""
+    text = ""
+    while line := sys.stdin.buffer.readline() if sys.stdin else b"":
+        text += files.text_or_note(line, "a line of standard input")
+        if not is_open(text.rstrip("\n")):
+            return plain(text)
+    if not text.strip():
+        raise EOFError
+    return plain(text)
 
 
-class Edited:
-    """A terminal: line editing, history with search, completion, an editor for the rest.
+def edited(
+    history: Path | None,
+    status: Callable[[], str] | None,
+    commands: Iterable[str],
+    words: Callable[[str, str], Iterable[str]],
+    sends_empty: Callable[[], bool],
+) -> Read:
+    """`Read` of a terminal: line editing, history with search, completion, an editor for the rest.
 
     `status` is the line at the bottom, `words` what can stand behind a slash command: (command, prefix) → names.
     `sends_empty`: whether a line without a word is a message just now.
     """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+    from prompt_toolkit.styles import Style
 
-    def __init__(
-        self,
-        history: Path | None,
-        status: Callable[[], str] | None,
-        commands: Iterable[str],
-        words: Callable[[str, str], Iterable[str]],
-        sends_empty: Callable[[], bool],
-    ) -> None:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import History, InMemoryHistory
-        from prompt_toolkit.output import create_output
-        from prompt_toolkit.styles import Style
-
-        kept: History = InMemoryHistory()
-        if history is not None:
-            try:
-                history.parent.mkdir(parents=True, exist_ok=True)
-                os.close(os.open(history, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-                kept = _history(history)
-            except OSError as error:
-                screen.note(f"what is typed can't be kept: {error.strerror}")
-        self._session: PromptSession[str] = PromptSession(
-            message=_PROMPT,
-            multiline=True,
-            prompt_continuation=_MORE,
-            history=kept,
-            key_bindings=_keys(sends_empty),
-            completer=_completer(list(commands), words),
-            complete_while_typing=False,
-            enable_open_in_editor=True,
-            enable_suspend=True,
-            tempfile_suffix=".md",
-            enable_history_search=False,
-            bottom_toolbar=(lambda: sanitize(status())) if status is not None else None,
-            style=Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "noreverse ansibrightblack"}),
-            # Where the answers go into a file, the prompt is still for eyes.
-            output=create_output(stdout=sys.stdout if screen.is_terminal(sys.stdout) else sys.stderr),
-        )
-
-    def read(self, prefill: str = "") -> str:
-        return plain(self._session.prompt(default=prefill))
+    session: PromptSession[str] = PromptSession(
+        message=_PROMPT,
+        multiline=True,
+        prompt_continuation=_MORE,
+        history=_history(history),
+        key_bindings=_keys(sends_empty),
+        completer=_completer(list(commands), words),
+        complete_while_typing=False,
+        enable_open_in_editor=True,
+        enable_suspend=True,
+        tempfile_suffix=".md",
+        enable_history_search=False,
+        bottom_toolbar=(lambda: sanitize(status())) if status is not None else None,
+        style=Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "noreverse ansibrightblack"}),
+        # Where the answers go into a file, the prompt is still for eyes.
+        output=create_output(stdout=sys.stdout if screen.is_terminal(sys.stdout) else sys.stderr),
+    )
+    return lambda prefill: plain(session.prompt(default=prefill))
 
 
-def _history(path: Path) -> Any:
+def _history(path: Path | None) -> Any:
     """What was typed, in a file for as long as it can be written."""
-    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     class Careful(FileHistory):
         is_broken = False
@@ -130,6 +111,14 @@ def _history(path: Path) -> Any:
             except OSError:
                 return []
 
+    if path is None:
+        return InMemoryHistory()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        screen.note(f"what is typed can't be kept: {error.strerror}")
+        return InMemoryHistory()
     return Careful(os.fspath(path))
 
 

@@ -34,7 +34,7 @@ class Page:
         """`as_it_comes`: a word is shown before its end where `_LONG_WORD` cells are free."""
         self._width = width
         self._as_it_comes = as_it_comes
-        self._color = color
+        self.color = color
         self._written: list[str] = []
         self._style = ""
         self._pending: list[str] = []  # lines begun and not written: their prefixes
@@ -116,7 +116,7 @@ class Page:
     # - writing
 
     def _to(self, style: str) -> None:
-        if style != self._style and self._color:
+        if style != self._style and self.color:
             if self._style:
                 self._written.append("\x1b[0m")
             if style:
@@ -152,27 +152,21 @@ class Page:
 
     def _flush(self) -> None:
         """Write the word that is held back, on the next line where it doesn't fit on this one."""
-        if self._spilling or not self._word:
-            return
-        self._open()
-        if self._bare:  # the gap is an indent
-            self._write_gap(min(self._limit // 2, self._limit - self.column - self._word_cells))
-        elif self.column + self._gap_cells + self._word_cells <= self._limit:
-            self._write_gap(self._gap_cells)
-        else:
-            self._wrap()
-        self._write_word()
+        if self._word and not self._spilling:
+            self._place(self._word_cells)
 
     def _spill(self) -> None:
         """The word is longer than a line, or hardly can be too long for this one: it is written as it comes."""
         self._spilling = True
-        self._open()
         text, _, first = self._word[0]
-        if len(text) > 1:
-            first = 1
-        if self._bare:
-            self._write_gap(min(self._limit // 2, self._limit - self.column - first))
-        elif self.column + self._gap_cells + first <= self._limit:
+        self._place(1 if len(text) > 1 else first)
+
+    def _place(self, n_cells: int) -> None:
+        """Write the word, of which so many cells stand together."""
+        self._open()
+        if self._bare:  # the gap is an indent
+            self._write_gap(min(self._limit // 2, self._limit - self.column - n_cells))
+        elif self.column + self._gap_cells + n_cells <= self._limit:
             self._write_gap(self._gap_cells)
         else:
             self._wrap()

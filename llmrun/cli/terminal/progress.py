@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmrun.cli.terminal import cells, screen
@@ -29,24 +29,28 @@ _NUMBERS_WIDTH = _BAR_WIDTH + 52
 _NARROWEST = 10
 
 
-class _Drawn:
-    """A bar of Rich, from `open` to `close`."""
+class Bar:
+    """How much of a whole is done: a bar of Rich from the first `update` that is late enough until `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[], Progress], what: str, total: float = 1.0, first: int = 0) -> None:
+        self._make, self._what, self._total, self._first = make, what, total, first
         self._begin_s = time.monotonic()
         self.progress: Progress | None = None
         self._task: Any = None
 
-    @property
-    def is_due(self) -> bool:
-        return time.monotonic() - self._begin_s >= DELAY_S
-
-    def open(self, make: Callable[[], Progress], what: str, total: float, completed: int = 0) -> None:
-        self.progress = make()
-        self._task = self.progress.add_task(what, total=total, completed=completed)
+    def open(self) -> None:
+        self.progress = self._make()
+        self._task = self.progress.add_task(self._what, total=self._total, completed=self._first)
         self.progress.start()
 
-    def update(self, **what: Any) -> None:
+    def update(self, done: float) -> None:
+        if self.progress is None:
+            if done >= self._total or time.monotonic() - self._begin_s < DELAY_S:
+                return
+            self.open()
+        self.draw(completed=done)
+
+    def draw(self, **what: Any) -> None:
         if self.progress:
             self.progress.console.width = screen.columns(sys.stderr)  # Rich would believe the variable COLUMNS
             self.progress.update(self._task, **what)
@@ -57,110 +61,81 @@ class _Drawn:
             self.progress = None
 
 
-class Bar:
-    """How much of something is done, as a share of it; nothing but a bar."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._drawn = what, _Drawn()
-
-    def update(self, fraction: float) -> None:
-        if self._drawn.progress is None:
-            if fraction >= 1 or not self._drawn.is_due:
-                return
-            self._drawn.open(_share_bar, sanitize(self._what), 1.0)
-        self._drawn.update(completed=fraction)
-
-    def close(self) -> None:
-        self._drawn.close()
-
-
 @contextmanager
 def bar(what: str, *, shown: bool = True) -> Iterator[Bar | None]:
-    """A `Bar` while the block runs, or None where nobody would see it."""
+    """A `Bar` for a share, 0 to 1, while the block runs, or None where nobody would see it."""
     if not shown or not screen.is_terminal(sys.stderr):
         yield None
         return
-    drawn = Bar(what)
-    try:
+    with closing(Bar(_share_bar, sanitize(what))) as drawn:
         yield drawn
-    finally:
-        drawn.close()
 
 
 class Bytes:
-    """Progress of `total` bytes, of which `done` were there before. `update` takes the bytes that are there now."""
+    """Bytes that are done of one thing, then of the next."""
 
-    def __init__(self, what: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
-        self._what, self._total, self._first = what, total, done
-        self._quiet = quiet
-        self._drawn = None if quiet or not screen.is_terminal(sys.stderr) else _Drawn()
-        self._begin_s = self._said_s = time.monotonic()
-        self._tenth = -1
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet, self._draws = quiet, screen.is_terminal(sys.stderr)
+        self._bar: Bar | None = None
+        self._what = ""
 
-    def update(self, done: int) -> None:
-        if self._quiet:
-            return
-        if self._drawn:
-            self._draw(self._drawn, done)
-        else:
-            self._log(done)
+    def show(self, what: str, done: int, total: int) -> bool:
+        """So many of `total` are there now, at first those from before; whether it is another thing than just now."""
+        is_new = what != self._what
+        if is_new:
+            self.close()
+            self._what, self._first = what, done
+            self._begin_s = self._said_s = time.monotonic()
+            self._tenth = -1
+            if self._draws and not self._quiet:
+                room = max(_NARROWEST, screen.columns(sys.stderr) - _NUMBERS_WIDTH)
+                self._bar = Bar(_bytes_bar, cells.clipped(sanitize(what), room), total, self._first)
+        if self._bar:
+            self._bar.update(done)
+        elif not self._quiet:
+            self._log(done, total)
+        return is_new
 
     def close(self) -> None:
-        if self._drawn:
-            self._drawn.close()
-        self._quiet = True
+        """That was all of this thing."""
+        if self._bar:
+            self._bar.close()
+            self._bar = None
+        self._what = ""
 
-    def _draw(self, drawn: _Drawn, done: int) -> None:
-        if drawn.progress is None:
-            if done >= self._total or not drawn.is_due:
-                return
-            room = max(_NARROWEST, screen.columns(sys.stderr) - _NUMBERS_WIDTH)
-            drawn.open(_bytes_bar, cells.clipped(sanitize(self._what), room), self._total, self._first)
-        drawn.update(completed=done)
-
-    def _log(self, done: int) -> None:
+    def _log(self, done: int, total: int) -> None:
         now_s = time.monotonic()
-        tenth = 10 * done // self._total if self._total else 10
+        tenth = 10 * done // total if total else 10
         if self._tenth < 0:
-            screen.note(f"{self._what}: {size(self._total)}")
+            screen.note(f"{self._what}: {size(total)}")
         elif tenth <= self._tenth or tenth >= 10 or now_s - self._said_s < _LINE_EVERY_S:
             return
         else:
             rate = (done - self._first) / max(1e-3, now_s - self._begin_s)
-            left = duration((self._total - done) / rate) if rate > 0 else "–"
+            left = duration((total - done) / rate) if rate > 0 else "–"
             screen.note(f"{self._what}: {10 * tenth} %, {size(done)}, {size(rate)}/s, {left} left")
         self._tenth, self._said_s = tenth, now_s
-
-
-@contextmanager
-def of_bytes(what: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Bytes]:
-    shown = Bytes(what, total, done=done, quiet=quiet)
-    try:
-        yield shown
-    finally:
-        shown.close()
 
 
 class CountBar:
     """How many of a known number are done. Drawn from `start` to `stop`, on a terminal and only where it is `shown`."""
 
     def __init__(self, total: int, *, shown: bool = True) -> None:
-        self._total = total
-        self._drawn = _Drawn() if shown and screen.is_terminal(sys.stderr) else None
+        self._bar = Bar(_count_bar, "", total) if shown and screen.is_terminal(sys.stderr) else None
 
     def start(self) -> None:
-        if self._drawn:
-            self._drawn.open(_count_bar, "", self._total)
+        if self._bar:
+            self._bar.open()
 
     def advance(self, what: str) -> None:
         """One more is done; `what` stands beside the bar."""
-        if self._drawn:
-            self._drawn.update(advance=1, description=what)
+        if self._bar:
+            self._bar.draw(advance=1, description=what)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Takes the bar away while something else is written on the terminal."""
-        progress = self._drawn.progress if self._drawn else None
+        progress = self._bar.progress if self._bar else None
         if progress:
             progress.stop()
         try:
@@ -171,8 +146,8 @@ class CountBar:
 
     def stop(self) -> None:
         """Takes it away for good; it can be started again from the beginning."""
-        if self._drawn:
-            self._drawn.close()
+        if self._bar:
+            self._bar.close()
 
 
 def teller(quiet: bool) -> Callable[[str], None]:

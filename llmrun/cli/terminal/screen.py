@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from llmrun.errors import EXIT_BROKEN_PIPE, DiskError, LlmrunError, UsageError
+from llmrun.errors import EXIT_BROKEN_PIPE, DiskError, LlmrunError, Remedy, UsageError
 from llmrun.text import HARMFUL, sanitize
 
 _HARMFUL = re.compile(f"[{HARMFUL}]")
@@ -92,6 +92,14 @@ def note(text: str) -> None:
         stream.buffer.flush()
     except (OSError, ValueError):
         _forget(stream)
+
+
+def confirmed(question: str, hint: Remedy) -> bool:
+    """Asks on the terminal. Raises `UsageError`, with this hint, where there is none."""
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        raise UsageError("there is no terminal to ask on: -y removes without asking", hint=hint)
+    draw(f"{sanitize(question)} [y/N] ", sys.stderr)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def error(problem: LlmrunError) -> int:

@@ -27,8 +27,8 @@ def dim(text: str) -> str:
     return f"\x1b[2m{text}\x1b[22m" if has_color() else text
 
 
-class Stage:
-    """Writes to the terminal on stdout. `status` tells the line below the text; None: there is none."""
+class AnswerArea:
+    """Text on the terminal on stdout, as it comes, and below it the line that `status` tells; None: there is none."""
 
     def __init__(self, status: Callable[[], str] | None) -> None:
         self._status = status if os.environ.get("TERM") != "dumb" else None

@@ -15,15 +15,12 @@ class Stream(Protocol):
     @property
     def column(self) -> int:
         """The cursor's column in cells after everything returned so far; 0 to width."""
-        ...
 
     def feed(self, text: str) -> str:
         """What to write now; "" while it is undecided."""
-        ...
 
     def finish(self) -> str:
         """What was held back; styles are closed. Without a newline at its end."""
-        ...
 
 
 class Clean:

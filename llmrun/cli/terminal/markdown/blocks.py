@@ -62,10 +62,9 @@ class Markdown:
     """Markdown in pieces, drawn. `width` is asked for the terminal's columns at each line."""
 
     def __init__(self, width: Callable[[], int], *, color: bool = True) -> None:
-        self._color = color
         self._clean = Clean()
         self._page = Page(width, color=color)
-        self._inline = Inline(self._page, color=color)
+        self._inline = Inline(self._page)
         self._rest = ""
         self._step: Callable[[str, int, int], int] = self._head
         self._final = False
@@ -75,7 +74,6 @@ class Markdown:
         self._heading = False
         self._heading_end: list[str] = []
         self._table: list[str] = []
-        self._table_chars = 0
         self._table_lead = _Lead("", "", ())
         self._table_raw = False
         self._fence: _Fence | None = None
@@ -298,7 +296,7 @@ class Markdown:
         self._begin(self._lead())
         self._heading = True
         self._inline.start(_HEADINGS[level - 1])
-        if not self._color:
+        if not self._page.color:
             self._page.text("#" * level + " ")
         self._step = self._after_marker
 
@@ -371,8 +369,8 @@ class Markdown:
             self._end_table()  # the row above was text, and this one may be the first
             self._table_lead = self._lead()
         self._table.append(line)
-        self._table_chars += len(line)
-        if stop < 0 or len(self._table) > _ROWS + 2 or self._table_chars > _TABLE or line.count("|") > MAX_COLUMNS + 1:
+        is_large = len(self._table) > _ROWS + 2 or sum(map(len, self._table)) > _TABLE
+        if stop < 0 or is_large or line.count("|") > MAX_COLUMNS + 1:
             self._as_text(end=stop >= 0)
             self._table_raw = True
             if stop < 0:
@@ -388,7 +386,7 @@ class Markdown:
         if table is None:
             self._as_text()
             return
-        self._table, self._table_chars = [], 0
+        self._table = []
         self._inline.close()
         self._paragraph = False
         lead, begun = self._table_lead, False
@@ -398,11 +396,11 @@ class Markdown:
             self._begin(_Lead(lead.hang, lead.hang, ()) if begun else lead)
             begun = True
 
-        table.draw(self._page, begin, self._page.room(lead.hang), color=self._color)
+        table.draw(self._page, begin, self._page.room(lead.hang))
 
     def _as_text(self, *, end: bool = True) -> None:
         """The rows that were held back are lines of a paragraph; with `end` the last of them is complete."""
-        lines, self._table, self._table_chars = self._table, [], 0
+        lines, self._table = self._table, []
         lead = self._table_lead
         for i, line in enumerate(lines):
             self._begin(_Lead(lead.hang, lead.hang, ()) if i else lead)
@@ -416,9 +414,9 @@ class Markdown:
     def _begin_code(self, fence: str, info: str) -> None:
         self._block()
         # The list that the fence is in gives its indent away as well.
-        colors = Highlighter(lexer_of(info) if self._color and info else None)
+        colors = Highlighter(lexer_of(info) if self._page.color and info else None)
         self._fence = _Fence(fence[0], len(fence), self._at, self._depth, colors)
-        if not self._color:
+        if not self._page.color:
             self._begin(self._lead())
             self._page.raw(fence + info.replace("\t", " "))
         self._step = self._code
@@ -439,7 +437,7 @@ class Markdown:
             line = line[match.end() :]
         closing = line.strip(" \t")
         if stop >= 0 and len(closing) >= fence.count and closing == fence.char * len(closing):
-            if not self._color:
+            if not self._page.color:
                 self._begin(self._lead())
                 self._page.raw(closing)
             elif self._opened:

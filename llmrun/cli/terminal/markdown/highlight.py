@@ -7,25 +7,16 @@ import time
 from functools import lru_cache
 from typing import Any
 
-# Pygments' kinds of tokens → SGR codes.
-_TOKENS = {
-    "Comment": "2",
-    "Keyword": "35",
-    "Literal.String": "32",
-    "Literal": "36",
-    "Name.Builtin": "36",
-    "Name.Class": "1",
-    "Name.Function": "1",
-    "Name.Namespace": "1",
-    "Name.Decorator": "35",
-    "Name.Tag": "35",
-    "Name.Attribute": "36",
-    "Generic.Deleted": "31",
-    "Generic.Inserted": "32",
-    "Generic.Heading": "1",
-    "Generic.Subheading": "35",
-    "Generic.Prompt": "2",
+# SGR code → Pygments' kinds of tokens.
+_COLORS = {
+    "1": "Name.Class Name.Function Name.Namespace Generic.Heading",
+    "2": "Comment Generic.Prompt",
+    "31": "Generic.Deleted",
+    "32": "Literal.String Generic.Inserted",
+    "35": "Keyword Name.Decorator Name.Tag Generic.Subheading",
+    "36": "Literal Name.Builtin Name.Attribute",
 }
+_TOKENS = {kind: style for style, kinds in _COLORS.items() for kind in kinds.split()}
 
 _LEXED_LINE = 500  # characters of a line: a lexer's regexes are not trusted with more
 _LEXED_LINES = 400  # context for a line's colours

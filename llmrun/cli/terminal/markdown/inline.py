@@ -48,9 +48,8 @@ def _in_word(char: str) -> bool:
 class Inline:
     """The text of paragraphs, headings and cells. Emphasis goes on over newlines until `close`."""
 
-    def __init__(self, page: Page, *, color: bool) -> None:
+    def __init__(self, page: Page) -> None:
         self._page = page
-        self._color = color
         self._held = ""
         self.base = ""
         self.math = ""  # what ends the mathematics that we are in
@@ -223,7 +222,7 @@ class Inline:
             self._emit(text[at:begin])
             return begin
         code = text[begin : match.start()]
-        if not self._color:
+        if not self._page.color:
             self._emit(text[at : match.end()])
             return match.end()
         if code.strip() and code[0] == code[-1] == " ":
@@ -279,7 +278,7 @@ class Inline:
     def _toggle(
         self, run: str, *, bold: str | None = None, italic: str | None = None, strike: bool | None = None
     ) -> None:
-        if not self._color:
+        if not self._page.color:
             self._emit(run)
         self._bold = self._bold if bold is None else bold
         self._italic = self._italic if italic is None else italic

@@ -30,12 +30,16 @@ def _cell_texts(row: str) -> list[str]:
     return [cell.strip().replace("\\|", "|") for cell in cells]
 
 
-def _drawn_cell(text: str, width: int, style: str, color: bool) -> list[tuple[str, int]]:
+_Cell = list[tuple[str, int]]
+"""A cell's lines, drawn, with their widths in cells."""
+
+
+def _drawn_cell(text: str, width: int, style: str, color: bool) -> _Cell:
     """A cell's lines, drawn, with their widths in cells."""
     lines = []
     for part in _BREAK.split(text.replace("\t", " ")):
         page = Page(lambda: width + 1, color=color)
-        inline = Inline(page, color=color)
+        inline = Inline(page)
         inline.start(style)
         page.begin()
         inline.feed(part)
@@ -86,32 +90,32 @@ class Table:
         rows = [[*cells, *[""] * (columns - len(cells))][:columns] for cells in map(_cell_texts, lines[2:])]
         return cls(header, aligned, rows)
 
-    def draw(self, page: Page, begin: Callable[[], None], room: int, *, color: bool) -> None:
+    def draw(self, page: Page, begin: Callable[[], None], room: int) -> None:
         """`begin` begins a line of `page` that has `room` cells."""
         columns = range(len(self.header))
         rows = [self.header, *self.rows]
-        drawn = [[_drawn_cell(cell, 1 << 16, "" if j else "1", color) for cell in row] for j, row in enumerate(rows)]
+        drawn = [
+            [_drawn_cell(cell, 1 << 16, "" if j else "1", page.color) for cell in row] for j, row in enumerate(rows)
+        ]
         widths = [max(1, *(cells for row in drawn for _, cells in row[i])) for i in columns]
         fitted = _fit(widths, room - len(_BETWEEN) * (len(widths) - 1))
         if fitted is None:
-            self._as_lists(page, begin, room, color)
+            self._as_lists(page, begin, room)
             return
         for j, i in ((j, i) for j in range(len(rows)) for i in columns):
             if any(cells > fitted[i] for _, cells in drawn[j][i]):
-                drawn[j][i] = _drawn_cell(rows[j][i], fitted[i], "" if j else "1", color)
+                drawn[j][i] = _drawn_cell(rows[j][i], fitted[i], "" if j else "1", page.color)
         # Where a row has several lines, rules tell where it ends.
         tall = any(len(cell) > 1 for row in drawn[1:] for cell in row)
         for j, row in enumerate(drawn):
             if j == 1 or (j and tall):
-                self._rule(page, begin, fitted, color)
-            self._row(page, begin, row, fitted, color)
+                self._rule(page, begin, fitted)
+            self._row(page, begin, row, fitted)
         if not self.rows:
-            self._rule(page, begin, fitted, color)
+            self._rule(page, begin, fitted)
 
-    def _row(
-        self, page: Page, begin: Callable[[], None], row: list[list[tuple[str, int]]], widths: list[int], color: bool
-    ) -> None:
-        between = f"\x1b[{DIM}m{_BETWEEN}\x1b[0m" if color else _BETWEEN
+    def _row(self, page: Page, begin: Callable[[], None], row: list[_Cell], widths: list[int]) -> None:
+        between = f"\x1b[{DIM}m{_BETWEEN}\x1b[0m" if page.color else _BETWEEN
         for k in range(max(len(cell) for cell in row)):
             parts = []
             free = left = 0
@@ -126,14 +130,14 @@ class Table:
             begin()
             page.drawn(between.join(parts), sum(widths) + len(_BETWEEN) * (len(widths) - 1) - unseen)
 
-    def _rule(self, page: Page, begin: Callable[[], None], widths: list[int], color: bool) -> None:
+    def _rule(self, page: Page, begin: Callable[[], None], widths: list[int]) -> None:
         rule = "─┼─".join("─" * width for width in widths)
         begin()
-        page.drawn(f"\x1b[{DIM}m{rule}\x1b[0m" if color else rule, len(rule))
+        page.drawn(f"\x1b[{DIM}m{rule}\x1b[0m" if page.color else rule, len(rule))
 
-    def _as_lists(self, page: Page, begin: Callable[[], None], room: int, color: bool) -> None:
+    def _as_lists(self, page: Page, begin: Callable[[], None], room: int) -> None:
         """Too narrow: each row is a few lines, `header: cell`."""
-        inline = Inline(page, color=color)
+        inline = Inline(page)
 
         def write(text: str, style: str) -> None:
             inline.start(style)

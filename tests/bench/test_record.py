@@ -317,7 +317,7 @@ from pathlib import Path
 from dataclasses import replace
 from llmrun.bench import journal
 from llmrun.bench.export.stream import ExportFile
-from test_results import PREFILL, RECORD
+from test_record import PREFILL, RECORD
 rows = ExportFile(Path(sys.argv[2]), "json"), ExportFile(Path(sys.argv[3]), "csv")
 begun = replace(RECORD, rows=())
 kept = journal.Journal(Path(sys.argv[1]), begun)

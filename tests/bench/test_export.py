@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_results import DECODE, PREFILL, RECORD
+from test_record import DECODE, PREFILL, RECORD
 from waiting import HANGS_S
 
 from llmrun.bench import journal
