@@ -515,9 +515,9 @@ class Conversations:
         except (self._sqlite3.ProgrammingError, self._sqlite3.InterfaceError):
             raise
         except self._sqlite3.Error as error:
-            raise _translated(
-                self.path, str(error), damaged=not isinstance(error, _not_damage(self._sqlite3))
-            ) from error
+            # A plain `DatabaseError` is a damaged file; these say what else is wrong.
+            others = (self._sqlite3.OperationalError, self._sqlite3.DataError, self._sqlite3.IntegrityError)
+            raise _translated(self.path, str(error), damaged=not isinstance(error, others)) from error
 
 
 _Found = tuple[int, int, Role, str]
@@ -526,11 +526,6 @@ _SUMMARIES = (
     "select key, id, created, updated, model, title, (select count(*) from turns where conversation = key) "
     "from conversations"
 )
-
-
-def _not_damage(sqlite3: Any) -> tuple[type[Exception], ...]:
-    """A plain `DatabaseError` is a damaged file; these say what else is wrong."""
-    return (sqlite3.OperationalError, sqlite3.DataError, sqlite3.IntegrityError)
 
 
 def _translated(path: Path, reason: str, *, damaged: bool) -> LlmrunError:

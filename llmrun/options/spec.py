@@ -13,8 +13,9 @@ adds what its users type around it. Texts mention other options by their field, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, get_args
@@ -295,58 +296,47 @@ def group(options: type[Any]) -> Any:
 EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
-_known: dict[tuple[type[Any], bool], tuple[Option, ...]] = {}
-
-
+@cache
 def options_of(options: type[Any]) -> tuple[Option, ...]:
     """All that set the fields of a dataclass and those of its groups."""
-    if (options, True) not in _known:
-        _known[options, True] = tuple(_options_of(options))
-    return _known[options, True]
-
-
-def _options_of(options: type[Any]) -> Iterator[Option]:
+    found: list[Option] = []
     for each in fields(options):
-        if inner := each.metadata.get("group"):
-            yield from options_of(inner)
-        first: Option | None = None
-        for declared in each.metadata.get("options", ()):
-            flat = first.field if first else declared.field or each.name
-            default = first.default if first else declared.default
-            key = declared.name.replace("-", "_") if first else flat
-            panel = declared.panel or getattr(options, "PANEL", None)
-            made = replace(declared, field=flat, key=key, attribute=each.name, default=default, panel=panel)
-            first = first or made
-            yield made
+        found += options_of(each.metadata["group"]) if "group" in each.metadata else _of_field(options, each)
+    return tuple(found)
+
+
+def _of_field(options: type[Any], each: Field[Any]) -> list[Option]:
+    """The option that is named by a field, and then the others for it."""
+    found: list[Option] = []
+    for declared in each.metadata.get("options", ()):
+        flat, default = (found[0].field, found[0].default) if found else (declared.field or each.name, declared.default)
+        key = declared.name.replace("-", "_") if found else flat
+        panel = declared.panel or getattr(options, "PANEL", None)
+        found.append(replace(declared, field=flat, key=key, attribute=each.name, default=default, panel=panel))
+    return found
+
+
+@cache
+def _own(options: type[Any]) -> Mapping[str, Option]:
+    """The options that are named by fields, groups left out, by the field's name."""
+    return {each.name: _of_field(options, each)[0] for each in fields(options) if "options" in each.metadata}
 
 
 def check(config: Any) -> None:
     """Raise `UsageError` for the first field that is out of its range."""
-    for each in _own(type(config)):
-        each.check(getattr(config, each.attribute))
+    for name, each in _own(config.__class__).items():
+        each.check(getattr(config, name))
 
 
-def _own(options: type[Any]) -> tuple[Option, ...]:
-    """Of each field that is not a group the option that is named by it."""
-    if (options, False) not in _known:
-        grouped = {
-            each.key for f in fields(options) if "group" in f.metadata for each in options_of(f.metadata["group"])
-        }
-        mine = (each for each in options_of(options) if each.key == each.field and each.key not in grouped)
-        _known[options, False] = tuple(mine)
-    return _known[options, False]
-
-
-def made(options: type[Any], values: Mapping[str, Any]) -> Any:
+def made(options: Any, values: Mapping[str, Any]) -> Any:
     """The dataclass with these values, by flat field; what is not among them is left as it is by default."""
     given = {}
     for each in fields(options):
+        own = _own(options).get(each.name)
         if inner := each.metadata.get("group"):
             given[each.name] = made(inner, values)
-        else:
-            flat = next((own.field for own in _own(options) if own.attribute == each.name), each.name)
-            if flat in values:
-                given[each.name] = values[flat]
+        elif own is not None and own.field in values:
+            given[each.name] = values[own.field]
     return options(**given)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmrun import fs, paths
+from llmrun import paths
 from llmrun.errors import Act, DiskError, Remedy, UsageError
 from llmrun.options.toml import is_option_value, read_toml
 
@@ -292,6 +292,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _replace(target: Path, text: str, shown: Path) -> None:
     """Atomically, on the disk before it counts. A killed one leaves `config.toml.new`, which the next overwrites."""
+    from llmrun.fs import fsync_folder
+
     new = target.with_name(f"{target.name}.new")
     with new.open("w", encoding="utf-8", newline="") as file:
         if target.exists():
@@ -301,4 +303,4 @@ def _replace(target: Path, text: str, shown: Path) -> None:
         os.fsync(file.fileno())
     _read(shown, read_toml(new, "config", shown)[0])  # what one library wrote, the other has to understand
     new.replace(target)
-    fs.fsync_folder(target.parent)
+    fsync_folder(target.parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -15,7 +15,6 @@ from llmrun.options.load import COMFORTABLE_CTX
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.chat.conversation import Chat, Event
-    from llmrun.cli.terminal.stream import Plain
     from llmrun.engine.interface import Engine, Generation, OnPrefill
     from llmrun.models.resolve import Model
     from llmrun.options.sampling import SamplingConfig
@@ -121,32 +120,33 @@ def _of_chat(events: Generator[Event]) -> Generator[tuple[str, str]]:
 
 
 class Thoughts:
-    """The thinking before an answer, dimmed."""
+    """The thinking before an answer, dimmed where it is `shown`. `write` appends text, and is told the column then."""
 
-    def __init__(self, think: str) -> None:
-        self._plain: Plain | None = None
-        if think == "show":
+    def __init__(self, write: Callable[[str, int], None], *, shown: bool) -> None:
+        self._write, self._plain, self.is_open = write, None, False
+        if shown:
             from llmrun.cli.terminal import status_line
             from llmrun.cli.terminal.stream import Plain
 
             self._plain = Plain(screen.columns, style="2", color=status_line.has_color())
-        self._open = False
+
+    def add(self, thought: str) -> None:
+        if thought and self._plain is not None:
+            self.is_open = True
+            self._write(self._plain.feed(thought), self._plain.column)
+
+    def close(self, gap: str = "") -> None:
+        """The line is ended; then comes the `gap`."""
+        if self.is_open and self._plain is not None:
+            self._write(self._plain.finish() + ("\n" if self._plain.column else "") + gap, 0)
+        self.is_open = False
 
     def split_off(self, pieces: Iterable[tuple[str, str]]) -> Iterator[str]:
         for text, thought in pieces:
-            if thought and self._plain is not None:
-                self._open = True
-                screen.draw(self._plain.feed(thought))
+            self.add(thought)
             if text:
-                if self._open:
-                    self.close()
-                    screen.out("\n")
+                self.close("\n")
                 yield text
-
-    def close(self) -> None:
-        if self._open and self._plain is not None:
-            screen.draw(self._plain.finish() + ("\n" if self._plain.column else ""))
-        self._open = False
 
 
 def whole_line_ends(pieces: Iterable[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmrun.chat.conversation import Chat, Event, Piece
 from llmrun.chat.store import Turn
+from llmrun.cli.answering.single_answer import Thoughts
 from llmrun.cli.chat import slash
 from llmrun.cli.loading import load_model, recommended
 from llmrun.cli.terminal import screen, status_line
@@ -382,17 +383,15 @@ class _View:
     """One answer on the screen: its thinking dimmed, folded or hidden, then its text."""
 
     def __init__(self, repl: Repl, area: status_line.AnswerArea) -> None:
-        self._repl, self._area = repl, area
-        self._text = repl.stream()
-        self._thought: Plain | None = None
+        self._chat, self._area, self._text = repl.chat, area, repl.stream()
+        self._think = repl.chat.options.think
+        self._thoughts = Thoughts(area.write, shown=self._think == "show")
         self._begin_s = time.monotonic()
         self._says = False
 
     def add(self, piece: Piece) -> None:
-        if piece.thought and self._repl.chat.options.think == "show":
-            if self._thought is None:
-                self._thought = Plain(screen.columns, style="2", color=status_line.has_color())
-            self._area.write(self._thought.feed(piece.thought), self._thought.column)
+        if self._think == "show":
+            self._thoughts.add(piece.thought)
         elif piece.thought:
             self._area.refresh()
         if piece.text:
@@ -402,17 +401,14 @@ class _View:
 
     def _end_thinking(self) -> None:
         self._says = True
-        generation = self._repl.chat.generation
-        if self._thought is not None:
-            rest = self._thought.finish()
-            self._area.write(rest + ("\n" if self._thought.column else "") + "\n", 0)
-        elif generation is not None and generation.n_thinking and self._repl.chat.options.think == "fold":
+        self._thoughts.close("\n")
+        generation = self._chat.generation
+        if generation is not None and generation.n_thinking and self._think == "fold":
             taken = duration(time.monotonic() - self._begin_s)
             self._area.write(status_line.dim(f"thought for {taken}, {generation.n_thinking} tokens") + "\n\n", 0)
 
     def finish(self) -> None:
-        if self._thought is not None and not self._says:
-            self._area.write(self._thought.finish(), self._thought.column)
+        self._thoughts.close()
         self._area.write(self._text.finish(), self._text.column)
 
 

@@ -16,8 +16,7 @@ from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
-    from llmrun.chat.conversation import Chat
-    from llmrun.chat.store import Conversation, Conversations
+    from llmrun.chat.store import Conversations
     from llmrun.cli.chat.repl import Repl
     from llmrun.cli.terminal.line_editor import Read
     from llmrun.engine.interface import Engine
@@ -58,7 +57,11 @@ def converse(
         repl = Repl(chat, model, found, another, chosen, plain=plain, with_status=with_status, quiet=quiet)
         try:
             if resumed is not None:
-                _resume(chat, resumed, system)
+                chat.resume(resumed)
+                if model != resumed.model:
+                    chat.switch(engine, model)
+                if system is not None:
+                    chat.set_system(system)
             for note in engine.notes:
                 repl.say(note)
             read = _reader(repl, keep=store is not None)
@@ -69,14 +72,6 @@ def converse(
             repl.run(read)
         finally:
             repl.close()
-
-
-def _resume(chat: Chat, resumed: Conversation, system: str | None) -> None:
-    chat.resume(resumed)
-    if chat.model != resumed.model:
-        chat.switch(chat.engine, chat.model)
-    if system is not None:
-        chat.set_system(system)
 
 
 def _open(reference: str, load: LoadConfig, child: Child | None, *, quiet: bool) -> tuple[Model, Engine]:

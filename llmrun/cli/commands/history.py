@@ -159,15 +159,11 @@ _ENDINGS = {".md": "md", ".markdown": "md", ".json": "json"}
 
 def _format(format: str | None, output: Path | None) -> str:
     """ "md" or "json". Raises `UsageError`."""
-    if format is None:
-        if output is None:
-            return "md"
-        if output.suffix.lower() not in _ENDINGS:
-            raise UsageError(f"-o {output}: neither .md nor .json", hint="--format md")
-        return _ENDINGS[output.suffix.lower()]
-    if format not in _ENDINGS.values():
+    if format is not None and format not in _ENDINGS.values():
         raise UsageError(f"--format: '{format}' is neither md nor json", hint="--format md")
-    return format
+    if format is None and output is not None and (format := _ENDINGS.get(output.suffix.lower())) is None:
+        raise UsageError(f"-o {output}: neither .md nor .json", hint="--format md")
+    return format or "md"
 
 
 def _check_output(output: Path, force: bool) -> None:

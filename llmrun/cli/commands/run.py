@@ -112,7 +112,8 @@ def run(
             screen.note(note)
         earlier = [{"role": turn.role, "content": turn.content} for turn in resumed.turns] if resumed else []
         before = [*earlier, *(asked if isinstance(asked, list) else [])] or asked
-        thoughts = Thoughts(answers.think if screen.is_terminal(sys.stdout) and not as_json else "hide")
+        shown = answers.think == "show" and screen.is_terminal(sys.stdout) and not as_json
+        thoughts = Thoughts(lambda text, _: screen.draw(text), shown=shown)
         expected = expected_tokens(before, sampling.max_tokens)
         engine = load_model.loaded(model, found, load, child, *expected, quiet=quiet)
         sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))

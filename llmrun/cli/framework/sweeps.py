@@ -87,7 +87,7 @@ def _is_fixed(option: Option) -> bool:
     return option.repeatable or option.swept == "once"
 
 
-def combinations(options: type[Any], given: Mapping[str, Any]) -> Iterator[Any]:
+def combinations(options: Any, given: Mapping[str, Any]) -> Iterator[Any]:
     """The dataclass for each combination of the values that were given, by key."""
     mine = spec.options_of(options)
     fixed = {each.key: given[each.key] for each in mine if each.key in given and _is_fixed(each)}
