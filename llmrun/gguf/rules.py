@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 from llmrun.errors import Act, BadModel, UsageError
 from llmrun.gguf import reader
@@ -55,60 +56,20 @@ N_EXPERT_GATING_FUNCS = 5
 _UNSET = 0xFFFF_FFFF  # how -1 is written in a u32
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+def _known_names() -> dict[str, frozenset[str]]:
+    """Lists of names by title; lines that begin with # are for people."""
+    text = (Path(__file__).parents[1] / "data" / "llama.cpp.txt").read_text()
+    _, *parts = re.split(r"^\[(\w+)\]$", re.sub(r"^#.*", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
+    return {title: frozenset(names.split()) for title, names in zip(parts[::2], parts[1::2], strict=True)}
 
 
-# Regenerate: the right-hand sides of LLM_ARCH_NAMES in llama.cpp's src/llama-arch.cpp, without clip and (unknown).
-ARCHITECTURES = _words("""
-    afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bert bitnet bloom chameleon
-    chatglm codeshell cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr deepseek32
-    deepseek4 dflash dots1 dots3note dream eagle3 ernie4_5 ernie4_5-moe eurobert exaone exaone-moe exaone4
-    falcon falcon-h1 gemma gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm-dsa glm4 glm4moe
-    glm5-next gpt-oss gpt2 gptj gptneox granite granite_swa granitehybrid granitemoe graniteswitch grok grovemoe
-    hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 hy_v4 internlm2 jais jais2 jamba jina-bert-v2
-    jina-bert-v3 kimi-k3 kimi-linear laguna lfm2 lfm2moe llada llada-moe llama llama-embed llama4 maincoder
-    mamba mamba2 maple mellum mimo2 minicpm minicpm3 minimax-01 minimax-m2 minimax-m3 mistral3 mistral4
-    modern-bert mpt muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert nomic-bert-moe
-    olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo2 plamo3 plm pockettts
-    qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp
-    refact rnd1 rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2
-    step35 t5 t5encoder talkie wavtokenizer-dec xverse
-""")
-
-# Regenerate: every `tokenizer_pre == "..."` in llama.cpp's src/llama-vocab.cpp.
-PRE_TOKENIZERS = _words("""
-    a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell cohere2moe command-r dbrx
-    deepseek-coder deepseek-llm deepseek-r1-qwen deepseek-v3 default exaone exaone-moe exaone4 f2llmv2 falcon
-    falcon-h1 falcon3 gemma4 gigachat glm4 glm5 gpt-2 gpt-4o gpt3-finnish granite-docling
-    granite-embed-multi-311m granite-embed-multi-97m grok-2 hunyuan hunyuan-dense hy_v4 jais jais-2 jina-de
-    jina-es jina-v1-en jina-v2-code jina-v2-de jina-v2-es jina-v5-nano joyai-llm kanana2 kimi-k2 kormo laguna
-    lfm2 llada-moe llama-bpe llama-v3 llama3 llama4 megrez mellum mellum2 midm-2.0 minerva-7b minicpm5
-    minimax-m2 modern-bert mpt olmo phi-2 pixtral poro-chat qwen2 qwen35 refact roberta-bpe sarvam-moe
-    seed-coder smaug-bpe smollm solar-open spark2_5 stablelm2 starcoder superbpe talkie tekken tiny_aya trillion
-    ufakzeka viking whitespace youtu
-""")
+_NAMES = _known_names()
+ARCHITECTURES, PRE_TOKENIZERS = _NAMES["architectures"], _NAMES["pre_tokenizers"]
+_WHOLE_HEAD_ROTATES = _NAMES["whole_head_rotates"]
+_KEY_IS_LIKE_VALUE = _WHOLE_HEAD_ROTATES | _NAMES["key_is_like_value"]
 
 _BPE = frozenset({"gpt2", "hybriddna", "whitespace", "gemma4"})
 TOKENIZERS = _BPE | {"llama", "bert", "t5", "rwkv", "plamo2", "test", "none", "no_vocab"}
-
-# Architectures whose graph asserts n_embd_head == n_rot, the rotated part being the whole head.
-# Regenerate: the files in llama.cpp's src/models with a line `GGML_ASSERT(n_embd_head == n_rot);`.
-_WHOLE_HEAD_ROTATES = _words("""
-    apertus arcee arctic baichuan chameleon codeshell cogvlm dbrx deepseek dots1 dream ernie4_5 ernie4_5-moe exaone
-    exaone-moe exaone4 falcon granite granite_swa grok grovemoe hunyuan-moe hunyuan_vl hy_v3 internlm2 jais2 llada
-    llada-moe llama llama4 maincoder mistral3 olmo olmo2 olmoe orion paddleocr pangu-embedded plamo qwen2 qwen2moe
-    qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1 seed_oss smollm3 starcoder2 talkie xverse
-""")
-
-# Architectures whose graph asserts n_embd_head_k == n_embd_head_v: those above, and these.
-# Regenerate: as above, with `GGML_ASSERT(n_embd_head == hparams.n_embd_head_k());` (or the same in other words).
-_KEY_IS_LIKE_VALUE = _WHOLE_HEAD_ROTATES | _words("""
-    afmoe bailingmoe2 bert bitnet bloom chatglm cohere2 cohere2moe command-r eurobert glm4 glm4moe gpt-oss gpt2 gptneox
-    granitehybrid jais laguna lfm2 lfm2moe maple mellum minimax-01 minimax-m2 minimax-m3 modern-bert mpt muse-glimmer
-    nanbeige nemotron nemotron_h nemotron_h_moe neo-bert openelm phi2 phi3 qwen qwen35 qwen35moe qwen3next qwen4exp
-    refact smallthinker spark2_5 stablelm starcoder t5
-""")
 
 # llama.cpp asserts d_inner == 2 * n_embd for these, and that Mamba-2's heads (time_step_rank) divide it.
 _INNER_IS_TWICE_EMBEDDING = frozenset({"jamba", "granitehybrid"})
@@ -466,7 +427,7 @@ def _check_vocabulary(header: Header) -> None:
         _check_charsmap(header)
     for name in ("bos", "eos"):
         key = f"tokenizer.ggml.{name}_token_id"
-        token = _integer_key(header, key, 0, _UNSET)
+        token = _integer(header, key, 0, _UNSET)
         if token is not None and len(tokens) <= token < _UNSET:
             raise BadModel(f"key {key} is {token}, but there are {len(tokens):,} tokens")
 
@@ -631,7 +592,8 @@ def _check_complete(header: Header) -> None:
 
 
 def _key(header: Header, name: str) -> str:
-    return f"{header.architecture}.{name}"
+    """A hyperparameter's whole key; that of another is whole."""
+    return name if name.startswith("tokenizer.") else f"{header.architecture}.{name}"
 
 
 def _text(header: Header, key: str, *, default: str | None = None) -> str:
@@ -644,11 +606,7 @@ def _text(header: Header, key: str, *, default: str | None = None) -> str:
 
 
 def _integer(header: Header, name: str, low: int, high: int, *, required: bool = False) -> int | None:
-    return _integer_key(header, _key(header, name), low, high, required=required)
-
-
-def _integer_key(header: Header, key: str, low: int, high: int, *, required: bool = False) -> int | None:
-    value = header.metadata.get(key)
+    value = header.metadata.get(key := _key(header, name))
     if value is None and required:
         raise BadModel(f"key {key} is missing")
     if value is None:
@@ -677,7 +635,7 @@ def _per_layer(header: Header, name: str, high: int) -> tuple[int, ...]:
     if value is None:
         return ()
     if not isinstance(value, NumberArray):
-        return (_integer_key(header, key, 0, high) or 0,) * n_layer
+        return (_integer(header, name, 0, high) or 0,) * n_layer
     if value.type not in ("u32", "i32"):
         raise BadModel(f"key {key} has type {header.types[key]}, it must be u32 or an array of u32 or i32")
     if len(value) != n_layer:

@@ -94,28 +94,18 @@ def _matrix_type(level: str, name: str, dims: tuple[int, ...], nth: int, n_value
     if ".attn_k.weight" in name and shape.n_expert == 8:
         return "Q8_0"
     if ".ffn_down" in name:
-        n = shape.n_layer
-        match level:
-            case "Q2_K":
-                return "Q3_K"
-            case "Q3_K_M":
-                return "Q5_K" if nth < n // 16 else "Q4_K"
-            case "Q3_K_L":
-                return "Q5_K"
-            case "Q4_K_M" | "Q5_K_M" if _more_bits(nth, n):
-                return "Q6_K"
-            case "Q4_K_S" | "IQ4_NL" | "IQ4_XS" if nth < n // 8:
-                return "Q5_K"
+        always = {"Q2_K": "Q3_K", "Q3_K_M": "Q5_K" if nth < shape.n_layer // 16 else "Q4_K", "Q3_K_L": "Q5_K"}
+        if level in always:
+            return always[level]
+        if level in ("Q4_K_M", "Q5_K_M") and _more_bits(nth, shape.n_layer):
+            return "Q6_K"
+        if level in ("Q4_K_S", "IQ4_NL", "IQ4_XS") and nth < shape.n_layer // 8:
+            return "Q5_K"
     if ".attn_output." in name:
-        match level:
-            case "Q2_K" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "Q4_K_S" | "Q4_K_M" | "IQ4_XS" if shape.n_expert == 8:
-                return "Q5_K"
-            case "Q2_K" if shape.n_expert != 8:
-                return "Q3_K"
-            case "Q3_K_M":
-                return "Q4_K"
-            case "Q3_K_L" if shape.n_expert != 8:
-                return "Q5_K"
+        if shape.n_expert == 8 and level in ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ4_XS"):
+            return "Q5_K"
+        dense = {} if shape.n_expert == 8 else {"Q2_K": "Q3_K", "Q3_K_L": "Q5_K"}
+        return {"Q3_K_M": "Q4_K", **dense}.get(level, base)
     return base
 
 
@@ -126,20 +116,12 @@ def _value_type(level: str, nth: int, n: int, shape: Shape) -> str:
     heads = hparams(shape)["attention.head_count_kv"]
     first = heads[0] if isinstance(heads, tuple) else int(heads)  # a hybrid's first layer has none: no group at all
     grouped = shape.n_head // first if first else 0
-    kind = _BASE[level]
-    match level:
-        case "Q2_K":
-            kind = "Q4_K" if grouped >= 4 else "Q3_K"
-        case "Q3_K_M":
-            kind = "Q5_K" if nth < 2 else "Q4_K"
-        case "Q3_K_L":
-            kind = "Q5_K"
-        case "Q4_K_M" | "Q5_K_M" if _more_bits(nth, n):
-            kind = "Q6_K"
-        case "Q4_K_S" if nth < 4:
-            kind = "Q5_K"
-        case "IQ4_NL" | "IQ4_XS" if grouped >= 4:
-            kind = "Q5_K"
+    always = {"Q2_K": "Q4_K" if grouped >= 4 else "Q3_K", "Q3_K_M": "Q5_K" if nth < 2 else "Q4_K", "Q3_K_L": "Q5_K"}
+    kind = always.get(level, _BASE[level])
+    if level in ("Q4_K_M", "Q5_K_M") and _more_bits(nth, n):
+        kind = "Q6_K"
+    elif (level == "Q4_K_S" and nth < 4) or (level in ("IQ4_NL", "IQ4_XS") and grouped >= 4):
+        kind = "Q5_K"
     # Models of 70 B parameters are known by their 80 layers.
     is_70b = shape.n_layer == 80 and (shape.arch == "qwen2" or (shape.arch == "llama" and grouped > 1))
     return "Q5_K" if is_70b and kind in ("Q3_K", "Q4_K") else kind

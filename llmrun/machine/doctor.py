@@ -321,9 +321,8 @@ def governor(cpufreq: Path) -> list[Check]:
     own = driver in ("intel_pstate", "amd-pstate-epp")
     slow = preference in ("power", "balance_power") if own else chosen == "powersave"
     message = f"{chosen}{f', preference {preference}' if preference else ''} ({driver or 'unknown driver'})"
-    if slow:
-        return [_check("CPU frequency", "warn", message, "sudo cpupower frequency-set -g performance")]
-    return [Check("CPU frequency", "ok", message)]
+    remedy = "sudo cpupower frequency-set -g performance" if slow else None
+    return [_check("CPU frequency", "warn" if slow else "ok", message, remedy)]
 
 
 def power(source: hardware.PowerSource | None) -> list[Check]:

@@ -124,12 +124,7 @@ class BlobDownload:
     """One file on its way into `blobs/`, whose lock we have."""
 
     def __init__(
-        self,
-        resolved: Resolved,
-        file: RepoFile,
-        folder: RepoFolder,
-        on_event: events.OnPullEvent,
-        patience: Patience,
+        self, resolved: Resolved, file: RepoFile, folder: RepoFolder, on_event: events.OnPullEvent, patience: Patience
     ) -> None:
         assert file.sha256 is not None
         self._resolved, self._file, self._folder = resolved, file, folder

@@ -65,11 +65,7 @@ def _places(resolved: Resolved, file: RepoFile, folder: RepoFolder) -> tuple[Pat
 
 
 def pull(
-    resolved: Resolved,
-    on_event: OnPullEvent | None = None,
-    *,
-    offline: bool = False,
-    patience: Patience | None = None,
+    resolved: Resolved, on_event: OnPullEvent | None = None, *, offline: bool = False, patience: Patience | None = None
 ) -> Path:
     """Brings all files of a model into the cache, verified, and returns the path of the first.
 

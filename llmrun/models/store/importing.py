@@ -54,11 +54,7 @@ def name_from(file: str) -> str:
 
 
 def import_file(
-    path: Path,
-    *,
-    copy: bool,
-    name: str | None = None,
-    on_event: Callable[[ImportProgress], None] | None = None,
+    path: Path, *, copy: bool, name: str | None = None, on_event: Callable[[ImportProgress], None] | None = None
 ) -> StoredModel:
     """Makes a local GGUF file (all parts of a split one) a model called `local/<name>`, by link or by copy.
 
@@ -142,12 +138,7 @@ def admit(folder: Path, name: str) -> Path:
 
 
 def _fill(
-    folder: Path,
-    sources: list[Path],
-    *,
-    copy: bool,
-    total: int,
-    on_event: Callable[[ImportProgress], None] | None,
+    folder: Path, sources: list[Path], *, copy: bool, total: int, on_event: Callable[[ImportProgress], None] | None
 ) -> dict[str, str]:
     """Links or copies the files; returns the sha256 of those that were copied, by name."""
     done, sha256 = 0, {}
