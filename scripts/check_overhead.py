@@ -20,8 +20,8 @@ from pathlib import Path
 
 from llmrun.engine.child import native, params
 from llmrun.engine.child.raw_bench import Batch, RawBench
+from llmrun.engine.loader import settings_of
 from llmrun.engine.protocol import Trial
-from llmrun.engine.settings import settings_of
 from llmrun.gguf import synth
 from llmrun.machine.hardware import default_threads
 from llmrun.machine.sampler import Sampler

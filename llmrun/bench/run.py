@@ -27,8 +27,8 @@ from llmrun.clock import utc
 from llmrun.engine.buffers import by_device
 from llmrun.engine.interface import Engine
 from llmrun.engine.jobs.roofline import Prober
+from llmrun.engine.loader import settings_of
 from llmrun.engine.protocol import Buffer
-from llmrun.engine.settings import settings_of
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory
 from llmrun.machine.energy import EnergyMeter, Joules, measure_idle
 from llmrun.machine.hardware import cpu_mhz, on_battery

@@ -151,10 +151,10 @@ class Fit:
 # -- before anything is chosen ---
 
 
-def estimate(header: Header, n_ctx: int = _ESTIMATED_CTX) -> tuple[int, Need]:
-    """Tokens of context, so many or as many as the model was trained for if that is less, and what it then takes in
-    RAM: weights, and the KV cache in f16; without compute buffers, which only llama.cpp knows."""
-    n_ctx = min(n_ctx, header.n_ctx_train or n_ctx)
+def estimate(header: Header) -> tuple[int, Need]:
+    """Tokens of context, 4096 or as many as the model was trained for if that is less, and what it then takes in RAM:
+    weights, and the KV cache in f16; without compute buffers, which only llama.cpp knows."""
+    n_ctx = min(_ESTIMATED_CTX, header.n_ctx_train or _ESTIMATED_CTX)
     return n_ctx, footprint(header, Placement((CPU,) * ((header.n_layer or 0) + 1)), n_ctx).by_device[CPU]
 
 

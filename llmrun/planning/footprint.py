@@ -295,7 +295,7 @@ def loaded_tensors(header: Header) -> list[TensorInfo]:
 def homes_of(tensor: TensorInfo, header: Header, placement: Placement) -> list[tuple[str, bool]]:
     """The devices where a tensor lies, several for one that is used in several places; and whether repacked there."""
     name = tensor.name
-    named = _overridden(name, placement)
+    named = _overridden(name, placement.overrides) if placement.overrides else None
     if name in _LOOKED_UP:
         homes = [(named or CPU, False)]
         if name == "token_embd.weight" and header.tensor("output.weight") is None:
@@ -313,23 +313,13 @@ def homes_of(tensor: TensorInfo, header: Header, placement: Placement) -> list[t
     return [(device, device == CPU and _is_repacked(tensor, placement))]
 
 
-def _overridden(name: str, placement: Placement) -> str | None:
-    if not placement.overrides:
-        return None
-    known = _devices_by_name(placement.overrides)
-    if name not in known:
-        known[name] = next((device for pattern, device in placement.overrides if _compiled(pattern).search(name)), None)
-    return known[name]
-
-
 # A plan asks the same of every tensor dozens of times, and `re` itself remembers 512 patterns.
 _compiled = lru_cache(maxsize=1 << 14)(re.compile)
 
 
-@lru_cache(maxsize=256)
-def _devices_by_name(overrides: tuple[tuple[str, str], ...]) -> dict[str, str | None]:
-    """What is known so far of these; filled in by `_overridden`."""
-    return {}
+@lru_cache(maxsize=1 << 16)
+def _overridden(name: str, overrides: tuple[tuple[str, str], ...]) -> str | None:
+    return next((device for pattern, device in overrides if _compiled(pattern).search(name)), None)
 
 
 def _is_repacked(tensor: TensorInfo, placement: Placement) -> bool:
