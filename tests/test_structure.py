@@ -19,6 +19,7 @@ FLOORS = [
     {"cli"},
     {"api"},
     {"constrain", "chat", "bench"},
+    {"tuning"},
     {"engine"},
     {"planning"},
     {"models"},

@@ -28,17 +28,21 @@ class Connection(Channel):
         *,
         module: str = "child.main",
         child: Child | None = None,
+        spins: bool = False,
         explain: Callable[[LlmrunError], LlmrunError] = lambda error: error,
     ) -> None:
-        """`module`: of this package, which the child runs; `explain` may say more of an error."""
-        super().__init__(child or Child(module), limits=limits, of_death=self._of_death)
-        self.situation, self._module, self._explain = situation, module, explain
+        """`module`: of this package, which the child runs; `spins`: as in `Child`.
+
+        `explain` may say more of an error.
+        """
+        super().__init__(child or Child(module, spins=spins), limits=limits, of_death=self._of_death)
+        self.situation, self._module, self._spins, self._explain = situation, module, spins, explain
         self._left: int | None = None
 
     def start_again(self) -> None:
         """A new child in place of this one."""
         self.close()
-        self._begin(Child(self._module))
+        self._begin(Child(self._module, spins=self._spins))
         self._left = None
 
     def find_devices(self) -> Found:

@@ -25,7 +25,7 @@ from llmrun.engine.generation import ChildGeneration
 from llmrun.engine.interface import Engine, Generation, Messages, OnPrefill
 from llmrun.engine.limits import Limits
 from llmrun.engine.loader import Loader
-from llmrun.engine.process import Child
+from llmrun.engine.process import Child, spins_for
 from llmrun.engine.protocol import Count, Counted, Generate, Prepare, PromptOptions, Trial, TrialResult
 from llmrun.errors import LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
@@ -87,8 +87,14 @@ class ChildEngine(Engine):
         self._may_lengthen = self._may_retry = True
         self._running: ChildGeneration | None = None
         self._turn = threading.Lock()
+        spins = spins_for(header.weight_bytes)
+        if child is not None and child.spins != spins:  # it was started before the model's size was known
+            child.close()
+            child = None
         situation = Situation(path, header, config)
-        self.connection = Connection(situation, limits, module=self._module, child=child, explain=self._explained)
+        self.connection = Connection(
+            situation, limits, module=self._module, child=child, spins=spins, explain=self._explained
+        )
         try:
             self._loader = Loader(self.connection, extra_ram_bytes=self._extra_ram_bytes)
             self.plan = plan or self._planned()
@@ -166,13 +172,14 @@ class ChildEngine(Engine):
         on_prefill: OnPrefill | None = None,
     ) -> ChildGeneration:
         sampling = sampling or SamplingConfig()
+        repeatable = sampling.seed is not None or sampling.temperature == 0
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
         fields = asdict(replace(sampling, logit_bias={}))
         # JSON has no infinity; the largest number of single precision does the same to a logit.
         biases = ((token, max(-_FLOAT_MAX, min(bias, _FLOAT_MAX))) for token, bias in sampling.logit_bias.items())
         fields |= {"logit_bias": [*map(list, biases)], "stop": list(sampling.stop)}
-        request = Generate(fields, *_text_or_messages(prompt), options or PromptOptions())
+        request = Generate(fields, *_text_or_messages(prompt), options or PromptOptions(), repeatable)
         return ChildGeneration(self, request, on_prefill)
 
     def count(

@@ -35,6 +35,13 @@ bootstrap.run({module!r})
 
 
 _SIGNALS = {each.value: each.name for each in signal.Signals}
+_OF_OPENMP = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+"""What a user has set himself stays."""
+SPINS = "1000"
+"""Turns that a thread waits at a barrier before it sleeps: some microseconds. libgomp takes some 300,000 by itself, and
+for all of these milliseconds keeps whoever it waits for from the core. docs/tuning.md has the figures."""
+SMALL_BYTES = 64 << 20
+
 _ABORT = "llmrun-abort: "
 # Where llama.cpp was built says nothing to anyone; which of its files it was, does.
 _SOURCE_FOLDER = re.compile(r"(?:/[^/:\s]+)+/(?=[^/:\s]+:\d+: )")
@@ -63,13 +70,17 @@ class Death:
 class Child:
     """A Python process that runs `main()` of a module of this package, with pipes for lines and a file for its log."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *, spins: bool = False) -> None:
+        """`spins`: threads that wait for each other do so at full speed for milliseconds, as OpenMP has it by itself:
+        faster for small models, whose steps take less than that, and ruinous beside other processes."""
+        self.spins = spins
         self._oom_kills = Proc().oom_kills() or 0
         self._received = b""
         self._lines: list[bytes] = []
         self._log = _scratch_file()
         boot = _BOOT.format(root=os.fspath(Path(__file__).resolve().parents[2]), module=module)
-        self._process = Popen([sys.executable, "-c", boot], stdin=PIPE, stdout=PIPE, stderr=self._log)
+        environment = None if spins or _OF_OPENMP & os.environ.keys() else {**os.environ, "GOMP_SPINCOUNT": SPINS}
+        self._process = Popen([sys.executable, "-c", boot], stdin=PIPE, stdout=PIPE, stderr=self._log, env=environment)
         assert self._process.stdin and self._process.stdout
         self._to, self._from = self._process.stdin, self._process.stdout
         os.set_blocking(self._to.fileno(), False)
@@ -146,13 +157,22 @@ class Child:
             return ""
 
 
-def started_early() -> closing[Child]:
+def spins_for(n_bytes: int) -> bool:
+    """Whether threads should spin for a model of that size (see `Child`)."""
+    return n_bytes < SMALL_BYTES
+
+
+def started_early(reference: str) -> closing[Child]:
     """An engine's child, importing llama.cpp while the caller imports the engine, looks for the model and reads its
-    header.
+    header. `reference` is what the model is called: what is known of its size so early.
 
     Leaving the block ends it, whether an engine took it or not.
     """
-    return closing(Child("child.main"))
+    try:
+        size = Path(reference).stat().st_size
+    except (OSError, ValueError):
+        size = 0 if reference == "tiny" else SMALL_BYTES
+    return closing(Child("child.main", spins=spins_for(size)))
 
 
 def _wait_for(descriptor: int, event: int, timeout_s: float) -> bool:

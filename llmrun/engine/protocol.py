@@ -36,6 +36,7 @@ class Settings(Struct):
         override_kv: [key, value].
         rope: the fields of `config.Rope` that are set.
         lora: [path, scale].
+        guards_threads: fewer threads decode while other processes want the cores.
     """
 
     n_ctx: int | None
@@ -60,6 +61,7 @@ class Settings(Struct):
     override_kv: list[list[Any]]
     rope: dict[str, Any]
     lora: list[list[Any]]
+    guards_threads: bool = False
 
 
 class Load(Message):
@@ -115,12 +117,14 @@ class Generate(Message):
 
     Attributes:
         sampling: the fields of `SamplingConfig` (`logit_bias` as [token, bias] pairs), seed already chosen.
+        repeatable: the same request is to give the same text another time.
     """
 
     sampling: dict[str, Any]
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
     options: PromptOptions = field(default_factory=PromptOptions)
+    repeatable: bool = False
 
 
 class Prepare(Message):
@@ -186,13 +190,16 @@ class Trial(Message):
         n_depth: tokens that are in the memory of every sequence before, outside the clock.
         n_seq: sequences, side by side.
         n_ctx: tokens of context to make at least, so that the next trial can use it too.
+        n_threads, n_threads_batch: for decoding and for prefill; 0: as the model was loaded.
     """
 
     n_prompt: int
     n_gen: int
-    n_depth: int
-    n_seq: int
-    n_ctx: int
+    n_depth: int = 0
+    n_seq: int = 1
+    n_ctx: int = 0
+    n_threads: int = 0
+    n_threads_batch: int = 0
 
 
 class TrialResult(Message):
@@ -381,6 +388,7 @@ class Done(Message):
         peak_rss_bytes: the most memory that the child ever had resident, weights mapped from the file included.
         rss_bytes, anonymous_bytes: resident now, and the part of it that is not backed by a file.
         devices: those that the model uses, with the memory that is free on them now, by their own word.
+        threads: [token, threads]: from that token of the answer on, so many threads have decoded, where they changed.
     """
 
     stop_reason: StopReason
@@ -388,6 +396,7 @@ class Done(Message):
     rss_bytes: int | None
     anonymous_bytes: int | None
     devices: list[Device] = field(default_factory=list)
+    threads: list[tuple[int, int]] = field(default_factory=list)
 
 
 FailureKind = Literal["model", "memory", "prompt", "usage", "port", "engine"]

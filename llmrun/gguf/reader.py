@@ -27,7 +27,7 @@ import struct
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,6 +89,10 @@ class NumberArray(Sequence[int | float | bool]):
 
     def __iter__(self) -> Iterator[int | float | bool]:
         return map(bool, self._items) if self.type == "bool" else iter(self._items)
+
+    def picked(self, places: Iterable[int]) -> NumberArray:
+        """One with the numbers at these places."""
+        return NumberArray(self.type, array(self._items.typecode, [self._items[i] for i in places]))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

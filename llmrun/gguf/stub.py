@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 from llmrun import fs
 from llmrun.gguf.reader import DEFAULT_ALIGNMENT, SCALARS, Header, NumberArray, StringArray, Value, pad
@@ -28,14 +29,19 @@ def stub(header: Header) -> tuple[bytes, int]:
     ]
     keys.append(_key("tokenizer.ggml.model", "str", "none"))
     keys.append(_key(f"{arch}.vocab_size", "u32", header.n_vocab or 0))
-    tensors, offset = [], 0
-    for tensor in header.tensors:
+    tensors = []
+    *offsets, end = data_offsets(header)
+    for tensor, offset in zip(header.tensors, offsets, strict=True):
         dims = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
         tensors.append(_string(tensor.name) + dims + struct.pack("<IQ", tensor.type.id, offset))
-        offset = pad(offset + tensor.n_bytes, DEFAULT_ALIGNMENT)
     begin = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(keys) + b"".join(tensors)
     begin += bytes(pad(len(begin), DEFAULT_ALIGNMENT) - len(begin))
-    return begin, len(begin) + offset
+    return begin, len(begin) + end
+
+
+def data_offsets(header: Header) -> list[int]:
+    """Where each tensor's weights begin behind the file's beginning, and where the last ones end."""
+    return [0, *accumulate(pad(tensor.n_bytes, DEFAULT_ALIGNMENT) for tensor in header.tensors)]
 
 
 def _string(text: str) -> bytes:

@@ -142,24 +142,28 @@ _HALVES: dict[str, tuple[tuple[int, float], ...]] = {
     "Q6_K": ((208, 0.00002),),
     "IQ4_NL": ((0, 0.0004),),
     "IQ4_XS": ((0, 0.00002),),
+    "MXFP4": (),
+    "TQ1_0": ((52, 0.01),),
+    "TQ2_0": ((64, 0.01),),
 }
+_AT_THE_BEGINNING = ((0, 0.0004),)
 
 
-def _blocks(kind: GgmlType, n_bytes: int, rng: Any) -> Any:
-    """`n_bytes` of valid blocks as a uint8 array: a megabyte of random ones, repeated."""
+def noise(kind: GgmlType, rng: Any) -> Any:
+    """About a megabyte of valid blocks as a uint8 array, to be repeated; NumPy's `rng` makes them."""
     import numpy as np
 
     if kind.name in ("F32", "F16", "BF16"):
         values = (rng.standard_normal(1 << 18) * 0.02).astype(np.float32)
         tile = values.astype(np.float16) if kind.name == "F16" else values
         raw = (tile.view(np.uint32) >> 16).astype(np.uint16) if kind.name == "BF16" else tile
-        return np.resize(raw.view(np.uint8), n_bytes)
+        return raw.view(np.uint8)
     tile = rng.integers(0, 256, ((1 << 20) // kind.type_size, kind.type_size), dtype=np.uint8)
     if kind.name == "MXFP4":
         tile[:, 0] = 121  # the block's exponent: 2^(121-127)
-    for offset, value in _HALVES.get(kind.name, ()):
+    for offset, value in _HALVES.get(kind.name, _AT_THE_BEGINNING):
         tile[:, offset : offset + 2] = np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
-    return np.resize(tile.reshape(-1), n_bytes)
+    return tile.reshape(-1)
 
 
 Vocabulary = tuple[list[bytes], list[float], list[int]]
@@ -230,11 +234,11 @@ def write(
         writer.write_ti_data_to_file()
         rng = np.random.default_rng(seed)
         for name, dims, kind in plan:
-            n_bytes, constant = _n_bytes(dims, kind), _constant(name)
+            n_bytes, constant = _n_bytes(dims, kind), constant_of(name)
             if constant is not None:
                 writer.write_tensor_data(np.full(n_bytes // 4, constant, dtype=np.float32))
             else:
-                writer.write_tensor_data(_blocks(kind, n_bytes, rng))
+                writer.write_tensor_data(np.resize(noise(kind, rng), n_bytes))
         writer.close()
         made.replace(path)
 
@@ -243,7 +247,7 @@ def _n_bytes(dims: tuple[int, ...], kind: GgmlType) -> int:
     return math.prod(dims) // kind.block_size * kind.type_size
 
 
-def _constant(name: str) -> float | None:
+def constant_of(name: str) -> float | None:
     """The value of a tensor that holds the same number throughout; None is random."""
     if name.endswith("norm.weight") or name.startswith("rope_factors"):
         return 1.0

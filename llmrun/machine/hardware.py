@@ -9,6 +9,7 @@ import math
 import os
 import re
 import resource
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,8 @@ from llmrun.machine.proc import ROOT, Proc, line_of, text_of
 if TYPE_CHECKING:
     from llmrun.machine.device import Device
 
+_IS_MACOS: bool = sys.platform == "darwin"
+_DEVICES = Path("/sys/devices")
 _CPUS = Path("/sys/devices/system/cpu")
 _SUPPLIES = Path("/sys/class/power_supply")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -43,6 +46,40 @@ def physical_cores(cpus: set[int], topology: Path = _CPUS) -> int:
 
             return min(len(cpus), psutil.cpu_count(logical=False) or len(cpus))
     return max(1, len(cores))
+
+
+def fast_cpus(cpus: set[int], root: Path = _DEVICES) -> set[int]:
+    """Of the logical `cpus` those that are no efficiency cores; all of them where the system makes no difference.
+
+    As llama.cpp has it: threads that wait for each other at every step run as fast as the slowest. Linux tells of
+    Intel's hybrid CPUs in `cpu_core/cpus` beside `cpu_atom`, of Arm's in `cpu_capacity`, where less than two thirds of
+    the most is a small core. macOS tells their number alone (`fast_cores_of_macos`).
+    """
+    fast = cpu_list(line_of(root / "cpu_core/cpus"))
+    if not fast:
+        capacity = {cpu: line_of(root / f"system/cpu/cpu{cpu}/cpu_capacity") for cpu in cpus}
+        known = {cpu: int(text) for cpu, text in capacity.items() if text.isdecimal()}
+        fast = {cpu for cpu, value in known.items() if 3 * value >= 2 * max(known.values())}
+    return cpus & fast or cpus
+
+
+def cpu_list(text: str) -> set[int]:
+    """The kernel's "0-7,16" as numbers; empty where it is not one."""
+    ends = (part.partition("-")[::2] for part in text.split(","))
+    found = [(first, last or first) for first, last in ends if first.isdecimal() and (last or first).isdecimal()]
+    return {cpu for first, last in found for cpu in range(int(first), int(last) + 1)}
+
+
+def fast_cores_of_macos() -> int | None:
+    """Physical cores of the fastest kind, as `hw.perflevel0` counts them; None elsewhere, and before Apple's own."""
+    if not _IS_MACOS:
+        return None
+    import ctypes
+
+    number, size = ctypes.c_int32(), ctypes.c_size_t(4)
+    name = b"hw.perflevel0.physicalcpu"
+    failed = ctypes.CDLL(None).sysctlbyname(name, ctypes.byref(number), ctypes.byref(size), None, 0)
+    return None if failed else number.value or None
 
 
 def cpu_quota(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> float | None:
@@ -102,8 +139,11 @@ def _cgroup_folders(cgroup: Path, membership: Path, controller: str) -> list[Pat
 
 
 def default_threads() -> int:
-    """Threads for decoding: one per physical core, within the affinity and the cgroup's CPU quota."""
-    cores = physical_cores(usable_cpus())
+    """Threads that compute in lockstep: one per physical core that is not an efficiency core, within the affinity and
+    the cgroup's CPU quota."""
+    cores = physical_cores(fast_cpus(usable_cpus()))
+    if (fast := fast_cores_of_macos()) is not None:
+        cores = min(cores, fast)
     quota = cpu_quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 

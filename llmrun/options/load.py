@@ -270,6 +270,7 @@ class LoadConfig:
         n_ubatch: tokens that are computed at once (physical batch); values above `n_batch` are cut to it.
         n_threads: threads for decoding. None: one per physical core within the CPU quota.
         n_threads_batch: threads for prefill. None: the same as `n_threads`.
+        thread_guard: fewer threads decode while other processes want the cores; "auto": where `n_threads` is None.
         flash_attn: flash attention; "auto" leaves the choice to llama.cpp, which knows what the devices can do.
         repack: rearrange the weights at load for this CPU; "auto" chooses by the weights' type (see
             `planning/placement.py`).
@@ -300,6 +301,12 @@ class LoadConfig:
     )
     n_threads_batch: int | None = option(
         None, "threads-batch", Whole(1, MAX_THREADS), short="tb", help="Threads for prefill.", without="as `n_threads`"
+    )
+    thread_guard: AutoOnOff = option(
+        "auto",
+        "thread-guard",
+        Choice(AutoOnOff),
+        help="Decode with fewer threads while others want the cores; auto: unless `n_threads` is given.",
     )
     flash_attn: AutoOnOff = option("auto", "flash-attn", Choice(AutoOnOff), short="fa", help="Flash attention.")
     repack: AutoOnOff = option(
@@ -394,6 +401,11 @@ class LoadConfig:
                 value=self.type_v,
                 hint=Change({"flash_attn": "auto"}),
             )
+
+    @property
+    def guards_threads(self) -> bool:
+        """Whether fewer threads may decode for a while. A number that somebody has set stays."""
+        return self.thread_guard == "on" or (self.thread_guard == "auto" and self.n_threads is None)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, fit for JSON."""

@@ -57,7 +57,7 @@ class LoadPlan:
     Attributes:
         path: the model's file, of a split one the first.
         config: what was asked for.
-        n_threads: threads for decoding.
+        n_threads: threads for decoding, at most.
         n_ctx: tokens of context that the footprint is for.
         n_ctx_most: tokens that would still fit with this layout; None where that is not known.
         auto: whether the layout was chosen here, and may be chosen again with less.

@@ -434,7 +434,7 @@ def test_refused_model_gives_llama_cpps_reason(tmp_path: Path, micro: Path) -> N
 
 def test_hung_start_is_ended(micro: Path) -> None:
     """A child that is stopped before it is ready is ended at the limit."""
-    child = Child("child.main")
+    child = Child("child.main", spins=True)
     os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(EngineCrashed, match="was still starting after"):
         ChildEngine(micro, open_header(micro), limits=Limits(start_s=0.1), child=child)
@@ -444,7 +444,7 @@ def test_hung_start_is_ended(micro: Path) -> None:
 def test_hung_load_is_ended(micro: Path, tmp_path: Path) -> None:
     """So is one that stops in the header phase: here at a pipe that nobody writes to, under the model's name."""
     os.mkfifo(tmp_path / "pipe.gguf")
-    child = Child("child.main")
+    child = Child("child.main", spins=True)
     with pytest.raises(EngineCrashed, match="was still reading the header after"):
         ChildEngine(tmp_path / "pipe.gguf", open_header(micro), limits=Limits(header_s=0.1), child=child)
     until_gone(child.pid)

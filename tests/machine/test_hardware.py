@@ -66,3 +66,28 @@ def test_this_machine() -> None:
     assert 1 <= hardware.default_threads() <= len(hardware.usable_cpus())
     free = hardware.available_memory()
     assert free and free > 1 << 20
+
+
+def test_no_efficiency_cores_of_intel(tmp_path: Path) -> None:
+    """Six P-cores with two threads each, eight E-cores: what is left of the affinity without the latter."""
+    (tmp_path / "cpu_core").mkdir()
+    (tmp_path / "cpu_core" / "cpus").write_text("0-11\n")
+    (tmp_path / "cpu_atom").mkdir()
+    (tmp_path / "cpu_atom" / "cpus").write_text("12-19\n")
+    assert hardware.fast_cpus(set(range(20)), tmp_path) == set(range(12))
+    assert hardware.fast_cpus({3, 4, 15}, tmp_path) == {3, 4}
+    assert hardware.fast_cpus({15, 16}, tmp_path) == {15, 16}  # pinned to them: then these
+
+
+def test_no_small_cores_of_arm(tmp_path: Path) -> None:
+    """One prime, three big and four small cores; the prime one is no reason to leave the big ones out."""
+    for cpu, capacity in enumerate([325] * 4 + [870] * 3 + [1024]):
+        folder = tmp_path / "system" / "cpu" / f"cpu{cpu}"
+        folder.mkdir(parents=True)
+        (folder / "cpu_capacity").write_text(f"{capacity}\n")
+    assert hardware.fast_cpus(set(range(8)), tmp_path) == {4, 5, 6, 7}
+
+
+def test_cores_that_are_all_alike(tmp_path: Path) -> None:
+    assert hardware.fast_cpus({0, 1}, tmp_path) == {0, 1}
+    assert hardware.cpu_list("0-3,8,10-11") == {0, 1, 2, 3, 8, 10, 11} and hardware.cpu_list("") == set()

@@ -87,8 +87,17 @@ def details(run: Run) -> list[str]:
         f"decode    {timing.n_generated} tokens in {duration(timing.decode_s)}, {rate(timing.tg_tps)},"
         f" gaps median {duration(timing.gap_s(0.5))}, p95 {duration(timing.gap_s(0.95))}",
         f"read      {size(engine.reads.weight_bytes)} of weights per token, {bandwidth(timing.read_bytes_per_s)}",
+        *_thread_changes(generation),
         f"stopped   {generation.stop_reason}, seed {generation.seed}",
     ]
+
+
+def _thread_changes(generation: Generation) -> list[str]:
+    """threads   1 from token 17, 2 from token 90: others wanted the cores"""
+    changes = generation.done.threads if generation.done else []
+    shown = [f"{n} from token {token}" for token, n in changes[:6]]
+    more = f" and {len(changes) - len(shown)} more changes" if len(changes) > len(shown) else ""
+    return [f"threads   {', '.join(shown)}{more}: others wanted the cores"] if shown else []
 
 
 def cores(n: float | None) -> str:
@@ -175,6 +184,7 @@ def as_document(run: Run) -> dict[str, Any]:
             "n_thinking": generation.n_thinking,
             "gap_median_s": timing.gap_s(0.5),
             "gap_p95_s": timing.gap_s(0.95),
+            "thread_changes": [{"token": token, "n_threads": n} for token, n in (done.threads if done else ())],
         },
         "memory": {
             "peak_rss_bytes": timing.peak_rss_bytes,

@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     from llmrun.options.sampling import SamplingConfig
 
 
-def expected_tokens(asked: str | list[dict[str, str]], max_tokens: int) -> tuple[int, int]:
-    """About how many tokens prompt and answer will have, and how few would do: memory is planned before the prompt can
-    be counted.
+def about_tokens(asked: str | list[dict[str, str]]) -> int:
+    """About how many tokens a prompt will have: memory is planned before it can be counted.
 
     English has some four bytes to a token, other languages and code fewer; a prompt that turns out longer is planned
-    for again (`Engine.try_longer`). An answer without a bound gets room as the engine will give it.
+    for again (`Engine.try_longer`).
     """
     texts = [asked] if isinstance(asked, str) else [message["content"] for message in asked]
-    n_prompt = sum(len(text.encode(errors="replace")) for text in texts) // 3 + 64 * len(texts)
+    return sum(len(text.encode(errors="replace")) for text in texts) // 3 + 64 * len(texts)
+
+
+def expected_tokens(n_prompt: int, max_tokens: int) -> tuple[int, int]:
+    """How many tokens prompt and answer will have, and how few would do. An answer without a bound gets room as the
+    engine will give it."""
     if max_tokens >= 0:
         return n_prompt + max_tokens, n_prompt + max_tokens
     return max(COMFORTABLE_CTX, n_prompt + COMFORTABLE_CTX // 2), n_prompt

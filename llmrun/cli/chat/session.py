@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.chat.store import Conversations
     from llmrun.cli.chat.repl import Repl
+    from llmrun.cli.loading.tuned import TuningArguments
     from llmrun.cli.terminal.line_editor import Read
     from llmrun.engine.interface import Engine
     from llmrun.engine.process import Child
@@ -33,6 +34,7 @@ def converse(
     model: str,
     load: LoadConfig,
     chosen: recommended.Chosen,
+    tuning: TuningArguments,
     answers: AnswerOptions,
     *,
     child: Child | None = None,
@@ -47,14 +49,14 @@ def converse(
     store = None if ephemeral else _store(required=resume is not None)
     with store or nullcontext():
         resumed = store.read(store.find(resume)) if store is not None and resume is not None else None
-        found, engine = _open(model, load, child, quiet=quiet)
+        open_ = partial(_open, load=load, chosen=chosen, tuning=tuning, quiet=quiet)
+        found, engine = open_(model, child)
 
         from llmrun.chat.conversation import Chat
         from llmrun.cli.chat.repl import Repl
 
         chat = Chat(engine, model, options=answers, system=system or "", store=store)
-        another = partial(_open, load=load, child=None, quiet=quiet)
-        repl = Repl(chat, model, found, another, chosen, plain=plain, with_status=with_status, quiet=quiet)
+        repl = Repl(chat, model, found, open_, chosen, plain=plain, with_status=with_status, quiet=quiet)
         try:
             if resumed is not None:
                 chat.resume(resumed)
@@ -74,12 +76,21 @@ def converse(
             repl.close()
 
 
-def _open(reference: str, load: LoadConfig, child: Child | None, *, quiet: bool) -> tuple[Model, Engine]:
+def _open(
+    reference: str,
+    child: Child | None = None,
+    *,
+    load: LoadConfig,
+    chosen: recommended.Chosen,
+    tuning: TuningArguments,
+    quiet: bool,
+) -> tuple[Model, Engine]:
     """Finds the model, pulls it if need be, loads it."""
     found = load_model.found(reference, quiet=quiet)
     from llmrun.engine.limits import Limits
 
     limits = replace(Limits(), cancel_s=CANCEL_S)
+    load = tuning.settled(reference, found, load, chosen, 0, quiet=quiet)
     engine = load_model.loaded(
         reference, found, load, child, EXPECTED_TOKENS, COMFORTABLE_CTX // 2, limits=limits, quiet=quiet
     )

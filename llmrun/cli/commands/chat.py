@@ -11,6 +11,7 @@ from llmrun.cli.answering.answer_options import AnswerShape, answer_options
 from llmrun.cli.framework import completion, options
 from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Option
+from llmrun.cli.loading.tuned import TuningArguments
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
@@ -55,6 +56,7 @@ def chat(
     shape: AnswerShape,
     sampling: SamplingConfig,
     load: LoadConfig,
+    tuning: TuningArguments,
     invocation: Invocation,
 ) -> None:
     """Talk with a model; /help there lists what can be done.
@@ -70,11 +72,12 @@ def chat(
     from llmrun.engine.process import started_early
 
     answers = replace(answer_options(answering, shape), ctx_overflow=ctx_overflow)  # type: ignore[arg-type]  # checked when it is made
-    with started_early() as child:
+    with started_early(model) as child:
         converse(
             model,
             load,
             invocation.given,
+            tuning,
             answers,
             child=child,
             system=system,

@@ -11,6 +11,7 @@ from llmrun.cli.answering.answer_options import AnswerShape, answer_options
 from llmrun.cli.framework import options
 from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Argument, Option
+from llmrun.cli.loading.tuned import TuningArguments
 from llmrun.cli.terminal import screen
 from llmrun.errors import UsageError, WrongFormat
 from llmrun.options.load import LoadConfig
@@ -52,6 +53,7 @@ def run(
     shape: AnswerShape,
     sampling: SamplingConfig,
     load: LoadConfig,
+    tuning: TuningArguments,
     invocation: Invocation,
 ) -> None:
     """Answer one prompt and exit; without a prompt on a terminal, chat.
@@ -63,7 +65,7 @@ def run(
 
     # First of all: the child imports llama.cpp while all that follows is imported, read and looked up.
     with ExitStack() as stack:
-        child = stack.enter_context(started_early())
+        child = stack.enter_context(started_early(model))
         from llmrun.cli.answering import prompt
 
         answers = answer_options(answering, shape)
@@ -81,7 +83,8 @@ def run(
             from llmrun.cli.chat.session import converse
 
             resume = "last" if continue_ else None
-            converse(model, load, invocation.given, answers, child=child, system=system, resume=resume, quiet=quiet)
+            chosen = invocation.given
+            converse(model, load, chosen, tuning, answers, child=child, system=system, resume=resume, quiet=quiet)
             return
         if not text:
             raise UsageError(
@@ -93,7 +96,7 @@ def run(
         from llmrun.chat.conversation import Chat
         from llmrun.chat.store import Conversations
         from llmrun.cli.answering import report
-        from llmrun.cli.answering.single_answer import Answer, Thoughts, asked_of, expected_tokens
+        from llmrun.cli.answering.single_answer import Answer, Thoughts, about_tokens, asked_of, expected_tokens
         from llmrun.cli.loading import load_model, recommended
         from llmrun.cli.terminal import progress
         from llmrun.gguf.rules import overridden
@@ -114,7 +117,9 @@ def run(
         before = [*earlier, *(asked if isinstance(asked, list) else [])] or asked
         shown = answers.think == "show" and screen.is_terminal(sys.stdout) and not as_json
         thoughts = Thoughts(lambda text, _: screen.draw(text), shown=shown)
-        expected = expected_tokens(before, sampling.max_tokens)
+        n_prompt = about_tokens(before)
+        expected = expected_tokens(n_prompt, sampling.max_tokens)
+        load = tuning.settled(model, found, load, invocation.given, n_prompt, quiet=quiet)
         engine = load_model.loaded(model, found, load, child, *expected, quiet=quiet)
         sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
         chat = None

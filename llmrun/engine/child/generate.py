@@ -17,6 +17,7 @@ from llmrun.engine.child.constraint import Constraint, ConstraintMaker
 from llmrun.engine.child.prompts import Prompts
 from llmrun.engine.child.special_tokens import Vocabulary, named_in
 from llmrun.engine.child.thinking import Thinking
+from llmrun.engine.child.thread_guard import GuardedThreads
 from llmrun.engine.protocol import Message, RequestFailed, StopReason, Tokens
 from llmrun.options.defaults import COMFORTABLE_CTX
 
@@ -187,6 +188,7 @@ class Generator:
         self._llama, self._vocab, self._kv = host.llama, host.vocab, host.kv
         self._constraints = ConstraintMaker(host.vocab)
         self._prompts = Prompts(host.model, host.vocab, host.templates)
+        self.threads = GuardedThreads(host.settings.n_threads, self._set_threads, on=host.settings.guards_threads)
 
     def count(self, request: protocol.Count) -> None:
         self._host.send(protocol.Counted(self._prompts.count(request)))
@@ -239,7 +241,7 @@ class Generator:
                 thinking.constrain(lambda: source.argmax(kv.context), answer_begun=answer_begun)
             asked = {name: sampling[name] for name in ("max_tokens", "stop", "ignore_eos")}
             state = GenerationState(source, self._vocab, host.send, thinking=thinking, **asked)
-            return self._decode(state, may_grow=options.reuse)
+            return self._decode(state, may_grow=options.reuse, repeatable=request.repeatable)
         finally:
             source.close()
 
@@ -288,9 +290,14 @@ class Generator:
                 self._host.send(protocol.Prefilled(len(kv.tokens), time.perf_counter()))
         return None
 
-    def _decode(self, state: GenerationState, *, may_grow: bool) -> StopReason:
+    def _set_threads(self, n: int) -> None:
+        if self._kv.context is not None:
+            self._llama.llama_set_n_threads(self._kv.context, n, self._host.settings.n_threads_batch)
+
+    def _decode(self, state: GenerationState, *, may_grow: bool, repeatable: bool) -> StopReason:
         """Sample and compute until there is a reason to stop. The last token's logits are ready."""
-        kv, cancelled = self._kv, self._host.cancelled
+        kv, cancelled, threads, clock = self._kv, self._host.cancelled, self.threads, time.perf_counter
+        threads.begin()
         reason, token = state.stop_reason, None
         try:
             while reason is None:
@@ -304,7 +311,10 @@ class Generator:
                 if len(kv.tokens) == kv.n_ctx and not (may_grow and self._grow()):
                     reason = "context"
                     continue
+                threads.before(len(kv.tokens), state.n_tokens, repeatable=repeatable)
+                begin_s = clock()
                 reason = self._compute([token])
+                threads.after(clock() - begin_s)
                 if reason is None:
                     kv.tokens.append(token)
                     token = None
@@ -312,6 +322,7 @@ class Generator:
             raise RequestFailed("usage", "no token of this model continues the text as the grammar demands") from None
         finally:
             state.finish()
+            threads.end()
         kv.pending = [] if token is None or not kv.tokens else [token]
         return reason
 
@@ -332,4 +343,5 @@ class Generator:
         longer = self._kv.grow(n_ctx + 1)
         if longer is None:
             self._host.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens again", n_ctx=n_ctx)
+        self.threads.in_new_context()
         return longer > n_ctx and len(self._kv.tokens) >= n_ctx

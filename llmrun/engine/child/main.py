@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llmrun.engine.child.raw_bench import RawBench
     from llmrun.engine.child.roofline import Products
 
+_NO_VOCABULARY = "it has no vocabulary, so no text can be given to it"
 _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
 clock = time.perf_counter
@@ -96,6 +97,7 @@ class Worker:
 
     def load(self, message: protocol.Load) -> None:
         begin_s = clock()
+        self.unload()
         self.settings = settings = message.settings
         if settings.numa is not None:
             self.llama.llama_numa_init(_NUMA[settings.numa])
@@ -115,8 +117,8 @@ class Worker:
         if not self.model:
             self.fail_from_log("model", "llama.cpp can't load it")
         self.vocab = self.native.Vocab(self.model)
-        if not self.vocab.n_tokens or self.vocab.kind == self.llama.LLAMA_VOCAB_TYPE_NONE:
-            raise RequestFailed("model", "it has no vocabulary, so no text can be given to it")
+        if not self.vocab.n_tokens:
+            raise RequestFailed("model", _NO_VOCABULARY)
         if self.llama.llama_model_has_encoder(self.model):
             raise RequestFailed("model", "it has an encoder; only decoder models can continue a text here")
         for adapter_path, scale in settings.lora:
@@ -139,6 +141,17 @@ class Worker:
                 warnings=[line for _, line in self.log.lines if "failed to mlock" in line][:1],
             )
         )
+
+    def unload(self) -> None:
+        """Give back the model that there is, and all that belongs to it."""
+        if self.model is None:
+            return
+        self._end_raw_bench()
+        self.generator = None
+        self.kv.close()
+        self.adapters.clear()  # llama.cpp frees them with the model
+        self.llama.llama_model_free(self.model)
+        self.model = None
 
     def fail_from_log(self, kind: FailureKind, what: str, *, n_ctx: int | None = None) -> NoReturn:
         lines = self.log.errors()
@@ -206,7 +219,7 @@ class Worker:
 
         if self.raw_bench is None:
             self.kv.close()  # two contexts would be two KV caches
-            self.raw_bench = RawBench(self.vocab, self.settings.n_batch, self._trial_context)
+            self.raw_bench = RawBench(self.vocab, self.settings, self._trial_context)
         try:
             prefill_s, step_s = self.raw_bench.run(message)
         except TrialFailed as error:
@@ -232,20 +245,26 @@ class Worker:
     # -- generate -----------------------------------------------------------------------------------------------------
 
     def generate(self, request: protocol.Generate) -> None:
-        reason = self._generator().generate(request)
+        generator = self._generator()
+        reason = generator.generate(request)
         used = (self.ggml.by_name(name) for name in self.settings.devices)
         devices = [self.ggml.describe(handle) for handle in used if handle is not None]
-        self.send(protocol.Done(reason, *resident_memory(), devices))
+        self.send(protocol.Done(reason, *resident_memory(), devices, generator.threads.changes))
 
     def _generator(self) -> Generator:
-        if self.raw_bench is not None:  # two contexts would be two KV caches
-            self.raw_bench.close()
-            self.raw_bench = None
+        self._end_raw_bench()  # two contexts would be two KV caches
+        if self.vocab.kind == self.llama.LLAMA_VOCAB_TYPE_NONE:  # a slice of a model, to be measured
+            raise RequestFailed("model", _NO_VOCABULARY)
         if self.generator is None:
             from llmrun.engine.child.generate import Generator
 
             self.generator = Generator(self)
         return self.generator
+
+    def _end_raw_bench(self) -> None:
+        if self.raw_bench is not None:
+            self.raw_bench.close()
+            self.raw_bench = None
 
 
 def resident_memory() -> tuple[int | None, int | None, int | None]:

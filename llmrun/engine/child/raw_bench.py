@@ -15,7 +15,7 @@ from typing import Any
 
 from llmrun.engine.child.kv_context import restore, saved
 from llmrun.engine.child.native import Vocab, llama
-from llmrun.engine.protocol import Trial
+from llmrun.engine.protocol import Settings, Trial
 
 clock = time.perf_counter
 
@@ -30,9 +30,10 @@ class TrialFailed(Exception):
 class RawBench:
     """Trials on one model. The context is kept from one to the next if it is large enough."""
 
-    def __init__(self, vocab: Vocab, n_batch: int, new_context: Callable[[int, int], Any]) -> None:
+    def __init__(self, vocab: Vocab, settings: Settings, new_context: Callable[[int, int], Any]) -> None:
         """`new_context` makes a context for a number of tokens and one of sequences, or raises."""
-        self._vocab, self._n_batch, self._new_context = vocab, n_batch, new_context
+        self._vocab, self._settings, self._new_context = vocab, settings, new_context
+        self._n_batch = settings.n_batch
         self._context: Any = None
         self._size = (0, 0)
         self._depth = 0
@@ -41,7 +42,10 @@ class RawBench:
 
     def run(self, trial: Trial) -> tuple[float | None, list[float]]:
         """Seconds of the prompt (None without one), and of every step. Raises `TrialFailed`."""
-        context = self._context_for(trial)
+        context, settings = self._context_for(trial), self._settings
+        llama.llama_set_n_threads(
+            context, trial.n_threads or settings.n_threads, trial.n_threads_batch or settings.n_threads_batch
+        )
         self._reset_to(trial.n_depth, trial.n_seq)
         prefill_s = None
         n_past = trial.n_depth

@@ -26,7 +26,7 @@ class Prober:
     def __init__(self, rpc: Sequence[str] = ()) -> None:
         """`rpc`: workers at "host:port", whose devices are then known as well."""
         self._rpc = rpc
-        self._channel = Channel(Child("child.main"), limits=Limits(idle_s=_WAIT_S))
+        self._channel = Channel(Child("child.main", spins=True), limits=Limits(idle_s=_WAIT_S))
         self._watch = IdleWatch(self._channel.child.pid, _WAIT_S)
 
     def __enter__(self) -> Prober:

@@ -1,0 +1,64 @@
+"""Settings that were measured to be the fastest for a model on this machine; measured now, the first time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmrun.cli.terminal import screen
+from llmrun.options.load import LoadConfig
+from llmrun.options.spec import SPEED, Flag, check, option, options_of
+from llmrun.units import duration
+
+if TYPE_CHECKING:
+    from llmrun.cli.loading.recommended import Chosen
+    from llmrun.models.resolve import Model
+
+
+@dataclass(frozen=True)
+class TuningArguments:
+    """Whether a model is loaded with settings that were measured.
+
+    Attributes:
+        tune: False has the defaults, whatever is faster here.
+    """
+
+    tune: bool = option(
+        True,
+        "no-tune",
+        Flag(),
+        panel=SPEED,
+        negated=True,
+        help="Keep to the default weight layout and threads; else the fastest here, measured at a model's first use.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def settled(
+        self, reference: str, model: Model, load: LoadConfig, chosen: Chosen, n_prompt: int, *, quiet: bool
+    ) -> LoadConfig:
+        """What `load` leaves open, decided for a prompt of about so many tokens. What somebody has set stays."""
+        if not self.tune or load.override_kv or load.lora:
+            return load
+        from llmrun.tuning import first_use
+
+        if first_use.is_small(model.header):
+            return load
+        keys = chosen(reference)
+        given = {each.field for each in options_of(LoadConfig) if each.key in keys}
+        begin_s = time.monotonic()
+        said = []
+
+        def on_measure() -> None:
+            said.append(f"measuring which settings are the fastest here for {model.name}, once")
+            if not quiet:
+                screen.note(said[0])
+
+        settled, choice = first_use.settled(
+            model.header, load, n_prompt, model=model.name, given=given, on_measure=on_measure
+        )
+        if said and choice is not None and not quiet:
+            screen.note(f"{choice.dials.words()}, after {duration(time.monotonic() - begin_s)}; kept")
+        return settled

@@ -1,0 +1,157 @@
+"""How many threads decode, when others want the cores as well. Pure: step times go in, a number of threads comes out.
+
+The threads of a step wait for each other some hundreds of times. One that another process keeps from its core holds up
+all of them, and decoding becomes several times slower than with a thread less. So where steps take longer than usual,
+fewer threads are tried for a few steps, and kept where they are faster; more are tried again now and then, more seldom
+each time that it does not pay.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+SLOW = 1.5
+"""Times the usual: from here on something is wrong."""
+_WINDOW = 8
+_TRIAL = 4
+_GAIN = 0.9
+"""Fewer threads must take at most so much of the time; more of them, no more time."""
+_HOPELESS = 3.0
+"""A trial ends with a step that takes so many times what steps took before it."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 16.0
+_DRIFT = 1.002
+"""What the usual may grow by from step to step: attention takes longer with every token."""
+
+
+def ladder(n_threads: int) -> list[int]:
+    """Numbers of threads from most to fewest: one less, then a quarter, a half and three quarters less, then one."""
+    n = n_threads
+    return sorted({n, max(1, n - 1), max(1, 3 * n // 4), max(1, n // 2), max(1, n // 4), 1}, reverse=True)
+
+
+class ThreadGuard:
+    """Ask `after` once for every step.
+
+    Attributes:
+        n_threads: for the next step.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self._rungs = ladder(n_threads)
+        self._rung = 0
+        self._usual_s: float | None = None  # of a step with all threads
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._since_s = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+        self._reach = 1  # rungs that the next trial goes down: one less is no gain where several cores are taken
+        self._from: int | None = None  # while another rung is tried: the one before
+        self._before_s = 0.0
+        self._seen: list[float] = []
+        self.n_threads = n_threads
+
+    def after(self, step_s: float) -> int:
+        """Threads for the next step, after one that took so long."""
+        if self._from is not None:
+            self._judge(step_s)
+        else:
+            self._watch(step_s)
+        self.n_threads = self._rungs[self._rung]
+        return self.n_threads
+
+    def _watch(self, step_s: float) -> None:
+        recent = self._recent
+        recent.append(step_s)
+        self._since_s += step_s
+        if len(recent) < _WINDOW:
+            return
+        # Half of the steps may be disturbed before the usual is: it is what the faster half takes.
+        if self._rung == 0:
+            usual_s = sorted(recent)[_WINDOW // 4]
+            self._usual_s = usual_s if self._usual_s is None else min(self._usual_s * _DRIFT, usual_s)
+        if self._since_s < self._pause_s:
+            return
+        mean_s = sum(recent) / _WINDOW
+        if self._rung + 1 < len(self._rungs) and mean_s > SLOW * self._undisturbed_s():
+            self._try(min(self._rung + self._reach, len(self._rungs) - 1), mean_s)
+        elif self._rung > 0:
+            self._try(self._rung - 1, mean_s)
+
+    def _undisturbed_s(self) -> float:
+        """Of a step on this rung, at most: with half the threads it takes twice as long, or less."""
+        return (self._usual_s or 0.0) * self._rungs[0] / self._rungs[self._rung]
+
+    def _try(self, rung: int, mean_s: float) -> None:
+        self._from, self._rung, self._before_s, self._seen = self._rung, rung, mean_s, []
+
+    def _judge(self, step_s: float) -> None:
+        self._seen.append(step_s)
+        is_hopeless = step_s > _HOPELESS * self._before_s
+        if len(self._seen) < _TRIAL and not is_hopeless:
+            return
+        timed = self._seen[1:] or self._seen  # the first one after a change is a step of neither
+        assert self._from is not None
+        wanted_s = self._before_s * (_GAIN if self._rung > self._from else 1)
+        if is_hopeless or sum(timed) / len(timed) > wanted_s:
+            is_the_last = self._rung < self._from or self._rung == len(self._rungs) - 1
+            self._rung = self._from
+            if is_the_last:
+                self._reach, self._pause_s = 1, min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            else:
+                self._reach += 1
+        else:
+            self._reach, self._pause_s = 1, _FIRST_PAUSE_S
+        self._from, self._since_s = None, 0.0
+        self._recent.clear()
+
+
+SPLIT_TOKENS = 512
+"""From so many tokens of context on, ggml's CPU code splits the attention of one token over its threads."""
+
+
+class GuardedThreads:
+    """The threads of a context: as many as a guard says, where it may.
+
+    Attributes:
+        set_threads: of the context.
+        changes: (token, threads) of the answer that is made: from that token on, so many.
+    """
+
+    def __init__(self, n_threads: int, set_threads: Callable[[int], None], *, on: bool) -> None:
+        self._all = self._now = n_threads
+        self.set_threads = set_threads
+        self._guard = ThreadGuard(n_threads) if on and n_threads > 1 else None
+        self._is_free = False
+        self.changes: list[tuple[int, int]] = []
+
+    def begin(self) -> None:
+        """Another answer."""
+        self.changes = []
+
+    def in_new_context(self) -> None:
+        """Which computes with all of them."""
+        self._now = self._all
+
+    def before(self, n_past: int, n_made: int, *, repeatable: bool) -> None:
+        """Set the threads of the step behind `n_past` tokens, `n_made` of them of the answer.
+
+        `repeatable`: the same request is to give the same text. Attention over many tokens is split among the threads,
+        and their number then changes the last bits.
+        """
+        self._is_free = self._guard is not None and (not repeatable or n_past < SPLIT_TOKENS)
+        wanted = self._guard.n_threads if self._guard and self._is_free else self._all
+        if wanted != self._now:
+            self.set_threads(wanted)
+            self._now = wanted
+            self.changes.append((n_made, wanted))
+
+    def after(self, step_s: float) -> None:
+        """The step took so long."""
+        if self._guard and self._is_free:
+            self._guard.after(step_s)
+
+    def end(self) -> None:
+        """All of them again, as the next answer begins."""
+        if self._now != self._all:
+            self.set_threads(self._all)
+            self._now = self._all

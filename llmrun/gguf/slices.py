@@ -1,0 +1,102 @@
+"""A few layers of a model as a model of their own: the same shapes and types, weights of noise.
+
+What a model costs is a property of its shapes and types, and its layers repeat themselves. So a slice of two or three
+layers, run in llama.cpp's own graph with the real settings, tells what all of them cost, of a model that is still on
+the hub or that is larger than this machine's memory as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from llmrun import fs
+from llmrun.gguf.reader import Header, NumberArray, Value, layer_of
+from llmrun.gguf.stub import data_offsets, stub
+from llmrun.gguf.synth import constant_of, noise
+
+_TILE = 1 << 20
+# Hyperparameters that count layers, beside `block_count`: none of them may be more than there are.
+_COUNTS_OF_LAYERS = ("leading_dense_block_count", "attention.shared_kv_layers")
+# Layers behind the last one that predict further tokens (MTP): a slice has none.
+_EXTRA_LAYERS = "nextn_predict_layers"
+
+
+def layer_contents(header: Header) -> list[tuple[tuple[str, tuple[int, ...], str], ...]]:
+    """For each layer what it is made of: names, shapes and types of its tensors."""
+    found: list[list[tuple[str, tuple[int, ...], str]]] = [[] for _ in range(header.n_layer or 0)]
+    for tensor in header.tensors:
+        layer = layer_of(tensor)
+        if layer is not None and layer < len(found):
+            found[layer].append((tensor.name.split(".", 2)[2], tensor.shape, tensor.type.name))
+    return [tuple(sorted(each)) for each in found]
+
+
+def slice_of(header: Header, layers: Sequence[int]) -> Header:
+    """The header of a model that has these layers of another one, in this order, and all that is not in a layer.
+
+    What a layer is to llama.cpp may follow from its number (windows, attention among recurrent layers): the layers of
+    a model with such a pattern are to be its first ones.
+    """
+    n_layer, arch = header.n_layer or 0, header.architecture
+    place = {layer: i for i, layer in enumerate(layers)}
+    tensors = []
+    for tensor in header.tensors:
+        layer = layer_of(tensor)
+        if layer is None:
+            tensors.append(tensor)
+        elif layer in place:
+            tensors.append(replace(tensor, name=tensor.name.replace(f"blk.{layer}.", f"blk.{place[layer]}.", 1)))
+    metadata: dict[str, Value] = {}
+    for key, value in header.metadata.items():
+        name = key.removeprefix(f"{arch}.")
+        if name == key:
+            metadata[key] = value
+        elif name == "block_count":
+            metadata[key] = len(layers)
+        elif name == _EXTRA_LAYERS:
+            metadata[key] = 0
+        elif name in _COUNTS_OF_LAYERS and isinstance(value, int):
+            metadata[key] = min(value, len(layers))
+        elif isinstance(value, NumberArray) and len(value) >= n_layer > 0 and len(value) - n_layer <= 4:
+            metadata[key] = value.picked(layers)
+        else:
+            metadata[key] = value
+    return replace(header, metadata=metadata, tensors=tuple(tensors))
+
+
+@contextmanager
+def noise_file(header: Header) -> Iterator[str]:
+    """A model with this header and weights of noise, without a vocabulary, at a path that other processes of this user
+    can open while the block runs. In memory where the system can do that. Raises `OSError`."""
+    begin, length = stub(header)
+    with fs.shared_file("llmrun-slice.gguf") as (descriptor, path):
+        _write(descriptor, header, begin, length)
+        yield path
+
+
+def _write(descriptor: int, header: Header, begin: bytes, length: int) -> None:
+    import numpy as np
+
+    os.ftruncate(descriptor, length)
+    os.pwrite(descriptor, begin, 0)
+    rng = np.random.default_rng(0)
+    tiles: dict[str, bytes] = {}
+    for tensor, offset in zip(header.tensors, data_offsets(header), strict=False):
+        constant = constant_of(tensor.name)
+        if constant is not None and tensor.type.name == "F32":
+            tile = np.full(_TILE // 4, constant, dtype=np.float32).tobytes()
+        else:
+            tile = tiles.get(tensor.type.name) or tiles.setdefault(tensor.type.name, noise(tensor.type, rng).tobytes())
+        _repeat(descriptor, memoryview(tile), len(begin) + offset, tensor.n_bytes)
+
+
+def _repeat(descriptor: int, tile: memoryview, offset: int, n_bytes: int) -> None:
+    """The tile again and again, so many bytes of it."""
+    for done in range(0, n_bytes, len(tile)):
+        part = tile[: n_bytes - done]
+        while part:
+            n = os.pwrite(descriptor, part, offset)
+            part, offset = part[n:], offset + n

@@ -1,0 +1,1 @@
+"""The fastest settings for a model on this machine, found by measuring it."""

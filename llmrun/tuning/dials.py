@@ -1,0 +1,78 @@
+"""What is tuned, and for what: settings that change how fast a model runs, and never what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+
+from llmrun.options.load import AutoOnOff, LoadConfig
+
+_CLASSES = ((256, "short"), (1025, "medium"))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Tokens of prompt and of answer that a run has."""
+
+    n_prompt: int
+    n_gen: int
+
+    def seconds(self, prefill_tps: float, decode_tps: float) -> float:
+        """P / prefill + N / decode."""
+        return self.n_prompt / prefill_tps + self.n_gen / decode_tps
+
+
+WORKLOADS = {"short": Workload(64, 256), "medium": Workload(512, 256), "long": Workload(2048, 256)}
+"""What stands for the runs of a class. A class follows from the length of the prompt alone, never from the bound on the
+answer: the same command gives the same text, whatever that bound is."""
+
+
+def class_of(n_prompt: int) -> str:
+    """ "short" for prompts below 256 tokens, "medium" to 1,024, "long" above."""
+    return next((name for below, name in _CLASSES if n_prompt < below), "long")
+
+
+@dataclass(frozen=True)
+class Dials:
+    """The settings themselves; None leaves one as it is.
+
+    Attributes:
+        repack: whether weights in RAM are rearranged for this CPU.
+        n_threads, n_threads_batch: threads for decoding and for prefill.
+        n_ubatch: tokens of a prompt that are computed at once.
+        flash_attn: as in `LoadConfig`.
+    """
+
+    repack: bool | None = None
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    n_ubatch: int | None = None
+    flash_attn: AutoOnOff | None = None
+
+    def applied(self, config: LoadConfig, *, leave: Collection[str] = ()) -> LoadConfig:
+        """The config with these, where it leaves things open and none of the fields is among `leave`."""
+        changes: dict[str, object] = {
+            each.name: value
+            for each in fields(self)
+            if (value := getattr(self, each.name)) is not None and each.name not in leave
+        }
+        if "n_threads" in changes and config.thread_guard == "auto":  # nobody has set them
+            changes["thread_guard"] = "on"
+        if "repack" in changes:
+            changes["repack"] = "on" if self.repack else "off"
+        return replace(config, **changes) if changes else config  # type: ignore[arg-type]
+
+    def words(self) -> str:
+        """ "repacked, 2 threads, prefill 4" """
+        said = []
+        if self.repack is not None:
+            said.append("repacked" if self.repack else "plain")
+        if self.n_threads is not None:
+            said.append(f"{self.n_threads} thread{'s' if self.n_threads > 1 else ''}")
+        if self.n_threads_batch not in (None, self.n_threads):
+            said.append(f"prefill {self.n_threads_batch}")
+        if self.n_ubatch is not None:
+            said.append(f"micro-batch {self.n_ubatch}")
+        if self.flash_attn is not None:
+            said.append(f"flash attention {self.flash_attn}")
+        return ", ".join(said) or "as they are"

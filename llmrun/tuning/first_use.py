@@ -1,0 +1,154 @@
+"""The choice at the first use of a model: weight layout and decode threads, by measuring slices of it, in a second or
+two.
+
+    kept for this machine, build and class of models? ─ yes ─► that
+                                                      └ no ──► slices of both layouts, interleaved ─► kept
+
+Which layout is faster depends on the CPU, the types and the ratio of prompt to answer: repacked weights decode faster
+and prefill slower on one machine, and the other way round, or neither, on the next. What is measured once is kept for
+all classes of workloads, so that the same command chooses the same settings, and gives the same text, the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+
+from llmrun.engine.protocol import Trial
+from llmrun.errors import DiskError, LlmrunError
+from llmrun.gguf.reader import Header
+from llmrun.machine import hardware
+from llmrun.options.load import LoadConfig
+from llmrun.planning.footprint import repackable_types
+from llmrun.planning.load_plan import wants_repack
+from llmrun.tuning import kept
+from llmrun.tuning.dials import WORKLOADS, Dials, Workload, class_of
+from llmrun.tuning.kept import Choice, Tried
+from llmrun.tuning.slice_runner import SliceRunner, Slices, slice_bytes, slices_of
+
+LEAST_WEIGHTS = 48 << 20
+"""A smaller model answers before anything could be measured."""
+_MOST_SLICE = 1 << 30
+_WORTH = 0.03
+"""What a setting must gain for the one of before to give way: less may be noise."""
+_ROWS, _STEPS, _ROUNDS = 64, 12, 2
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of `_ROWS` tokens of prompt and of one step, of the whole model."""
+
+    prefill_s: float
+    decode_s: float
+
+    def per_token(self, dials: Dials) -> Tried:
+        return Tried(dials, self.prefill_s / _ROWS, self.decode_s)
+
+
+def is_small(header: Header) -> bool:
+    """Whether a model is too small to be worth it, or has too few layers for slices."""
+    return header.weight_bytes < LEAST_WEIGHTS or (header.n_layer or 0) < 3
+
+
+def layouts(header: Header, repackable: Iterable[str]) -> tuple[bool, ...]:
+    """Whether weights may be rearranged: both ways to try where any of their types can be."""
+    share = sum(each.n_bytes for each in header.tensors if each.type.name in repackable)
+    return (False, True) if share * 10 > header.weight_bytes else (False,)
+
+
+def decode_threads(n: int) -> list[int]:
+    """Numbers of threads to try beside the usual one: memory is often busy with fewer than all cores."""
+    return [n, *(each for each in (3 * n // 4, n // 2, n // 4) if each >= 2)] if n >= 4 else [n]
+
+
+def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list[Tried]:
+    """Every layout that there is to try, with the first number of threads; and the first layout with all of them.
+
+    Raises `EngineCrashed`, `OSError`.
+    """
+    slices = slices_of(header)
+    if slice_bytes(header, slices.large) > _MOST_SLICE:
+        slices = slices_of(header, more=1)
+    times: dict[tuple[Dials, str], list[tuple[float, float]]] = {}
+    with ExitStack() as stack:
+        both = [stack.enter_context(SliceRunner(header, replace(config, repack=each))) for each in ("off", "on")]
+        repacks = layouts(header, repackable_types(both[0].found.system_info))
+        runners = dict(zip((False, True), both, strict=True)) if len(repacks) > 1 else {False: both[0]}
+        if len(runners) < 2:
+            both[1].close()
+        tries = [Dials(repack, threads[0]) for repack in repacks] + [Dials(False, n) for n in threads[1:]]
+        for which, layers in (("small", slices.small), ("large", slices.large)):
+            for runner in runners.values():
+                runner.load(layers, n_threads=threads[0], n_ctx=_ROWS + _STEPS)
+                runner.trial(Trial(8, 1))  # pages and caches
+            for dials in tries * _ROUNDS:
+                found = runners[bool(dials.repack)].trial(Trial(_ROWS, _STEPS, n_threads=dials.n_threads or 0))
+                step_s = sorted(found.step_s)[_STEPS // 3]
+                times.setdefault((dials, which), []).append((found.prefill_s or 0.0, step_s))
+    return [_whole(times, dials, slices).per_token(dials) for dials in tries]
+
+
+def _whole(times: Mapping[tuple[Dials, str], list[tuple[float, float]]], dials: Dials, slices: Slices) -> Timed:
+    """By the fastest of each: whatever disturbs a measurement makes it slower."""
+    (small_p, small_d), (large_p, large_d) = (
+        (min(p for p, _ in times[dials, which]), min(d for _, d in times[dials, which])) for which in ("small", "large")
+    )
+    return Timed(slices.whole(small_p, large_p), slices.whole(small_d, large_d))
+
+
+def chosen(tried: Sequence[Tried], workload: Workload, default: bool) -> Dials:
+    """The fastest for a workload; the default layout and the most threads where nothing gains more than noise."""
+
+    def seconds(one: Tried) -> float:
+        return workload.seconds(1 / one.prefill_s, 1 / one.decode_s)
+
+    usual = next(each for each in tried if each.dials.repack == default or len({t.dials.repack for t in tried}) == 1)
+    best = min((each for each in tried if each.dials.n_threads == usual.dials.n_threads), key=seconds)
+    layout = best if seconds(best) < seconds(usual) * (1 - _WORTH) else usual
+    alike = [each for each in tried if each.dials.repack == tried[0].dials.repack]
+    fewer = min(alike, key=lambda each: each.decode_s)
+    n_threads = None  # as many as usual, whatever that will be
+    if fewer.decode_s < alike[0].decode_s * (1 - _WORTH):
+        n_threads = fewer.dials.n_threads
+    return Dials(layout.dials.repack, n_threads)
+
+
+def choices(header: Header, config: LoadConfig) -> dict[str, Choice]:
+    """For all classes of workloads, by one measurement. Raises `EngineCrashed`, `OSError`."""
+    tried = measured(header, config, decode_threads(config.n_threads or hardware.default_threads()))
+    usual = wants_repack(header)
+    return {
+        name: Choice(chosen(tried, workload, usual), "first use", tried=tuple(tried))
+        for name, workload in WORKLOADS.items()
+    }
+
+
+def settled(
+    header: Header,
+    config: LoadConfig,
+    n_prompt: int,
+    *,
+    model: str,
+    given: Collection[str] = (),
+    on_measure: Callable[[], None] = lambda: None,
+) -> tuple[LoadConfig, Choice | None]:
+    """The config with what is kept for this model on this machine, or is measured now, and the choice.
+
+    `given`: fields that somebody has set; they stay. `on_measure` is called before anything is measured. Nothing is
+    changed where nothing could be measured.
+    """
+    fixed = {*given, *(("repack",) if config.repack != "auto" else ())}
+    key = kept.key_of(header, config.type_k, config.type_v)
+    known = kept.read(key)
+    name = class_of(n_prompt)
+    if name not in known:
+        on_measure()
+        try:
+            known = choices(header, config)
+        except (LlmrunError, OSError):  # it is only about speed: the model may run all the same
+            return config, None
+        with suppress(DiskError):
+            kept.keep(key, model, known)
+    choice = known[name]
+    return choice.dials.applied(config, leave=fixed), choice

@@ -1,0 +1,137 @@
+"""The guard over a simulated machine: a step's time follows from its threads and from who else wants the cores."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from llmrun.engine.child.thread_guard import GuardedThreads, ThreadGuard, ladder
+
+
+class Machine:
+    """`n_cores` cores, of which some are busy with other work. Memory gives `most` threads all they can take."""
+
+    def __init__(self, n_cores: int, *, most: float = 1e9, collapse: float = 6.0, seed: int = 0) -> None:
+        self.n_cores, self.most, self.collapse = n_cores, most, collapse
+        self.busy = 0
+        self.random = random.Random(seed)
+
+    def step_s(self, n_threads: int) -> float:
+        free = self.n_cores - self.busy
+        time = 0.06 / min(n_threads, self.most)
+        if n_threads > free:  # some thread waits for its core, and all others for it
+            time *= self.collapse
+        return time * self.random.uniform(0.95, 1.05)
+
+
+def run(guard: ThreadGuard, machine: Machine, n_steps: int) -> list[tuple[int, float]]:
+    taken = []
+    for _ in range(n_steps):
+        n = guard.n_threads
+        step_s = machine.step_s(n)
+        taken.append((n, step_s))
+        guard.after(step_s)
+    return taken
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 16, 64])
+def test_alone_nothing_changes(n: int) -> None:
+    """Noise, and attention that takes longer with every token, are no reason."""
+    guard, machine = ThreadGuard(n), Machine(n)
+    for i in range(3000):
+        guard.after(machine.step_s(guard.n_threads) * (1 + i / 1500))
+        assert guard.n_threads == n
+
+
+@pytest.mark.parametrize(("n", "busy", "fewer"), [(2, 1, 1), (4, 1, 3), (8, 1, 7), (16, 8, 8), (8, 6, 2)])
+def test_fewer_beside_others_and_back(n: int, busy: int, fewer: int) -> None:
+    """It ends with the threads that have cores, and takes all of them again once they are free."""
+    guard, machine = ThreadGuard(n), Machine(n)
+    run(guard, machine, 100)
+    machine.busy = busy
+    taken = run(guard, machine, 600)
+    last = [threads for threads, _ in taken[-200:]]
+    assert last.count(fewer) >= 0.85 * len(last)
+    machine.busy = 0
+    run(guard, machine, 2000)
+    assert [threads for threads, _ in run(guard, machine, 50)] == [n] * 50
+
+
+@pytest.mark.parametrize(("n", "busy"), [(2, 1), (8, 1), (8, 4)])
+def test_trying_costs_little(n: int, busy: int) -> None:
+    """All steps together take at most a tenth longer than with the best number of threads from the start."""
+    guard, machine = ThreadGuard(n), Machine(n)
+    run(guard, machine, 50)
+    machine.busy = busy
+    taken = sum(step_s for _, step_s in run(guard, machine, 3000))
+    best = min(sum(machine.step_s(threads) for _ in range(3000)) for threads in ladder(n))
+    assert taken < 1.1 * best
+
+
+def test_no_thrashing() -> None:
+    """Where fewer threads do not help, it hardly ever looks."""
+    guard, machine = ThreadGuard(4), Machine(4)
+    run(guard, machine, 50)
+    slow = [guard.after(0.2 * machine.random.uniform(0.95, 1.05)) for _ in range(2000)]  # whatever the threads
+    assert sum(n < 4 for n in slow) < 0.1 * len(slow)
+
+
+def test_one_slow_step_is_nothing() -> None:
+    guard, machine = ThreadGuard(4), Machine(4)
+    for i in range(500):
+        guard.after(machine.step_s(guard.n_threads) * (8 if i % 100 == 50 else 1))
+        assert guard.n_threads == 4 or i % 100 >= 50
+
+
+def test_rungs() -> None:
+    assert ladder(1) == [1] and ladder(2) == [2, 1] and ladder(16) == [16, 15, 12, 8, 4, 1]
+
+
+class Switch:
+    """Threads of a context, as they are set."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, n: int) -> None:
+        self.calls.append(n)
+
+
+def disturbed(threads: GuardedThreads, n_past: int, *, repeatable: bool) -> None:
+    """An answer of a hundred steps behind so many tokens, in whose middle another process takes a core."""
+    machine, switch = Machine(2), threads.set_threads
+    assert isinstance(switch, Switch)
+    threads.begin()
+    for i in range(400):
+        machine.busy = int(i > 20)
+        threads.before(n_past + i, i, repeatable=repeatable)
+        threads.after(machine.step_s(switch.calls[-1] if switch.calls else 2))
+    threads.end()
+
+
+def test_changes_are_recorded() -> None:
+    threads = GuardedThreads(2, Switch(), on=True)
+    disturbed(threads, 0, repeatable=False)
+    assert threads.changes and threads.changes[0][0] > 20 and threads.changes[0][1] == 1
+    assert isinstance(threads.set_threads, Switch) and threads.set_threads.calls[-1] == 2  # as the next one begins
+    threads.begin()
+    assert threads.changes == []
+
+
+def test_a_text_that_is_to_come_again() -> None:
+    """Behind 512 tokens the number of threads changes the last bits: there it stays, if the same is to be answered."""
+    threads = GuardedThreads(2, Switch(), on=True)
+    disturbed(threads, 600, repeatable=True)
+    assert threads.changes == []
+    disturbed(threads, 600, repeatable=False)
+    assert threads.changes
+    threads = GuardedThreads(2, Switch(), on=True)
+    disturbed(threads, 300, repeatable=True)
+    assert threads.changes and all(token < 212 or n == 2 for token, n in threads.changes)
+
+
+def test_off() -> None:
+    threads = GuardedThreads(2, Switch(), on=False)
+    disturbed(threads, 0, repeatable=False)
+    assert threads.changes == []

@@ -1,0 +1,115 @@
+"""What is chosen of what was measured, and how long it is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmrun.gguf import synth
+from llmrun.gguf.reader import Header, open_header
+from llmrun.options.load import LoadConfig
+from llmrun.tuning import first_use, kept
+from llmrun.tuning.dials import WORKLOADS, Dials, Workload, class_of
+from llmrun.tuning.kept import Choice, Tried
+
+PLAIN, REPACKED = Dials(False, 2), Dials(True, 2)
+
+
+@pytest.fixture
+def header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Header:
+    """Of a small model; what is kept of it lies in a folder of the test's."""
+    monkeypatch.setenv("LLMRUN_HOME", str(tmp_path / "home"))
+    synth.write(tmp_path / "m.gguf", replace(synth.small(synth.SHAPES["llama-1.2b"]), n_layer=4), "Q4_K_M")
+    return open_header(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("repacked", "short", "long"),
+    [
+        ((200, 20), True, False),  # as on an AVX-512 machine: prefill 1.5 x slower, decode 1.3 x faster
+        ((300, 15.2), False, False),  # a gain below the noise is none
+        ((400, 20), True, True),
+        ((100, 10), False, False),
+    ],
+)
+def test_layout_by_workload(repacked: tuple[float, float], short: bool, long: bool) -> None:
+    """Plain weights prefill at 300 t/s and decode at 15."""
+    tried = [Tried(PLAIN, 1 / 300, 1 / 15), Tried(REPACKED, 1 / repacked[0], 1 / repacked[1])]
+    assert first_use.chosen(tried, Workload(64, 256), default=False).repack is short
+    assert first_use.chosen(tried, Workload(4096, 64), default=False).repack is long
+
+
+def test_the_default_stays_where_nothing_is_gained() -> None:
+    tried = [Tried(PLAIN, 1 / 300, 1 / 15), Tried(REPACKED, 1 / 301, 1 / 15)]
+    assert first_use.chosen(tried, WORKLOADS["short"], default=True) == replace(REPACKED, n_threads=None)
+    assert first_use.chosen(tried, WORKLOADS["short"], default=False) == replace(PLAIN, n_threads=None)
+
+
+def test_fewer_threads_where_memory_is_the_limit() -> None:
+    """Only where they are faster by more than noise; the usual number is left to follow the machine."""
+    assert first_use.decode_threads(2) == [2] and first_use.decode_threads(16) == [16, 12, 8, 4]
+    tried = [Tried(Dials(False, n), 1 / 300, s) for n, s in ((16, 0.10), (12, 0.098), (8, 0.08), (4, 0.081))]
+    assert first_use.chosen(tried, WORKLOADS["short"], default=False) == Dials(False, 8)
+    assert first_use.chosen(tried[:2], WORKLOADS["short"], default=False) == Dials(False, None)
+
+
+def test_classes_of_prompts() -> None:
+    assert [class_of(n) for n in (1, 255, 256, 1024, 1025)] == ["short", "short", "medium", "medium", "long"]
+
+
+def test_measured_once(header: Header) -> None:
+    """Both layouts are run; the next command takes what is kept, for prompts of any length; so does a model's twin."""
+    asked: list[int] = []
+
+    def settled(n_prompt: int, of: Header = header, **options: object) -> tuple[LoadConfig, Choice | None]:
+        return first_use.settled(
+            of,
+            LoadConfig(),
+            n_prompt,
+            model="m",
+            on_measure=lambda: asked.append(n_prompt),
+            **options,  # type: ignore[arg-type]
+        )
+
+    config, choice = settled(10)
+    assert choice is not None and {each.dials.repack for each in choice.tried} >= {False}
+    assert config.repack in ("on", "off") and all(each.prefill_s > 0 < each.decode_s for each in choice.tried)
+    assert settled(10) == (config, choice)
+    settled(5000)
+    twin = replace(header, metadata={**header.metadata, "general.name": "another"})
+    settled(10, twin)
+    assert asked == [10]
+    assert [(model, [*found]) for _, model, found in kept.entries()] == [("m", ["short", "medium", "long"])]
+    assert settled(10, given={"repack", "n_threads"})[0] == LoadConfig()  # what somebody has set stays
+
+
+def test_other_types_are_another_class(header: Header, tmp_path: Path) -> None:
+    synth.write(tmp_path / "n.gguf", replace(synth.small(synth.SHAPES["llama-1.2b"]), n_layer=4), "Q8_0")
+    keys = {
+        kept.key_of(header, "f16", "f16"),
+        kept.key_of(header, "q8_0", "q8_0"),
+        kept.key_of(open_header(tmp_path / "n.gguf"), "f16", "f16"),
+    }
+    assert len({key.digest for key in keys}) == 3
+
+
+def test_a_damaged_file_is_no_choice(header: Header) -> None:
+    key = kept.key_of(header, "f16", "f16")
+    kept.keep(key, "m", {"short": Choice(PLAIN, "first use")})
+    assert kept.read(key)["short"].dials == PLAIN
+    kept.keep(key, "m", {"long": Choice(REPACKED, "tune")})
+    assert {name: each.by for name, each in kept.read(key).items()} == {"short": "first use", "long": "tune"}
+    (path,) = kept.folder().iterdir()
+    path.write_text(path.read_text()[:100])
+    assert kept.read(key) == {} and [*kept.entries()] == []
+
+
+def test_what_dials_change() -> None:
+    assert Dials().applied(LoadConfig()) == LoadConfig()
+    tuned = Dials(True, 4, 8, 128, "on").applied(LoadConfig())
+    assert (tuned.repack, tuned.n_threads, tuned.n_threads_batch, tuned.n_ubatch) == ("on", 4, 8, 128)
+    assert tuned.guards_threads and not LoadConfig(n_threads=4).guards_threads
+    assert Dials(True, 4).applied(LoadConfig(n_threads=2), leave={"n_threads"}).n_threads == 2
+    assert Dials(True, 4, 8, 128, "on").words() == "repacked, 4 threads, prefill 8, micro-batch 128, flash attention on"

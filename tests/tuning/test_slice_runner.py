@@ -1,0 +1,63 @@
+"""Slices that are run: what stands for a model, and that llama.cpp takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmrun.engine.protocol import Trial
+from llmrun.errors import EngineCrashed
+from llmrun.gguf.reader import open_header
+from llmrun.gguf.shapes import SHAPES, small
+from llmrun.gguf.synth import write
+from llmrun.options.load import LoadConfig
+from llmrun.tuning.slice_runner import SliceRunner, Slices, slice_bytes, slices_of
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-1.2b", "gemma3-1b", "mixtral-8x7b", "deepseek-v2-lite", "lfm2-1.2b", "mamba2-2.7b"]
+)
+def test_llama_cpp_runs_them(tmp_path: Path, name: str) -> None:
+    """Of dense models, windows, mixtures, latent attention and recurrent layers: both slices, one after the other."""
+    path = tmp_path / "m.gguf"
+    write(path, small(SHAPES[name]), "Q4_0")
+    header = open_header(path)
+    slices = slices_of(header)
+    with SliceRunner(header, LoadConfig()) as runner:
+        for layers in (slices.small, slices.large):
+            runner.load(layers, n_threads=1, n_ctx=32)
+            done = runner.trial(Trial(8, 3))
+            assert done.prefill_s and len(done.step_s) == 3
+
+
+def test_layers_that_are_alike(micro: Path) -> None:
+    """One layer, and more of them from all over the model: together they stand for all."""
+    header = open_header(micro)
+    slices = slices_of(header)
+    assert len(slices.small) == 1 and set(slices.small) <= set(slices.large)
+    assert slice_bytes(header, slices.small) < slice_bytes(header, slices.large) <= header.weight_bytes
+
+
+def test_layers_that_alternate(tmp_path: Path) -> None:
+    """A window in all but every sixth layer: whole periods from the beginning, where llama.cpp counts them from."""
+    path = tmp_path / "m.gguf"
+    shape = SHAPES["gemma3-1b"]
+    write(path, small(shape), "Q4_0")
+    n = open_header(path).n_layer or 0
+    slices = slices_of(open_header(path))
+    assert slices.small == tuple(range(len(slices.small))) and slices.large == tuple(range(len(slices.large)))
+    assert len(slices.small) + slices.n_repeats * (len(slices.large) - len(slices.small)) == pytest.approx(n)
+
+
+def test_from_slices_to_the_whole() -> None:
+    slices = Slices((0,), (0, 1, 2), n_repeats=4.5)  # ten layers
+    assert slices.whole(3.0, 5.0) == 12.0  # two seconds without layers, one for each
+    assert slices.whole(3.0, 2.9) == 3.0  # noise makes no model faster than a part of it
+
+
+def test_what_llama_cpp_refuses(micro: Path) -> None:
+    """A sentence, not a crash."""
+    refused = pytest.raises(EngineCrashed, match="measuring a part of the model failed")
+    with SliceRunner(open_header(micro), LoadConfig()) as runner, refused:
+        runner.load([], n_threads=1, n_ctx=32)
