@@ -63,7 +63,7 @@ def main() -> None:
         vocab = native.Vocab(model)
         context = llama.llama_init_from_model(model, params.context_params(settings, options.steps + 1))
         trials = RawBench(
-            vocab, settings, lambda n, q: llama.llama_init_from_model(model, params.context_params(settings, n))
+            vocab, settings, lambda _, n, q: llama.llama_init_from_model(model, params.context_params(settings, n))
         )
         alone, metered, ratios = [], [], []
         for i in range(options.rounds + 1):

@@ -41,6 +41,9 @@ COMMANDS = {
     "bench history show": Entry("bench_history", "show", "Show one bench again; with --json its whole record."),
     "bench history rm": Entry("bench_history", "rm", "Remove benches."),
     "bench history path": Entry("bench_history", "path", "Print where the records are, or one of them."),
+    "tune": Entry("tune", "tune", "Find the fastest settings for a model on this machine, and keep them."),
+    "tune list": Entry("tune", "list_", "Show what was measured to be fastest, by model and length of prompt."),
+    "tune rm": Entry("tune", "rm", "Forget it: the next run measures anew."),
     "pull": Entry("pull", "pull", "Fetch models from the hub."),
     "list": Entry("list", "list_", "List the models on this machine, or those of the catalog."),
     "ls": Entry("list", "list_", "List the models on this machine, or those of the catalog.", hidden=True),
@@ -126,8 +129,8 @@ def _rows(above: str) -> list[tuple[str, str]]:
     """Name and help of what stands directly below a path."""
     begin = f"{above} " if above else ""
     below = {path[len(begin) :]: entry for path, entry in _shown().items() if path.startswith(begin) and path != above}
-    # `bench` is a command, and `bench history` one beside it that its own help names.
-    return [(name, entry.help) for name, entry in below.items() if " " not in name and above != "bench"]
+    # `bench` is a command, and `bench history` one beside it that its own help names; so with `tune`.
+    return [(name, entry.help) for name, entry in below.items() if " " not in name and above not in ("bench", "tune")]
 
 
 def command(path: str) -> Command:

@@ -199,8 +199,12 @@ class ChildEngine(Engine):
             self.connection.begin(Prepare([*messages], template, thinks, special))
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
+        return self.run_trial(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx))
+
+    def run_trial(self, trial: Trial) -> TrialResult:
+        """A trial with settings of its own."""
         with self._turn_taken():
-            tried = self.connection.ask(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx))
+            tried = self.connection.ask(trial)
         if isinstance(tried, TrialResult):
             return tried
         raise self.connection.unexpected(tried, "for the outcome of a trial")

@@ -191,6 +191,7 @@ class Trial(Message):
         n_seq: sequences, side by side.
         n_ctx: tokens of context to make at least, so that the next trial can use it too.
         n_threads, n_threads_batch: for decoding and for prefill; 0: as the model was loaded.
+        n_ubatch, flash_attn: in place of those of the settings; 0, "": as they are.
     """
 
     n_prompt: int
@@ -200,6 +201,8 @@ class Trial(Message):
     n_ctx: int = 0
     n_threads: int = 0
     n_threads_batch: int = 0
+    n_ubatch: int = 0
+    flash_attn: str = ""
 
 
 class TrialResult(Message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,9 @@ def bench(
         str | None,
         Option("--reference", metavar="MODEL", help="With --quality: how far from this model's predictions."),
     ] = None,
+    tuned: Annotated[
+        bool, Option("--tuned", help="Take what `llmrun tune` or a first use has found, where nothing else is said.")
+    ] = False,
     output_format: Annotated[
         str, Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl, sql.", panel=OUTPUT)
     ] = "table",
@@ -89,6 +93,8 @@ def bench(
 
     format = parse_format(output_format)
     file_format = parse_format(output_file.suffix[1:], "output_file") if output_file else None
+    if tuned:
+        from llmrun.cli.loading.tuned import fastest
     measuring = MeasurementOptions(repetitions, not no_warmup, delay_s, not no_ceilings, price_kwh, price_hour)
     tests = tests_of(n_prompt, n_gen, pg, n_depth, n_parallel, end_to_end=end_to_end)
     cases = [Case(config, test) for config in configs for test in tests]
@@ -106,7 +112,7 @@ def bench(
             records.append(
                 run_bench(
                     found,
-                    cases,
+                    [replace(case, config=fastest(found, case, quiet=quiet)) for case in cases] if tuned else cases,
                     measuring,
                     observers=(*file, shown),
                     quality=judged,

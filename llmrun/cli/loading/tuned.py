@@ -12,6 +12,7 @@ from llmrun.options.spec import SPEED, Flag, check, option, options_of
 from llmrun.units import duration
 
 if TYPE_CHECKING:
+    from llmrun.bench.spec import Case
     from llmrun.cli.loading.recommended import Chosen
     from llmrun.models.resolve import Model
 
@@ -62,3 +63,22 @@ class TuningArguments:
         if said and choice is not None and not quiet:
             screen.note(f"{choice.dials.words()}, after {duration(time.monotonic() - begin_s)}; kept")
         return settled
+
+
+def fastest(model: Model, case: Case, *, quiet: bool) -> LoadConfig:
+    """The settings of a bench, with what is kept for prompts of that length where it leaves them as they are."""
+    from llmrun.tuning import kept
+    from llmrun.tuning.dials import class_of
+
+    config, default = case.config, LoadConfig()
+    choice = kept.read(kept.key_of(model.header, config.type_k, config.type_v)).get(class_of(case.test.n_prompt))
+    if choice is None:
+        if not quiet:
+            screen.note(
+                f"nothing is kept for {model.name} and prompts of {case.test.n_prompt} tokens; llmrun tune measures it"
+            )
+        return config
+    set_ = {each.field for each in options_of(LoadConfig) if each.field in vars(config)}
+    return choice.dials.applied(
+        config, leave={name for name in set_ if getattr(config, name) != getattr(default, name)}
+    )

@@ -6,6 +6,7 @@ drives it. Tokens of the prompt that the context still holds are not computed ag
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -188,7 +189,9 @@ class Generator:
         self._llama, self._vocab, self._kv = host.llama, host.vocab, host.kv
         self._constraints = ConstraintMaker(host.vocab)
         self._prompts = Prompts(host.model, host.vocab, host.templates)
-        self.threads = GuardedThreads(host.settings.n_threads, self._set_threads, on=host.settings.guards_threads)
+        self.threads = GuardedThreads(
+            host.settings.n_threads, self._set_threads, on=host.settings.guards_threads, preemptions=_preemptions
+        )
 
     def count(self, request: protocol.Count) -> None:
         self._host.send(protocol.Counted(self._prompts.count(request)))
@@ -345,3 +348,8 @@ class Generator:
             self._host.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens again", n_ctx=n_ctx)
         self.threads.in_new_context()
         return longer > n_ctx and len(self._kv.tokens) >= n_ctx
+
+
+def _preemptions() -> int:
+    """How often a thread of this process had to leave its core to another process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

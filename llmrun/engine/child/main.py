@@ -164,10 +164,10 @@ class Worker:
     def buffers(self) -> list[Buffer]:
         return list(self.log.buffers)
 
-    def _make_context(self, n_ctx: int, n_seq: int = 1) -> Any:
+    def _make_context(self, n_ctx: int, n_seq: int = 1, settings: Settings | None = None) -> Any:
         """A context of the loaded model with its adapters, or None with the reason in the log."""
         self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in ("model", "LoRA")]
-        context = self._new_context(self.model, self.settings, n_ctx, n_seq)
+        context = self._new_context(self.model, settings or self.settings, n_ctx, n_seq)
         if context is not None and self.adapters:
             n, pointer = len(self.adapters), self.llama.llama_adapter_lora_p_ctypes
             handles = (pointer * n)(*[ctypes.cast(handle, pointer) for handle, _ in self.adapters])
@@ -226,8 +226,8 @@ class Worker:
             self.fail_from_log("engine", str(error))
         self.send(protocol.TrialResult(prefill_s, step_s, list(self.log.buffers)))
 
-    def _trial_context(self, n_ctx: int, n_seq: int) -> Any:
-        context = self._make_context(n_ctx, n_seq)
+    def _trial_context(self, settings: Settings, n_ctx: int, n_seq: int) -> Any:
+        context = self._make_context(n_ctx, n_seq, settings)
         if context is None:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens", n_ctx=n_ctx)
         return context

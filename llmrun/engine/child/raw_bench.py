@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from llmrun import codec
 from llmrun.engine.child.kv_context import restore, saved
 from llmrun.engine.child.native import Vocab, llama
 from llmrun.engine.protocol import Settings, Trial
@@ -30,12 +31,13 @@ class TrialFailed(Exception):
 class RawBench:
     """Trials on one model. The context is kept from one to the next if it is large enough."""
 
-    def __init__(self, vocab: Vocab, settings: Settings, new_context: Callable[[int, int], Any]) -> None:
-        """`new_context` makes a context for a number of tokens and one of sequences, or raises."""
+    def __init__(self, vocab: Vocab, settings: Settings, new_context: Callable[[Settings, int, int], Any]) -> None:
+        """`new_context` makes a context with settings for a number of tokens and one of sequences, or raises."""
         self._vocab, self._settings, self._new_context = vocab, settings, new_context
         self._n_batch = settings.n_batch
         self._context: Any = None
         self._size = (0, 0)
+        self._made_with = settings
         self._depth = 0
         self._states: list[Any] = []
         self._random = random.Random(0)
@@ -68,10 +70,15 @@ class RawBench:
 
     def _context_for(self, trial: Trial) -> Any:
         n_ctx = max(trial.n_ctx, trial.n_seq * (trial.n_depth + trial.n_prompt + trial.n_gen))
-        if self._context is None or self._size[1] != trial.n_seq or self._size[0] < n_ctx:
+        own = self._settings
+        wanted = codec.replace(
+            own, n_ubatch=trial.n_ubatch or own.n_ubatch, flash_attn=trial.flash_attn or own.flash_attn
+        )
+        fits = self._size[1] == trial.n_seq and self._size[0] >= n_ctx and self._made_with == wanted
+        if self._context is None or not fits:
             self.close()
-            self._context = self._new_context(n_ctx, trial.n_seq)
-            self._size = (n_ctx, trial.n_seq)
+            self._context = self._new_context(wanted, n_ctx, trial.n_seq)
+            self._size, self._made_with = (n_ctx, trial.n_seq), wanted
         return self._context
 
     def _reset_to(self, n_depth: int, n_seq: int) -> None:

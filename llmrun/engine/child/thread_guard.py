@@ -8,18 +8,23 @@ each time that it does not pay.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 
 SLOW = 1.5
-"""Times the usual: from here on something is wrong."""
-_WINDOW = 8
-_TRIAL = 4
-_GAIN = 0.9
+"""Times the usual: from here on a step is disturbed."""
+PREEMPTED_PER_S, PREEMPTED_ONCE = 100, 1
+"""Times a second that threads lose their core to others: from here on a step is disturbed. A process that computes
+beside them takes it every few milliseconds; whoever reads the tokens, once for each."""
+_WINDOW, _LEAST = 8, 4
+_TRIAL = 7
+_GAIN = 0.95
 """Fewer threads must take at most so much of the time; more of them, no more time."""
-_HOPELESS = 3.0
+_HOPELESS = 1.5
 """A trial ends with a step that takes so many times what steps took before it."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 16.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_UP_PAUSE_S = 2.0
 _DRIFT = 1.002
 """What the usual may grow by from step to step: attention takes longer with every token."""
 
@@ -41,66 +46,71 @@ class ThreadGuard:
         self._rungs = ladder(n_threads)
         self._rung = 0
         self._usual_s: float | None = None  # of a step with all threads
-        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._recent: deque[tuple[float, bool]] = deque(maxlen=_WINDOW)
         self._since_s = 0.0
-        self._pause_s = _FIRST_PAUSE_S
+        self._down_pause_s, self._up_pause_s = 0.0, _UP_PAUSE_S
         self._reach = 1  # rungs that the next trial goes down: one less is no gain where several cores are taken
         self._from: int | None = None  # while another rung is tried: the one before
         self._before_s = 0.0
         self._seen: list[float] = []
         self.n_threads = n_threads
 
-    def after(self, step_s: float) -> int:
-        """Threads for the next step, after one that took so long."""
+    def after(self, step_s: float, n_preempted: int = 0) -> int:
+        """Threads for the next step, after one that took so long, and in which threads lost their core so often."""
         if self._from is not None:
             self._judge(step_s)
         else:
-            self._watch(step_s)
+            self._watch(step_s, n_preempted)
         self.n_threads = self._rungs[self._rung]
         return self.n_threads
 
-    def _watch(self, step_s: float) -> None:
+    def _watch(self, step_s: float, n_preempted: int) -> None:
         recent = self._recent
-        recent.append(step_s)
+        recent.append((step_s, n_preempted > max(PREEMPTED_ONCE, PREEMPTED_PER_S * step_s)))
         self._since_s += step_s
-        if len(recent) < _WINDOW:
-            return
-        # Half of the steps may be disturbed before the usual is: it is what the faster half takes.
-        if self._rung == 0:
-            usual_s = sorted(recent)[_WINDOW // 4]
+        times = [each for each, _ in recent]
+        # Half of the steps may be disturbed before the usual is: it is what the faster ones take.
+        if self._rung == 0 and len(recent) == _WINDOW:
+            usual_s = sorted(times)[_WINDOW // 4]
             self._usual_s = usual_s if self._usual_s is None else min(self._usual_s * _DRIFT, usual_s)
-        if self._since_s < self._pause_s:
+        if len(recent) < _LEAST:
             return
-        mean_s = sum(recent) / _WINDOW
-        if self._rung + 1 < len(self._rungs) and mean_s > SLOW * self._undisturbed_s():
+        slow_s = SLOW * self._undisturbed_s()
+        disturbed = sum(each > slow_s or preempted for each, preempted in recent)
+        mean_s = sum(times) / len(times)
+        if self._rung + 1 < len(self._rungs) and 2 * disturbed > len(recent) and self._since_s >= self._down_pause_s:
             self._try(min(self._rung + self._reach, len(self._rungs) - 1), mean_s)
-        elif self._rung > 0:
+        elif self._rung > 0 and self._since_s >= self._up_pause_s:
             self._try(self._rung - 1, mean_s)
 
     def _undisturbed_s(self) -> float:
         """Of a step on this rung, at most: with half the threads it takes twice as long, or less."""
-        return (self._usual_s or 0.0) * self._rungs[0] / self._rungs[self._rung]
+        return math.inf if self._usual_s is None else self._usual_s * self._rungs[0] / self._rungs[self._rung]
 
     def _try(self, rung: int, mean_s: float) -> None:
         self._from, self._rung, self._before_s, self._seen = self._rung, rung, mean_s, []
 
     def _judge(self, step_s: float) -> None:
+        assert self._from is not None
         self._seen.append(step_s)
-        is_hopeless = step_s > _HOPELESS * self._before_s
+        is_hopeless = step_s > _HOPELESS * self._before_s and len(self._seen) > 1
         if len(self._seen) < _TRIAL and not is_hopeless:
             return
-        timed = self._seen[1:] or self._seen  # the first one after a change is a step of neither
-        assert self._from is not None
-        wanted_s = self._before_s * (_GAIN if self._rung > self._from else 1)
-        if is_hopeless or sum(timed) / len(timed) > wanted_s:
-            is_the_last = self._rung < self._from or self._rung == len(self._rungs) - 1
+        fewer = self._rung > self._from
+        timed = self._seen[1:]  # the first one after a change is a step of neither
+        if is_hopeless or sum(timed) / len(timed) > self._before_s * (_GAIN if fewer else 1):
+            is_the_last = self._rung == len(self._rungs) - 1
             self._rung = self._from
-            if is_the_last:
-                self._reach, self._pause_s = 1, min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            if not fewer:
+                self._up_pause_s = min(2 * self._up_pause_s, _LONGEST_PAUSE_S)
+            elif is_the_last:
+                self._reach, self._down_pause_s = 1, min(max(_FIRST_PAUSE_S, 2 * self._down_pause_s), _LONGEST_PAUSE_S)
             else:
                 self._reach += 1
         else:
-            self._reach, self._pause_s = 1, _FIRST_PAUSE_S
+            self._reach, self._down_pause_s = 1, 0.0
+            # One rung up that pays is followed by the next at once; after one down, the way back has time.
+            self._up_pause_s = _UP_PAUSE_S if fewer else 0.0
         self._from, self._since_s = None, 0.0
         self._recent.clear()
 
@@ -117,11 +127,20 @@ class GuardedThreads:
         changes: (token, threads) of the answer that is made: from that token on, so many.
     """
 
-    def __init__(self, n_threads: int, set_threads: Callable[[int], None], *, on: bool) -> None:
+    def __init__(
+        self,
+        n_threads: int,
+        set_threads: Callable[[int], None],
+        *,
+        on: bool,
+        preemptions: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`preemptions`: how often threads of this process have lost their core to others so far."""
         self._all = self._now = n_threads
         self.set_threads = set_threads
         self._guard = ThreadGuard(n_threads) if on and n_threads > 1 else None
         self._is_free = False
+        self._preemptions, self._n_before = preemptions, 0
         self.changes: list[tuple[int, int]] = []
 
     def begin(self) -> None:
@@ -144,11 +163,13 @@ class GuardedThreads:
             self.set_threads(wanted)
             self._now = wanted
             self.changes.append((n_made, wanted))
+        if self._is_free:
+            self._n_before = self._preemptions()
 
     def after(self, step_s: float) -> None:
         """The step took so long."""
         if self._guard and self._is_free:
-            self._guard.after(step_s)
+            self._guard.after(step_s, self._preemptions() - self._n_before)
 
     def end(self) -> None:
         """All of them again, as the next answer begins."""

@@ -1,0 +1,160 @@
+"""`llmrun tune MODEL`: the fastest settings here, found by measuring, kept for `run`, `chat` and `bench --tuned`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+from llmrun.cli.framework import options
+from llmrun.cli.framework.options import Option
+from llmrun.cli.loading import load_model
+from llmrun.cli.terminal import screen, tables
+from llmrun.errors import Change, NotFound, UsageError
+from llmrun.options.load import LoadConfig
+from llmrun.options.spec import Choice, Number, Whole
+from llmrun.units import percent, rate
+
+if TYPE_CHECKING:
+    from llmrun.tuning.search import Outcome
+
+PURPOSES = {"chat": (64, 256), "summarise": (2048, 128), "code": (512, 512), "batch": (512, 64)}
+"""Tokens of prompt and of answer that they stand for."""
+_TITLES = ("TRIED", "SETTINGS…", ">PROMPT", ">ANSWER", ">GAIN", "95 %", "")
+
+
+def tune(
+    model: options.ModelName,
+    purpose: Annotated[
+        str,
+        Option(
+            "--for", kind=Choice(tuple(PURPOSES)), help="What the model is for: prompts and answers of that length."
+        ),
+    ] = "chat",
+    n_prompt: Annotated[
+        int | None, Option("-p", "--n-prompt", kind=Whole(1, 1 << 20), help="Tokens of prompt.")
+    ] = None,
+    n_gen: Annotated[int | None, Option("-n", "--n-gen", kind=Whole(1, 1 << 20), help="Tokens of answer.")] = None,
+    seconds: Annotated[
+        float, Option("--seconds", kind=Number(1, 3600), metavar="S", help="Begin no measurement after so long.")
+    ] = 60.0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    *,
+    load: LoadConfig,
+) -> None:
+    """Find the fastest settings for a model on this machine, and keep them.
+
+    Weight layout, threads for decoding and for prefill, micro-batch and flash attention are tried one after the other,
+    each in turn with the best so far; what gains more than noise is kept, for prompts of that length. `llmrun run`,
+    `chat` and `bench --tuned` take it from then on, unless an option says otherwise. A table of what was tried goes to
+    stdout.
+    """
+    from llmrun.tuning import kept
+    from llmrun.tuning.dials import Workload, class_of
+    from llmrun.tuning.kept import Choice as Kept
+    from llmrun.tuning.kept import Tried
+    from llmrun.tuning.tune import tune as measured
+
+    _check_free(load)
+    found = load_model.found(model, quiet=quiet)
+    usual = PURPOSES[purpose]
+    workload = Workload(n_prompt or usual[0], n_gen or usual[1])
+    trained = found.header.n_ctx_train
+    if trained and workload.n_prompt + workload.n_gen > trained:
+        raise UsageError(
+            f"{workload.n_prompt} tokens of prompt and {workload.n_gen} of answer are more than the {trained} that the"
+            " model was trained on",
+            field="n_prompt",
+            hint=Change({"n_prompt": max(1, trained - workload.n_gen)}),
+        )
+
+    def tell(outcome: Outcome) -> None:
+        if not quiet:
+            screen.note("  ".join(_cells(outcome)).rstrip())
+
+    dials, outcomes = measured(found, load, workload, budget_s=seconds, on_outcome=tell)
+    name = class_of(workload.n_prompt)
+    tried = tuple(Tried(each.dials, each.prefill_s, each.decode_s) for each in outcomes)
+    kept.keep(kept.key_of(found.header, load.type_k, load.type_v), found.name, {name: Kept(dials, "tune", tried=tried)})
+    if as_json:
+        screen.out_json(_document(found.name, workload, name, dials, outcomes))
+    else:
+        tables.show(_TITLES, map(_cells, outcomes))
+        screen.out(f"\nkept for {name} prompts of {found.name}: {dials.words()}\n")
+
+
+def list_(as_json: options.Json = False) -> None:
+    """Show what was measured to be fastest, by model and length of prompt."""
+    from llmrun.tuning import kept
+
+    rows = [(path.stem, model, name, each) for path, model, found in kept.entries() for name, each in found.items()]
+    if as_json:
+        from llmrun import codec
+
+        screen.out_json(
+            [{"id": id, "model": model, "prompts": name, **codec.plain(each)} for id, model, name, each in rows]
+        )
+    else:
+        shown = [(id, model, name, each.dials.words(), each.by, each.made[:10]) for id, model, name, each in rows]
+        tables.show(("ID", "MODEL", "PROMPTS", "SETTINGS…", "BY", "MADE"), shown)
+
+
+def rm(
+    ids: Annotated[list[str] | None, options.Argument("ID", "As `llmrun tune list` shows them.")] = None,
+    all_: Annotated[bool, Option("--all", help="Everything that was measured.")] = False,
+) -> None:
+    """Forget it: the next run measures anew."""
+    from llmrun.tuning import kept
+
+    there = {path.stem: (path, model) for path, model, _ in kept.entries()}
+    if bool(ids) == all_:
+        raise UsageError("name what to forget, or give --all", hint="llmrun tune list")
+    for id in there if all_ else ids or ():
+        if id not in there:
+            raise NotFound(f"nothing is kept as '{id[:40]}'", hint="llmrun tune list")
+        path, model = there[id]
+        path.unlink(missing_ok=True)
+        screen.note(f"forgot {id}, {model}")
+
+
+def _check_free(load: LoadConfig) -> None:
+    """What is to be found can't be given."""
+    default = LoadConfig()
+    for field in ("repack", "n_threads", "n_threads_batch", "n_ubatch", "flash_attn"):
+        if getattr(load, field) != getattr(default, field):
+            raise UsageError(
+                f"{getattr(load, field)}: this is what is looked for; leave it out",
+                field=field,
+                value=getattr(load, field),
+            )
+
+
+def _cells(outcome: Outcome) -> tuple[str, ...]:
+    dial = {"repack": "layout", "n_threads": "threads", "n_threads_batch": "prefill threads", "n_ubatch": "micro-batch"}
+    interval = (
+        f"{percent(outcome.low, signed=True)} to {percent(outcome.high, signed=True)}"
+        if math.isfinite(outcome.low)
+        else ""
+    )
+    return (
+        dial.get(outcome.dial, "flash attention"),
+        outcome.dials.words(),
+        rate(1 / outcome.prefill_s),
+        rate(1 / outcome.decode_s),
+        percent(outcome.gain, signed=True),
+        interval,
+        "taken" if outcome.taken else "",
+    )
+
+
+def _document(model: str, workload: Any, name: str, dials: Any, outcomes: list[Outcome]) -> dict[str, Any]:
+    from llmrun import codec
+
+    return {
+        "model": model,
+        "n_prompt": workload.n_prompt,
+        "n_gen": workload.n_gen,
+        "prompts": name,
+        "settings": codec.plain(dials),
+        "tried": [codec.plain(each) for each in outcomes],
+    }

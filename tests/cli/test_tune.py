@@ -1,0 +1,73 @@
+"""`llmrun tune`, and what `run` and `bench` make of it: the real command, on a model large enough to be measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import RunLlmrun, written_once
+
+from llmrun.gguf import synth
+
+
+@pytest.fixture(scope="module")
+def measurable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 60 MB in few layers: as small as is measured at its first use."""
+    shape = replace(synth.small(synth.SHAPES["llama-1.2b"]), n_layer=4, n_embd=1024, n_ff=4096, n_head=8, n_head_kv=8)
+    return written_once(tmp_path_factory, "measurable", replace(shape, n_vocab=24576), "Q4_0")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[dict[str, str]]:
+    yield {"LLMRUN_HOME": str(tmp_path / "home"), "LLMRUN_CONFIG_DIR": str(tmp_path / "config")}
+
+
+def settings(llmrun: RunLlmrun, model: Path, home: dict[str, str], *options: str) -> tuple[dict[str, object], str]:
+    done = llmrun("run", str(model), "a", "-n", "2", "--json", *options, env=home)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)["settings"]
+    return found, done.stderr
+
+
+def test_first_use_then_kept(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None:
+    """Said once; the same settings the next time; what is typed counts, and --no-tune has the defaults."""
+    first, said = settings(llmrun, measurable, home)
+    assert "measuring which settings are the fastest here" in said and "kept" in said
+    again, said = settings(llmrun, measurable, home)
+    assert "measuring" not in said and again["repack"] == first["repack"]
+    for wanted in ("on", "off"):
+        assert settings(llmrun, measurable, home, "--repack", wanted)[0]["repack"] is (wanted == "on")
+    plain, said = settings(llmrun, measurable, {**home, "LLMRUN_HOME": home["LLMRUN_HOME"] + "2"}, "--no-tune")
+    assert "measuring" not in said and plain["repack"] is True  # Q4_0 by default
+    listed = json.loads(llmrun("tune", "list", "--json", env=home).stdout)
+    assert [(each["prompts"], each["by"]) for each in listed] == [
+        (name, "first use") for name in ("short", "medium", "long")
+    ]
+    assert llmrun("tune", "rm", listed[0]["id"], env=home).returncode == 0
+    assert json.loads(llmrun("tune", "list", "--json", env=home).stdout) == []
+    assert llmrun("tune", "rm", listed[0]["id"], env=home).returncode == 4
+    assert llmrun("tune", "rm", env=home).returncode == 2
+
+
+def test_tune(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None:
+    """A document of what was tried; `bench --tuned` takes what won."""
+    done = llmrun("tune", str(measurable), "-p", "32", "-n", "8", "--seconds", "4", "--json", env=home)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["prompts"] == "short" and document["tried"][0]["dial"] == "repack"
+    assert all(each["low"] <= each["gain"] <= each["high"] for each in document["tried"])
+    bench = ("bench", str(measurable), "-p", "32", "-n", "0", "-r", "1", "--no-ceilings", "-o", "json")
+    rows = json.loads(llmrun(*bench, "--tuned", env=home).stdout)
+    assert rows[0]["n_prompt"] == 32
+    shown = llmrun("tune", "list", env=home).stdout
+    assert "tune" in shown and str(measurable) in shown
+
+
+def test_what_is_looked_for_can_not_be_given(llmrun: RunLlmrun) -> None:
+    done = llmrun("tune", "tiny", "-t", "1")
+    assert done.returncode == 2 and "this is what is looked for" in done.stderr
+    done = llmrun("tune", "tiny", "-p", "100000", "-n", "1")
+    assert done.returncode == 2 and "trained on" in done.stderr and "try: " in done.stderr

@@ -1,0 +1,96 @@
+"""The search over a simulated machine: a function of the settings, with noise and drift."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from llmrun.tuning.dials import Dials, Workload
+from llmrun.tuning.search import Candidates, Search, candidates
+
+BEGIN = Dials(False, 8, 8, 512)
+WORK = Workload(512, 128)
+
+
+def machine(
+    gains: Mapping[tuple[str, object], float], *, noise: float = 0.01, drift: float = 0.0
+) -> Callable[[Dials], tuple[float, float]]:
+    """A token of the answer takes 0.1 s, divided by one and the gain of each dial; each measurement is slower."""
+    source, n = random.Random(1), 0
+
+    def measure(dials: Dials) -> tuple[float, float]:
+        nonlocal n
+        n += 1
+        speed = (1 - drift) ** n
+        for (dial, value), gain in gains.items():
+            speed *= 1 + gain if getattr(dials, dial) == value else 1
+        return 0.005 / speed, 0.1 / speed * source.uniform(1 - noise, 1 + noise)
+
+    return measure
+
+
+ALL = candidates(BEGIN, layouts=(False, True), threads=(8, 6, 4), threads_batch=(16,))
+
+
+def test_what_is_worth_a_try() -> None:
+    assert Candidates([True], [6, 4], [16], [64, 128, 256], ["off"]) == ALL
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.01])
+def test_finds_what_gains(drift: float) -> None:
+    """Each dial by itself, also while the whole machine becomes slower all the time."""
+    gains: dict[tuple[str, object], float] = {
+        ("repack", True): 0.2,
+        ("n_threads", 6): 0.1,
+        ("n_threads", 4): 0.3,
+        ("n_ubatch", 128): 0.15,
+    }
+    search = Search(machine(gains, drift=drift), WORK, BEGIN, budget_s=1e9)
+    assert search.run(ALL) == Dials(True, 4, 8, 128)
+    taken = [(each.dial, getattr(each.dials, each.dial)) for each in search.outcomes if each.taken]
+    assert taken == [("repack", True), ("n_threads", 6), ("n_threads", 4), ("n_ubatch", 128)]
+    assert all(each.low < each.gain < each.high for each in search.outcomes)
+
+
+def test_noise_is_no_gain() -> None:
+    assert Search(machine({}, noise=0.2), WORK, BEGIN, budget_s=1e9).run(ALL) == BEGIN
+
+
+def test_what_is_slower_is_given_up_soon() -> None:
+    measured: list[Dials] = []
+    slow = machine({("repack", True): -0.4})
+
+    def measure(dials: Dials) -> tuple[float, float]:
+        measured.append(dials)
+        return slow(dials)
+
+    search = Search(measure, WORK, BEGIN, budget_s=1e9)
+    search.run(Candidates(repack=[True]))
+    assert len(measured) == 8 and not search.outcomes[0].taken
+
+
+def test_ends_in_time() -> None:
+    """A measurement takes a second; what was begun is finished, and nothing more is begun."""
+    now = 0.0
+
+    def measure(_: Dials) -> tuple[float, float]:
+        nonlocal now
+        now += 1
+        return 0.005, 0.1
+
+    search = Search(measure, WORK, BEGIN, budget_s=10, clock=lambda: now)
+    search.run(ALL)
+    assert 10 <= now <= 14 and search.outcomes
+
+
+def test_interleaved_both_ways() -> None:
+    order: list[bool | None] = []
+
+    def measure(dials: Dials) -> tuple[float, float]:
+        order.append(dials.repack)
+        return 0.005, 0.1
+
+    Search(measure, WORK, BEGIN, budget_s=1e9).run(Candidates(repack=[True]))
+    assert order[:4] == [False, True, True, False]
