@@ -29,10 +29,10 @@ from llmrun.tuning.slice_runner import SliceRunner, Slices, slice_bytes, slices_
 
 LEAST_WEIGHTS = 48 << 20
 """A smaller model answers before anything could be measured."""
-_MOST_SLICE = 1 << 30
+_MOST_SLICE = 3 << 28
 _WORTH = 0.03
 """What a setting must gain for the one of before to give way: less may be noise."""
-_ROWS, _STEPS, _ROUNDS = 64, 12, 2
+_ROWS, _STEPS, _ROUNDS = 64, 16, 2
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
 
     Raises `EngineCrashed`, `OSError`.
     """
-    slices = slices_of(header)
-    if slice_bytes(header, slices.large) > _MOST_SLICE:
-        slices = slices_of(header, more=1)
+    slices = _slices(header)
     times: dict[tuple[Dials, str], list[tuple[float, float]]] = {}
     with ExitStack() as stack:
         both = [stack.enter_context(SliceRunner(header, replace(config, repack=each))) for each in ("off", "on")]
@@ -84,9 +82,18 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
                 runner.trial(Trial(8, 1))  # pages and caches
             for dials in tries * _ROUNDS:
                 found = runners[bool(dials.repack)].trial(Trial(_ROWS, _STEPS, n_threads=dials.n_threads or 0))
-                step_s = sorted(found.step_s)[_STEPS // 3]
+                step_s = sorted(found.step_s)[_STEPS // 4]
                 times.setdefault((dials, which), []).append((found.prefill_s or 0.0, step_s))
     return [_whole(times, dials, slices).per_token(dials) for dials in tries]
+
+
+def _slices(header: Header) -> Slices:
+    """As many layers apart as read about as much as the output does: it stands in both, and what it takes must not
+    drown what is to be found. Within what a second or two are enough for."""
+    outside = slice_bytes(header, ())
+    per_layer = max(1, (header.weight_bytes - outside) // (header.n_layer or 1))
+    fitting = max(1, (_MOST_SLICE - outside) // per_layer - 1)
+    return slices_of(header, more=min(max(2, outside // per_layer), 6, fitting))
 
 
 def _whole(times: Mapping[tuple[Dials, str], list[tuple[float, float]]], dials: Dials, slices: Slices) -> Timed:
