@@ -86,9 +86,10 @@ def busy(models: list[Path], peers: Path, rounds: int) -> None:
                     other.wait()
             speed = statistics.median(each for each, _ in mine)
             found = {name: statistics.median(each) for name, each in theirs.items()}
-            cells = [f"{each:.1f} t/s" for each in found.values()]
+            cells = " | ".join(f"{each:.1f} t/s" for each in found.values())
+            worst = max(each for _, each in mine)
             print(
-                f"| {model.stem}, {choice.dials.words()} | {n_busy} | {speed:.1f} t/s | {max(each for _, each in mine):.1f} | {' | '.join(cells)} |"
+                f"| {model.stem}, {choice.dials.words()} | {n_busy} | {speed:.1f} t/s | {worst:.1f} | {cells} |"
                 f" **{speed / max(found.values()):.3f}** | {speed / found['default']:.2f} |",
                 flush=True,
             )
@@ -113,8 +114,9 @@ def workloads(models: list[Path], peers: Path, rounds: int, seconds: float) -> N
                 theirs.append(total / llama_bench(peers, model, ["-p", "0", "-n", "0", "-pg", pg], {}))
             ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
             print(
-                f"| {model.stem} | {workload.n_prompt}, {workload.n_gen} | {dials.words()} | {statistics.median(mine):.2f} s |"
-                f" {statistics.median(theirs):.2f} s | **{statistics.median(ratios):.3f}** | {min(ratios):.3f} | {max(ratios):.3f} |",
+                f"| {model.stem} | {workload.n_prompt}, {workload.n_gen} | {dials.words()} | {statistics.median(mine):.2f} s"
+                f" | {statistics.median(theirs):.2f} s | **{statistics.median(ratios):.3f}** | {min(ratios):.3f} |"
+                f" {max(ratios):.3f} |",
                 flush=True,
             )
 
