@@ -114,8 +114,8 @@ def workloads(models: list[Path], peers: Path, rounds: int, seconds: float) -> N
                 theirs.append(total / llama_bench(peers, model, ["-p", "0", "-n", "0", "-pg", pg], {}))
             ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
             print(
-                f"| {model.stem} | {workload.n_prompt}, {workload.n_gen} | {dials.words()} | {statistics.median(mine):.2f} s"
-                f" | {statistics.median(theirs):.2f} s | **{statistics.median(ratios):.3f}** | {min(ratios):.3f} |"
+                f"| {model.stem} | {workload.n_prompt}, {workload.n_gen} | {dials.words()} |"
+                f" {statistics.median(mine):.2f} s | {statistics.median(theirs):.2f} s | **{statistics.median(ratios):.3f}** | {min(ratios):.3f} |"
                 f" {max(ratios):.3f} |",
                 flush=True,
             )
