@@ -113,12 +113,10 @@ def workloads(models: list[Path], peers: Path, rounds: int, seconds: float) -> N
                 pg = f"{workload.n_prompt},{workload.n_gen}"
                 theirs.append(total / llama_bench(peers, model, ["-p", "0", "-n", "0", "-pg", pg], {}))
             ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-            print(
-                f"| {model.stem} | {workload.n_prompt}, {workload.n_gen} | {dials.words()} |"
-                f" {statistics.median(mine):.2f} s | {statistics.median(theirs):.2f} s | **{statistics.median(ratios):.3f}** | {min(ratios):.3f} |"
-                f" {max(ratios):.3f} |",
-                flush=True,
-            )
+            a, b, ratio = (statistics.median(each) for each in (mine, theirs, ratios))
+            asked = f"{model.stem} | {workload.n_prompt}, {workload.n_gen} | {dials.words()}"
+            spread = f"**{ratio:.3f}** | {min(ratios):.3f} | {max(ratios):.3f}"
+            print(f"| {asked} | {a:.2f} s | {b:.2f} s | {spread} |", flush=True)
 
 
 def main() -> None:
