@@ -57,7 +57,7 @@ def warnings_of(row: Row, repetitions: int, *, on_battery: bool = False) -> Iter
 
 def _of_the_machine(usage: Usage) -> Iterator[RowWarning]:
     if (cores := usage.other_cores or 0) > _BUSY_CORES:
-        advice = "end them, measure later, or set GOMP_SPINCOUNT=1000"
+        advice = "end them, or measure later"
         yield RowWarning("others-busy", f"other processes used {fixed(cores, 2)} cores", {"cores": cores}, advice)
     if (cores := usage.steal_cores or 0) > _BUSY_CORES:
         yield RowWarning("steal", f"the host took {fixed(cores, 2)} cores away", {"cores": cores}, "measure later")
