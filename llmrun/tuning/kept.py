@@ -8,12 +8,12 @@ Two models of the same shapes and types share one: a fine-tune needs no measurin
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
@@ -118,7 +118,7 @@ def cpu_name(proc: Path = ROOT) -> str:
 
 def _build() -> str:
     """Of llama.cpp's libraries: asked of the files, so that no library need be loaded."""
-    spec = importlib.util.find_spec("llama_cpp")
+    spec = PathFinder.find_spec("llama_cpp")  # on the disk, whatever is imported under that name
     folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
     found = sorted((each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in folder.glob("*ggml*"))
     return hashlib.sha256(repr(found).encode()).hexdigest()[:16]

@@ -95,6 +95,14 @@ def test_other_types_are_another_class(header: Header, tmp_path: Path) -> None:
     assert len({key.digest for key in keys}) == 3
 
 
+def test_the_build_is_that_on_the_disk(header: Header) -> None:
+    """Also in a process that has loaded the libraries by another door, as the engine's child does."""
+    before = kept.key_of(header, "f16", "f16")
+    from llmrun.engine.child import native
+
+    assert native.llama and kept.key_of(header, "f16", "f16") == before and before.build
+
+
 def test_a_damaged_file_is_no_choice(header: Header) -> None:
     key = kept.key_of(header, "f16", "f16")
     kept.keep(key, "m", {"short": Choice(PLAIN, "first use")})
