@@ -33,11 +33,19 @@ from llmrun.options.sampling import SamplingConfig
 LLMRUN = [sys.executable, "-m", "llmrun"]
 
 
+def runs(pid: int) -> bool:
+    """Whoever adopts a process that has ended may take its time to bury it: that one runs no more."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def left_alive(pids: list[int]) -> int:
     deadline = time.monotonic() + 1
-    while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in pids):
+    while time.monotonic() < deadline and any(map(runs, pids)):
         time.sleep(0.01)
-    return sum(psutil.pid_exists(pid) for pid in pids)
+    return sum(map(runs, pids))
 
 
 Result = tuple[int, float, int, bool]
