@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import bisect
 import builtins
-import errno
 import fcntl
 import itertools
 import json
@@ -174,9 +173,6 @@ class Conversations:
             # Only what is new is opened: to close a descriptor of a file would end this process's locks on it.
             with suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with fs.disk_errors(f"opening {self.path}"):
-            if self.path.is_dir():  # of a connection that fails in the middle, Python 3.13 leaves something open
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with self._errors():
             self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         try:

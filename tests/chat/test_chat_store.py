@@ -309,7 +309,8 @@ with Conversations(Path(sys.argv[1])) as kept, kept.alone(sys.argv[2]):
     child.kill()
     child.communicate()
     with kept.alone(id):
-        with pytest.raises(UsageError, match=f"pid {os.getpid()}"), Conversations(path).alone(id):
+        open_here = pytest.raises(UsageError, match=f"pid {os.getpid()}")
+        with Conversations(path) as other, open_here, other.alone(id):
             pass
         kept.remove([id])  # by the one that has it
     assert kept.list() == [] and [*(path.parent / "chat").iterdir()] == []
