@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import bisect
 import builtins
+import errno
 import fcntl
 import itertools
 import json
