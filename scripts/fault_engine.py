@@ -109,7 +109,7 @@ def worker_lost(path: Path, after_s: float) -> Result:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
         assert worker.stdout
         ready = json.loads(worker.stdout.readline())
-        arguments = ["run", str(path), "b", "--temp", "0", "-l", "2-inf", "-ngl", "all"]
+        arguments = ["run", str(path), "b", "--no-tune", "--temp", "0", "-l", "2-inf", "-ngl", "all"]
         arguments += ["--rpc", f"{ready['host']}:{ready['port']}"]
         try:
             return ended(arguments, after_s, lambda _process, _children: os.kill(ready["pid"], signal.SIGKILL))
@@ -183,8 +183,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "busy.gguf"
         synth.write(path, synth.Shape(8, 2048, 5632, 16, 4, 512, n_ctx_train=8192), "Q8_0")
-        decode = ["run", str(path), "b", "--temp", "0", "-l", "2-inf"]
-        prefill = ["run", str(path), "b c d e " * 900]
+        decode = ["run", str(path), "b", "--no-tune", "--temp", "0", "-l", "2-inf"]
+        prefill = ["run", str(path), "b c d e " * 900, "--no-tune"]
         good = True
         print("| what | times | result | slowest | processes left | tracebacks |\n|---|---|---|---|---|---|")
         for name, sent in (("kill −9 of the engine", signal.SIGKILL), ("SIGSEGV of the engine", signal.SIGSEGV)):

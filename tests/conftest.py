@@ -91,7 +91,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ENDLESS = SamplingConfig(temperature=0, max_tokens=100_000, ignore_eos=True)
-ENDLESS_OPTIONS = ("--temp", "0", "-n", "100000", "--ignore-eos")
+ENDLESS_OPTIONS = ("--temp", "0", "-n", "100000", "--ignore-eos", "--no-tune")
 ENDLESS_PROMPT = "b c d e " * 8000
 
 

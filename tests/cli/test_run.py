@@ -377,7 +377,7 @@ def test_on_a_terminal() -> None:
 
 def test_load_bar_on_a_terminal(busy: Path) -> None:
     """A load that takes longer than a blink draws a bar, which is gone afterwards."""
-    with Terminal("run", str(busy), "b", "-n", "2", "--temp", "0") as terminal:
+    with Terminal("run", str(busy), "b", "-n", "2", "--temp", "0", "--no-tune") as terminal:
         child = until_it_has_a_child(terminal.process.pid)
         os.kill(child, signal.SIGSTOP)
         until_it_sleeps(terminal.process.pid)  # it waits for the engine, which is not even there yet

@@ -78,7 +78,5 @@ def fastest(model: Model, case: Case, *, quiet: bool) -> LoadConfig:
                 f"nothing is kept for {model.name} and prompts of {case.test.n_prompt} tokens; llmrun tune measures it"
             )
         return config
-    set_ = {each.field for each in options_of(LoadConfig) if each.field in vars(config)}
-    return choice.dials.applied(
-        config, leave={name for name in set_ if getattr(config, name) != getattr(default, name)}
-    )
+    said = {name for name, value in vars(config).items() if value != getattr(default, name)}
+    return choice.dials.applied(config, leave=said)
