@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmrun.api import benchmark as benchmark
     from llmrun.api import open_model as open_model
     from llmrun.api import pull as pull
+    from llmrun.api import tune as tune
     from llmrun.bench.record import Record as Record
     from llmrun.bench.spec import MeasurementOptions as MeasurementOptions
     from llmrun.bench.spec import Test as BenchTest
@@ -46,9 +47,10 @@ _HOMES = {
     "benchmark": "llmrun.api:benchmark",
     "open_model": "llmrun.api:open_model",
     "pull": "llmrun.api:pull",
+    "tune": "llmrun.api:tune",
 }
 __all__ = ["BenchTest", "Engine", "Generation", "LlmrunError", "LoadConfig", "MeasurementOptions", "PullEvent"]
-__all__ += ["Record", "SamplingConfig", "Timing", "__version__", "benchmark", "open_model", "pull"]
+__all__ += ["Record", "SamplingConfig", "Timing", "__version__", "benchmark", "open_model", "pull", "tune"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from llmrun.bench.spec import MeasurementOptions, Test
     from llmrun.engine.interface import Engine
     from llmrun.models.hub.events import OnPullEvent
-    from llmrun.options.load import LoadConfig
+    from llmrun.options.load import KvType, LoadConfig
+    from llmrun.tuning.search import Outcome
+    from llmrun.tuning.tune import Tuned
 
 
 def open_model(
@@ -99,3 +101,37 @@ def benchmark(
     cases = [Case(config, test) for config in configs or [LoadConfig()] for test in tests or make_tests()]
     model = find_model(reference, use="write" if any(case.test.n_gen for case in cases) else "read")
     return bench(model, cases, options, observers=observers)
+
+
+def tune(
+    reference: str,
+    n_prompt: int = 64,
+    n_gen: int = 256,
+    config: LoadConfig | None = None,
+    *,
+    budget_s: float = 60.0,
+    kv_types: Sequence[KvType] = (),
+    on_outcome: Callable[[Outcome], None] = lambda _: None,
+) -> Tuned:
+    """Finds the fastest settings for prompts and answers of such lengths on this machine, as `llmrun tune` does, and
+    keeps them for `llmrun run`, `chat` and `bench --tuned`.
+
+        tuned = llmrun.tune("qwen3:0.6b", n_prompt=512, n_gen=128)
+        with llmrun.open_model("qwen3:0.6b", tuned.dials.applied(llmrun.LoadConfig())) as model: ...
+
+    Attributes:
+        reference: as in `open_model`.
+        n_prompt, n_gen: tokens.
+        config: what stays as it is.
+        budget_s: no measurement is begun after so long.
+        kv_types: types of keys and values that may be tried; they change what the model answers.
+        on_outcome: is told of every candidate that was measured.
+
+    Raises what `find_model` and `Engine` raise, and `DiskError`, all of it `LlmrunError`.
+    """
+    from llmrun.models.resolve import find_model
+    from llmrun.tuning.dials import Workload
+    from llmrun.tuning.tune import tune as measured
+
+    work = Workload(n_prompt, n_gen)
+    return measured(find_model(reference), work, config, budget_s=budget_s, kv_types=kv_types, on_outcome=on_outcome)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,6 +97,18 @@ def sha256_of(path: Path, on_bytes: OnBytes | None = None) -> str:
             if on_bytes is not None:
                 on_bytes(done)
     return sha.hexdigest()
+
+
+def read_ahead(path: Path) -> None:
+    """Have the system read a file into its cache while something else is done, where it can."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+
+    def read() -> None:
+        with suppress(OSError), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    threading.Thread(target=read, daemon=True).start()
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -63,7 +63,11 @@ def main() -> None:
         vocab = native.Vocab(model)
         context = llama.llama_init_from_model(model, params.context_params(settings, options.steps + 1))
         trials = RawBench(
-            vocab, settings, lambda _, n, q: llama.llama_init_from_model(model, params.context_params(settings, n))
+            vocab,
+            settings,
+            lambda settings, n_ctx, n_seq, *, plain: llama.llama_init_from_model(
+                model, params.context_params(settings, n_ctx)
+            ),
         )
         alone, metered, ratios = [], [], []
         for i in range(options.rounds + 1):
@@ -80,9 +84,8 @@ def main() -> None:
         own_s = []
         for _ in range(options.rounds):
             a = bare(context, vocab.n_tokens, 20_000)
-            begin = time.perf_counter()
-            trials._generate(20_000, 0, 1)
-            own_s.append((time.perf_counter() - begin) / 20_000 - 1 / a)
+            _, step_s = trials.run(Trial(0, 20_000))
+            own_s.append(sum(step_s) / 20_000 - 1 / a)
         llama.llama_decode, llama.llama_synchronize = decode, synchronize
         del log
     print(f"{options.rounds} rounds of {options.steps} tokens, {threads} threads\n")

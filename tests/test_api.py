@@ -15,7 +15,7 @@ from llmrun.bench import journal
 
 NAMES = {
     *("BenchTest", "Engine", "Generation", "LlmrunError", "LoadConfig", "MeasurementOptions", "PullEvent"),
-    *("Record", "SamplingConfig", "Timing", "__version__", "benchmark", "open_model", "pull"),
+    *("Record", "SamplingConfig", "Timing", "__version__", "benchmark", "open_model", "pull", "tune"),
 }
 USE = """
 import llmrun

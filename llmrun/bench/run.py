@@ -35,7 +35,7 @@ from llmrun.machine.hardware import cpu_mhz, on_battery
 from llmrun.machine.nvml import open_nvml
 from llmrun.machine.sampler import Sampler
 from llmrun.models.resolve import Model
-from llmrun.options.load import LoadConfig
+from llmrun.options.load import AutoOnOff, LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import CPU, flops_per_token, step_reads
 from llmrun.planning.load_plan import main_type
@@ -62,7 +62,9 @@ def open_engine(model: Model, config: LoadConfig) -> Engine:
     """The model in a child process. Raises what `Engine` raises."""
     from llmrun.engine.engine import ChildEngine
 
-    return ChildEngine(model.path, model.header, config)
+    # A guard would change how many threads are measured: it is on only where that was asked for.
+    guard: AutoOnOff = "on" if config.thread_guard == "on" else "off"
+    return ChildEngine(model.path, model.header, replace(config, thread_guard=guard))
 
 
 # -- what measures beside the engine -----------------------------------------------------------------------------------
@@ -295,9 +297,9 @@ class _Measured:
         return replace(made, warnings=tuple(doubts))
 
     def _settings(self) -> dict[str, object]:
-        plan, config, n_threads = self.engine.plan, self.case.config, self.engine.n_threads
+        plan, n_threads = self.engine.plan, self.engine.n_threads
         settings = settings_of(
-            config, plan.layout, n_ctx=self.n_ctx, n_ctx_most=None, n_threads=n_threads, repack=plan.repack
+            plan.config, plan.layout, n_ctx=self.n_ctx, n_ctx_most=None, n_threads=n_threads, repack=plan.repack
         )
         return {**codec.plain(settings), "n_cpu_moe": plan.layout.n_cpu_moe, "layers": list(plan.placement.layers)}
 

@@ -150,6 +150,11 @@ class Engine(Session, Protocol):
         return self.plan.repack
 
     @property
+    def plain_prefill(self) -> bool:
+        """Whether they are there as in the file as well, for long prompts."""
+        return self.plan.plain_prefill
+
+    @property
     def pid(self) -> int:
         """Of the process that computes. Another one after the model had to be loaded again."""
 

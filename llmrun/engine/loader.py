@@ -155,6 +155,7 @@ def settings_of(
         "n_threads": n_threads,
         "n_threads_batch": config.n_threads_batch or n_threads,
         "repack": repack,
+        "plain_prefill": config.repack == "both",
         "guards_threads": config.guards_threads,
         "n_gpu_layers": layout.n_gpu_layers,
         "devices": layout.devices,

@@ -37,6 +37,7 @@ class Settings(Struct):
         rope: the fields of `config.Rope` that are set.
         lora: [path, scale].
         guards_threads: fewer threads decode while other processes want the cores.
+        plain_prefill: with `repack`: the weights are there a second time, as in the file, for long prompts.
     """
 
     n_ctx: int | None
@@ -62,6 +63,7 @@ class Settings(Struct):
     rope: dict[str, Any]
     lora: list[list[Any]]
     guards_threads: bool = False
+    plain_prefill: bool = False
 
 
 class Load(Message):
@@ -191,7 +193,9 @@ class Trial(Message):
         n_seq: sequences, side by side.
         n_ctx: tokens of context to make at least, so that the next trial can use it too.
         n_threads, n_threads_batch: for decoding and for prefill; 0: as the model was loaded.
-        n_ubatch, flash_attn: in place of those of the settings; 0, "": as they are.
+        n_ubatch, flash_attn, kv_type: in place of those of the settings; 0, "": as they are.
+        layout: where weights are there in both layouts, which to use: "off" (as in the file), "on" (rearranged) or
+            "both"; "": as the model was loaded.
     """
 
     n_prompt: int
@@ -203,6 +207,8 @@ class Trial(Message):
     n_threads_batch: int = 0
     n_ubatch: int = 0
     flash_attn: str = ""
+    kv_type: str = ""
+    layout: Literal["", "off", "on", "both"] = ""
 
 
 class TrialResult(Message):

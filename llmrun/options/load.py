@@ -33,6 +33,7 @@ from llmrun.options.spec import (
 )
 
 AutoOnOff = Literal["auto", "on", "off"]
+Repack = Literal["auto", "on", "off", "both"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 """The types that llama.cpp takes for the KV cache (`kv_cache_types` in its common/arg.cpp)."""
 SplitMode = Literal["none", "layer", "row"]
@@ -273,7 +274,8 @@ class LoadConfig:
         thread_guard: fewer threads decode while other processes want the cores; "auto": where `n_threads` is None.
         flash_attn: flash attention; "auto" leaves the choice to llama.cpp, which knows what the devices can do.
         repack: rearrange the weights at load for this CPU; "auto" chooses by the weights' type (see
-            `planning/placement.py`).
+            `planning/load_plan.py`). "both": they are there as in the file as well, and compute the prompts that are
+            long enough for it; "on" where no memory is left for that, or layers lie on devices.
         type_k, type_v: types of the KV cache. A quantized `type_v` needs flash attention.
         load_mode: how the file is read; "auto" maps it where the devices can.
         numa: what to do about several memory nodes; None is nothing.
@@ -306,14 +308,16 @@ class LoadConfig:
         "auto",
         "thread-guard",
         Choice(AutoOnOff),
-        help="Decode with fewer threads while others want the cores; auto: unless `n_threads` is given.",
+        help="Decode with fewer threads while others want the cores; auto: unless `n_threads` is given, and not in a"
+        " bench.",
     )
     flash_attn: AutoOnOff = option("auto", "flash-attn", Choice(AutoOnOff), short="fa", help="Flash attention.")
-    repack: AutoOnOff = option(
+    repack: Repack = option(
         "auto",
         "repack",
-        Choice(AutoOnOff),
-        help="Rearrange the weights for this CPU at load; auto: where it is known to pay.",
+        Choice(Repack),
+        help="Rearrange the weights for this CPU at load; both: twice in RAM, long prompts with those as in the file;"
+        " auto: what pays.",
     )
     type_k: KvType = option(
         "f16",

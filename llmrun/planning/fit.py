@@ -74,7 +74,8 @@ class Fit:
 
     def placement(self, layout: Layout) -> Placement:
         layers = place_layers(self.header.n_layer or 0, layout.n_gpu_layers, layout.devices, layout.shares)
-        return Placement(layers, layout.overrides, self.config.offload.kv, self.repacked)
+        twice = bool(self.repacked) and self.config.repack == "both"
+        return Placement(layers, layout.overrides, self.config.offload.kv, self.repacked, twice)
 
     @property
     def is_auto(self) -> bool:

@@ -180,12 +180,14 @@ class Placement:
         overrides: (pattern, device): tensors whose name the pattern is found in lie there; the first that matches.
         kv: keys and values lie with their layer; else in RAM.
         repacked: types of matrices that are rearranged for the CPU, in a copy of their own.
+        twice: the weights are there as in the file as well, with a memory of their own.
     """
 
     layers: tuple[str, ...]
     overrides: tuple[tuple[str, str], ...] = ()
     kv: bool = True
     repacked: frozenset[str] = frozenset()
+    twice: bool = False
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -256,6 +258,16 @@ class Footprint:
         measured = {name: replace(need, compute=compute.get(name, 0)) for name, need in devices.items()}
         return replace(self, by_device=measured)
 
+    def plus(self, other: Footprint) -> Footprint:
+        """Of both together, compute buffers unknown."""
+        needs = {
+            name: Need(mine.weights + theirs.weights, None if None in (mine.kv, theirs.kv) else mine.kv + theirs.kv)  # type: ignore[operator]
+            for name, mine in self.by_device.items()
+            for theirs in [other.by_device.get(name, Need())]
+        }
+        repacked, span = self.repacked_bytes + other.repacked_bytes, self.span_bytes + other.span_bytes
+        return Footprint(needs, self.n_ctx, repacked, span)
+
 
 def footprint(
     header: Header,
@@ -265,6 +277,12 @@ def footprint(
     adapters: Iterable[Header] = (),
 ) -> Footprint:
     """Weights and memory of a model (and of LoRA `adapters`) for `n_ctx` tokens; compute buffers are left unknown."""
+    if placement.twice:
+        once = replace(placement, twice=False)
+        as_in_the_file = replace(once, repacked=frozenset())
+        adapters = list(adapters)
+        both = (footprint(header, each, n_ctx, config, adapters) for each in (once, as_in_the_file))
+        return next(both).plus(next(both))
     weights: Counter[str] = Counter()
     repacked, in_ram = 0, []
     for tensor in loaded_tensors(header):

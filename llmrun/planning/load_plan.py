@@ -39,7 +39,7 @@ RETRY_WITH = 0.85
 
 def wants_repack(header: Header, config: LoadConfig = _DEFAULTS) -> bool:
     """Whether weights in RAM are rearranged at load: unless asked for, where the type that most of them have gains."""
-    return main_type(header) in REPACKED_TYPES if config.repack == "auto" else config.repack == "on"
+    return main_type(header) in REPACKED_TYPES if config.repack == "auto" else config.repack != "off"
 
 
 def main_type(header: Header) -> str:
@@ -60,9 +60,11 @@ class LoadPlan:
         n_threads: threads for decoding, at most.
         n_ctx: tokens of context that the footprint is for.
         n_ctx_most: tokens that would still fit with this layout; None where that is not known.
+        repack: whether weights in RAM are rearranged.
         auto: whether the layout was chosen here, and may be chosen again with less.
         cut_from: the context that was asked for, where it was too long.
         budgets: the devices that it was made for.
+        lacks_both: both layouts were asked for, and there is no memory for that.
     """
 
     path: Path
@@ -77,6 +79,11 @@ class LoadPlan:
     auto: bool
     cut_from: int | None = None
     budgets: tuple[DeviceBudget, ...] = ()
+    lacks_both: bool = False
+
+    @property
+    def plain_prefill(self) -> bool:
+        return self.placement.twice
 
     def again(self, header: Header, free: Mapping[str, int | None]) -> Planner:
         """For other plans of the model, by what is free on each device and in RAM; compute buffers as in this one."""
@@ -90,6 +97,8 @@ class LoadPlan:
         parts = [self._layers()] if self.auto and self.budgets else []
         if self.cut_from is not None:
             parts.append(f"context {self.n_ctx} of {self.cut_from} tokens, which is what fits")
+        if self.lacks_both:
+            parts.append("weights repacked alone, there is no memory for both layouts")
         return "; ".join(parts) or None
 
     def _layers(self) -> str:
@@ -170,6 +179,22 @@ class Planner:
 
     def tried(self, config: LoadConfig, *, strict: bool = False) -> LoadPlan:
         """Raises `DoesNotFit`, without ways out. `strict`: whatever does not fit, else only what was chosen here."""
+        if config.repack == "both":
+            return self._both_where_they_fit(config, strict=strict)
+        return self._tried(config, strict=strict)
+
+    def _both_where_they_fit(self, config: LoadConfig, *, strict: bool) -> LoadPlan:
+        """In both layouts, if that takes nothing from the context; what lies on devices has but one."""
+        once = self._tried(replace(config, repack="on"), strict=strict)
+        if once.layout.n_gpu_layers or not once.footprint.repacked_bytes:
+            return once
+        try:
+            both = self._tried(config, strict=True)
+        except DoesNotFit:
+            return replace(once, lacks_both=True)
+        return both if both.n_ctx >= once.n_ctx else replace(once, lacks_both=True)
+
+    def _tried(self, config: LoadConfig, *, strict: bool) -> LoadPlan:
         header = self.header
         repack = wants_repack(header, config)
         repacked = self.repackable if repack else frozenset()

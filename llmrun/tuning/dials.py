@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
-from llmrun.options.load import AutoOnOff, LoadConfig
+from llmrun.options.load import AutoOnOff, KvType, LoadConfig, LoadMode
+
+Layout = Literal["off", "on", "both"]
+"""How weights lie in RAM, as `LoadConfig.repack` says it: as in the file, rearranged for this CPU, or both."""
+LAYOUTS: dict[Layout, str] = {"off": "plain", "on": "repacked", "both": "both layouts"}
 
 _CLASSES = ((256, "short"), (1025, "medium"))
 
@@ -37,17 +42,20 @@ class Dials:
     """The settings themselves; None leaves one as it is.
 
     Attributes:
-        repack: whether weights in RAM are rearranged for this CPU.
+        repack: how weights lie in RAM.
         n_threads, n_threads_batch: threads for decoding and for prefill.
         n_ubatch: tokens of a prompt that are computed at once.
-        flash_attn: as in `LoadConfig`.
+        flash_attn, load_mode: as in `LoadConfig`.
+        kv_type: of keys and values alike.
     """
 
-    repack: bool | None = None
+    repack: Layout | None = None
     n_threads: int | None = None
     n_threads_batch: int | None = None
     n_ubatch: int | None = None
     flash_attn: AutoOnOff | None = None
+    kv_type: KvType | None = None
+    load_mode: LoadMode | None = None
 
     def applied(self, config: LoadConfig, *, leave: Collection[str] = ()) -> LoadConfig:
         """The config with these, where it leaves things open and none of the fields is among `leave`."""
@@ -58,15 +66,15 @@ class Dials:
         }
         if "n_threads" in changes and config.thread_guard == "auto":  # nobody has set them
             changes["thread_guard"] = "on"
-        if "repack" in changes:
-            changes["repack"] = "on" if self.repack else "off"
+        if (kind := changes.pop("kv_type", None)) is not None and not {"type_k", "type_v"} & {*leave}:
+            changes["type_k"] = changes["type_v"] = kind
         return replace(config, **changes) if changes else config  # type: ignore[arg-type]
 
     def words(self) -> str:
         """ "repacked, 2 threads, prefill 4" """
         said = []
         if self.repack is not None:
-            said.append("repacked" if self.repack else "plain")
+            said.append(LAYOUTS[self.repack])
         if self.n_threads is not None:
             said.append(f"{self.n_threads} thread{'s' if self.n_threads > 1 else ''}")
         if self.n_threads_batch not in (None, self.n_threads):
@@ -75,4 +83,8 @@ class Dials:
             said.append(f"micro-batch {self.n_ubatch}")
         if self.flash_attn is not None:
             said.append(f"flash attention {self.flash_attn}")
+        if self.kv_type is not None:
+            said.append(f"KV {self.kv_type}")
+        if self.load_mode is not None:
+            said.append(f"load mode {self.load_mode}")
         return ", ".join(said) or "as they are"

@@ -12,8 +12,8 @@ all classes of workloads, so that the same command chooses the same settings, an
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 
 from llmrun.engine.protocol import Trial
 from llmrun.errors import DiskError, LlmrunError
@@ -23,9 +23,10 @@ from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import repackable_types
 from llmrun.planning.load_plan import wants_repack
 from llmrun.tuning import kept
-from llmrun.tuning.dials import WORKLOADS, Dials, Workload, class_of
+from llmrun.tuning.dials import WORKLOADS, Dials, Layout, Workload, class_of
 from llmrun.tuning.kept import Choice, Tried
-from llmrun.tuning.slice_runner import SliceRunner, Slices, slice_bytes, slices_of
+from llmrun.tuning.search import WORTH_TWICE
+from llmrun.tuning.slice_runner import SliceRunner, Slices, slices_within
 
 LEAST_WEIGHTS = 48 << 20
 """A smaller model answers before anything could be measured."""
@@ -51,10 +52,13 @@ def is_small(header: Header) -> bool:
     return header.weight_bytes < LEAST_WEIGHTS or (header.n_layer or 0) < 3
 
 
-def layouts(header: Header, repackable: Iterable[str]) -> tuple[bool, ...]:
-    """Whether weights may be rearranged: both ways to try where any of their types can be."""
+def layouts(header: Header, repackable: Iterable[str]) -> tuple[Layout, ...]:
+    """What there is to try: all where any of the types can be rearranged, both at once where memory allows."""
     share = sum(each.n_bytes for each in header.tensors if each.type.name in repackable)
-    return (False, True) if share * 10 > header.weight_bytes else (False,)
+    if share * 10 <= header.weight_bytes:
+        return ("off",)
+    available = hardware.available_memory()
+    return ("off", "on", "both") if available is None or available > 2.5 * header.weight_bytes else ("off", "on")
 
 
 def decode_threads(n: int) -> list[int]:
@@ -65,35 +69,30 @@ def decode_threads(n: int) -> list[int]:
 def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list[Tried]:
     """Every layout that there is to try, with the first number of threads; and the first layout with all of them.
 
-    Raises `EngineCrashed`, `OSError`.
+    Nothing where layers may lie on devices: what is slow there is not the layout in RAM. Raises `EngineCrashed`,
+    `OSError`.
     """
-    slices = _slices(header)
+    slices = slices_within(header, _MOST_SLICE)
     times: dict[tuple[Dials, str], list[tuple[float, float]]] = {}
-    with ExitStack() as stack:
-        both = [stack.enter_context(SliceRunner(header, replace(config, repack=each))) for each in ("off", "on")]
-        repacks = layouts(header, repackable_types(both[0].found.system_info))
-        runners = dict(zip((False, True), both, strict=True)) if len(repacks) > 1 else {False: both[0]}
-        if len(runners) < 2:
-            both[1].close()
-        tries = [Dials(repack, threads[0]) for repack in repacks] + [Dials(False, n) for n in threads[1:]]
+    with SliceRunner(header, config) as runner:
+        if config.offload.n_gpu_layers != 0 and any(each.kind != "cpu" for each in runner.found.devices):
+            return []
+        repacks = layouts(header, repackable_types(runner.found.system_info))
+        tries = [Dials(repack, threads[0]) for repack in repacks[:2]] + [Dials("off", n) for n in threads[1:]]
         for which, layers in (("small", slices.small), ("large", slices.large)):
-            for runner in runners.values():
-                runner.load(layers, n_threads=threads[0], n_ctx=_ROWS + _STEPS)
-                runner.trial(Trial(8, 1))  # pages and caches
+            loaded: Layout = "both" if len(repacks) > 1 else "off"
+            runner.load(layers, repack=loaded, n_threads=threads[0], n_ctx=_ROWS + _STEPS)
+            for repack in repacks[:2]:
+                runner.trial(Trial(8, 1, layout=repack))  # pages and caches
             for dials in tries * _ROUNDS:
-                found = runners[bool(dials.repack)].trial(Trial(_ROWS, _STEPS, n_threads=dials.n_threads or 0))
+                found = runner.trial(Trial(_ROWS, _STEPS, n_threads=dials.n_threads or 0, layout=dials.repack or "off"))
                 step_s = sorted(found.step_s)[_STEPS // 4]
                 times.setdefault((dials, which), []).append((found.prefill_s or 0.0, step_s))
-    return [_whole(times, dials, slices).per_token(dials) for dials in tries]
-
-
-def _slices(header: Header) -> Slices:
-    """As many layers apart as read about as much as the output does: it stands in both, and what it takes must not
-    drown what is to be found. Within what a second or two are enough for."""
-    outside = slice_bytes(header, ())
-    per_layer = max(1, (header.weight_bytes - outside) // (header.n_layer or 1))
-    fitting = max(1, (_MOST_SLICE - outside) // per_layer - 1)
-    return slices_of(header, more=min(max(2, outside // per_layer), 6, fitting))
+    found_out = [_whole(times, dials, slices).per_token(dials) for dials in tries]
+    if "both" in repacks:  # each does what it does alone; to hand a state over takes milliseconds
+        plain, repacked = found_out[:2]
+        found_out.append(Tried(Dials("both", threads[0]), plain.prefill_s, repacked.decode_s))
+    return found_out
 
 
 def _whole(times: Mapping[tuple[Dials, str], list[tuple[float, float]]], dials: Dials, slices: Slices) -> Timed:
@@ -104,29 +103,32 @@ def _whole(times: Mapping[tuple[Dials, str], list[tuple[float, float]]], dials: 
     return Timed(slices.whole(small_p, large_p), slices.whole(small_d, large_d))
 
 
-def chosen(tried: Sequence[Tried], workload: Workload, default: bool) -> Dials:
+def chosen(tried: Sequence[Tried], workload: Workload, default: Layout) -> Dials:
     """The fastest for a workload; the default layout and the most threads where nothing gains more than noise."""
 
     def seconds(one: Tried) -> float:
         return workload.seconds(1 / one.prefill_s, 1 / one.decode_s)
 
-    usual = next(each for each in tried if each.dials.repack == default or len({t.dials.repack for t in tried}) == 1)
-    best = min((each for each in tried if each.dials.n_threads == usual.dials.n_threads), key=seconds)
-    layout = best if seconds(best) < seconds(usual) * (1 - _WORTH) else usual
+    by_layout = {each.dials.repack: each for each in reversed(tried)}  # with the most threads
+    best = by_layout.get(default, tried[0])
+    for layout, worth in (("off", _WORTH), ("on", _WORTH), ("both", WORTH_TWICE)):
+        other = by_layout.get(layout)  # type: ignore[call-overload]
+        if other is not None and seconds(other) < seconds(best) * (1 - worth):
+            best = other
     alike = [each for each in tried if each.dials.repack == tried[0].dials.repack]
     fewer = min(alike, key=lambda each: each.decode_s)
     n_threads = None  # as many as usual, whatever that will be
     if fewer.decode_s < alike[0].decode_s * (1 - _WORTH):
         n_threads = fewer.dials.n_threads
-    return Dials(layout.dials.repack, n_threads)
+    return Dials(best.dials.repack, n_threads)
 
 
 def choices(header: Header, config: LoadConfig) -> dict[str, Choice]:
     """For all classes of workloads, by one measurement. Raises `EngineCrashed`, `OSError`."""
     tried = measured(header, config, decode_threads(config.n_threads or hardware.default_threads()))
-    usual = wants_repack(header)
+    usual: Layout = "on" if wants_repack(header) else "off"
     return {
-        name: Choice(chosen(tried, workload, usual), "first use", tried=tuple(tried))
+        name: Choice(chosen(tried, workload, usual) if tried else Dials(), "first use", tried=tuple(tried))
         for name, workload in WORKLOADS.items()
     }
 
@@ -145,8 +147,10 @@ def settled(
     `given`: fields that somebody has set; they stay. `on_measure` is called before anything is measured. Nothing is
     changed where nothing could be measured.
     """
+    if config.rpc:
+        return config, None
     fixed = {*given, *(("repack",) if config.repack != "auto" else ())}
-    key = kept.key_of(header, config.type_k, config.type_v)
+    key = kept.key_of(header, config)
     known = kept.read(key)
     name = class_of(n_prompt)
     if name not in known:

@@ -22,9 +22,10 @@ from llmrun.clock import utc
 from llmrun.gguf.reader import Header
 from llmrun.machine import hardware
 from llmrun.machine.proc import ROOT, text_of
+from llmrun.options.load import LoadConfig
 from llmrun.tuning.dials import Dials
 
-SCHEMA = "llmrun.tuning/1"
+SCHEMA = "llmrun.tuning/2"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Key:
         shape: the architecture's hyperparameters that say how large its matrices are.
         types: MiB of weights by ggml type.
         kv: types of keys and values.
+        offload: layers on devices, as asked for.
     """
 
     cpu: str
@@ -76,6 +78,7 @@ class Key:
     shape: str
     types: str
     kv: str
+    offload: str
 
     @property
     def digest(self) -> str:
@@ -87,7 +90,7 @@ attention.head_count attention.head_count_kv attention.key_length attention.valu
 ssm.inner_size ssm.state_size""".split()
 
 
-def key_of(header: Header, type_k: str, type_v: str) -> Key:
+def key_of(header: Header, config: LoadConfig) -> Key:
     cpus = hardware.usable_cpus()
     types: Counter[str] = Counter()
     for tensor in header.tensors:
@@ -102,7 +105,8 @@ def key_of(header: Header, type_k: str, type_v: str) -> Key:
         build=_build(),
         shape=" ".join([*shape, f"vocabulary={header.n_vocab}"]),
         types=" ".join(f"{name}={n >> 20}" for name, n in sorted(types.items())),
-        kv=f"{type_k} {type_v}",
+        kv=f"{config.type_k} {config.type_v}",
+        offload=f"{config.offload.n_gpu_layers}",
     )
 
 

@@ -1,11 +1,12 @@
 """The search for the fastest settings of a model and a workload: one dial after the other, each candidate measured in
 turn with the best so far.
 
-    layout ─► decode threads ─► prefill threads ─► micro-batch ─► flash attention
+    layout ─► decode threads ─► prefill threads ─► micro-batch ─► flash attention ─► KV types ─► load mode
 
 The dials hardly depend on each other, so that they need not be tried in all combinations. A candidate takes the place
 of the best so far when it is faster beyond noise and by enough to be worth it; one that is slower beyond noise is given
-up at once.
+up at once. How much measurements scatter belongs to the machine and the hour, so it is learned from all candidates
+together (a pooled variance): after the first ones two pairs are often enough.
 
 Pure: what is measured comes from a function.
 """
@@ -19,13 +20,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmrun.tuning.dials import Dials, Workload
+from llmrun.tuning.dials import Dials, Layout, Workload
 
 WORTH = 0.02
 """What a candidate must gain, beyond noise: settings that change nothing stay as they are."""
-_LEAST_PAIRS, _MOST_PAIRS = 3, 7
-_T_95 = {2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45}
-"""Student's t, two-sided 95 %, by degrees of freedom."""
+WORTH_TWICE = 0.06
+"""The same of weights in both layouts: they take twice the memory, and longer to load."""
+_MOST_PAIRS = 8
+_T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+"""Student's t, two-sided 95 %, by degrees of freedom from 1."""
 
 Measure = Callable[[Dials], tuple[float, float]]
 """Seconds of a token of the prompt, and of the answer."""
@@ -58,18 +61,20 @@ class Outcome:
 class Candidates:
     """Values to try by dial, the one of before not among them."""
 
-    repack: Sequence[bool] = ()
+    repack: Sequence[Layout] = ()
     n_threads: Sequence[int] = ()
     n_threads_batch: Sequence[int] = ()
     n_ubatch: Sequence[int] = ()
     flash_attn: Sequence[str] = ()
+    kv_type: Sequence[str] = ()
+    load_mode: Sequence[str] = ()
 
     def of(self, dial: str) -> Sequence[object]:
         values: Sequence[object] = getattr(self, dial)
         return values
 
 
-DIALS = ("repack", "n_threads", "n_threads_batch", "n_ubatch", "flash_attn")
+DIALS = ("repack", "n_threads", "n_threads_batch", "n_ubatch", "flash_attn", "kv_type", "load_mode")
 
 
 class Search:
@@ -92,6 +97,7 @@ class Search:
         self._measure, self._workload, self._clock = measure, workload, clock
         self._end_s = clock() + budget_s
         self._on_outcome = on_outcome
+        self._squares, self._freedom = 0.0, 0  # of what measurements of one candidate differ from their mean
         self.best = begin
         self.outcomes: list[Outcome] = []
 
@@ -105,17 +111,20 @@ class Search:
         return self.best
 
     def _try(self, dial: str, candidate: Dials) -> None:
+        worth = WORTH_TWICE if dial == "repack" and candidate.repack == "both" else WORTH
         pairs: list[tuple[tuple[float, float], tuple[float, float]]] = []
         while True:
             first = self._measure(self.best), self._measure(candidate)
             # The other way round next: whatever drifts favours each of them in turn.
             last = self._measure(candidate), self._measure(self.best)
             pairs += [first, last[::-1]]
-            gain, low, high = _gain([self._log_ratio(pair) for pair in pairs])
-            is_clear = low > WORTH or high < WORTH
-            if (len(pairs) >= _LEAST_PAIRS and is_clear) or len(pairs) >= _MOST_PAIRS or self._clock() >= self._end_s:
+            logs = [self._log_ratio(pair) for pair in pairs]
+            gain, low, high = self._gain(logs)
+            if low > worth or high < worth or len(pairs) >= _MOST_PAIRS or self._clock() >= self._end_s:
                 break
-        taken = low > 0 and gain > WORTH
+        self._squares += _squares(logs)
+        self._freedom += len(logs) - 1
+        taken = low > 0 and gain > worth
         prefill_s, decode_s = (float(np.median([theirs[i] for _, theirs in pairs])) for i in (0, 1))
         outcome = Outcome(dial, candidate, prefill_s, decode_s, gain, low, high, taken)
         if taken:
@@ -127,21 +136,28 @@ class Search:
         mine, theirs = (self._workload.seconds(1 / prefill_s, 1 / decode_s) for prefill_s, decode_s in pair)
         return math.log(mine / theirs)
 
+    def _gain(self, logs: Sequence[float]) -> tuple[float, float, float]:
+        """The geometric mean of the ratios, less one, and its 95 % interval, with the variance of all so far."""
+        mean, n = float(np.mean(logs)), len(logs)
+        freedom = self._freedom + n - 1
+        deviation = math.sqrt((self._squares + _squares(logs)) / freedom)
+        half = (_T_95[freedom - 1] if freedom <= len(_T_95) else 2.0) * deviation / math.sqrt(n)
+        return math.expm1(mean), math.expm1(mean - half), math.expm1(min(mean + half, 700))
 
-def _gain(logs: Sequence[float]) -> tuple[float, float, float]:
-    """The geometric mean of the ratios, less one, and its 95 % interval."""
-    mean, n = float(np.mean(logs)), len(logs)
-    half = _T_95.get(n - 1, 2.36 if n > 1 else 12.7) * float(np.std(logs, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    return math.expm1(mean), math.expm1(mean - half), math.expm1(min(mean + half, 700))
+
+def _squares(logs: Sequence[float]) -> float:
+    return float(np.sum((np.asarray(logs) - np.mean(logs)) ** 2))
 
 
 def candidates(
     begin: Dials,
     *,
-    layouts: Iterable[bool],
+    layouts: Iterable[Layout],
     threads: Iterable[int],
     threads_batch: Iterable[int],
     n_ubatch: Iterable[int] = (64, 128, 256, 512),
+    kv_types: Iterable[str] = (),
+    load_modes: Iterable[str] = (),
 ) -> Candidates:
     """What is worth a try beside the settings of before."""
     return Candidates(
@@ -150,4 +166,6 @@ def candidates(
         n_threads_batch=[each for each in threads_batch if each != begin.n_threads_batch],
         n_ubatch=[each for each in n_ubatch if each != begin.n_ubatch],
         flash_attn=["off" if begin.flash_attn in (None, "auto", "on") else "on"],
+        kv_type=[*kv_types],
+        load_mode=[*load_modes],
     )

@@ -10,7 +10,7 @@ output matrix above all) is the rest:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from llmrun.engine.protocol import Failed, Load, Loaded, Progress, Trial, TrialR
 from llmrun.errors import EngineCrashed
 from llmrun.gguf.reader import Header, layer_of
 from llmrun.gguf.slices import layer_contents, noise_file, slice_of
-from llmrun.options.load import LoadConfig
+from llmrun.options.load import LoadConfig, Repack
 from llmrun.planning.kv_layout import layer_memories
 from llmrun.planning.layout import Layout
 from llmrun.text import printable
@@ -38,7 +38,8 @@ class Slices:
 
     Attributes:
         small, large: numbers of the layers that they have.
-        n_repeats: how often what `large` has more is in the whole model more than in `small`.
+        n_repeats: how often what `large` has more is in the whole model more than in `small`, by bytes of weights:
+            layers of one shape may differ in their types.
     """
 
     small: tuple[int, ...]
@@ -53,21 +54,57 @@ class Slices:
 def slices_of(header: Header, *, more: int = 2) -> Slices:
     """The two smallest slices that stand for the model: `more` layers, or whole periods of them, apart.
 
-    Layers of one kind that differ in nothing but their types are taken from all over the model; where kinds alternate
-    (windows, attention among recurrent layers, mixtures behind dense layers), what a layer is follows from its place:
-    then the slices are the model's first layers.
+    Layers of one kind that differ in nothing but their types are taken so that those of both slices, and of what lies
+    between them, have the mean size of all; where kinds alternate (windows, attention among recurrent layers, mixtures
+    behind dense layers), what a layer is follows from its place: then the slices are the model's first layers.
     """
     kinds = _kinds(header)
     n = len(kinds)
     if not n:
         raise EngineCrashed("the model has no layers that a part could be made of")
+    sizes = _layer_bytes(header)[:n]
     if len(set(kinds)) <= 1:
-        more = min(more, max(1, n - 1))
-        large = tuple(sorted({(2 * i + 1) * n // (2 * (more + 1)) for i in range(more + 1)}))
-        return Slices((large[len(large) // 2],), large, (n - 1) / max(1, len(large) - 1))
-    lead, period = _repetition(kinds)
-    first, second = lead + period, min(n, lead + 2 * period)
-    return Slices(tuple(range(first)), tuple(range(second)), (n - first) / max(1, second - first))
+        picked = _typical(sizes, 1 + min(more, max(1, n - 1)))
+        small, large = picked[:1], tuple(sorted(picked))
+    else:
+        lead, period = _repetition(kinds)
+        small, large = tuple(range(lead + period)), tuple(range(min(n, lead + 2 * period)))
+    between = sum(sizes[i] for i in large) - sum(sizes[i] for i in small)
+    rest = sum(sizes) - sum(sizes[i] for i in small)
+    return Slices(small, large, rest / between if between else 0.0)
+
+
+def slices_within(header: Header, most_bytes: int) -> Slices:
+    """As many layers apart as read about as much as the output does: it stands in both, and what it takes must not
+    drown what is to be found. Two to six, of at most so many bytes where that is possible."""
+    outside = slice_bytes(header, ())
+    per_layer = max(1, (header.weight_bytes - outside) // (header.n_layer or 1))
+    fitting = max(1, (most_bytes - outside) // per_layer - 1)
+    return slices_of(header, more=min(max(2, outside // per_layer), 6, fitting))
+
+
+def _layer_bytes(header: Header) -> list[int]:
+    sizes = [0] * (header.n_layer or 0)
+    for tensor in header.tensors:
+        layer = layer_of(tensor)
+        if layer is not None and layer < len(sizes):
+            sizes[layer] += tensor.n_bytes
+    return sizes
+
+
+def _typical(sizes: Sequence[int], n: int) -> tuple[int, ...]:
+    """So many layers, each chosen to bring the mean of those behind the first nearest to the mean of all; the first
+    is nearest to it by itself."""
+    mean, left = sum(sizes) / len(sizes), list(range(len(sizes)))
+    picked: list[int] = []
+    total = 0
+    for i in range(min(n, len(sizes))):
+        wanted = max(i, 1) * mean - total
+        best = min(left, key=lambda layer: abs(sizes[layer] - wanted))
+        left.remove(best)
+        picked.append(best)
+        total = total + sizes[best] if i else 0
+    return tuple(picked)
 
 
 def _kinds(header: Header) -> list[int]:
@@ -105,7 +142,7 @@ class SliceRunner:
     """A child with one slice at a time. A context manager. Raises `EngineCrashed` where llama.cpp can't run a slice."""
 
     def __init__(self, header: Header, config: LoadConfig) -> None:
-        """`config`: settings as the model would have them; the slice lies in RAM."""
+        """`config`: settings as the model would have them, but for where layers lie."""
         self._header, self._config = header, config
         self._channel = Channel(Child("child.main"), limits=Limits(idle_s=60), of_death=_failed)
 
@@ -122,13 +159,17 @@ class SliceRunner:
     @cached_property
     def found(self) -> Found:
         """What llama.cpp sees. Waits, the first time, until the child is there."""
-        return devices.ask(self._channel)
+        return devices.ask(self._channel, self._config.rpc)
 
-    def load(self, layers: Sequence[int], *, n_threads: int, n_ctx: int) -> None:
-        """Load the slice with these layers, in place of the one before."""
-        config, _ = self._config, self.found
+    def load(
+        self, layers: Sequence[int], *, repack: Repack, n_threads: int, n_ctx: int, device: str | None = None
+    ) -> None:
+        """Load the slice with these layers, in place of the one before: in RAM, or all of it on a device. `repack`: not
+        "auto"."""
+        config, _ = replace(self._config, repack=repack), self.found
+        layout = Layout(len(layers) + 1, (device,), (1.0,)) if device else Layout(0)
         settings = settings_of(
-            config, Layout(0), n_ctx=n_ctx, n_ctx_most=None, n_threads=n_threads, repack=config.repack == "on"
+            config, layout, n_ctx=n_ctx, n_ctx_most=None, n_threads=n_threads, repack=repack != "off"
         )
         with noise_file(slice_of(self._header, layers)) as path:
             self._ask(Load(path, settings, False), Loaded)

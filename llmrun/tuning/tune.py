@@ -1,18 +1,19 @@
-"""Tuning a whole model: loaded in every layout that there is to try, both at once where memory allows."""
+"""Tuning a whole model: loaded once in both layouts where memory allows, else in one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.protocol import Trial
 from llmrun.machine import hardware
 from llmrun.models.resolve import Model
-from llmrun.options.load import LoadConfig
+from llmrun.options.load import KvType, LoadConfig, LoadMode, Repack
 from llmrun.planning.footprint import repackable_types
 from llmrun.planning.load_plan import wants_repack
-from llmrun.tuning.dials import Dials, Workload
+from llmrun.tuning import kept
+from llmrun.tuning.dials import Dials, Layout, Workload, class_of
 from llmrun.tuning.first_use import decode_threads, layouts
 from llmrun.tuning.search import Outcome, Search, candidates
 
@@ -20,35 +21,64 @@ _MOST_PROMPT = 512
 _STEPS = 16
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What a search has found.
+
+    Attributes:
+        dials: the fastest settings; what is as usual is None.
+        outcomes: all that was tried, in order.
+    """
+
+    dials: Dials
+    outcomes: tuple[Outcome, ...]
+
+
 class WholeModel:
-    """Measures a model with any dials. A context manager: leaving it ends the engines."""
+    """Measures a model with any dials. A context manager: leaving it ends the engines.
+
+    Attributes:
+        layouts: what there is to try.
+    """
 
     def __init__(self, model: Model, config: LoadConfig, workload: Workload) -> None:
         self._model, self._config, self._workload = model, config, workload
-        self._engines: dict[bool, ChildEngine] = {}
+        self._engines: dict[tuple[Repack, LoadMode], ChildEngine] = {}
+        usual: Layout = "on" if wants_repack(model.header, config) else "off"
+        engine = self._engine(usual, config.load_mode)
+        self.layouts = layouts(model.header, repackable_types(engine.system_info))
+        if len(self.layouts) > 1 and not engine.plan.layout.n_gpu_layers:
+            self.close()
+            engine = self._engine("both", config.load_mode)
+        self._has_both = engine.plan.plain_prefill
+        if not self._has_both:
+            self.layouts = tuple(each for each in self.layouts if each != "both")
 
     def __enter__(self) -> WholeModel:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         for engine in self._engines.values():
             engine.close()
+        self._engines.clear()
 
-    def engine(self, repack: bool) -> ChildEngine:
-        """With this layout; the other one goes where there is no memory for both."""
-        if repack not in self._engines:
-            needed = self._model.header.weight_bytes
-            if self._engines and (hardware.available_memory() or 0) < 2 * needed:
-                for other in self._engines.values():
-                    other.close()
-                self._engines.clear()
-            load = replace(self._config, repack="on" if repack else "off")
-            self._engines[repack] = ChildEngine(self._model.path, self._model.header, load)
-        return self._engines[repack]
+    def _engine(self, repack: Repack, load_mode: LoadMode) -> ChildEngine:
+        """Loaded so; the others go where there is no memory for all."""
+        wanted = repack, load_mode
+        if wanted not in self._engines:
+            if self._engines and (hardware.available_memory() or 0) < 3 * self._model.header.weight_bytes:
+                self.close()
+            load = replace(self._config, repack=repack, load_mode=load_mode)
+            self._engines[wanted] = ChildEngine(self._model.path, self._model.header, load)
+        return self._engines[wanted]
 
     def measure(self, dials: Dials) -> tuple[float, float]:
         """Seconds of a token of the prompt, and of one of the answer in the middle of it."""
-        engine, work = self.engine(bool(dials.repack)), self._workload
+        work, layout = self._workload, dials.repack or "off"
+        engine = self._engine("both" if self._has_both else layout, dials.load_mode or self._config.load_mode)
         n_prompt = min(work.n_prompt, _MOST_PROMPT)
         depth = min(engine.n_ctx_most - n_prompt - _STEPS, work.n_prompt + work.n_gen // 2 - n_prompt)
         trial = Trial(
@@ -59,6 +89,8 @@ class WholeModel:
             n_threads_batch=dials.n_threads_batch or dials.n_threads or 0,
             n_ubatch=dials.n_ubatch or 0,
             flash_attn=dials.flash_attn or "",
+            kv_type=dials.kv_type or "",
+            layout=layout if self._has_both else "",
         )
         done = engine.run_trial(trial)
         return (done.prefill_s or 0.0) / n_prompt, sorted(done.step_s)[_STEPS // 2]
@@ -66,37 +98,50 @@ class WholeModel:
 
 def tune(
     model: Model,
-    config: LoadConfig,
     workload: Workload,
+    config: LoadConfig | None = None,
     *,
     budget_s: float = 60.0,
+    kv_types: Sequence[KvType] = (),
     on_outcome: Callable[[Outcome], None] = lambda _: None,
-) -> tuple[Dials, list[Outcome]]:
-    """The fastest settings for a workload, and all that was tried. Raises what `ChildEngine` raises."""
+) -> Tuned:
+    """Finds the fastest settings for a workload, and keeps them for prompts of that length.
+
+    `kv_types` may be tried as well: they change what the model answers. Raises what `ChildEngine` raises, and
+    `DiskError`.
+    """
+    config = config or LoadConfig()
     usual = hardware.default_threads()
     cpus = len(hardware.usable_cpus())
+    begin = Dials(
+        "on" if wants_repack(model.header, config) else "off", usual, usual, min(config.n_ubatch, config.n_batch)
+    )
     with WholeModel(model, config, workload) as whole:
-        repack = wants_repack(model.header, config)
-        engine = whole.engine(repack)
-        begin = Dials(repack, usual, usual, min(config.n_ubatch, config.n_batch))
-        whole.measure(begin)  # pages and caches
+        for layout in whole.layouts:
+            whole.measure(replace(begin, repack=layout))  # pages and caches
         search = Search(whole.measure, workload, begin, budget_s=budget_s, on_outcome=on_outcome)
         best = search.run(
             candidates(
                 begin,
-                layouts=layouts(model.header, repackable_types(engine.system_info)),
+                layouts=whole.layouts,
                 threads=[*decode_threads(usual), *({usual - 1} if usual > 1 else ())],
                 threads_batch=[cpus] if cpus > usual else [],
+                kv_types=[each for each in kv_types if each != config.type_k],
+                load_modes=["none"] if config.load_mode == "auto" else [],
             )
         )
-    return _kept(best, begin), search.outcomes
+    tuned = Tuned(_unusual(best, begin), tuple(search.outcomes))
+    tried = tuple(kept.Tried(each.dials, each.prefill_s, each.decode_s) for each in tuned.outcomes)
+    choice = kept.Choice(tuned.dials, "tune", tried=tried)
+    kept.keep(kept.key_of(model.header, config), model.name, {class_of(workload.n_prompt): choice})
+    return tuned
 
 
-def _kept(best: Dials, begin: Dials) -> Dials:
+def _unusual(best: Dials, begin: Dials) -> Dials:
     """Without what is as usual: it is left to follow the machine."""
-    changed = {
+    usual = {
         name: None
         for name in ("n_threads", "n_threads_batch", "n_ubatch")
         if getattr(best, name) == getattr(begin, name)
     }
-    return replace(best, **changed)
+    return replace(best, **usual)

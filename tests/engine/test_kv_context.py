@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import ENDLESS, EXACT
 from waiting import until_it_sleeps
 
 from llmrun.engine.child.kv_context import common_prefix
-from llmrun.engine.engine import ChildEngine
+from llmrun.engine.engine import ChildEngine, plan_load
 from llmrun.engine.generation import ChildGeneration
 from llmrun.engine.protocol import PromptOptions
 from llmrun.gguf import synth
@@ -26,6 +27,13 @@ WORDS = "the cat sat on a mat and saw a dog run by so it hid under the old red b
 
 def open_file(path: Path, config: LoadConfig | None = None) -> ChildEngine:
     return ChildEngine(path, open_header(path), config)
+
+
+def open_twice(path: Path, config: LoadConfig) -> ChildEngine:
+    """With the weights in both layouts, though there is but one for F32: what is computed is the same then."""
+    header = open_header(path)
+    plan = plan_load(path, header, config)
+    return ChildEngine.open(replace(plan, config=replace(config, repack="both")), header)
 
 
 def small(tmp_path: Path, name: str) -> Path:
@@ -79,10 +87,13 @@ def test_nothing_is_reused_unasked(engine: ChildEngine) -> None:
         assert generation.timing.n_cached == 0
 
 
+@pytest.mark.parametrize("opened", [open_file, open_twice])
 @pytest.mark.parametrize("name", ["micro", "gemma3-1b", "gpt-oss-20b", "mamba2-2.7b", "lfm2-1.2b", "granite-4-h-tiny"])
-def test_remembered_is_as_good_as_computed(tmp_path: Path, name: str) -> None:
+def test_remembered_is_as_good_as_computed(
+    tmp_path: Path, name: str, opened: Callable[[Path, LoadConfig], ChildEngine]
+) -> None:
     """Full attention, windows, recurrent states, both together: going on, going back and starting over all give the
-    answer that an engine without a past gives."""
+    answer that an engine without a past gives; also where another copy of the weights computes long prompts."""
     path = small(tmp_path, name) if name != "micro" else small(tmp_path, "llama-1.2b")
     story = text(150)
     prompts = [
@@ -96,7 +107,7 @@ def test_remembered_is_as_good_as_computed(tmp_path: Path, name: str) -> None:
     ]
     with open_file(path, EXACT) as fresh:
         expected = ["".join(fresh.generate(prompt, GREEDY)) for prompt in prompts]
-    with open_file(path, EXACT) as engine:
+    with opened(path, EXACT) as engine:
         cached = []
         for prompt, answer in zip(prompts, expected, strict=True):
             generation = engine.generate(prompt, GREEDY, options=GOES_ON)
@@ -159,12 +170,13 @@ def cancelled_in_prefill(engine: ChildEngine, prompt: str) -> ChildGeneration:
     raise AssertionError("no cancel came in time")
 
 
-def test_cancelled_and_gone_on(exact: Path) -> None:
+@pytest.mark.parametrize("opened", [open_file, open_twice])
+def test_cancelled_and_gone_on(exact: Path, opened: Callable[[Path, LoadConfig], ChildEngine]) -> None:
     """After a cancel, in the prefill or in the answer, what is remembered is right."""
     prompt, config = text(800), replace(EXACT, n_batch=64, n_ubatch=64)
     with open_file(exact, config) as fresh:
         expected = "".join(fresh.generate(prompt, GREEDY))
-    with open_file(exact, config) as engine:
+    with opened(exact, config) as engine:
         again = cancelled_in_prefill(engine, prompt)
         assert "".join(again) == expected and 64 <= again.timing.n_cached < again.timing.n_prompt - 1
         in_answer = engine.generate(prompt, ENDLESS, options=GOES_ON)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 
 import pytest
 
-from llmrun.engine.child.thread_guard import GuardedThreads, ThreadGuard, ladder
+from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, ThreadGuard, ladder
+from llmrun.machine.proc import Proc
 
 
 class Machine:
@@ -129,6 +132,50 @@ def test_a_text_that_is_to_come_again() -> None:
     threads = GuardedThreads(2, Switch(), on=True)
     disturbed(threads, 300, repeatable=True)
     assert threads.changes and all(token < 212 or n == 2 for token, n in threads.changes)
+
+
+def test_others_from_the_beginning() -> None:
+    """A prompt in which threads lost their core many times: the answer begins with fewer."""
+    for prefill_s, n_lost, expected in ((0.2, 40, 1), (0.2, 10, 2), (0.005, 40, 2)):
+        lost = iter([0, n_lost, *[n_lost] * 100])
+        threads = GuardedThreads(2, Switch(), on=True, preemptions=lambda lost=lost: next(lost))  # type: ignore[misc]
+        threads.before_prefill()
+        threads.begin(prefill_s)
+        threads.before(8, 0, repeatable=False)
+        assert threads.changes == ([(0, 1)] if expected == 1 else [])
+
+
+def test_no_trial_without_an_idle_core() -> None:
+    """Beside a process that stays, more threads are not tried; they are once it has gone."""
+    guard, machine = ThreadGuard(2), Machine(2)
+    run(guard, machine, 50)
+    machine.busy = 1
+    taken = [guard.after(machine.step_s(guard.n_threads), 0, lambda: machine.busy < 1) for _ in range(1000)]
+    assert taken[-900:] == [1] * 900
+    machine.busy = 0
+    taken = [guard.after(machine.step_s(guard.n_threads), 0, lambda: machine.busy < 1) for _ in range(300)]
+    assert taken[-1] == 2
+
+
+def test_an_idle_core(tmp_path: Path) -> None:
+    """By /proc/stat: a hundred ticks later, one CPU that was idle for 70 of them, or all for too few."""
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def write(*idle: int, total: int) -> None:
+        lines = [
+            f"cpu{cpu} {total - n} 0 0 {n} 0 0 0 0" for cpu, n in zip(cpus, [*idle, *[0] * len(cpus)], strict=False)
+        ]
+        (tmp_path / "stat").write_text("\n".join(lines))
+
+    write(0, total=1000)
+    has_idle_core = IdleCore(Proc(tmp_path))
+    write(70, total=1100)
+    assert has_idle_core()
+    write(100, total=1200)
+    assert not has_idle_core()
+    assert has_idle_core()  # no time has passed: nothing is known
+    (tmp_path / "stat").unlink()
+    assert has_idle_core()
 
 
 def test_off() -> None:

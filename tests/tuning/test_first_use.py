@@ -14,7 +14,7 @@ from llmrun.tuning import first_use, kept
 from llmrun.tuning.dials import WORKLOADS, Dials, Workload, class_of
 from llmrun.tuning.kept import Choice, Tried
 
-PLAIN, REPACKED = Dials(False, 2), Dials(True, 2)
+PLAIN, REPACKED = Dials("off", 2), Dials("on", 2)
 
 
 @pytest.fixture
@@ -37,22 +37,30 @@ def header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Header:
 def test_layout_by_workload(repacked: tuple[float, float], short: bool, long: bool) -> None:
     """Plain weights prefill at 300 t/s and decode at 15."""
     tried = [Tried(PLAIN, 1 / 300, 1 / 15), Tried(REPACKED, 1 / repacked[0], 1 / repacked[1])]
-    assert first_use.chosen(tried, Workload(64, 256), default=False).repack is short
-    assert first_use.chosen(tried, Workload(4096, 64), default=False).repack is long
+    assert first_use.chosen(tried, Workload(64, 256), default="off").repack == ("on" if short else "off")
+    assert first_use.chosen(tried, Workload(4096, 64), default="off").repack == ("on" if long else "off")
+
+
+def test_both_layouts_for_what_they_take() -> None:
+    """Twice the memory has to be worth it: prompts at 300 and 200 t/s, answers at 15 and 20."""
+    both = Tried(Dials("both", 2), 1 / 295, 1 / 20)
+    tried = [Tried(PLAIN, 1 / 300, 1 / 15), Tried(REPACKED, 1 / 200, 1 / 20), both]
+    choices = [first_use.chosen(tried, Workload(*n), "off").repack for n in ((64, 256), (1024, 256), (4096, 16))]
+    assert choices == ["on", "both", "off"]
 
 
 def test_the_default_stays_where_nothing_is_gained() -> None:
     tried = [Tried(PLAIN, 1 / 300, 1 / 15), Tried(REPACKED, 1 / 301, 1 / 15)]
-    assert first_use.chosen(tried, WORKLOADS["short"], default=True) == replace(REPACKED, n_threads=None)
-    assert first_use.chosen(tried, WORKLOADS["short"], default=False) == replace(PLAIN, n_threads=None)
+    assert first_use.chosen(tried, WORKLOADS["short"], default="on") == replace(REPACKED, n_threads=None)
+    assert first_use.chosen(tried, WORKLOADS["short"], default="off") == replace(PLAIN, n_threads=None)
 
 
 def test_fewer_threads_where_memory_is_the_limit() -> None:
     """Only where they are faster by more than noise; the usual number is left to follow the machine."""
     assert first_use.decode_threads(2) == [2] and first_use.decode_threads(16) == [16, 12, 8, 4]
-    tried = [Tried(Dials(False, n), 1 / 300, s) for n, s in ((16, 0.10), (12, 0.098), (8, 0.08), (4, 0.081))]
-    assert first_use.chosen(tried, WORKLOADS["short"], default=False) == Dials(False, 8)
-    assert first_use.chosen(tried[:2], WORKLOADS["short"], default=False) == Dials(False, None)
+    tried = [Tried(Dials("off", n), 1 / 300, s) for n, s in ((16, 0.10), (12, 0.098), (8, 0.08), (4, 0.081))]
+    assert first_use.chosen(tried, WORKLOADS["short"], default="off") == Dials("off", 8)
+    assert first_use.chosen(tried[:2], WORKLOADS["short"], default="off") == Dials("off", None)
 
 
 def test_classes_of_prompts() -> None:
@@ -74,8 +82,8 @@ def test_measured_once(header: Header) -> None:
         )
 
     config, choice = settled(10)
-    assert choice is not None and {each.dials.repack for each in choice.tried} >= {False}
-    assert config.repack in ("on", "off") and all(each.prefill_s > 0 < each.decode_s for each in choice.tried)
+    assert choice is not None and "off" in {each.dials.repack for each in choice.tried}
+    assert config.repack in ("on", "off", "both") and all(each.prefill_s > 0 < each.decode_s for each in choice.tried)
     assert settled(10) == (config, choice)
     settled(5000)
     twin = replace(header, metadata={**header.metadata, "general.name": "another"})
@@ -88,23 +96,23 @@ def test_measured_once(header: Header) -> None:
 def test_other_types_are_another_class(header: Header, tmp_path: Path) -> None:
     synth.write(tmp_path / "n.gguf", replace(synth.small(synth.SHAPES["llama-1.2b"]), n_layer=4), "Q8_0")
     keys = {
-        kept.key_of(header, "f16", "f16"),
-        kept.key_of(header, "q8_0", "q8_0"),
-        kept.key_of(open_header(tmp_path / "n.gguf"), "f16", "f16"),
+        kept.key_of(header, LoadConfig()),
+        kept.key_of(header, LoadConfig(type_k="q8_0", type_v="q8_0")),
+        kept.key_of(open_header(tmp_path / "n.gguf"), LoadConfig()),
     }
     assert len({key.digest for key in keys}) == 3
 
 
 def test_the_build_is_that_on_the_disk(header: Header) -> None:
     """Also in a process that has loaded the libraries by another door, as the engine's child does."""
-    before = kept.key_of(header, "f16", "f16")
+    before = kept.key_of(header, LoadConfig())
     from llmrun.engine.child import native
 
-    assert native.llama and kept.key_of(header, "f16", "f16") == before and before.build
+    assert native.llama and kept.key_of(header, LoadConfig()) == before and before.build
 
 
 def test_a_damaged_file_is_no_choice(header: Header) -> None:
-    key = kept.key_of(header, "f16", "f16")
+    key = kept.key_of(header, LoadConfig())
     kept.keep(key, "m", {"short": Choice(PLAIN, "first use")})
     assert kept.read(key)["short"].dials == PLAIN
     kept.keep(key, "m", {"long": Choice(REPACKED, "tune")})
@@ -116,8 +124,8 @@ def test_a_damaged_file_is_no_choice(header: Header) -> None:
 
 def test_what_dials_change() -> None:
     assert Dials().applied(LoadConfig()) == LoadConfig()
-    tuned = Dials(True, 4, 8, 128, "on").applied(LoadConfig())
+    tuned = Dials("on", 4, 8, 128, "on").applied(LoadConfig())
     assert (tuned.repack, tuned.n_threads, tuned.n_threads_batch, tuned.n_ubatch) == ("on", 4, 8, 128)
     assert tuned.guards_threads and not LoadConfig(n_threads=4).guards_threads
-    assert Dials(True, 4).applied(LoadConfig(n_threads=2), leave={"n_threads"}).n_threads == 2
-    assert Dials(True, 4, 8, 128, "on").words() == "repacked, 4 threads, prefill 8, micro-batch 128, flash attention on"
+    assert Dials("on", 4).applied(LoadConfig(n_threads=2), leave={"n_threads"}).n_threads == 2
+    assert Dials("on", 4, 8, 128, "on").words() == "repacked, 4 threads, prefill 8, micro-batch 128, flash attention on"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmrun.engine.protocol import Trial
 from llmrun.errors import EngineCrashed
-from llmrun.gguf.reader import open_header
+from llmrun.gguf.reader import Header, open_header
 from llmrun.gguf.shapes import SHAPES, small
 from llmrun.gguf.synth import write
 from llmrun.options.load import LoadConfig
@@ -26,9 +27,10 @@ def test_llama_cpp_runs_them(tmp_path: Path, name: str) -> None:
     slices = slices_of(header)
     with SliceRunner(header, LoadConfig()) as runner:
         for layers in (slices.small, slices.large):
-            runner.load(layers, n_threads=1, n_ctx=32)
-            done = runner.trial(Trial(8, 3))
-            assert done.prefill_s and len(done.step_s) == 3
+            runner.load(layers, repack="both", n_threads=1, n_ctx=80)
+            for layout in ("off", "on", "both"):
+                done = runner.trial(Trial(70, 3, layout=layout))
+                assert done.prefill_s and len(done.step_s) == 3
 
 
 def test_layers_that_are_alike(micro: Path) -> None:
@@ -44,10 +46,27 @@ def test_layers_that_alternate(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     shape = SHAPES["gemma3-1b"]
     write(path, small(shape), "Q4_0")
-    n = open_header(path).n_layer or 0
-    slices = slices_of(open_header(path))
+    header = open_header(path)
+    slices = slices_of(header)
     assert slices.small == tuple(range(len(slices.small))) and slices.large == tuple(range(len(slices.large)))
-    assert len(slices.small) + slices.n_repeats * (len(slices.large) - len(slices.small)) == pytest.approx(n)
+    assert whole_bytes(header, slices) == pytest.approx(header.weight_bytes)
+
+
+def test_layers_of_several_sizes(tmp_path: Path) -> None:
+    """Of a mix, where every third layer or so has better types: what is multiplied is like the mean of all."""
+    path = tmp_path / "m.gguf"
+    write(path, replace(small(SHAPES["llama-1.2b"]), n_layer=16), "Q4_K_M")
+    header = open_header(path)
+    sizes = [slice_bytes(header, [i]) - slice_bytes(header, []) for i in range(16)]
+    slices = slices_of(header, more=4)
+    between = [sizes[i] for i in slices.large if i not in slices.small]
+    assert len(set(sizes)) > 1 and len(between) == 4
+    assert sum(between) / 4 == pytest.approx(sum(sizes) / 16, rel=0.05)
+    assert whole_bytes(header, slices) == pytest.approx(header.weight_bytes)
+
+
+def whole_bytes(header: Header, slices: Slices) -> float:
+    return slices.whole(slice_bytes(header, slices.small), slice_bytes(header, slices.large))
 
 
 def test_from_slices_to_the_whole() -> None:
@@ -60,4 +79,4 @@ def test_what_llama_cpp_refuses(micro: Path) -> None:
     """A sentence, not a crash."""
     refused = pytest.raises(EngineCrashed, match="measuring a part of the model failed")
     with SliceRunner(open_header(micro), LoadConfig()) as runner, refused:
-        runner.load([], n_threads=1, n_ctx=32)
+        runner.load([], repack="off", n_threads=1, n_ctx=32)

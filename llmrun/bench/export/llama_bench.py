@@ -22,7 +22,7 @@ Value = str | int | float | bool | None
 _NUMBERS: dict[str, dict[str, int]] = {
     "flash_attn": {"auto": -1, "off": 0, "on": 1},
     "n_gpu_layers": {"auto": -1, "all": -2},
-    "repack": {"off": 0, "on": 1},
+    "repack": {"off": 0, "on": 1, "both": 1},
 }
 
 # What llama-bench takes when nothing was asked for; the threads are the machine's.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmrun.engine.interface import Engine, Generation
     from llmrun.machine.sampler import Usage
     from llmrun.models.resolve import Model
+    from llmrun.tuning.kept import Choice
 
 
 _FIGURES = (
@@ -39,6 +40,7 @@ class Run:
     load: LoadConfig
     sampling: SamplingConfig
     usage: Usage
+    tuned: Choice | None = None
 
     @cached_property
     def checks(self) -> list[FootprintCheck]:
@@ -64,6 +66,7 @@ def meter_line(run: Run) -> str:
             f"{bandwidth(timing.read_bytes_per_s)} read",
             f"peak RAM {size(timing.peak_rss_bytes)}",
             *[f"{device} {size(n_bytes)}" for device, n_bytes in run.device_bytes.items()],
+            *([_chosen_layout(run.engine)] if run.tuned else []),
         ]
     )
 
@@ -75,7 +78,7 @@ def details(run: Run) -> list[str]:
     return [
         f"model     {sanitize(loaded.description)}, {count(loaded.n_params)} parameters,"
         f" {size(engine.header.weight_bytes)} of weights",
-        f"load      {duration(timing.load_s)}, weights {'repacked' if engine.repack else 'as in the file'}",
+        f"load      {duration(timing.load_s)}, weights {layout(engine)}",
         f"context   {generation.n_ctx} tokens of {loaded.n_ctx_train} trained, {engine.n_threads} threads",
         f"layers    {layers(engine.plan.placement.layers)}",
         *_memory(run.checks),
@@ -90,6 +93,20 @@ def details(run: Run) -> list[str]:
         *_thread_changes(generation),
         f"stopped   {generation.stop_reason}, seed {generation.seed}",
     ]
+
+
+def _chosen_layout(engine: Engine) -> str:
+    """plain, repacked, both layouts"""
+    from llmrun.tuning.dials import LAYOUTS
+
+    return LAYOUTS["both" if engine.plain_prefill else "on" if engine.repack else "off"]
+
+
+def layout(engine: Engine) -> str:
+    """How the weights lie in RAM."""
+    if engine.plain_prefill:
+        return "repacked, and as in the file for long prompts"
+    return "repacked" if engine.repack else "as in the file"
 
 
 def _thread_changes(generation: Generation) -> list[str]:
@@ -214,8 +231,10 @@ def as_document(run: Run) -> dict[str, Any]:
             "n_ubatch": min(run.load.n_ubatch, run.load.n_batch),
             "n_threads": engine.n_threads,
             "repack": engine.repack,
+            "plain_prefill": engine.plain_prefill,
             "seed": generation.seed,
         },
+        "tuning": run.tuned and {name: codec.plain(run.tuned)[name] for name in ("by", "made", "dials")},
         "versions": {
             "llmrun": __version__,
             "llama-cpp-python": version("llama-cpp-python"),

@@ -90,7 +90,7 @@ def _open(
     from llmrun.engine.limits import Limits
 
     limits = replace(Limits(), cancel_s=CANCEL_S)
-    load = tuning.settled(reference, found, load, chosen, 0, quiet=quiet)
+    load, _ = tuning.settled(reference, found, load, chosen, 0, quiet=quiet)
     engine = load_model.loaded(
         reference, found, load, child, EXPECTED_TOKENS, COMFORTABLE_CTX // 2, limits=limits, quiet=quiet
     )

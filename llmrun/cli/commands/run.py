@@ -119,7 +119,7 @@ def run(
         thoughts = Thoughts(lambda text, _: screen.draw(text), shown=shown)
         n_prompt = about_tokens(before)
         expected = expected_tokens(n_prompt, sampling.max_tokens)
-        load = tuning.settled(model, found, load, invocation.given, n_prompt, quiet=quiet)
+        load, tuned = tuning.settled(model, found, load, invocation.given, n_prompt, quiet=quiet)
         engine = load_model.loaded(model, found, load, child, *expected, quiet=quiet)
         sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
         chat = None
@@ -143,7 +143,7 @@ def run(
         else:
             answer.show(thoughts, quiet=quiet, newline=not no_newline or screen.is_terminal(sys.stdout))
         generation = answer.generation
-        done = report.Run(found, engine, generation, load, sampling, sampler.summary())
+        done = report.Run(found, engine, generation, load, sampling, sampler.summary(), tuned)
         if as_json:
             screen.out_json(report.as_document(done))
         elif not quiet:

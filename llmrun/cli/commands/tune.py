@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Option
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import Change, NotFound, UsageError
-from llmrun.options.load import LoadConfig
+from llmrun.options.load import KvType, LoadConfig
 from llmrun.options.spec import Choice, Number, Whole
 from llmrun.units import percent, rate
 
 if TYPE_CHECKING:
+    from llmrun.tuning.dials import Workload
     from llmrun.tuning.search import Outcome
+    from llmrun.tuning.tune import Tuned
 
 PURPOSES = {"chat": (64, 256), "summarise": (2048, 128), "code": (512, 512), "batch": (512, 64)}
 """Tokens of prompt and of answer that they stand for."""
+_DIALS = {
+    "repack": "layout",
+    "n_threads": "threads",
+    "n_threads_batch": "prefill threads",
+    "n_ubatch": "micro-batch",
+    "flash_attn": "flash attention",
+    "kv_type": "KV type",
+    "load_mode": "load mode",
+}
 _TITLES = ("TRIED", "SETTINGS…", ">PROMPT", ">ANSWER", ">GAIN", "95 %", "")
 
 
@@ -34,6 +45,15 @@ def tune(
         int | None, Option("-p", "--n-prompt", kind=Whole(1, 1 << 20), help="Tokens of prompt.")
     ] = None,
     n_gen: Annotated[int | None, Option("-n", "--n-gen", kind=Whole(1, 1 << 20), help="Tokens of answer.")] = None,
+    allow_kv: Annotated[
+        list[str] | None,
+        Option(
+            "--allow-kv",
+            kind=Choice(get_args(KvType)),
+            metavar="TYPE",
+            help="A type of keys and values that may be taken as well; it changes what the model answers. Repeatable.",
+        ),
+    ] = None,
     seconds: Annotated[
         float, Option("--seconds", kind=Number(1, 3600), metavar="S", help="Begin no measurement after so long.")
     ] = 60.0,
@@ -44,15 +64,12 @@ def tune(
 ) -> None:
     """Find the fastest settings for a model on this machine, and keep them.
 
-    Weight layout, threads for decoding and for prefill, micro-batch and flash attention are tried one after the other,
-    each in turn with the best so far; what gains more than noise is kept, for prompts of that length. `llmrun run`,
-    `chat` and `bench --tuned` take it from then on, unless an option says otherwise. A table of what was tried goes to
-    stdout.
+    Weight layout, threads for decoding and for prefill, micro-batch, flash attention and load mode are tried one after
+    the other, each in turn with the best so far; what gains more than noise is kept, for prompts of that length.
+    `llmrun run`, `chat` and `bench --tuned` take it from then on, unless an option says otherwise. A table of what was
+    tried goes to stdout.
     """
-    from llmrun.tuning import kept
     from llmrun.tuning.dials import Workload, class_of
-    from llmrun.tuning.kept import Choice as Kept
-    from llmrun.tuning.kept import Tried
     from llmrun.tuning.tune import tune as measured
 
     _check_free(load)
@@ -72,15 +89,14 @@ def tune(
         if not quiet:
             screen.note("  ".join(_cells(outcome)).rstrip())
 
-    dials, outcomes = measured(found, load, workload, budget_s=seconds, on_outcome=tell)
+    kinds = cast("list[KvType]", allow_kv or [])
+    tuned = measured(found, workload, load, budget_s=seconds, kv_types=kinds, on_outcome=tell)
     name = class_of(workload.n_prompt)
-    tried = tuple(Tried(each.dials, each.prefill_s, each.decode_s) for each in outcomes)
-    kept.keep(kept.key_of(found.header, load.type_k, load.type_v), found.name, {name: Kept(dials, "tune", tried=tried)})
     if as_json:
-        screen.out_json(_document(found.name, workload, name, dials, outcomes))
+        screen.out_json(_document(found.name, workload, name, tuned))
     else:
-        tables.show(_TITLES, map(_cells, outcomes))
-        screen.out(f"\nkept for {name} prompts of {found.name}: {dials.words()}\n")
+        tables.show(_TITLES, map(_cells, tuned.outcomes))
+        screen.out(f"\nkept for {name} prompts of {found.name}: {tuned.dials.words()}\n")
 
 
 def list_(as_json: options.Json = False) -> None:
@@ -130,14 +146,13 @@ def _check_free(load: LoadConfig) -> None:
 
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
-    dial = {"repack": "layout", "n_threads": "threads", "n_threads_batch": "prefill threads", "n_ubatch": "micro-batch"}
     interval = (
         f"{percent(outcome.low, signed=True)} to {percent(outcome.high, signed=True)}"
         if math.isfinite(outcome.low)
         else ""
     )
     return (
-        dial.get(outcome.dial, "flash attention"),
+        _DIALS[outcome.dial],
         outcome.dials.words(),
         rate(1 / outcome.prefill_s),
         rate(1 / outcome.decode_s),
@@ -147,7 +162,7 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
     )
 
 
-def _document(model: str, workload: Any, name: str, dials: Any, outcomes: list[Outcome]) -> dict[str, Any]:
+def _document(model: str, workload: Workload, name: str, tuned: Tuned) -> dict[str, Any]:
     from llmrun import codec
 
     return {
@@ -155,6 +170,6 @@ def _document(model: str, workload: Any, name: str, dials: Any, outcomes: list[O
         "n_prompt": workload.n_prompt,
         "n_gen": workload.n_gen,
         "prompts": name,
-        "settings": codec.plain(dials),
-        "tried": [codec.plain(each) for each in outcomes],
+        "settings": codec.plain(tuned.dials),
+        "tried": [codec.plain(each) for each in tuned.outcomes],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmrun.cli.terminal import screen
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmrun.bench.spec import Case
     from llmrun.cli.loading.recommended import Chosen
     from llmrun.models.resolve import Model
+    from llmrun.tuning.kept import Choice
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,17 @@ class TuningArguments:
 
     def settled(
         self, reference: str, model: Model, load: LoadConfig, chosen: Chosen, n_prompt: int, *, quiet: bool
-    ) -> LoadConfig:
-        """What `load` leaves open, decided for a prompt of about so many tokens. What somebody has set stays."""
+    ) -> tuple[LoadConfig, Choice | None]:
+        """What `load` leaves open, decided for a prompt of about so many tokens, and the choice that decided it. What
+        somebody has set stays."""
         if not self.tune or load.override_kv or load.lora:
-            return load
+            return load, None
+        from llmrun import fs
+        from llmrun.machine import hardware
         from llmrun.tuning import first_use
 
         if first_use.is_small(model.header):
-            return load
+            return load, None
         keys = chosen(reference)
         given = {each.field for each in options_of(LoadConfig) if each.key in keys}
         begin_s = time.monotonic()
@@ -56,13 +60,15 @@ class TuningArguments:
             said.append(f"measuring which settings are the fastest here for {model.name}, once")
             if not quiet:
                 screen.note(said[0])
+            if 2 * model.header.weight_bytes < (hardware.available_memory() or 0):
+                fs.read_ahead(model.path)  # it is loaded next
 
         settled, choice = first_use.settled(
             model.header, load, n_prompt, model=model.name, given=given, on_measure=on_measure
         )
         if said and choice is not None and not quiet:
             screen.note(f"{choice.dials.words()}, after {duration(time.monotonic() - begin_s)}; kept")
-        return settled
+        return settled, choice
 
 
 def fastest(model: Model, case: Case, *, quiet: bool) -> LoadConfig:
@@ -71,7 +77,7 @@ def fastest(model: Model, case: Case, *, quiet: bool) -> LoadConfig:
     from llmrun.tuning.dials import class_of
 
     config, default = case.config, LoadConfig()
-    choice = kept.read(kept.key_of(model.header, config.type_k, config.type_v)).get(class_of(case.test.n_prompt))
+    choice = kept.read(kept.key_of(model.header, config)).get(class_of(case.test.n_prompt))
     if choice is None:
         if not quiet:
             screen.note(
@@ -79,4 +85,5 @@ def fastest(model: Model, case: Case, *, quiet: bool) -> LoadConfig:
             )
         return config
     said = {name for name, value in vars(config).items() if value != getattr(default, name)}
-    return choice.dials.applied(config, leave=said)
+    # Threads that were measured are no threads to give away: a guard is on in a bench only where it was asked for.
+    return replace(choice.dials.applied(config, leave=said), thread_guard=config.thread_guard)

@@ -6,7 +6,6 @@ drives it. Tokens of the prompt that the context still holds are not computed ag
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,10 +14,11 @@ from llmrun.engine import protocol
 from llmrun.engine.child import sampler
 from llmrun.engine.child.answer_text import FIRST_SIGN, AnswerText
 from llmrun.engine.child.constraint import Constraint, ConstraintMaker
+from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext
 from llmrun.engine.child.prompts import Prompts
 from llmrun.engine.child.special_tokens import Vocabulary, named_in
 from llmrun.engine.child.thinking import Thinking
-from llmrun.engine.child.thread_guard import GuardedThreads
+from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, preemptions
 from llmrun.engine.protocol import Message, RequestFailed, StopReason, Tokens
 from llmrun.options.defaults import COMFORTABLE_CTX
 
@@ -190,7 +190,11 @@ class Generator:
         self._constraints = ConstraintMaker(host.vocab)
         self._prompts = Prompts(host.model, host.vocab, host.templates)
         self.threads = GuardedThreads(
-            host.settings.n_threads, self._set_threads, on=host.settings.guards_threads, preemptions=_preemptions
+            host.settings.n_threads,
+            self._set_threads,
+            on=host.settings.guards_threads,
+            preemptions=preemptions,
+            has_idle_core=IdleCore(),
         )
 
     def count(self, request: protocol.Count) -> None:
@@ -199,7 +203,7 @@ class Generator:
     def prepare(self, request: protocol.Prepare) -> None:
         self._make_room(0, -1, keep=True)
         if not self._kv.tokens:  # the weights are read once, from the disk perhaps
-            self._compute(self._vocab.tokenize("a")[:1])
+            self._compute(self._vocab.tokenize("a")[:1], self._kv)
             self._kv.clear()
         known = self._prompts.common_beginning(request)
         if known:
@@ -234,7 +238,9 @@ class Generator:
                 )
             )
             source.accept_prompt(tokens)
+            self.threads.before_prefill()
             reason = self._prefill(tokens[n_cached:], tell=True)
+            self.threads.begin(time.perf_counter() - begin_s)
             if reason is not None:
                 return reason
             if source.has_grammar:
@@ -271,6 +277,8 @@ class Generator:
         if n_ctx is None:
             wanted = self._kv.clamp_n_ctx(n_needed)
             self._host.fail_from_log("engine", f"llama.cpp can't make a context of {wanted} tokens", n_ctx=wanted)
+        if plain := self._host.plain_kv:  # now, so that what it takes is known; without one the prompt is computed here
+            plain.reserve(n_ctx)
         if n_prompt > n_ctx:
             n_ctx_train = self._llama.llama_model_n_ctx_train(self._host.model)
             numbers = {"n_prompt": n_prompt, "n_ctx": n_ctx, "n_ctx_train": n_ctx_train}
@@ -278,13 +286,27 @@ class Generator:
         return n_ctx
 
     def _prefill(self, tokens: list[int], *, tell: bool = False) -> StopReason | None:
-        """Compute tokens behind those of the context, in batches; a reason to stop, or None. `tell` of every batch."""
-        kv, size = self._kv, self._host.settings.n_batch
+        """Compute tokens behind those of the context, in batches; a reason to stop, or None. `tell` of every batch.
+
+        Where the weights are there in both layouts, a long prompt is computed with those as in the file, but for its
+        last token, whose logits are wanted.
+        """
+        kv, plain = self._kv, self._host.plain_kv
+        if plain is None or len(tokens) < PLAIN_TOKENS or plain.context is None or not plain.take_over(kv):
+            return self._prefill_in(kv, tokens, tell=tell)
+        before = len(kv.tokens)
+        reason = self._prefill_in(plain, tokens[:-1], tell=tell)
+        if not kv.take_over(plain):
+            raise RequestFailed("engine", f"llama.cpp can't hand over the state of {len(plain.tokens)} tokens")
+        return reason or self._prefill_in(kv, tokens[len(kv.tokens) - before :], tell=tell)
+
+    def _prefill_in(self, kv: KVContext, tokens: list[int], *, tell: bool) -> StopReason | None:
+        size = self._host.settings.n_batch
         for first in range(0, len(tokens), size):
             if self._host.cancelled:
                 return "cancelled"
             batch = tokens[first : first + size]
-            reason = self._compute(batch)
+            reason = self._compute(batch, kv)
             if reason:
                 return reason
             kv.tokens += batch
@@ -300,7 +322,6 @@ class Generator:
     def _decode(self, state: GenerationState, *, may_grow: bool, repeatable: bool) -> StopReason:
         """Sample and compute until there is a reason to stop. The last token's logits are ready."""
         kv, cancelled, threads, clock = self._kv, self._host.cancelled, self.threads, time.perf_counter
-        threads.begin()
         reason, token = state.stop_reason, None
         try:
             while reason is None:
@@ -316,7 +337,7 @@ class Generator:
                     continue
                 threads.before(len(kv.tokens), state.n_tokens, repeatable=repeatable)
                 begin_s = clock()
-                reason = self._compute([token])
+                reason = self._compute([token], kv)
                 threads.after(clock() - begin_s)
                 if reason is None:
                     kv.tokens.append(token)
@@ -329,13 +350,13 @@ class Generator:
         kv.pending = [] if token is None or not kv.tokens else [token]
         return reason
 
-    def _compute(self, tokens: list[int]) -> StopReason | None:
+    def _compute(self, tokens: list[int], kv: KVContext) -> StopReason | None:
         """`llama_decode` on tokens, the last one's logits kept; a reason to stop, or None."""
         ids = (self._llama.llama_token * len(tokens))(*tokens)
-        status = self._llama.llama_decode(self._kv.context, self._llama.llama_batch_get_one(ids, len(tokens)))
+        status = self._llama.llama_decode(kv.context, self._llama.llama_batch_get_one(ids, len(tokens)))
         if status == 0:
             return None
-        self._kv.repair()
+        kv.repair()
         if status not in (1, 2):
             self._host.fail_from_log("engine", f"llama_decode failed with {status}")
         return "context" if status == 1 else "cancelled"  # 1: no room in the KV cache; 2: aborted by our flag
@@ -348,8 +369,3 @@ class Generator:
             self._host.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens again", n_ctx=n_ctx)
         self.threads.in_new_context()
         return longer > n_ctx and len(self._kv.tokens) >= n_ctx
-
-
-def _preemptions() -> int:
-    """How often a thread of this process had to leave its core to another process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

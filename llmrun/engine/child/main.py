@@ -13,9 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from llmrun import codec
 from llmrun.engine import protocol
 from llmrun.engine.child import bootstrap
 from llmrun.engine.child.inbox import Inbox, Outbox, Request
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from llmrun.engine.child.roofline import Products
 
 _NO_VOCABULARY = "it has no vocabulary, so no text can be given to it"
+_OF_A_MODEL = ("model", "LoRA")
 _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
 clock = time.perf_counter
@@ -49,8 +52,11 @@ class Worker:
         self.llama.llama_backend_init()
         self.model: Any = None
         self.kv: KVContext
+        self.plain: Any = None  # the model once more, its weights as they are in the file
+        self.plain_kv: KVContext | None = None
         self.settings: Settings
-        self.adapters: list[tuple[Any, float]] = []
+        self.adapters: dict[Any, list[tuple[Any, float]]] = {}
+        self.in_context: dict[Any, list[Buffer]] = {}
         self.raw_bench: RawBench | None = None
         self.products: Products | None = None
         self.generator: Generator | None = None
@@ -113,20 +119,18 @@ class Worker:
 
         params.progress_callback = self.llama.llama_progress_callback(progress)
         self.log.buffers.clear()
-        self.model = self.llama.llama_model_load_from_file(os.fsencode(message.path), params)
-        if not self.model:
-            self.fail_from_log("model", "llama.cpp can't load it")
+        self.model = self._opened(message.path, params)
         self.vocab = self.native.Vocab(self.model)
         if not self.vocab.n_tokens:
             raise RequestFailed("model", _NO_VOCABULARY)
         if self.llama.llama_model_has_encoder(self.model):
             raise RequestFailed("model", "it has an encoder; only decoder models can continue a text here")
-        for adapter_path, scale in settings.lora:
-            adapter = self.llama.llama_adapter_lora_init(self.model, os.fsencode(adapter_path))
-            if not adapter:
-                self.fail_from_log("model", f"the adapter {Path(adapter_path).name} does not go with it")
-            self.adapters.append((adapter, scale))
+        self._adapt(self.model)
         self.kv = KVContext(self.llama, self.model, settings, self._make_context)
+        if settings.plain_prefill:
+            self.plain = self._opened(message.path, self.params.model_params(_as_in_the_file(settings)))
+            self._adapt(self.plain)
+            self.plain_kv = KVContext(self.llama, self.plain, settings, partial(self._make_context, model=self.plain))
         description = ctypes.create_string_buffer(256)
         self.llama.llama_model_desc(self.model, description, len(description))
         self.send(
@@ -148,10 +152,32 @@ class Worker:
             return
         self._end_raw_bench()
         self.generator = None
-        self.kv.close()
+        self._close_contexts()
         self.adapters.clear()  # llama.cpp frees them with the model
-        self.llama.llama_model_free(self.model)
-        self.model = None
+        for model in (self.model, self.plain):
+            if model is not None:
+                self.llama.llama_model_free(model)
+        self.model = self.plain = self.plain_kv = None
+
+    def _opened(self, path: str, params: Any) -> Any:
+        model = self.llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            self.fail_from_log("model", "llama.cpp can't load it")
+        return model
+
+    def _adapt(self, model: Any) -> None:
+        """Load the adapters for it."""
+        for path, scale in self.settings.lora:
+            adapter = self.llama.llama_adapter_lora_init(model, os.fsencode(path))
+            if not adapter:
+                self.fail_from_log("model", f"the adapter {Path(path).name} does not go with it")
+            self.adapters.setdefault(model, []).append((adapter, scale))
+
+    def _close_contexts(self) -> None:
+        for kv in (self.kv, self.plain_kv):
+            if kv is not None:
+                kv.close()
+        self.in_context.clear()
 
     def fail_from_log(self, kind: FailureKind, what: str, *, n_ctx: int | None = None) -> NoReturn:
         lines = self.log.errors()
@@ -162,16 +188,19 @@ class Worker:
         raise RequestFailed(kind, f"{what}: {reason}", {} if n_ctx is None else {"n_ctx": n_ctx})
 
     def buffers(self) -> list[Buffer]:
-        return list(self.log.buffers)
+        """What llama.cpp holds."""
+        return [*self.log.buffers, *(buffer for taken in self.in_context.values() for buffer in taken)]
 
-    def _make_context(self, n_ctx: int, n_seq: int = 1, settings: Settings | None = None) -> Any:
-        """A context of the loaded model with its adapters, or None with the reason in the log."""
-        self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in ("model", "LoRA")]
-        context = self._new_context(self.model, settings or self.settings, n_ctx, n_seq)
-        if context is not None and self.adapters:
-            n, pointer = len(self.adapters), self.llama.llama_adapter_lora_p_ctypes
-            handles = (pointer * n)(*[ctypes.cast(handle, pointer) for handle, _ in self.adapters])
-            scales = (ctypes.c_float * n)(*[scale for _, scale in self.adapters])
+    def _make_context(self, n_ctx: int, n_seq: int = 1, settings: Settings | None = None, *, model: Any = None) -> Any:
+        """A context of a loaded model with its adapters, or None with the reason in the log."""
+        model = model or self.model
+        context = self._new_context(model, settings or self.settings, n_ctx, n_seq)
+        self.in_context[model] = [buffer for buffer in self.log.buffers if buffer.kind not in _OF_A_MODEL]
+        self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in _OF_A_MODEL]
+        if context is not None and (adapters := self.adapters.get(model)):
+            n, pointer = len(adapters), self.llama.llama_adapter_lora_p_ctypes
+            handles = (pointer * n)(*[ctypes.cast(handle, pointer) for handle, _ in adapters])
+            scales = (ctypes.c_float * n)(*[scale for _, scale in adapters])
             self.llama.llama_set_adapters_lora(context, handles, n, scales)
         return context
 
@@ -189,22 +218,27 @@ class Worker:
 
     def measure(self, message: protocol.Measure) -> None:
         """Lay the model out with llama.cpp's own allocator; nothing is allocated but recurrent states."""
-        params = self.params.model_params(message.settings)
-        params.no_alloc = True
-        params.load_mode = self.llama.LLAMA_LOAD_MODE_NONE  # mapped files and no_alloc exclude each other
+        settings = message.settings
         self.log.lines.clear()
         of_the_loaded, self.log.buffers = self.log.buffers, []
         try:
-            self.send(protocol.Measured(self._laid_out(message, params)))
+            taken = self._laid_out(message, settings)
+            if settings.plain_prefill:
+                self.log.buffers = []
+                taken += self._laid_out(message, _as_in_the_file(settings))
+            self.send(protocol.Measured(taken))
         finally:
             self.log.buffers = of_the_loaded
 
-    def _laid_out(self, message: protocol.Measure, params: Any) -> list[Buffer]:
+    def _laid_out(self, message: protocol.Measure, settings: Settings) -> list[Buffer]:
+        params = self.params.model_params(settings)
+        params.no_alloc = True
+        params.load_mode = self.llama.LLAMA_LOAD_MODE_NONE  # mapped files and no_alloc exclude each other
         model = self.llama.llama_model_load_from_file(os.fsencode(message.path), params)
         if not model:
             self.fail_from_log("model", "llama.cpp can't lay it out")
         try:
-            context = self._new_context(model, message.settings, message.settings.n_ctx or COMFORTABLE_CTX)
+            context = self._new_context(model, settings, message.settings.n_ctx or COMFORTABLE_CTX)
             if context is None:
                 self.fail_from_log("engine", "llama.cpp can't lay out a context")
             self.llama.llama_free(context)
@@ -218,16 +252,16 @@ class Worker:
         from llmrun.engine.child.raw_bench import RawBench, TrialFailed
 
         if self.raw_bench is None:
-            self.kv.close()  # two contexts would be two KV caches
+            self._close_contexts()  # two contexts would be two KV caches
             self.raw_bench = RawBench(self.vocab, self.settings, self._trial_context)
         try:
             prefill_s, step_s = self.raw_bench.run(message)
         except TrialFailed as error:
             self.fail_from_log("engine", str(error))
-        self.send(protocol.TrialResult(prefill_s, step_s, list(self.log.buffers)))
+        self.send(protocol.TrialResult(prefill_s, step_s, self.buffers()))
 
-    def _trial_context(self, settings: Settings, n_ctx: int, n_seq: int) -> Any:
-        context = self._make_context(n_ctx, n_seq, settings)
+    def _trial_context(self, settings: Settings, n_ctx: int, n_seq: int, *, plain: bool) -> Any:
+        context = self._make_context(n_ctx, n_seq, settings, model=self.plain if plain else self.model)
         if context is None:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens", n_ctx=n_ctx)
         return context
@@ -265,6 +299,14 @@ class Worker:
         if self.raw_bench is not None:
             self.raw_bench.close()
             self.raw_bench = None
+            self.in_context.clear()
+
+
+def _as_in_the_file(settings: Settings) -> Settings:
+    """Of the same model once more, whose weights are not rearranged. One copy of them is locked, if any."""
+    return codec.replace(
+        settings, repack=False, load_mode=settings.load_mode.replace("+mlock", "").replace("mlock", "mmap")
+    )
 
 
 def resident_memory() -> tuple[int | None, int | None, int | None]:

@@ -11,11 +11,12 @@ import random
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from llmrun import codec
-from llmrun.engine.child.kv_context import restore, saved
+from llmrun.engine.child.kv_context import PLAIN_TOKENS, restore, saved
 from llmrun.engine.child.native import Vocab, llama
+from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, preemptions
 from llmrun.engine.protocol import Settings, Trial
 
 clock = time.perf_counter
@@ -28,100 +29,155 @@ class TrialFailed(Exception):
         super().__init__(f"llama_decode failed with {status}")
 
 
-class RawBench:
-    """Trials on one model. The context is kept from one to the next if it is large enough."""
+class NewContext(Protocol):
+    def __call__(self, settings: Settings, n_ctx: int, n_seq: int, *, plain: bool) -> Any:
+        """A context with settings for a number of tokens and one of sequences, of the weights as they are in the file
+        or of those that were loaded first. Raises where there is none to be had."""
 
-    def __init__(self, vocab: Vocab, settings: Settings, new_context: Callable[[Settings, int, int], Any]) -> None:
-        """`new_context` makes a context with settings for a number of tokens and one of sequences, or raises."""
+
+class _Context:
+    """One of the contexts that trials run in, with the states of the depth that it was last used at."""
+
+    def __init__(self, handle: Any, made_for: tuple[int, int, Settings]) -> None:
+        self.handle = handle
+        self.n_ctx, self.n_seq, self.settings = made_for
+        self.depth = 0
+        self.states: list[Any] = []
+
+    def clear(self) -> None:
+        llama.llama_memory_clear(llama.llama_get_memory(self.handle), False)
+
+
+class RawBench:
+    """Trials on one model. A context is kept from one to the next if it is large enough."""
+
+    def __init__(self, vocab: Vocab, settings: Settings, new_context: NewContext) -> None:
         self._vocab, self._settings, self._new_context = vocab, settings, new_context
         self._n_batch = settings.n_batch
-        self._context: Any = None
-        self._size = (0, 0)
-        self._made_with = settings
-        self._depth = 0
-        self._states: list[Any] = []
+        self._contexts: dict[bool, _Context] = {}
         self._random = random.Random(0)
 
     def run(self, trial: Trial) -> tuple[float | None, list[float]]:
         """Seconds of the prompt (None without one), and of every step. Raises `TrialFailed`."""
-        context, settings = self._context_for(trial), self._settings
-        llama.llama_set_n_threads(
-            context, trial.n_threads or settings.n_threads, trial.n_threads_batch or settings.n_threads_batch
-        )
-        self._reset_to(trial.n_depth, trial.n_seq)
-        prefill_s = None
-        n_past = trial.n_depth
+        layout = trial.layout or ("both" if self._settings.plain_prefill else "")
+        context = self._context_for(trial, plain=layout == "off")
+        self._reset_to(context, trial.n_depth, trial.n_seq)
+        prefill_s, n_past = None, trial.n_depth
         if trial.n_prompt:
-            prompts = self._prompts(trial.n_prompt, n_past, trial.n_seq)
-            begin = clock()
-            for batch in prompts:
-                self._decode(batch)
-            llama.llama_synchronize(context)
-            prefill_s = clock() - begin
+            hands_over = layout == "both" and trial.n_seq == 1 and trial.n_prompt >= PLAIN_TOKENS
+            prefill = self._prefill_twice if hands_over else self._prefill
+            prefill_s = prefill(context, trial)
             n_past += trial.n_prompt
-        return prefill_s, self._generate(trial.n_gen, n_past, trial.n_seq)
+        return prefill_s, self._generate(context, trial.n_gen, n_past, trial.n_seq)
 
     def close(self) -> None:
-        if self._context is not None:
-            llama.llama_free(self._context)
-        self._context, self._size, self._states = None, (0, 0), []
+        for context in self._contexts.values():
+            llama.llama_free(context.handle)
+        self._contexts.clear()
 
     # -- one trial ---
 
-    def _context_for(self, trial: Trial) -> Any:
-        n_ctx = max(trial.n_ctx, trial.n_seq * (trial.n_depth + trial.n_prompt + trial.n_gen))
-        own = self._settings
-        wanted = codec.replace(
-            own, n_ubatch=trial.n_ubatch or own.n_ubatch, flash_attn=trial.flash_attn or own.flash_attn
-        )
-        fits = self._size[1] == trial.n_seq and self._size[0] >= n_ctx and self._made_with == wanted
-        if self._context is None or not fits:
-            self.close()
-            self._context = self._new_context(wanted, n_ctx, trial.n_seq)
-            self._size, self._made_with = (n_ctx, trial.n_seq), wanted
-        return self._context
+    def _prefill(self, context: _Context, trial: Trial) -> float:
+        prompts = self._prompts(trial.n_prompt, trial.n_depth, trial.n_seq)
+        begin = clock()
+        for batch in prompts:
+            self._decode(context, batch)
+        llama.llama_synchronize(context.handle)
+        return clock() - begin
 
-    def _reset_to(self, n_depth: int, n_seq: int) -> None:
+    def _prefill_twice(self, context: _Context, trial: Trial) -> float:
+        """As `Generator` does it: all but the last token with the weights as in the file, their state handed over."""
+        plain = self._context_for(trial, plain=True)
+        self._reset_to(plain, trial.n_depth, 1)
+        prompts = self._prompts(trial.n_prompt - 1, trial.n_depth, 1)
+        (last,) = self._prompts(1, trial.n_depth + trial.n_prompt - 1, 1)
+        begin = clock()
+        for batch in prompts:
+            self._decode(plain, batch)
+        context.clear()
+        if not restore(llama, context.handle, saved(llama, plain.handle)):
+            raise TrialFailed(-1)
+        self._decode(context, last)
+        llama.llama_synchronize(context.handle)
+        return clock() - begin
+
+    def _context_for(self, trial: Trial, *, plain: bool) -> _Context:
+        n_ctx, own = max(trial.n_ctx, trial.n_seq * (trial.n_depth + trial.n_prompt + trial.n_gen)), self._settings
+        wanted = codec.replace(
+            own,
+            n_ubatch=trial.n_ubatch or own.n_ubatch,
+            flash_attn=trial.flash_attn or own.flash_attn,
+            type_k=trial.kv_type or own.type_k,
+            type_v=trial.kv_type or own.type_v,
+        )
+        context = self._contexts.get(plain)
+        if context is None or context.n_seq != trial.n_seq or context.n_ctx < n_ctx or context.settings != wanted:
+            if context is not None:
+                llama.llama_free(self._contexts.pop(plain).handle)
+            made = self._new_context(wanted, n_ctx, trial.n_seq, plain=plain)
+            context = self._contexts[plain] = _Context(made, (n_ctx, trial.n_seq, wanted))
+        llama.llama_set_n_threads(
+            context.handle, trial.n_threads or own.n_threads, trial.n_threads_batch or own.n_threads_batch
+        )
+        return context
+
+    def _reset_to(self, context: _Context, n_depth: int, n_seq: int) -> None:
         """Have the context hold `n_depth` tokens of every sequence and nothing else."""
-        llama.llama_memory_clear(llama.llama_get_memory(self._context), False)
+        context.clear()
         if not n_depth:
             return
-        if self._states and self._depth == n_depth:
-            if all(restore(llama, self._context, state, sequence) for sequence, state in enumerate(self._states)):
+        if context.states and context.depth == n_depth:
+            if all(restore(llama, context.handle, state, sequence) for sequence, state in enumerate(context.states)):
                 return
-            llama.llama_memory_clear(llama.llama_get_memory(self._context), False)
+            context.clear()
         for batch in self._prompts(n_depth, 0, n_seq):
-            self._decode(batch)
-        llama.llama_synchronize(self._context)
-        self._states = [saved(llama, self._context, sequence) for sequence in range(n_seq)]
-        self._depth = n_depth
+            self._decode(context, batch)
+        llama.llama_synchronize(context.handle)
+        context.states = [saved(llama, context.handle, sequence) for sequence in range(n_seq)]
+        context.depth = n_depth
 
     def _prompts(self, n_tokens: int, n_past: int, n_seq: int) -> list[Any]:
         """Batches of at most n_batch tokens, sequence after sequence; logits for the last token of each sequence."""
         flat = [(n_past + i, sequence, i == n_tokens - 1) for sequence in range(n_seq) for i in range(n_tokens)]
         return [Batch(flat[i : i + self._n_batch], self._token) for i in range(0, len(flat), self._n_batch)]
 
-    def _generate(self, n_gen: int, n_past: int, n_seq: int) -> list[float]:
+    def _generate(self, of: _Context, n_gen: int, n_past: int, n_seq: int) -> list[float]:
         """Seconds of every step, each one token for every sequence."""
         if not n_gen:
             return []
         batch = Batch([(n_past, sequence, True) for sequence in range(n_seq)], self._token)
-        decode, synchronize, context, raw = llama.llama_decode, llama.llama_synchronize, self._context, batch.raw
+        guard = self._guard(of)
+        decode, synchronize, context, raw = llama.llama_decode, llama.llama_synchronize, of.handle, batch.raw
         tokens, positions, token = raw.token, raw.pos, self._token
         at_s = [clock()]
         for i in range(n_gen):
+            if guard:
+                guard.before(n_past + i, i, repeatable=False)
             status = decode(context, raw)
             if status:
                 raise TrialFailed(status)
             synchronize(context)
             at_s.append(clock())
+            if guard:
+                guard.after(at_s[-1] - at_s[-2])
             for sequence in range(n_seq):
                 tokens[sequence] = token()
                 positions[sequence] = n_past + i + 1
         return [after - before for before, after in pairwise(at_s)]
 
-    def _decode(self, batch: Batch) -> None:
-        status = llama.llama_decode(self._context, batch.raw)
+    def _guard(self, context: _Context) -> GuardedThreads | None:
+        """What has fewer threads decode while others want the cores, where that was asked for."""
+        own = self._settings
+        if not own.guards_threads:
+            return None
+
+        def set_threads(n: int) -> None:
+            llama.llama_set_n_threads(context.handle, n, own.n_threads_batch)
+
+        return GuardedThreads(own.n_threads, set_threads, on=True, preemptions=preemptions, has_idle_core=IdleCore())
+
+    def _decode(self, context: _Context, batch: Batch) -> None:
+        status = llama.llama_decode(context.handle, batch.raw)
         if status:
             raise TrialFailed(status)
 

@@ -1,16 +1,21 @@
-"""How many threads decode, when others want the cores as well. Pure: step times go in, a number of threads comes out.
+"""How many threads decode, when others want the cores as well. Pure, but for what asks the system at the end: step
+times go in, a number of threads comes out.
 
 The threads of a step wait for each other some hundreds of times. One that another process keeps from its core holds up
 all of them, and decoding becomes several times slower than with a thread less. So where steps take longer than usual,
-fewer threads are tried for a few steps, and kept where they are faster; more are tried again now and then, more seldom
-each time that it does not pay.
+fewer threads are tried for a few steps, and kept where they are faster; more are tried again where a core is idle, more
+seldom each time that it does not pay.
 """
 
 from __future__ import annotations
 
 import math
+import resource
 from collections import deque
 from collections.abc import Callable
+
+from llmrun.machine.hardware import usable_cpus
+from llmrun.machine.proc import Proc
 
 SLOW = 1.5
 """Times the usual: from here on a step is disturbed."""
@@ -25,8 +30,15 @@ _HOPELESS = 1.5
 """A trial ends with a step that takes so many times what steps took before it."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _UP_PAUSE_S = 2.0
+_TELLING_S = 0.01
+"""A prompt that took at least so long tells whether others want the cores: they lose them every few milliseconds."""
 _DRIFT = 1.002
 """What the usual may grow by from step to step: attention takes longer with every token."""
+
+
+def is_disturbed(seconds: float, n_preempted: int) -> bool:
+    """Whether threads lost their core to others more often in that time than whoever reads the tokens causes."""
+    return n_preempted > max(PREEMPTED_ONCE, PREEMPTED_PER_S * seconds)
 
 
 def ladder(n_threads: int) -> list[int]:
@@ -55,18 +67,27 @@ class ThreadGuard:
         self._seen: list[float] = []
         self.n_threads = n_threads
 
-    def after(self, step_s: float, n_preempted: int = 0) -> int:
-        """Threads for the next step, after one that took so long, and in which threads lost their core so often."""
+    def begin_with_fewer(self) -> None:
+        """Others want the cores already: begin one rung lower, without a trial. Of no effect later."""
+        if self._rung == 0 and self._from is None and len(self._rungs) > 1 and not self._recent:
+            self._rung, self._since_s = 1, 0.0
+            self.n_threads = self._rungs[1]
+
+    def after(self, step_s: float, n_preempted: int = 0, has_idle_core: Callable[[], bool] = lambda: True) -> int:
+        """Threads for the next step, after one that took so long, and in which threads lost their core so often.
+
+        `has_idle_core` is asked before more threads are tried.
+        """
         if self._from is not None:
             self._judge(step_s)
         else:
-            self._watch(step_s, n_preempted)
+            self._watch(step_s, n_preempted, has_idle_core)
         self.n_threads = self._rungs[self._rung]
         return self.n_threads
 
-    def _watch(self, step_s: float, n_preempted: int) -> None:
+    def _watch(self, step_s: float, n_preempted: int, has_idle_core: Callable[[], bool]) -> None:
         recent = self._recent
-        recent.append((step_s, n_preempted > max(PREEMPTED_ONCE, PREEMPTED_PER_S * step_s)))
+        recent.append((step_s, is_disturbed(step_s, n_preempted)))
         self._since_s += step_s
         times = [each for each, _ in recent]
         # Half of the steps may be disturbed before the usual is: it is what the faster ones take.
@@ -81,7 +102,10 @@ class ThreadGuard:
         if self._rung + 1 < len(self._rungs) and 2 * disturbed > len(recent) and self._since_s >= self._down_pause_s:
             self._try(min(self._rung + self._reach, len(self._rungs) - 1), mean_s)
         elif self._rung > 0 and self._since_s >= self._up_pause_s:
-            self._try(self._rung - 1, mean_s)
+            if has_idle_core():
+                self._try(self._rung - 1, mean_s)
+            else:
+                self._since_s = 0.0
 
     def _undisturbed_s(self) -> float:
         """Of a step on this rung, at most: with half the threads it takes twice as long, or less."""
@@ -115,6 +139,8 @@ class ThreadGuard:
         self._recent.clear()
 
 
+_IDLE = 0.6
+"""Of a core: so much of it must have been idle for it to be free."""
 SPLIT_TOKENS = 512
 """From so many tokens of context on, ggml's CPU code splits the attention of one token over its threads."""
 
@@ -134,18 +160,26 @@ class GuardedThreads:
         *,
         on: bool,
         preemptions: Callable[[], int] = lambda: 0,
+        has_idle_core: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`preemptions`: how often threads of this process have lost their core to others so far."""
+        """`preemptions`: how often threads of this process have lost their core to others so far. `has_idle_core`:
+        whether any was idle for most of the time since it was asked last."""
         self._all = self._now = n_threads
         self.set_threads = set_threads
         self._guard = ThreadGuard(n_threads) if on and n_threads > 1 else None
         self._is_free = False
         self._preemptions, self._n_before = preemptions, 0
+        self._has_idle_core = has_idle_core
         self.changes: list[tuple[int, int]] = []
 
-    def begin(self) -> None:
-        """Another answer."""
+    def before_prefill(self) -> None:
+        self._n_before = self._preemptions() if self._guard else 0
+
+    def begin(self, prefill_s: float = 0.0) -> None:
+        """Another answer, behind a prompt that took so long since `before_prefill`."""
         self.changes = []
+        if self._guard and prefill_s >= _TELLING_S and is_disturbed(prefill_s, self._preemptions() - self._n_before):
+            self._guard.begin_with_fewer()
 
     def in_new_context(self) -> None:
         """Which computes with all of them."""
@@ -169,10 +203,35 @@ class GuardedThreads:
     def after(self, step_s: float) -> None:
         """The step took so long."""
         if self._guard and self._is_free:
-            self._guard.after(step_s, self._preemptions() - self._n_before)
+            self._guard.after(step_s, self._preemptions() - self._n_before, self._has_idle_core)
 
     def end(self) -> None:
         """All of them again, as the next answer begins."""
         if self._now != self._all:
             self.set_threads(self._all)
             self._now = self._all
+
+
+def preemptions() -> int:
+    """How often a thread of this process had to leave its core to another process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+class IdleCore:
+    """Whether one of the CPUs that this process may use was idle, for most of the time since it was asked last."""
+
+    def __init__(self, proc: Proc | None = None) -> None:
+        self._proc = proc or Proc()
+        self._before = self._proc.cpu_ticks()
+
+    def __call__(self) -> bool:
+        """True where the system does not tell."""
+        before, self._before = self._before, self._proc.cpu_ticks()
+        idle = 0.0
+        for cpu in usable_cpus():
+            total, unused = self._before.get(cpu, (0, 0))
+            total_before, unused_before = before.get(cpu, (0, 0))
+            if total <= total_before:
+                return True
+            idle += (unused - unused_before) / (total - total_before)
+        return idle > _IDLE

@@ -1,0 +1,153 @@
+"""What a model does on this machine, measured without it: slices of it are run, and what all layers take follows.
+
+    t(all) = t(outside of the layers) + sum over devices of bytes of the layers there x t(a byte of a layer there)
+
+Two slices of different size on each device give both terms. So a model can be measured that is still on the hub, or
+larger than this machine's memory. Slices take turns: what drifts hits both.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from llmrun.engine.protocol import Trial
+from llmrun.gguf.reader import Header, layer_of
+from llmrun.machine import hardware
+from llmrun.options.load import LoadConfig, Repack
+from llmrun.planning.footprint import CPU
+from llmrun.tuning.slice_runner import SliceRunner, Slices, slice_bytes, slices_within
+
+MOST_SLICE = 3 << 29
+"""Bytes of the larger of two slices, where the model allows it: together they stay below 4 GB."""
+_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Attributes:
+    prefill_s: seconds of the prompt, of the whole model, in each round.
+    step_s: by depth, seconds of one token behind so many, in each round.
+    """
+
+    prefill_s: tuple[float, ...]
+    step_s: dict[int, tuple[float, ...]]
+
+
+def probe(
+    header: Header,
+    config: LoadConfig,
+    layers: Sequence[str],
+    *,
+    n_prompt: int,
+    depths: Sequence[int],
+    repack: Repack,
+    rounds: int = 3,
+    on_round: Callable[[int, int], None] = lambda done, of: None,
+) -> Probed:
+    """`layers`: where each layer and, last, the output would lie (`Placement.layers`). Raises `EngineCrashed`,
+    `OSError`.
+
+    `on_round` is told of what is done, of how much.
+    """
+    spread = Spread(header, slices_within(header, MOST_SLICE), tuple(layers))
+    n_ctx = max(n_prompt, max(depths, default=0) + _STEPS) + _STEPS
+    trials = [Trial(n_prompt, 0, n_ctx=n_ctx), *(Trial(0, _STEPS, n_depth=each, n_ctx=n_ctx) for each in depths)]
+    found: list[list[float]] = [[] for _ in trials]
+    with _Runners(header, config, spread.slices, repack, n_ctx) as runners:
+        for i in range(rounds):
+            seconds = [0.0] * len(trials)
+            for device in spread.devices:
+                pairs = runners.pairs(device, trials, first=i % 2)
+                seconds = [s + spread.part_s(device, *pair) for s, pair in zip(seconds, pairs, strict=True)]
+            for times, each in zip(found, seconds, strict=True):
+                times.append(each)
+            on_round(i + 1, rounds)
+    return Probed(tuple(found[0]), dict(zip(depths, map(tuple, found[1:]), strict=True)))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A model's layers over devices, and the slices that stand for them.
+
+    Attributes:
+        layers: the device of each layer and, last, of the output.
+    """
+
+    header: Header
+    slices: Slices
+    layers: tuple[str, ...]
+
+    @cached_property
+    def shares(self) -> Counter[str]:
+        """Bytes of the layers' weights on each device."""
+        shares: Counter[str] = Counter()
+        for tensor in self.header.tensors:
+            layer = layer_of(tensor)
+            if layer is not None and layer < len(self.layers) - 1:
+                shares[self.layers[layer]] += tensor.n_bytes
+        return shares
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.layers))
+
+    @cached_property
+    def _slice_bytes(self) -> tuple[int, int]:
+        """Of the layers of both slices."""
+        outside = slice_bytes(self.header, ())
+        small, large = (slice_bytes(self.header, own) - outside for own in (self.slices.small, self.slices.large))
+        return small, large
+
+    def part_s(self, device: str, small_s: float, large_s: float) -> float:
+        """Seconds that a device takes of the whole model, from those of both slices on it."""
+        small, large = self._slice_bytes
+        per_byte = max(0.0, large_s - small_s) / (large - small) if large > small else 0.0
+        outside_s = max(0.0, small_s - per_byte * small) if device == self.layers[-1] else 0.0
+        return outside_s + per_byte * self.shares[device]
+
+
+class _Runners:
+    """Children that hold a slice each, loaded when it is needed. A context manager.
+
+    Of workers' devices (RPC) one child has both in turn: a worker serves one client at a time.
+    """
+
+    def __init__(self, header: Header, config: LoadConfig, slices: Slices, repack: Repack, n_ctx: int) -> None:
+        self._layers, self._repack, self._n_ctx = (slices.small, slices.large), repack, n_ctx
+        self._n_threads = config.n_threads or hardware.default_threads()
+        self._runners = [SliceRunner(header, config) for _ in range(1 if config.rpc else 2)]
+        self._holds: dict[SliceRunner, tuple[str, int]] = {}
+
+    def __enter__(self) -> _Runners:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for runner in self._runners:
+            runner.close()
+
+    def pairs(self, device: str, trials: Sequence[Trial], *, first: int) -> list[tuple[float, float]]:
+        """Seconds of each trial with the small slice and with the large one; `first`: 1 begins with the large one."""
+        found: list[list[float]] = [[], []]
+        if len(self._runners) == 1:
+            for which in (first, 1 - first):
+                found[which] = [self._seconds(device, which, trial) for trial in trials]
+        else:
+            for trial in trials:
+                for which in (first, 1 - first):
+                    found[which].append(self._seconds(device, which, trial))
+        return [*zip(*found, strict=True)]
+
+    def _seconds(self, device: str, which: int, trial: Trial) -> float:
+        runner = self._runners[which % len(self._runners)]
+        if self._holds.get(runner) != (device, which):
+            on = None if device == CPU else device
+            layers, threads = self._layers[which], self._n_threads
+            runner.load(layers, repack=self._repack, n_threads=threads, n_ctx=self._n_ctx, device=on)
+            runner.trial(Trial(min(self._n_ctx, 64), 0, n_ctx=self._n_ctx))  # pages and caches
+            self._holds[runner] = device, which
+        done = runner.trial(trial)
+        return done.prefill_s or 0.0 if trial.n_prompt else statistics.median(done.step_s)
