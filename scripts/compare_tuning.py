@@ -7,8 +7,8 @@
     scripts/compare_tuning.py parent MODEL...                     CPU time of the parent while an answer is made
     scripts/compare_tuning.py starts                              50 cold starts of `run tiny Hi`
 
-FOLDER has llama.cpp's own tools, of the same commit. `busy`: an answer of llmrun as `run` gives it, with its guard,
-in turn with llama-bench at its defaults, with one thread and with OMP_WAIT_POLICY=PASSIVE; medians, and the slowest
+FOLDER has llama.cpp's own tools, of the same commit. `busy`: bare steps as llama-bench's are, with llmrun's guard, in
+turn with llama-bench at its defaults, with one thread and with OMP_WAIT_POLICY=PASSIVE; medians, and the slowest
 step of ours in medians. `workloads`: each workload is tuned first, then measured in turn; a ratio above 1 is ours.
 `grid`: prefill is measured for layout x prefill threads x micro-batch x flash attention, decoding for layout x threads
 x flash attention, twice each, for 512 tokens of prompt and 128 of answer; the best combination is then measured in turn
@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -64,14 +65,11 @@ def llama_bench(folder: Path, model: Path, options: list[str], environment: dict
 
 
 def ours(model: Path, config: LoadConfig) -> tuple[float, float]:
-    """Tokens per second of an answer, and its slowest step in medians."""
-    with ChildEngine(model, open_header(model), config) as engine:
-        asked = SamplingConfig(max_tokens=N_STEPS, ignore_eos=True, temperature=0)
-        generation = engine.generate("a b c", asked)
-        for _ in generation:
-            pass
-        timing = generation.timing
-        return timing.tg_tps or 0.0, (timing.gap_s(1.0) or 0.0) / (timing.gap_s(0.5) or 1.0)
+    """Tokens per second of 128 steps, bare as llama-bench's are, behind its warm-up; and the slowest in medians."""
+    with ChildEngine(model, open_header(model), replace(config, thread_guard="on")) as engine:
+        engine.run_trial(Trial(0, 1, n_ctx=N_STEPS))
+        step_s = engine.run_trial(Trial(0, N_STEPS)).step_s
+        return N_STEPS / sum(step_s), max(step_s) / statistics.median(step_s)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class _Context:
         self.n_ctx, self.n_seq, self.settings = made_for
         self.depth = 0
         self.states: list[Any] = []
+        self.guard: GuardedThreads | None = None
 
     def clear(self) -> None:
         llama.llama_memory_clear(llama.llama_get_memory(self.handle), False)
@@ -63,11 +64,15 @@ class RawBench:
         context = self._context_for(trial, plain=layout == "off")
         self._reset_to(context, trial.n_depth, trial.n_seq)
         prefill_s, n_past = None, trial.n_depth
+        if context.guard:
+            context.guard.before_prefill()
         if trial.n_prompt:
             hands_over = layout == "both" and trial.n_seq == 1 and trial.n_prompt >= PLAIN_TOKENS
             prefill = self._prefill_twice if hands_over else self._prefill
             prefill_s = prefill(context, trial)
             n_past += trial.n_prompt
+        if context.guard:
+            context.guard.begin(prefill_s or 0.0)
         return prefill_s, self._generate(context, trial.n_gen, n_past, trial.n_seq)
 
     def close(self) -> None:
@@ -116,10 +121,22 @@ class RawBench:
                 llama.llama_free(self._contexts.pop(plain).handle)
             made = self._new_context(wanted, n_ctx, trial.n_seq, plain=plain)
             context = self._contexts[plain] = _Context(made, (n_ctx, trial.n_seq, wanted))
+            if own.guards_threads:
+                context.guard = self._guard(made)
         llama.llama_set_n_threads(
             context.handle, trial.n_threads or own.n_threads, trial.n_threads_batch or own.n_threads_batch
         )
         return context
+
+    def _guard(self, handle: Any) -> GuardedThreads:
+        """What has fewer threads decode while others want the cores, where that was asked for. It stays from one trial
+        to the next, as that of a chat does from answer to answer."""
+        own = self._settings
+
+        def set_threads(n: int) -> None:
+            llama.llama_set_n_threads(handle, n, own.n_threads_batch)
+
+        return GuardedThreads(own.n_threads, set_threads, on=True, preemptions=preemptions, has_idle_core=IdleCore())
 
     def _reset_to(self, context: _Context, n_depth: int, n_seq: int) -> None:
         """Have the context hold `n_depth` tokens of every sequence and nothing else."""
@@ -146,7 +163,7 @@ class RawBench:
         if not n_gen:
             return []
         batch = Batch([(n_past, sequence, True) for sequence in range(n_seq)], self._token)
-        guard = self._guard(of)
+        guard = of.guard
         decode, synchronize, context, raw = llama.llama_decode, llama.llama_synchronize, of.handle, batch.raw
         tokens, positions, token = raw.token, raw.pos, self._token
         at_s = [clock()]
@@ -163,18 +180,9 @@ class RawBench:
             for sequence in range(n_seq):
                 tokens[sequence] = token()
                 positions[sequence] = n_past + i + 1
+        if guard:
+            guard.end()
         return [after - before for before, after in pairwise(at_s)]
-
-    def _guard(self, context: _Context) -> GuardedThreads | None:
-        """What has fewer threads decode while others want the cores, where that was asked for."""
-        own = self._settings
-        if not own.guards_threads:
-            return None
-
-        def set_threads(n: int) -> None:
-            llama.llama_set_n_threads(context.handle, n, own.n_threads_batch)
-
-        return GuardedThreads(own.n_threads, set_threads, on=True, preemptions=preemptions, has_idle_core=IdleCore())
 
     def _decode(self, context: _Context, batch: Batch) -> None:
         status = llama.llama_decode(context.handle, batch.raw)
