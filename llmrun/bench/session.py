@@ -10,8 +10,9 @@ ended at any moment leaves its finished rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,11 +26,16 @@ from llmrun.bench.spec import Case, MeasurementOptions, Test, asked_settings
 from llmrun.clock import new_id, utc
 from llmrun.engine.devices import Found, find_devices
 from llmrun.engine.interface import Engine
-from llmrun.errors import LlmrunError
+from llmrun.engine.jobs.roofline import key_of
+from llmrun.errors import DiskError, LlmrunError
+from llmrun.machine import profile
 from llmrun.machine.environment import describe_build, describe_machine
+from llmrun.machine.profile import Reads, Seen
 from llmrun.models.model_info import describe_model
 from llmrun.models.resolve import Model
 from llmrun.options.load import LoadConfig
+from llmrun.planning.footprint import CPU
+from llmrun.planning.load_plan import main_type
 
 
 def bench(
@@ -105,6 +111,7 @@ def bench(
         assert record and journal
         record = replace(record, ended=utc())
         journal.end(record.ended)
+        _refresh_profile(model, tools, record.rows)
         return record
 
 
@@ -132,6 +139,7 @@ def bench_interleaved(
     with ExitStack() as stack:
         tools = instruments or stack.enter_context(open_instruments(ceilings=options.ceilings))
         rows = list(measure_interleaved(model, a, b, tests, options, tools, Hooks(opened, _relay(observers))))
+        _refresh_profile(model, tools, [row for pair in rows for row in pair])
     first, second = (
         replace(record, rows=tuple(pair[i] for pair in rows), interleaved_with=begun[1 - i].id, ended=utc())
         for i, record in enumerate(begun)
@@ -141,6 +149,25 @@ def bench_interleaved(
         for each in observers:
             each.ended(record)
     return first, second
+
+
+def _refresh_profile(model: Model, tools: Instruments, rows: Iterable[Row]) -> None:
+    """Add the ceilings that were measured beside the samples to the profile of this machine, where one is kept."""
+    seen = [each for row in rows for each in _seen(row, main_type(model.header))]
+    if tools.prober is not None and seen:
+        with suppress(DiskError):  # the record has them as well
+            profile.saw(key_of(tools.prober.found), seen)
+
+
+def _seen(row: Row, kind: str) -> Iterator[Seen]:
+    layers = list(row.settings.get("layers", ()))
+    for memory, found in (row.ceiling_bytes_per_s or {}).items():
+        device = CPU if memory == "RAM" else memory
+        n_threads = row.settings["n_threads"] if device == CPU else None
+        reads = Reads(device, n_threads, (statistics.median(found),), row.started or utc())
+        is_busiest = device == max(set(layers), key=layers.count, default=None)
+        flops = statistics.median(row.ceiling_flops_per_s) if is_busiest and row.ceiling_flops_per_s else None
+        yield Seen(reads, kind, bool(row.settings["repack"]), flops)
 
 
 def _relay(observers: Sequence[Observer]) -> Callable[[Case, int, int], None]:

@@ -250,6 +250,76 @@ class Probed(Message):
     flops_per_s: list[float]
 
 
+class TimeProducts(Message):
+    """Parent → child: how long does a device take for products with matrices of this type, as models have them?
+
+    The matrices lie in memory, not in a cache: there are as many of `n_rows` rows as `n_bytes` are, which take turns.
+    With `n_experts`, each is one of so many experts, of which every column goes through `n_used`.
+
+    Attributes:
+        kind: ggml type, such as "Q4_K".
+        repack: rearranged as ggml rearranges weights in RAM; no answer where it does not.
+        n_row: elements of a row, a multiple of 256.
+        n_columns, n_threads: each number of columns is tried with each number of threads.
+        seconds: of each, about.
+        noise: what fills them; without, one byte, which a worker need not be sent.
+    """
+
+    device: str
+    kind: str
+    n_row: int
+    n_rows: int
+    n_bytes: int
+    n_columns: list[int]
+    n_threads: list[int]
+    seconds: float
+    repack: bool = False
+    n_experts: int = 0
+    n_used: int = 0
+    noise: bool = True
+
+
+class TimeAttention(Message):
+    """Parent → child: how long does a device take for flash attention over keys and values, every token over all?
+
+    Attributes:
+        kind: ggml type of keys and values.
+        head_size: elements of a head.
+        n_head, n_head_kv: of queries, and of keys and values.
+        n_bytes: of keys and values together that take turns, where there is one token: as in a model, in no cache.
+        n_depths, n_tokens, n_threads: each depth with each number of tokens with each number of threads.
+        seconds: of each, about.
+    """
+
+    device: str
+    kind: str
+    head_size: int
+    n_head: int
+    n_head_kv: int
+    n_bytes: int
+    n_depths: list[int]
+    n_tokens: list[int]
+    n_threads: list[int]
+    seconds: float
+
+
+class TimeTransfers(Message):
+    """Parent → child: how long does it take to write a tensor of each of these sizes to a device, and to read it?"""
+
+    device: str
+    n_bytes: list[int]
+    seconds: float
+
+
+class OpTimes(Message):
+    """Child → parent: the answer to `TimeProducts`, `TimeAttention` and `TimeTransfers`: the seconds of one
+    operation, the lower quartile of some, in the order of the question's lists, the last one fastest. Empty where there
+    is no room, or no way. `TimeTransfers` has two for each size, written and read.
+    """
+
+    seconds: list[float]
+
+
 class Cancel(Message):
     """Parent → child, at any time: end the request that this is about, and no other.
 

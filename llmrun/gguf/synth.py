@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from llmrun.errors import UsageError
+from llmrun.gguf.reader import DEFAULT_ALIGNMENT, Header, TensorInfo, Value
 from llmrun.gguf.shapes import SHAPES, Shape, hparams, small, tensors
 from llmrun.gguf.types import GGML_TYPES, GgmlType
 
-__all__ = ["LEVELS", "SHAPES", "Shape", "small", "tensor_types", "tensors", "vocabulary", "write"]
+__all__ = ["LEVELS", "SHAPES", "Shape", "header_of", "small", "tensor_types", "tensors", "vocabulary", "write"]
 
 # Which type a level gives most tensors. Source of this and of `tensor_types`: llama.cpp's llama-quant.cpp.
 _BASE = {
@@ -241,6 +242,19 @@ def write(
                 writer.write_tensor_data(np.resize(noise(kind, rng), n_bytes))
         writer.close()
         made.replace(path)
+
+
+def header_of(shape: Shape, level: str) -> Header:
+    """The header that such a model would have, without a vocabulary and without places for its weights: what a slice is
+    made of. For shapes whose keys are plain numbers. Raises `UsageError` for an unknown level."""
+    metadata: dict[str, Value] = {"general.architecture": shape.arch}
+    for name, value in hparams(shape).items():
+        assert not isinstance(value, tuple), f"{name} is a list"
+        metadata[f"{shape.arch}.{name}"] = value
+    kinds = {bool: "bool", int: "u32", float: "f32", str: "str"}
+    tensors_ = tuple(TensorInfo(name, dims, _TYPES[kind], 0) for name, dims, kind in tensor_types(shape, level))
+    types = {name: kinds[type(value)] for name, value in metadata.items()}
+    return Header(3, DEFAULT_ALIGNMENT, metadata, types, tensors_, 0, None)
 
 
 def _n_bytes(dims: tuple[int, ...], kind: GgmlType) -> int:

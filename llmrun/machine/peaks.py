@@ -14,10 +14,11 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 
 from llmrun import codec, fs, paths
+from llmrun.clock import age_s
 from llmrun.machine.nvml import Nvml, Unavailable
 
 SCHEMA = "llmrun.ceilings/1"
@@ -109,12 +110,7 @@ class Ceiling:
 
     def age_s(self, now: datetime | None = None) -> float | None:
         """Seconds since it was measured; None where that is not to be understood, or lies ahead."""
-        try:
-            then = datetime.strptime(self.measured, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-        except ValueError:
-            return None
-        age = ((now or datetime.now(timezone.utc)) - then).total_seconds()
-        return age if age >= 0 else None
+        return age_s(self.measured, now)
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,18 @@ from llmrun.bench.record import Record, Row
 from llmrun.bench.run import Instruments
 from llmrun.bench.session import bench, bench_interleaved
 from llmrun.bench.spec import Case, MeasurementOptions, Test
+from llmrun.engine.devices import Found
 from llmrun.engine.interface import Generation
+from llmrun.engine.jobs.roofline import key_of
 from llmrun.engine.protocol import Probed, TrialResult
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory
+from llmrun.machine import profile
 from llmrun.machine.energy import Joules
 from llmrun.machine.sampler import Usage
 from llmrun.models.resolve import Model, find_model
 from llmrun.options.load import MAX_CTX, LoadConfig
 from llmrun.options.sampling import SamplingConfig
-from llmrun.planning.load_plan import Planner
+from llmrun.planning.load_plan import Planner, main_type
 
 TG, PP, E2E = Test("tg", n_gen=4), Test("pp", n_prompt=8), Test("e2e", 16, 4)
 ONE, TWO = LoadConfig(n_threads=1), LoadConfig(n_threads=2)
@@ -63,6 +66,7 @@ class Script:
     """Opens scripted engines, and is the prober and the watch beside them."""
 
     cpu_s = 0.0
+    found = Found([], "", {"ggml": "1"})
 
     def __init__(self, trials: Sequence[float | LlmrunError] = (0.1,), usage: Usage = QUIET) -> None:
         self.trials = Trials([*trials])
@@ -124,6 +128,22 @@ def run(script: Script, cases: Sequence[Case], instruments: Instruments | None =
         MeasurementOptions(**{"repetitions": 3, **options}),
         instruments=instruments or script.instruments(),
     )
+
+
+def test_the_profile_gets_what_was_measured_beside() -> None:
+    """Where one is kept: the last row's ceilings of each layout and number of threads, by the model's main type. A
+    bench without ceilings adds nothing, and where no profile is kept none is made."""
+    script, key = Script(), key_of(Script.found)
+    run(script, [Case(ONE, PP)], script.instruments(ceilings=True))
+    assert profile.load(key) is None
+    profile.save(key, profile.Profile("2026-11-28T10:00:00Z"))
+    run(script, [Case(ONE, PP), Case(ONE, TG), Case(TWO, TG)], script.instruments(ceilings=True))
+    run(script, [Case(LoadConfig(n_threads=3), TG)])
+    kept = profile.load(key)
+    assert kept and [(each.reads.n_threads, each.flops_per_s) for each in kept.seen] == [(1, 1e12), (2, 1e12)]
+    assert {each.kind for each in kept.seen} == {main_type(find_model("tiny").header)}
+    latest = kept.latest(2)
+    assert latest and latest.bytes_per_s == (10e9,) and latest.measured > kept.measured
 
 
 # -- the order ---------------------------------------------------------------------------------------------------------

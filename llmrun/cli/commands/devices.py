@@ -12,12 +12,13 @@ from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import DiskError, EngineCrashed, UsageError
 from llmrun.options.endpoints import parse_endpoints
-from llmrun.units import UNKNOWN, ago, bandwidth, percent, significant, size
+from llmrun.units import UNKNOWN, ago, bandwidth, duration, percent, significant, size
 
 if TYPE_CHECKING:
     from llmrun.engine.devices import Found
     from llmrun.engine.jobs.roofline import Prober
-    from llmrun.machine.peaks import Ceiling
+    from llmrun.machine.peaks import Ceiling, Key
+    from llmrun.machine.profile import Profile
 
 
 def devices(
@@ -27,13 +28,21 @@ def devices(
     measure: Annotated[
         bool, Option("--measure", help="Measure how fast each device reads its memory and multiplies, and keep that.")
     ] = False,
+    profile: Annotated[
+        bool,
+        Option(
+            "--profile",
+            help="Measure what the operations of a model take here (half a minute), and keep that for predictions.",
+        ),
+    ] = False,
     seconds: Annotated[float, Option("--seconds", metavar="S", help="With --measure: of each figure.")] = 0.5,
     as_json: options.Json = False,
 ) -> None:
     """Show what llama.cpp can compute on, with memory, features and versions.
 
     Of the CPU's memory, what is free is what this process could really have: within the limits of its container.
-    Speeds are shown once they were measured: --measure.
+    Speeds are shown once they were measured: --measure. What was measured by --profile is kept until it is measured
+    again, and shown by the same command.
     """
     endpoints = parse_endpoints(rpc)
     if not 0.05 <= seconds <= 60:
@@ -54,7 +63,13 @@ def devices(
             present = {(device.name, device.description) for device in found.devices}
             kept = peaks.load(key, max_age_days=None)
             measured = [each for each in kept if (each.device, each.description) in present]
+    from llmrun.machine import profile as profiles
+
+    if profile:
+        _profile(endpoints, key)
+    kept_profile = profiles.load(key)
     facts = facts_of(found, measured)
+    facts["profile"] = kept_profile and {**codec.plain(kept_profile), "age_s": kept_profile.age_s()}
     if as_json:
         screen.out_json(facts)
         return
@@ -63,6 +78,9 @@ def devices(
     if measured:
         _show_ceilings(measured)
         screen.out("\n")
+    if profile and kept_profile:
+        _show_profile(kept_profile)
+        screen.out("\n")
     features = {item["backend"]: item["features"] for item in facts["devices"] if item["features"]}
     pairs = [(f"{backend} features", _features(said)) for backend, said in features.items()]
     threads = facts["threads"]
@@ -70,6 +88,8 @@ def devices(
     pairs.append(("threads", f"{threads['default']} ({cores}; quota {significant(threads['quota'])})"))
     if not features:  # else it would say the same again
         pairs.append(("built with", facts["system_info"]))
+    if kept_profile:
+        pairs.append(("profile", f"measured {ago(kept_profile.age_s())}"))
     pairs += [(name.replace("_", " "), version) for name, version in facts["versions"].items() if version]
     tables.show_pairs(pairs)
     for gpu in facts["unused_gpus"]:
@@ -97,6 +117,70 @@ def _measured(prober: Prober, seconds: float) -> list[Ceiling]:
                 screen.note(error.message)
                 return made  # the prober is of no use any more
     return made
+
+
+def _profile(endpoints: Sequence[str], key: Key) -> None:
+    """Measure the profile, in a child whose threads wait as those of a large model do, and keep it."""
+    from llmrun.engine.jobs.roofline import Prober
+    from llmrun.machine import profile as profiles
+    from llmrun.tuning import profiling
+
+    with Prober(endpoints, spins=False) as prober:
+        try:
+            made = profiling.measure(prober, on_part=lambda part: screen.note(f"measuring {part} …"))
+            profiles.save(key, made)
+        except EngineCrashed as error:
+            screen.note(error.message)
+        except DiskError as error:
+            screen.note(f"what was measured can't be kept: {error.message}")
+
+
+def _show_profile(profile: Profile) -> None:
+    """What it says, as rates: of one column bytes of weights, of more of them operations."""
+    columns = sorted({each.n_columns for each in profile.products})
+    rows: dict[tuple[str, ...], dict[int, str]] = {}
+    for product in profile.products:
+        kind = f"{product.kind}, {product.n_used} of {product.n_experts} experts" if product.n_experts else product.kind
+        what = (product.device, kind, "repacked" if product.repack else "plain", _threads(product.n_threads))
+        said = bandwidth(product.bytes_per_s) if product.n_columns == 1 else significant(product.flops_per_s / 1e9)
+        rows.setdefault(what, {})[product.n_columns] = said
+    titles = [">1 COLUMN" if n == 1 else f">{n}, GFLOP/S" for n in columns]
+    tables.show(
+        ("DEVICE", "PRODUCT…", "LAYOUT", ">THREADS", *titles),
+        ((*what, *(said.get(n, UNKNOWN) for n in columns)) for what, said in rows.items()),
+    )
+    screen.out("\n")
+    attended: dict[tuple[str, ...], dict[bool, str]] = {}
+    for each in profile.attention:
+        head = (each.device, each.kind, str(each.head_size), str(each.n_depth), _threads(each.n_threads))
+        one = each.n_tokens == 1
+        said = bandwidth(each.n_bytes / each.seconds) if one else significant(each.flops_per_s / 1e9)
+        attended.setdefault(head, {})[one] = said
+    tables.show(
+        ("DEVICE", "ATTENTION…", ">HEAD", ">DEPTH", ">THREADS", ">1 TOKEN", ">MANY, GFLOP/S"),
+        ((*head, said.get(True, UNKNOWN), said.get(False, UNKNOWN)) for head, said in attended.items()),
+    )
+    screen.out("\n")
+    pairs = [
+        (
+            f"beside products, threads {each.n_threads}, tokens {each.n_tokens}, width {each.n_embd}",
+            f"{duration(each.layer_s)} a layer, {duration(each.token_s)} outside",
+        )
+        for each in profile.overheads
+    ]
+    for sent in profile.transfers:
+        to, back = bandwidth(sent.n_bytes / sent.write_s), bandwidth(sent.n_bytes / sent.read_s)
+        pairs.append((f"transfers, {sent.device}", f"{duration(sent.latency_s)}; written {to}, read {back}"))
+    for read in profile.reads:
+        label = f"reads, {read.device}, threads {_threads(read.n_threads)}"
+        pairs.append((label, ", ".join(map(bandwidth, read.bytes_per_s))))
+    pairs.append(("disk", bandwidth(profile.disk_bytes_per_s)))
+    pairs.append(("took", ", ".join(f"{part} {duration(taken)}" for part, taken in profile.took_s.items())))
+    tables.show_pairs(pairs)
+
+
+def _threads(n: int | None) -> str:
+    return UNKNOWN if n is None else str(n)
 
 
 def _show_ceilings(measured: Sequence[Ceiling]) -> None:

@@ -71,6 +71,9 @@ class Worker:
             protocol.FindDevices: self.find_devices,
             protocol.Trial: self.trial,
             protocol.Probe: self.probe,
+            protocol.TimeProducts: self.time_operations,
+            protocol.TimeAttention: self.time_operations,
+            protocol.TimeTransfers: self.time_operations,
         }
         outbox.send(NO_REQUEST, protocol.Ready(self.llama.llama_print_system_info().decode(errors="replace")))
 
@@ -266,10 +269,19 @@ class Worker:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens", n_ctx=n_ctx)
         return context
 
-    def probe(self, message: protocol.Probe) -> None:
-        handle = self.ggml.by_name(message.device)
+    def time_operations(self, message: protocol.TimeProducts | protocol.TimeAttention | protocol.TimeTransfers) -> None:
+        from llmrun.engine.child import op_times
+
+        self.send(protocol.OpTimes(op_times.seconds_of(self._device(message.device), message)))
+
+    def _device(self, name: str) -> ctypes.c_void_p:
+        handle = self.ggml.by_name(name)
         if handle is None:
-            raise RequestFailed("usage", f"there is no device {message.device}")
+            raise RequestFailed("usage", f"there is no device {name}")
+        return handle
+
+    def probe(self, message: protocol.Probe) -> None:
+        handle = self._device(message.device)
         if self.products is None:
             from llmrun.engine.child.roofline import Products
 

@@ -26,19 +26,18 @@ from __future__ import annotations
 
 import ctypes
 import math
-import random
 import time
-from functools import cache, partial
-from typing import Any
+from contextlib import suppress
 
-from llmrun.engine.child import ggml
+from llmrun.engine.child import ggml, tensors
+from llmrun.engine.child.tensors import Owner, ProductFailed
 from llmrun.engine.protocol import Probe, Probed
 from llmrun.gguf.types import GGML_TYPES
 
 clock = time.perf_counter
 
 COLUMNS = 512
-ROW = 4096
+ROW = tensors.NOISE_ROW
 # Of the shapes and types that were tried, the one that reads fastest on a CPU (docs/ceilings.md): with two columns ggml
 # walks several rows at a time.
 READ_COLUMNS = 2
@@ -48,24 +47,8 @@ SPAN_S = 0.02
 _MOST_AT_ONCE = 64
 _NOISE_ROWS = 64
 """Rows of the noise, repeated all over the matrix: to quantize all of them would take longer than to measure."""
-# Every byte of the matrix that is read: as F32 0.0115. Written, so that every page is there; a sum can't overflow.
-_FILLED_WITH = 0x3C
-_F32 = 0
 _TYPE_IDS = {kind.name: kind.id for kind in GGML_TYPES.values()}
 _pointer = ctypes.c_void_p
-
-
-class ProductFailed(Exception):
-    """The device has no memory for this product, or can't compute it."""
-
-
-class _InitParams(ctypes.Structure):
-    """struct ggml_init_params"""
-
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
-_base = partial(ggml.function, "ggml-base")
 
 
 class Product:
@@ -100,23 +83,18 @@ class Product:
         self._row, self._n_rows, self._n_columns = shape
         # Not by the shape: a matrix that is read can be square by chance, and 256 MiB are.
         self._chained = chained
-        self._owned: list[tuple[str, int]] = []
-        self._of_graph: list[tuple[str, int]] = []
+        self._owned, self._of_graph = Owner(), Owner()
         if kind not in _TYPE_IDS:
             raise ProductFailed(f"ggml has no type {kind}")
         try:
-            self._backend = self._own(
-                self._owned,
-                "ggml_backend_free",
-                _base("ggml_backend_dev_init", _pointer, _pointer, ctypes.c_char_p)(device, None),
-            )
+            self._backend = self._owned.backend(device)
             self.set_threads(n_threads)
             self._matrix = self._placed(_TYPE_IDS[kind], ggml.extra_buffer_types(device) if repack else [])
             self.repeat(1)
         except BaseException:
             self.close()
             raise
-        self.n_bytes: int = _base("ggml_nbytes", ctypes.c_size_t, _pointer)(self._matrix)
+        self.n_bytes = tensors.size_of(self._matrix)
         self.n_flops = 2 * math.prod(shape)
 
     def set_threads(self, n_threads: int) -> None:
@@ -124,130 +102,59 @@ class Product:
 
     def repeat(self, n_times: int) -> None:
         """Compute so many products, one after the other, each time that `seconds` is called. Raises `ProductFailed`."""
-        self._release(self._of_graph)
+        self._of_graph.close()
         self.n_times = n_times
         columns, self._result, self._graph = self._product(self._of_graph, self._matrix, n_times)
-        buffer_type = ggml.buffer_type(self._device)
-        allocator = self._own(
-            self._of_graph, "ggml_gallocr_free", _base("ggml_gallocr_new", _pointer, _pointer)(buffer_type)
-        )
-        if not _base("ggml_gallocr_alloc_graph", ctypes.c_bool, _pointer, _pointer)(allocator, self._graph):
-            raise ProductFailed("no room for the result")
+        self._of_graph.allocate(self._graph, ggml.buffer_type(self._device))
         n_bytes = 4 * self._row * self._n_columns
-        _set(columns, (_noise_rows() * math.ceil(n_bytes / len(_noise_rows())))[:n_bytes])
+        noise = tensors.noise_rows(_NOISE_ROWS)
+        tensors.set_bytes(columns, (noise * math.ceil(n_bytes / len(noise)))[:n_bytes])
 
     def seconds(self) -> float:
         """Of all `n_times` products, waited for to their end."""
-        compute = _base("ggml_backend_graph_compute", ctypes.c_int, _pointer, _pointer)
-        get = _base("ggml_backend_tensor_get", None, _pointer, _pointer, ctypes.c_size_t, ctypes.c_size_t)
-        one = ctypes.c_float()
         begin = clock()
-        status = compute(self._backend, self._graph)
-        get(self._result, ctypes.byref(one), 0, 4)
-        taken = clock() - begin
-        if status != 0:
-            raise ProductFailed(f"the device failed with status {status}")
-        return taken
+        tensors.compute(self._backend, self._graph, self._result)
+        return clock() - begin
 
     def close(self) -> None:
         """Give back everything. Safe to call twice."""
-        self._release(self._of_graph)
-        self._release(self._owned)
+        self._of_graph.close()
+        self._owned.close()
 
     # -- how it is made ---
 
     def _placed(self, type_id: int, preferred: list[ctypes.c_void_p]) -> int:
         """The matrix, where llama.cpp would put it: in the first of these buffer types that can be multiplied with."""
         for buffer_type in [*preferred, ggml.buffer_type(self._device)]:
-            trying: list[tuple[str, int]] = []
-            passing: list[tuple[str, int]] = []
-            try:
-                context = self._context(trying)
-                matrix: int = _new_2d()(context, type_id, self._row, self._n_rows)
-                allocate = _base("ggml_backend_alloc_ctx_tensors_from_buft", _pointer, _pointer, _pointer)
-                buffer = self._own(trying, "ggml_backend_buffer_free", allocate(context, buffer_type))
-                _, result, _ = self._product(passing, matrix, 1)
-                try:
-                    supports = _base("ggml_backend_dev_supports_op", ctypes.c_bool, _pointer, _pointer)
-                    if not supports(self._device, result):
-                        raise ProductFailed("the device can't compute it")
-                finally:
-                    self._release(passing)
-            except ProductFailed:
-                self._release(trying)
-                continue
-            self._owned += trying
-            if self._chained:
-                _set(matrix, _noise_of(type_id) * (ROW // _NOISE_ROWS))
-            else:
-                _base("ggml_backend_buffer_clear", None, _pointer, ctypes.c_uint8)(buffer, _FILLED_WITH)
-            return matrix
+            with Owner() as trying, suppress(ProductFailed):
+                context = trying.context()
+                matrix = tensors.new(context, type_id, self._row, self._n_rows)
+                buffer = trying.buffer(context, buffer_type)
+                with Owner() as passing:
+                    if not tensors.is_supported(self._device, self._product(passing, matrix, 1)[1]):
+                        continue
+                if self._chained:
+                    tensors.set_bytes(matrix, tensors.noise_of(type_id, _NOISE_ROWS) * (ROW // _NOISE_ROWS))
+                else:
+                    tensors.clear(buffer)
+                self._owned.take_over(trying)
+                return matrix
         raise ProductFailed("the device has no room for it, or can't compute it")
 
-    def _product(self, owner: list[tuple[str, int]], matrix: int, n_times: int) -> tuple[int, int, int]:
+    def _product(self, owner: Owner, matrix: int, n_times: int) -> tuple[int, int, int]:
         """Columns, last result and graph, nothing allocated. Chained, a matrix multiplies its own result, whose memory
         is then used again; the noise is such that the numbers stay about as large as they are."""
-        context = self._context(owner)
-        columns = _new_2d()(context, _F32, self._row, self._n_columns)
-        _base("ggml_set_input", None, _pointer)(columns)
-        _base("ggml_set_output", None, _pointer)(columns)  # else its memory would be used again
-        graph = _base("ggml_new_graph", _pointer, _pointer)(context)
-        result = columns
+        context = owner.context()
+        columns = tensors.new(context, tensors.F32, self._row, self._n_columns)
+        tensors.base("ggml_set_input", None, _pointer)(columns)
+        set_output = tensors.base("ggml_set_output", None, _pointer)
+        set_output(columns)  # else its memory would be used again
+        results = [columns]
         for _ in range(n_times):
-            given = result if self._chained else columns
-            result = _base("ggml_mul_mat", _pointer, _pointer, _pointer, _pointer)(context, matrix, given)
-            _base("ggml_build_forward_expand", None, _pointer, _pointer)(graph, result)
-        _base("ggml_set_output", None, _pointer)(result)
-        return columns, result, graph
-
-    def _context(self, owner: list[tuple[str, int]]) -> int:
-        return self._own(
-            owner, "ggml_free", _base("ggml_init", _pointer, _InitParams)(_InitParams(1 << 20, None, True))
-        )
-
-    @staticmethod
-    def _own(owner: list[tuple[str, int]], free: str, handle: int | None) -> int:
-        if not handle:
-            raise ProductFailed("no room")
-        owner.append((free, handle))
-        return handle
-
-    @staticmethod
-    def _release(owned: list[tuple[str, int]]) -> None:
-        while owned:
-            name, handle = owned.pop()
-            _base(name, None, _pointer)(handle)
-
-
-def _new_2d() -> Any:
-    return _base("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-
-def _set(tensor: int, data: bytes) -> None:
-    to = _base("ggml_backend_tensor_set", None, _pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t)
-    to(tensor, data, 0, len(data))
-
-
-@cache
-def _noise_rows() -> bytes:
-    """`_NOISE_ROWS` rows of `ROW` random F32 of mean 0 and variance 1/ROW, the same every time."""
-    source = random.Random(0)
-    n = _NOISE_ROWS * ROW
-    return bytes((ctypes.c_float * n)(*(source.gauss(0, 1 / math.sqrt(ROW)) for _ in range(n))))
-
-
-def _noise_of(type_id: int) -> bytes:
-    """`_NOISE_ROWS` rows of noise in a type of ggml."""
-    n_bytes = _base("ggml_row_size", ctypes.c_size_t, ctypes.c_int, ctypes.c_int64)(type_id, ROW) * _NOISE_ROWS
-    made = ctypes.create_string_buffer(n_bytes)
-    needs_weights = _base("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)(type_id)
-    weights = (ctypes.c_float * ROW)(*[1.0] * ROW) if needs_weights else None
-    quantize = _base(
-        *("ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p, _pointer),
-        *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, _pointer),
-    )
-    quantize(type_id, _noise_rows(), made, 0, _NOISE_ROWS, ROW, weights)
-    return made.raw
+            given = results[-1] if self._chained else columns
+            results.append(tensors.call("ggml_mul_mat", context, matrix, given))
+        set_output(results[-1])
+        return columns, results[-1], tensors.graph_of(context, results[1:])
 
 
 def rates(product: Product, per_product: int, seconds: float) -> list[float]:

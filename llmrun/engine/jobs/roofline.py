@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TypeVar
 
 from llmrun.clock import utc
 from llmrun.engine import devices
@@ -11,11 +12,13 @@ from llmrun.engine.channel import Channel, Died
 from llmrun.engine.devices import Found
 from llmrun.engine.limits import Limits
 from llmrun.engine.process import Child, IdleWatch
-from llmrun.engine.protocol import Probe, Probed
+from llmrun.engine.protocol import OpTimes, Probe, Probed, TimeAttention, TimeProducts, TimeTransfers
 from llmrun.errors import EngineCrashed
 from llmrun.machine import hardware, peaks
 from llmrun.machine.device import Device
 from llmrun.machine.peaks import Ceiling, Key, Spread
+
+M = TypeVar("M")
 
 _WAIT_S = 120.0
 
@@ -23,10 +26,11 @@ _WAIT_S = 120.0
 class Prober:
     """A child that reads and multiplies on this machine's devices. Its matrices stay where they are until it ends."""
 
-    def __init__(self, rpc: Sequence[str] = ()) -> None:
-        """`rpc`: workers at "host:port", whose devices are then known as well."""
+    def __init__(self, rpc: Sequence[str] = (), *, spins: bool = True) -> None:
+        """`rpc`: workers at "host:port", whose devices are then known as well. `spins`: as `Child` has it; a model of
+        real size does not."""
         self._rpc = rpc
-        self._channel = Channel(Child("child.main", spins=True), limits=Limits(idle_s=_WAIT_S))
+        self._channel = Channel(Child("child.main", spins=spins), limits=Limits(idle_s=_WAIT_S))
         self._watch = IdleWatch(self._channel.child.pid, _WAIT_S)
 
     def __enter__(self) -> Prober:
@@ -67,16 +71,23 @@ class Prober:
         `kind`: type of the matrix that is multiplied; "": none is. `repack`: it lies in RAM as llama.cpp rearranges
         weights there. `n_bytes`: of the matrix that is read, if not `read_size`; 0: none is.
         """
-        if device not in {each.name for each in self.found.devices}:
-            raise EngineCrashed(f"there is no device {device}")
         if n_bytes is None:
             n_bytes = self.read_size(device) or 0
+        return self._asked(Probe(device, n_bytes, kind, n_threads, seconds, repack), Probed, _WAIT_S + 2 * seconds)
+
+    def seconds_of(self, question: TimeProducts | TimeAttention | TimeTransfers) -> list[float]:
+        """Of single operations on a device, as `OpTimes` has them. Raises `EngineCrashed`."""
+        return self._asked(question, OpTimes, _WAIT_S).seconds
+
+    def _asked(self, question: Probe | TimeProducts | TimeAttention | TimeTransfers, kind: type[M], wait_s: float) -> M:
+        device = question.device
+        if device not in {each.name for each in self.found.devices}:
+            raise EngineCrashed(f"there is no device {device}")
         try:
-            number = self._channel.request(Probe(device, n_bytes, kind, n_threads, seconds, repack))
-            answer = self._channel.answer_within(number, _WAIT_S + 2 * seconds)
+            answer = self._channel.answer_within(self._channel.request(question), wait_s)
         except Died as error:
             raise EngineCrashed(f"measuring what {device} can do failed: the engine {error}") from None
-        if not isinstance(answer, Probed):
+        if not isinstance(answer, kind):
             raise EngineCrashed(f"measuring what {device} can do failed: {answer or 'no answer'}")
         return answer
 

@@ -1,0 +1,274 @@
+"""How long one operation of a model takes on a device: its products, its attention, and what is sent to and fro.
+
+    sets of tensors, more than a cache holds ─► graph: one operation for each set, in turn ─► computed again and again
+
+Decoding reads every weight once a token, from memory: a single matrix would be read from the cache. So there are as
+many as asked for, and the graph goes through all of them. Where one operation takes long (many columns), a few of them
+do: it computes more than it reads. Starting threads or a kernel is a part of each operation, as it is in a model;
+starting a graph is shared by all of them. Child process only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import product as every
+
+from llmrun.engine.child import ggml, tensors
+from llmrun.engine.child.tensors import F16, F32, I32, Owner, ProductFailed
+from llmrun.engine.protocol import TimeAttention, TimeProducts, TimeTransfers
+from llmrun.gguf.types import GGML_TYPES
+
+clock = time.perf_counter
+
+_LONGEST_S = 0.1
+"""Of one graph: where all sets would take longer, fewer take turns."""
+_MOST_SETS = 256
+_PRECISION_F32 = 10
+_CONTEXT_BYTES = 2 << 20
+_TYPE_IDS = {kind.name: kind.id for kind in GGML_TYPES.values()}
+_pointer = ctypes.c_void_p
+
+MakeResults = Callable[[int, int], Sequence[int]]
+"""The results, in this context, of the operation with so many of the sets."""
+
+
+def seconds_of(device: ctypes.c_void_p, message: TimeProducts | TimeAttention | TimeTransfers) -> list[float]:
+    """As `OpTimes` has them."""
+    try:
+        match message:
+            case TimeProducts():
+                return _products(device, message)
+            case TimeAttention():
+                return _attention(device, message)
+            case TimeTransfers():
+                return _transfers(device, message)
+    except ProductFailed:
+        return []
+
+
+class _Device:
+    """A device's backend, and what is computed with it."""
+
+    def __init__(self, handle: ctypes.c_void_p, owner: Owner) -> None:
+        self.handle, self._backend = handle, owner.backend(handle)
+        self.usual = ggml.buffer_type(handle)
+
+    def seconds(self, make: MakeResults, n_sets: int, n_threads: int, seconds: float) -> float:
+        """Of one operation, by passes over the sets for about so long. Raises `ProductFailed`."""
+        ggml.set_threads(self.handle, _pointer(self._backend), n_threads)
+        with Owner() as owner:
+            compute = self._graph(make, 1, owner)
+            compute()  # pages and kernels
+            found = [compute()]
+            n = max(1, min(n_sets, int(_LONGEST_S / max(found[0], 1e-9))))
+            if n > 1:
+                compute = self._graph(make, n, owner)
+                compute()
+                found = [compute()]
+            end = clock() + seconds - found[0]
+            while clock() < end:
+                found.append(compute())
+        return _quarter(found) / n
+
+    def _graph(self, make: MakeResults, n_sets: int, owner: Owner) -> Callable[[], float]:
+        """What computes it once and returns the seconds. Raises `ProductFailed` where the device can't."""
+        results = make(owner.context(_CONTEXT_BYTES), n_sets)
+        if not tensors.is_supported(self.handle, results[0]):
+            raise ProductFailed("the device can't compute it")
+        graph = tensors.graph_of(owner.context(_CONTEXT_BYTES), results)
+        owner.allocate(graph, self.usual)
+
+        def compute() -> float:
+            begin = clock()
+            tensors.compute(self._backend, graph, results[-1])
+            return clock() - begin
+
+        return compute
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+def _products(handle: ctypes.c_void_p, asked: TimeProducts) -> list[float]:
+    with Owner() as owner:
+        device = _Device(handle, owner)
+        matrices = _matrices(device, asked, owner)
+        found = []
+        for n_columns in asked.n_columns:
+            with Owner() as inputs:
+                make, n_sets = (
+                    _through_experts(device, asked, matrices, n_columns, inputs)
+                    if asked.n_experts
+                    else (_through(device, asked, matrices, n_columns, inputs), len(matrices))
+                )
+                found += [device.seconds(make, n_sets, n_threads, asked.seconds) for n_threads in asked.n_threads]
+        return found
+
+
+def _matrices(device: _Device, asked: TimeProducts, owner: Owner) -> list[int]:
+    """In the layout that is asked for, filled. Raises `ProductFailed` where ggml has none for this type."""
+    if asked.kind not in _TYPE_IDS:
+        raise ProductFailed(f"ggml has no type {asked.kind}")
+    type_id = _TYPE_IDS[asked.kind]
+    shape = (asked.n_row, asked.n_rows, asked.n_experts) if asked.n_experts else (asked.n_row, asked.n_rows)
+    for buffer_type in ggml.extra_buffer_types(device.handle) if asked.repack else [device.usual]:
+        with Owner() as trying, suppress(ProductFailed):
+            context = trying.context(_CONTEXT_BYTES)
+            one = tensors.new(context, type_id, *shape)
+            n = max(1, min(_MOST_SETS, math.ceil(asked.n_bytes / tensors.size_of(one))))
+            made = [one, *(tensors.new(context, type_id, *shape) for _ in range(n - 1))]
+            buffer = trying.buffer(context, buffer_type)
+            if not _can_multiply(device, asked, one):
+                continue
+            if asked.noise:
+                for matrix in made:
+                    tensors.fill(matrix, type_id)
+            else:
+                tensors.clear(buffer)
+            owner.take_over(trying)
+            return made
+    raise ProductFailed("no room for it, or no such layout")
+
+
+def _can_multiply(device: _Device, asked: TimeProducts, matrix: int) -> bool:
+    """Asked before the matrix is filled: a layout that has no way for its type can't be written to either."""
+    with Owner() as passing:
+        context = passing.context()
+        if asked.n_experts:
+            columns = tensors.new(context, F32, asked.n_row, 1, 1)
+            result = tensors.call(
+                "ggml_mul_mat_id", context, matrix, columns, tensors.new(context, I32, asked.n_used, 1)
+            )
+        else:
+            result = tensors.call("ggml_mul_mat", context, matrix, tensors.new(context, F32, asked.n_row, 1))
+        return tensors.is_supported(device.handle, result)
+
+
+def _through(
+    device: _Device, asked: TimeProducts, matrices: Sequence[int], n_columns: int, inputs: Owner
+) -> MakeResults:
+    context = inputs.context()
+    columns = tensors.new(context, F32, asked.n_row, n_columns)
+    inputs.buffer(context, device.usual)
+    tensors.fill(columns, F32)
+    return lambda context, n: [tensors.call("ggml_mul_mat", context, matrix, columns) for matrix in matrices[:n]]
+
+
+def _through_experts(
+    device: _Device, asked: TimeProducts, matrices: Sequence[int], n_columns: int, inputs: Owner
+) -> tuple[MakeResults, int]:
+    """And the number of sets: one column goes through other experts each time, until all have had their turn."""
+    n_experts, n_used = asked.n_experts, asked.n_used
+    turns = max(1, n_experts // n_used) if n_columns == 1 else 1
+    context = inputs.context()
+    columns = tensors.new(context, F32, asked.n_row, 1, n_columns)
+    chosen = [tensors.new(context, I32, n_used, n_columns) for _ in range(turns)]
+    inputs.buffer(context, device.usual)
+    tensors.fill(columns, F32)
+    for turn, ids in enumerate(chosen):
+        numbers = [(turn * n_used + i) % n_experts for i in range(n_used * n_columns)]
+        tensors.set_bytes(ids, struct.pack(f"={len(numbers)}i", *numbers))
+    sets = [(matrix, ids) for ids in chosen for matrix in matrices][:_MOST_SETS]
+    return (
+        lambda context, n: [tensors.call("ggml_mul_mat_id", context, matrix, columns, ids) for matrix, ids in sets[:n]],
+        len(sets),
+    )
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def _attention(handle: ctypes.c_void_p, asked: TimeAttention) -> list[float]:
+    """llama.cpp's `build_attn_mha` with flash attention: keys and values lie token by token, heads side by side."""
+    if asked.kind not in _TYPE_IDS:
+        raise ProductFailed(f"ggml has no type {asked.kind}")
+    with Owner() as owner:
+        device = _Device(handle, owner)
+        found = []
+        for n_depth, n_tokens in every(asked.n_depths, asked.n_tokens):
+            with Owner() as inputs:
+                make, n_sets = _attending(device, asked, n_depth, n_tokens, inputs)
+                found += [device.seconds(make, n_sets, n_threads, asked.seconds) for n_threads in asked.n_threads]
+        return found
+
+
+def _attending(
+    device: _Device, asked: TimeAttention, n_depth: int, n_tokens: int, inputs: Owner
+) -> tuple[MakeResults, int]:
+    type_id, size = _TYPE_IDS[asked.kind], asked.head_size
+    context = inputs.context(_CONTEXT_BYTES)
+
+    def cells() -> int:
+        return tensors.new(context, type_id, size, asked.n_head_kv, n_depth)
+
+    pairs = [(cells(), cells())]
+    n_sets = math.ceil(asked.n_bytes / (2 * tensors.size_of(pairs[0][0]))) if n_tokens == 1 else 1
+    pairs += [(cells(), cells()) for _ in range(min(_MOST_SETS, n_sets) - 1)]
+    query = tensors.new(context, F32, size, asked.n_head, n_tokens)
+    mask = tensors.new(context, F16, n_depth, n_tokens)
+    inputs.buffer(context, device.usual)
+    for tensor in (each for pair in pairs for each in pair):
+        tensors.fill(tensor, type_id)
+    tensors.fill(query, F32)
+    tensors.set_bytes(mask, bytes(2 * n_depth * n_tokens))  # every token sees all of them
+
+    permute = tensors.base("ggml_permute", _pointer, _pointer, _pointer, *[ctypes.c_int] * 4)
+    attend = tensors.base("ggml_flash_attn_ext", _pointer, *[_pointer] * 5, *[ctypes.c_float] * 3)
+
+    def make(context: int, n: int) -> list[int]:
+        results = []
+        turned = permute(context, query, 0, 2, 1, 3)
+        for keys, values in pairs[:n]:
+            heads = (permute(context, each, 0, 2, 1, 3) for each in (keys, values))
+            results.append(attend(context, turned, *heads, mask, 1 / math.sqrt(size), 0.0, 0.0))
+            with suppress(AttributeError):  # older ones have another name for it
+                tensors.base("ggml_prec_set_acc", None, _pointer, ctypes.c_int)(results[-1], _PRECISION_F32)
+        return results
+
+    return make, len(pairs)
+
+
+# -- transfers ---------------------------------------------------------------------------------------------------------
+
+
+def _transfers(handle: ctypes.c_void_p, asked: TimeTransfers) -> list[float]:
+    """A write is waited for by reading one number: a worker does not answer to a write."""
+    with Owner() as owner:
+        _Device(handle, owner)  # a GPU's driver starts with it
+        found = []
+        for n_bytes in asked.n_bytes:
+            with Owner() as inputs:
+                context = inputs.context()
+                tensor = tensors.new(context, F32, max(1, n_bytes // 4))
+                inputs.buffer(context, ggml.buffer_type(handle))
+                data = bytes(tensors.size_of(tensor))
+
+                def write(tensor: int = tensor, data: bytes = data) -> None:
+                    tensors.set_bytes(tensor, data)
+                    tensors.get_bytes(tensor, 4)
+
+                def read(tensor: int = tensor, n: int = len(data)) -> None:
+                    tensors.get_bytes(tensor, n)
+
+                found += [_timed(each, asked.seconds) for each in (write, read)]
+        return found
+
+
+def _timed(do: Callable[[], None], seconds: float) -> float:
+    do()
+    end, found = clock() + seconds, list[float]()
+    while not found or clock() < end:
+        begin = clock()
+        do()
+        found.append(clock() - begin)
+    return _quarter(found)
+
+
+def _quarter(found: Sequence[float]) -> float:
+    """The lower quartile: whatever disturbs a measurement makes it slower."""
+    return sorted(found)[len(found) // 4]

@@ -1,0 +1,343 @@
+"""What the operations of a model take on this machine, as it was measured here, kept for predictions.
+
+    <cache>/profile/3f2a….json      one file per machine and build, as of the ceilings (`peaks.Key`)
+
+Seconds are stored, rates are derived. A machine that others use as well drifts, by a factor of two within a day: so the
+read ceiling is measured before, in the middle of and after the profile, and whoever predicts measures it again and
+scales (`Profile.drift`). Between what was measured, the logarithm of the seconds is taken to be linear in the logarithm
+of the columns or of the depth; beyond it, seconds grow in proportion.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+from llmrun import codec, fs, paths
+from llmrun.clock import age_s
+from llmrun.gguf.types import GGML_TYPES
+from llmrun.machine.peaks import Key
+
+SCHEMA = "llmrun.profile/1"
+_TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
+
+
+@dataclass(frozen=True)
+class ProductTime:
+    """One product of a matrix that lay in memory.
+
+    Attributes:
+        device: by llama.cpp's name.
+        kind: ggml type of the matrix.
+        repack: whether it was rearranged for the CPU.
+        n_columns: tokens that were computed at once.
+        n_threads: None where the device has none of its own.
+        n_weights: elements that a column was multiplied with: of all rows, or of the experts that a column uses.
+        seconds: of one product, the lower quartile of some.
+        n_experts, n_used: 0: a plain matrix.
+    """
+
+    device: str
+    kind: str
+    repack: bool
+    n_columns: int
+    n_threads: int | None
+    n_weights: int
+    seconds: float
+    n_experts: int = 0
+    n_used: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the weights that one column needs."""
+        kind = _TYPES[self.kind]
+        return self.n_weights // kind.block_size * kind.type_size
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.n_bytes / self.seconds
+
+    @property
+    def flops_per_s(self) -> float:
+        """Two operations per multiply-add."""
+        return 2 * self.n_weights * self.n_columns / self.seconds
+
+
+@dataclass(frozen=True)
+class AttentionTime:
+    """Flash attention of one layer over keys and values in memory, every token over all of them.
+
+    Attributes:
+        kind: ggml type of keys and values.
+        n_depth: tokens that they are of.
+        n_tokens: that were computed at once.
+        seconds: of one layer, the lower quartile of some.
+    """
+
+    device: str
+    kind: str
+    head_size: int
+    n_head: int
+    n_head_kv: int
+    n_depth: int
+    n_tokens: int
+    n_threads: int | None
+    seconds: float
+
+    @property
+    def n_bytes(self) -> int:
+        """Of keys and values."""
+        kind = _TYPES[self.kind]
+        return 2 * self.n_head_kv * self.n_depth * self.head_size // kind.block_size * kind.type_size
+
+    @property
+    def flops_per_s(self) -> float:
+        """Two operations per multiply-add, for keys and for values."""
+        return 4 * self.n_head * self.head_size * self.n_depth * self.n_tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a model's graph takes beside its products: norms, rotations, additions, starting and waiting.
+
+    Attributes:
+        n_tokens: computed at once.
+        n_embd: width of the model that it was found with.
+        layer_s, token_s: of one layer, and outside of the layers.
+    """
+
+    n_tokens: int
+    n_threads: int
+    n_embd: int
+    layer_s: float
+    token_s: float
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Between this process and a device's memory.
+
+    Attributes:
+        latency_s: to write four bytes and to wait until they are there.
+        n_bytes: what was sent for the rates.
+        write_s, read_s: of so many bytes.
+    """
+
+    device: str
+    latency_s: float
+    n_bytes: int
+    write_s: float
+    read_s: float
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The read ceiling beside the profile.
+
+    Attributes:
+        bytes_per_s: one figure each time that it was measured; before, in the middle and after, or of a bench.
+        measured: when; UTC.
+    """
+
+    device: str
+    n_threads: int | None
+    bytes_per_s: tuple[float, ...]
+    measured: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a bench has measured beside its samples, later than the profile.
+
+    Attributes:
+        kind, repack: of the weights that `flops_per_s` is of.
+        flops_per_s: of a prompt's products; None: not known.
+    """
+
+    reads: Reads
+    kind: str
+    repack: bool
+    flops_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Attributes:
+    measured: when it was finished; UTC, ISO 8601.
+    devices: those that were measured, and what they are: of a worker, whose name the next one has too, its "host:port".
+    took_s: seconds by part: "products", "attention", ...
+    disk_bytes_per_s: None where it can't be had.
+    seen: by benches since then, one of each device, number of threads, type and layout.
+    """
+
+    measured: str
+    devices: Mapping[str, str] = field(default_factory=dict)
+    products: tuple[ProductTime, ...] = ()
+    attention: tuple[AttentionTime, ...] = ()
+    overheads: tuple[Overhead, ...] = ()
+    transfers: tuple[Transfer, ...] = ()
+    reads: tuple[Reads, ...] = ()
+    disk_bytes_per_s: float | None = None
+    took_s: Mapping[str, float] = field(default_factory=dict)
+    seen: tuple[Seen, ...] = ()
+
+    def age_s(self, now: datetime | None = None) -> float | None:
+        """Seconds since it was measured; None where that is not to be understood, or lies ahead."""
+        return age_s(self.measured, now)
+
+    # -- what something would take, on the machine as it was ---
+
+    def product_s(
+        self, kind: str, n_weights: float, n_columns: float, n_threads: int | None, *,
+        repack: bool = False, device: str = "CPU", experts: bool = False,
+    ) -> float | None:  # fmt: skip
+        """Seconds of a product with so many weights; None where nothing of the kind was measured.
+
+        A type that ggml does not rearrange takes as long with `repack` as without. With a number of threads that was
+        not measured: what lies between the two next to it.
+        """
+        known = [
+            each for each in self.products if (each.device, each.kind, bool(each.n_experts)) == (device, kind, experts)
+        ]
+        alike = [each for each in known if each.repack == repack] or [each for each in known if not each.repack]
+        per_weight = _by_threads(
+            n_threads, [(each.n_threads, each.n_columns, each.seconds / each.n_weights) for each in alike], n_columns
+        )
+        return None if per_weight is None else per_weight * n_weights
+
+    def attention_s(
+        self, kind: str, head_size: int, n_head: int, n_head_kv: int, n_depth: float, n_tokens: int,
+        n_threads: int | None, *, device: str = "CPU",
+    ) -> float | None:  # fmt: skip
+        """Seconds of one layer's flash attention; None where nothing of the kind was measured.
+
+        Of the head size next to this one; one token by the bytes that are read, more by the operations, with the depth
+        between what was measured.
+        """
+        known = [each for each in self.attention if (each.device, each.kind) == (device, kind)]
+        if not known or n_depth <= 0:
+            return 0.0 if known else None
+        head = min({each.head_size for each in known}, key=lambda size: abs(math.log(size / head_size)))
+        tokens = min({each.n_tokens for each in known}, key=lambda n: abs(math.log(n / n_tokens)))
+        scale = n_head_kv * head_size if n_tokens == 1 else n_head * head_size * n_tokens
+        points = [
+            (
+                each.n_threads,
+                each.n_depth,
+                each.seconds
+                / (each.n_head_kv * each.head_size if n_tokens == 1 else each.n_head * each.head_size * each.n_tokens),
+            )
+            for each in known
+            if (each.head_size, each.n_tokens) == (head, tokens)
+        ]
+        found = _by_threads(n_threads, points, n_depth)
+        return None if found is None else found * scale
+
+    def overhead(self, n_tokens: int, n_threads: int) -> Overhead | None:
+        """What was measured with a number of tokens and of threads next to these."""
+        return min(
+            self.overheads,
+            key=lambda each: (abs(math.log(each.n_tokens / n_tokens)), abs(each.n_threads - n_threads)),
+            default=None,
+        )
+
+    # -- the machine as it is now ---
+
+    def read_bytes_per_s(self, n_threads: int | None, device: str = "CPU") -> float | None:
+        """The read ceiling beside the profile, its median; None where it was not measured with so many threads."""
+        found = [each for each in self.reads if (each.device, each.n_threads) == (device, n_threads)]
+        return statistics.median(found[0].bytes_per_s) if found and found[0].bytes_per_s else None
+
+    def drift(self, now_bytes_per_s: float, n_threads: int | None, device: str = "CPU") -> float | None:
+        """How much longer everything takes than when it was measured, by a read ceiling of now: 1.2 is a fifth longer.
+
+        Right for what waits for memory; what computes has the clock's drift, which nothing here tells."""
+        then = self.read_bytes_per_s(n_threads, device)
+        return then / now_bytes_per_s if then and now_bytes_per_s > 0 else None
+
+    def with_seen(self, seen: Seen) -> Profile:
+        """The same, and what a bench has measured, in place of what one before it has."""
+
+        def what(each: Seen) -> tuple[object, ...]:
+            return each.reads.device, each.reads.n_threads, each.kind, each.repack
+
+        return replace(self, seen=(*(each for each in self.seen if what(each) != what(seen)), seen))
+
+    def latest(self, n_threads: int | None, device: str = "CPU") -> Reads | None:
+        """The newest read ceiling that is known: a bench's, or that of the profile."""
+        found = [
+            each
+            for each in (*self.reads, *(seen.reads for seen in self.seen))
+            if (each.device, each.n_threads) == (device, n_threads) and each.bytes_per_s
+        ]
+        return max(found, key=lambda each: each.measured, default=None)
+
+
+def _by_threads(n_threads: int | None, points: Sequence[tuple[int | None, float, float]], at: float) -> float | None:
+    """Of points (threads, x, seconds), the seconds at x with so many threads."""
+    by_threads: dict[int, list[tuple[float, float]]] = {}
+    for threads, x, seconds in points:
+        by_threads.setdefault(threads or 0, []).append((x, seconds))
+    if not by_threads:
+        return None
+    curve = [(float(threads), interpolated(found, at)) for threads, found in sorted(by_threads.items())]
+    wanted = float(n_threads or 0)
+    if len(curve) == 1 or wanted <= curve[0][0]:
+        return curve[0][1]
+    return curve[-1][1] if wanted >= curve[-1][0] else interpolated(curve, wanted)
+
+
+def interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
+    """y at x by points (x, y) that are positive: linear in the logarithms; beyond the last, y grows as x does, below
+    the first it stays: one column of a product, or the first tokens of a context, have their costs all the same."""
+    known = sorted(points)
+    (first_x, first_y), (last_x, last_y) = known[0], known[-1]
+    if at <= first_x:
+        return first_y
+    if at >= last_x:
+        return last_y * at / last_x
+    (x0, y0), (x1, y1) = next(pair for pair in pairwise(known) if pair[0][0] <= at <= pair[1][0])
+    share = math.log(at / x0) / math.log(x1 / x0)
+    return math.exp(math.log(y0) + share * math.log(y1 / y0))
+
+
+# -- kept --------------------------------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where the files lie. LLMRUN_HOME moves them, as it does the store."""
+    return paths.cache() / "profile"
+
+
+def load(key: Key, *, where: Path | None = None) -> Profile | None:
+    """What is kept for this machine, however old; None where there is nothing, or the file is damaged."""
+    try:
+        document = json.loads(((where or folder()) / f"{key.digest}.json").read_text())
+        if document["schema"] != SCHEMA:
+            return None
+        return codec.convert(document["profile"], Profile)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save(key: Key, profile: Profile, *, where: Path | None = None) -> None:
+    """In place of what is kept for this machine. Raises `DiskError`."""
+    document = {"schema": SCHEMA, "key": asdict(key), "profile": codec.plain(profile)}
+    path = (where or folder()) / f"{key.digest}.json"
+    with fs.disk_errors(f"writing {path}"):
+        fs.write_atomically(path, json.dumps(document, indent=1) + "\n")
+
+
+def saw(key: Key, seen: Iterable[Seen], *, where: Path | None = None) -> None:
+    """Add what a bench has measured to the profile, where one is kept. Raises `DiskError`."""
+    kept = load(key, where=where)
+    if kept is not None:
+        for each in seen:
+            kept = kept.with_seen(each)
+        save(key, kept, where=where)

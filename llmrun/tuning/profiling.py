@@ -1,0 +1,294 @@
+"""Measures the profile of this machine (`machine/profile.py`): what a model's operations take, type by type.
+
+    reads ─► disk ─► transfers ─► attention ─► products … reads … products ─► overheads ─► reads
+
+Products and attention are ggml's own (`engine/child/op_times.py`), computed as a model of real size has them computed:
+by threads that do not spin, from memory. What a graph takes beside them is found by tiny models of several numbers of
+layers, run by the slice runner, less what the products of these should take. Types stand in the order of how many files
+have them: where the time is up, the last ones are not measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from llmrun import paths
+from llmrun.clock import utc
+from llmrun.engine.jobs.roofline import Prober
+from llmrun.engine.protocol import TimeAttention, TimeProducts, TimeTransfers, Trial
+from llmrun.gguf.shapes import Shape
+from llmrun.gguf.synth import header_of
+from llmrun.machine import disk, hardware
+from llmrun.machine.device import Device
+from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile, Reads, Transfer
+from llmrun.options.load import LoadConfig
+from llmrun.tuning.slice_runner import SliceRunner
+
+MIB = 1 << 20
+_MOST_BYTES = 256 * MIB
+_HEADS = (8, 2)
+"""Of queries, and of keys and values: groups of four, as most models have them."""
+_OVERHEAD_TYPE = "Q8_0"
+_FOR_THE_END_S = 3.0
+"""What overheads and the last read take, about."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    Attributes:
+        seconds: of each product and attention, about.
+        budget_s: of all. No type is begun when so much is gone.
+        n_bytes: of the matrices of a type together; None: twice the last-level caches, 64 to 256 MiB.
+        read_bytes: of the matrix of the read ceiling; None: `peaks.read_size`.
+        n_row: of a square matrix, elements.
+        kinds, expert_kinds: types of matrices, of experts.
+        n_columns: tokens at once.
+        n_experts, n_used: as models have them; one column, and the most of `n_columns`.
+        kv_kinds, head_sizes, n_depths: of attention, with one token and with `n_tokens`.
+        overheads: tokens at once, and the width of the tiny models for it.
+        transfer_bytes: of the large tensor. Below 10 MiB: a worker is told the digest of larger ones first.
+    """
+
+    seconds: float = 0.03
+    budget_s: float = 30.0
+    n_bytes: int | None = None
+    read_bytes: int | None = None
+    n_row: int = 2048
+    kinds: Sequence[str] = (
+        *("Q4_K", "Q6_K", "Q8_0", "Q4_0", "F16", "Q5_K", "Q3_K", "IQ4_XS", "IQ4_NL", "BF16", "Q5_0", "Q2_K", "MXFP4"),
+        *("Q4_1", "Q5_1"),
+    )
+    expert_kinds: Sequence[str] = ("Q4_K", "Q6_K", "Q8_0", "MXFP4")
+    n_columns: Sequence[int] = (1, 8, 64, 512)
+    n_experts: int = 32
+    n_used: int = 4
+    kv_kinds: Sequence[str] = ("F16", "Q8_0")
+    head_sizes: Sequence[int] = (64, 128)
+    n_depths: Sequence[int] = (256, 1024, 4096)
+    n_tokens: int = 512
+    overheads: Sequence[tuple[int, int]] = ((1, 64), (64, 512))
+    layers: tuple[int, int] = (2, 10)
+    transfer_bytes: int = 8 * MIB
+
+    @property
+    def of_matrices(self) -> int:
+        if self.n_bytes is not None:
+            return self.n_bytes
+        return max(64 * MIB, min(2 * hardware.last_level_cache_bytes(), _MOST_BYTES))
+
+
+def threads() -> list[int]:
+    """Numbers of threads to measure with: one, all that compute by default, and on many cores half of them."""
+    n = hardware.default_threads()
+    return sorted({1, n, *([n // 2] if n >= 8 else [])})
+
+
+def measure(
+    prober: Prober,
+    extent: Extent | None = None,
+    *,
+    on_part: Callable[[str], None] = lambda _part: None,
+) -> Profile:
+    """The profile of all devices that the prober knows. `on_part` is told what is measured next.
+
+    `prober`: one whose threads do not spin. Raises `EngineCrashed`.
+    """
+    return _Measuring(prober, extent or Extent(), on_part).profile()
+
+
+@dataclass
+class _Measuring:
+    prober: Prober
+    extent: Extent
+    on_part: Callable[[str], None]
+    made: Profile = field(default_factory=lambda: Profile(""))
+    took_s: dict[str, float] = field(default_factory=dict)
+    told: str = ""
+
+    def profile(self) -> Profile:
+        self.end_s = time.monotonic() + self.extent.budget_s
+        # The others compute in the memory of one of these.
+        self.devices = [each for each in self.prober.found.devices if each.kind not in ("accel", "meta")]
+        self.made = replace(self.made, devices={each.name: each.description for each in self.devices})
+        self.reads()
+        with self.timed("disk"):
+            folders = (paths.imported_models(), paths.hub_cache(), paths.cache())
+            paths.cache().mkdir(parents=True, exist_ok=True)
+            self.made = replace(self.made, disk_bytes_per_s=disk.read_bytes_per_s(folders))
+        for device in self.devices:
+            self.transfers(device)
+        for device in self.devices:
+            self.attention(device)
+        middle = len(self.extent.kinds) // 2
+        for i, kind in enumerate(self.extent.kinds):
+            if i == middle:
+                self.reads()
+            for device in self.devices:
+                if time.monotonic() < self.end_s - _FOR_THE_END_S:
+                    self.products(device, kind)
+        self.overheads()
+        self.reads()
+        return replace(self.made, measured=utc(), took_s=self.took_s)
+
+    @contextmanager
+    def timed(self, part: str, what: str = "") -> Iterator[None]:
+        if (text := f"{part} {what}".strip()) != self.told:
+            self.told = text
+            self.on_part(text)
+        begin = time.monotonic()
+        yield
+        self.took_s[part] = self.took_s.get(part, 0.0) + time.monotonic() - begin
+
+    def reads(self) -> None:
+        with self.timed("reads"):
+            for device in self.devices:
+                for n in _threads_of(device):
+                    probed = self.prober.probe(
+                        device.name, "", n or 1, 3 * self.extent.seconds, n_bytes=self.extent.read_bytes
+                    )
+                    if probed.read_bytes_per_s:
+                        self.note_read(device.name, n, statistics.median(probed.read_bytes_per_s))
+
+    def note_read(self, device: str, n: int | None, found: float) -> None:
+        known = {(each.device, each.n_threads): each for each in self.made.reads}
+        before = known[device, n].bytes_per_s if (device, n) in known else ()
+        known[device, n] = Reads(device, n, (*before, found), utc())
+        self.made = replace(self.made, reads=tuple(known.values()))
+
+    def transfers(self, device: Device) -> None:
+        if device.kind == "cpu":
+            return
+        with self.timed("transfers", device.name):
+            sizes = [4, self.extent.transfer_bytes]
+            found = self.prober.seconds_of(TimeTransfers(device.name, sizes, self.extent.seconds))
+            if found:
+                latency_s, _, write_s, read_s = found
+                made = Transfer(device.name, latency_s, self.extent.transfer_bytes, write_s, read_s)
+                self.made = replace(self.made, transfers=(*self.made.transfers, made))
+
+    def attention(self, device: Device) -> None:
+        extent = self.extent
+        # Many tokens compute as fast at the greatest depth as before it, and take longest there.
+        for n_depths, n_tokens in ((extent.n_depths, 1), (extent.n_depths[:-1], extent.n_tokens)):
+            for kind in extent.kv_kinds:
+                for size in extent.head_sizes:
+                    with self.timed("attention"):
+                        self.attended(device, kind, size, n_depths, n_tokens)
+
+    def attended(self, device: Device, kind: str, size: int, n_depths: Sequence[int], n_tokens: int) -> None:
+        n_threads, extent = _threads_of(device), self.extent
+        asked = TimeAttention(
+            device.name,
+            kind,
+            size,
+            *_HEADS,
+            # To a worker all of it would have to be sent.
+            n_bytes=0 if _is_remote(device) else extent.of_matrices,
+            n_depths=[*n_depths],
+            n_tokens=[n_tokens],
+            n_threads=[n or 1 for n in n_threads],
+            seconds=extent.seconds,
+        )
+        places = [(n_depth, n) for n_depth in n_depths for n in n_threads]
+        made = [
+            AttentionTime(device.name, kind, size, *_HEADS, n_depth, n_tokens, n, seconds)
+            for (n_depth, n), seconds in zip(places, self.prober.seconds_of(asked), strict=False)
+        ]
+        self.made = replace(self.made, attention=(*self.made.attention, *made))
+
+    def products(self, device: Device, kind: str) -> None:
+        layouts = (False, True) if device.kind == "cpu" else (False,)
+        with self.timed("products", kind):
+            for repack in layouts:
+                self.product(device, kind, repack)
+        if kind in self.extent.expert_kinds:
+            with self.timed("experts", kind):
+                for repack in layouts:
+                    self.product(device, kind, repack, experts=True)
+
+    def product(self, device: Device, kind: str, repack: bool, *, experts: bool = False) -> None:
+        extent, n_threads = self.extent, _threads_of(device)
+        columns = [min(extent.n_columns), max(extent.n_columns)] if experts else [*extent.n_columns]
+        n_experts, n_used = (extent.n_experts, extent.n_used) if experts else (0, 0)
+        # The experts of a mixture are narrow: a column goes through as many weights as of the plain matrix.
+        n_rows = extent.n_row // n_used if experts else extent.n_row
+        asked = TimeProducts(
+            device.name,
+            kind,
+            extent.n_row,
+            n_rows,
+            extent.of_matrices,
+            columns,
+            [n or 1 for n in n_threads],
+            extent.seconds,
+            repack,
+            n_experts,
+            n_used,
+            noise=not _is_remote(device),
+        )
+        places = [(n_columns, n) for n_columns in columns for n in n_threads]
+        n_weights = extent.n_row * n_rows * (n_used or 1)
+        made = [
+            ProductTime(device.name, kind, repack, *place, n_weights, seconds, n_experts, n_used)
+            for place, seconds in zip(places, self.prober.seconds_of(asked), strict=False)
+        ]
+        self.made = replace(self.made, products=(*self.made.products, *made))
+
+    def overheads(self) -> None:
+        """Of the CPU: what one layer more takes, less its products."""
+        if not any(device.kind == "cpu" for device in self.devices):
+            return
+        with self.timed("overheads"):
+            for n_tokens, width in self.extent.overheads:
+                self.overhead(n_tokens, width)
+
+    def overhead(self, n_tokens: int, width: int) -> None:
+        shape = Shape(max(self.extent.layers), width, 2 * width, 4, 4, 512)
+        header = header_of(shape, _OVERHEAD_TYPE)
+        in_layers = [each for each in header.tensors if each.name.startswith("blk.0.") and len(each.shape) > 1]
+        outside = [each for each in header.tensors if each.name == "output.weight"]
+        found: dict[tuple[int, int], float] = {}
+        with SliceRunner(header, LoadConfig()) as runner:
+            for n_layer in self.extent.layers:
+                runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=128)
+                for n in threads():
+                    found[n_layer, n] = _of_tokens(runner, n_tokens, n)
+        small, large = self.extent.layers
+        for n in threads():
+
+            def products_s(each: Sequence[object], n: int = n) -> float:
+                taken = (
+                    self.made.product_s(_OVERHEAD_TYPE, tensor.n_elements, n_tokens, n)  # type: ignore[attr-defined]
+                    for tensor in each
+                )
+                return sum(s or 0.0 for s in taken)
+
+            per_layer = (found[large, n] - found[small, n]) / (large - small)
+            rest = found[small, n] - small * per_layer - products_s(outside)
+            layer_s = max(0.0, per_layer - products_s(in_layers))
+            made = Overhead(n_tokens, n, width, layer_s, max(0.0, rest))
+            self.made = replace(self.made, overheads=(*self.made.overheads, made))
+
+
+def _of_tokens(runner: SliceRunner, n_tokens: int, n_threads: int) -> float:
+    """Seconds of a batch of so many, the median of some."""
+    if n_tokens == 1:
+        runner.trial(Trial(1, 4, n_threads=n_threads))
+        return statistics.median(runner.trial(Trial(1, 64, n_threads=n_threads)).step_s)
+    taken = [runner.trial(Trial(n_tokens, 0, n_threads=n_threads)).prefill_s or 0.0 for _ in range(8)]
+    return statistics.median(taken[1:])
+
+
+def _threads_of(device: Device) -> list[int | None]:
+    """None: it has none of its own."""
+    return [*threads()] if device.kind == "cpu" else [None]
+
+
+def _is_remote(device: Device) -> bool:
+    return device.backend.startswith("RPC")

@@ -1,0 +1,148 @@
+"""The profile, measured for real, of shapes so small that it takes a second."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import RunLlmrun
+
+from llmrun.engine.jobs.roofline import Prober, key_of
+from llmrun.engine.protocol import TimeAttention, TimeProducts, TimeTransfers
+from llmrun.errors import EngineCrashed
+from llmrun.gguf.reader import open_header
+from llmrun.gguf.shapes import SHAPES, small
+from llmrun.gguf.synth import header_of, write
+from llmrun.machine import hardware, profile
+from llmrun.tuning.profiling import Extent, measure, threads
+
+MIB = 1 << 20
+SMALL = Extent(
+    seconds=0.001,
+    n_bytes=2 * MIB,
+    read_bytes=8 * MIB,
+    n_row=256,
+    kinds=("Q4_0", "Q8_0"),
+    expert_kinds=("Q8_0",),
+    n_columns=(1, 8),
+    n_experts=8,
+    n_used=2,
+    kv_kinds=("F16",),
+    head_sizes=(64,),
+    n_depths=(64, 256),
+    n_tokens=16,
+    overheads=((1, 64),),
+    layers=(1, 3),
+    transfer_bytes=MIB,
+)
+
+
+@pytest.fixture
+def prober() -> Iterator[Prober]:
+    with Prober(spins=False) as one:
+        yield one
+
+
+def products(kind: str, *, repack: bool = False, n_experts: int = 0, n_bytes: int = MIB) -> TimeProducts:
+    return TimeProducts("CPU", kind, 256, 256, n_bytes, [1, 8], [1], 0.001, repack, n_experts, 2 if n_experts else 0)
+
+
+def test_a_small_profile(prober: Prober) -> None:
+    """Every combination once, all of them positive; the read ceiling before, in the middle and after."""
+    parts: list[str] = []
+    made = measure(prober, SMALL, on_part=parts.append)
+    n_threads = threads()
+    plain = [(e.kind, e.n_columns, e.n_threads) for e in made.products if not e.repack and not e.n_experts]
+    assert plain == [(kind, n, t) for kind in SMALL.kinds for n in (1, 8) for t in n_threads]
+    experts = [e for e in made.products if e.n_experts and not e.repack]
+    assert {(e.n_experts, e.n_used, e.n_weights) for e in experts} == {(8, 2, 256 * 256)}
+    assert [(e.n_depth, e.n_tokens) for e in made.attention if e.n_threads == 1] == [(64, 1), (256, 1), (64, 16)]
+    assert [(e.n_tokens, e.n_threads, e.n_embd) for e in made.overheads] == [(1, n, 64) for n in n_threads]
+    assert all(e.layer_s >= 0 and e.token_s >= 0 for e in made.overheads)
+    figures = [*(e.seconds for e in made.products), *(e.seconds for e in made.attention)]
+    assert all(math.isfinite(each) and each > 0 for each in figures)
+    assert [(e.device, e.n_threads, len(e.bytes_per_s)) for e in made.reads] == [("CPU", n, 3) for n in n_threads]
+    assert made.product_s("Q8_0", 1e6, 4, 1) and made.age_s() is not None
+    assert set(made.took_s) == {"reads", "disk", "attention", "products", "experts", "overheads"}
+    assert parts[0] == "reads" and "products Q8_0" in parts and made.devices["CPU"]
+
+
+def test_time_is_up(prober: Prober) -> None:
+    """Types that there is no time for are left out; what else there is, is there."""
+    made = measure(prober, Extent(**{**vars(SMALL), "budget_s": 0.0}))
+    assert not made.products and made.attention and made.overheads and made.reads
+
+
+@pytest.mark.parametrize("kind", Extent().kinds)
+def test_every_type(prober: Prober, kind: str) -> None:
+    """ggml has a product for all types that real files have."""
+    assert len(prober.seconds_of(products(kind))) == 2
+    assert len(prober.seconds_of(products(kind, n_experts=4))) == 2
+
+
+def test_what_there_is_not(prober: Prober) -> None:
+    """No figures for a layout that ggml does not have, an unknown type and too little memory; a sentence for a device
+    that is not there. And the child goes on."""
+    assert prober.seconds_of(products("F32", repack=True)) == []
+    assert prober.seconds_of(products("Q9_K")) == []
+    huge = TimeProducts("CPU", "F16", 1 << 20, 1 << 40, MIB, [1], [1], 0.001)
+    assert prober.seconds_of(huge) == []
+    assert prober.seconds_of(TimeAttention("CPU", "Q9_K", 64, 2, 1, MIB, [64], [1], [1], 0.001)) == []
+    with pytest.raises(EngineCrashed, match="no device CUDA99"):
+        prober.seconds_of(TimeTransfers("CUDA99", [4], 0.001))
+    assert prober.seconds_of(products("F16"))
+
+
+def test_attention_of_quantized_keys(prober: Prober) -> None:
+    """Each depth with each number of tokens, in the order of the lists."""
+    asked = TimeAttention("CPU", "Q8_0", 128, 4, 2, MIB, [32, 512], [1, 4], [1], 0.001)
+    found = prober.seconds_of(asked)
+    assert len(found) == 4 and all(each > 0 for each in found)
+
+
+def test_transfers(prober: Prober) -> None:
+    """Written and read, for each size; a tensor of 4 MiB is not there for nothing."""
+    found = prober.seconds_of(TimeTransfers("CPU", [4, 4 * MIB], 0.001))
+    assert len(found) == 4 and all(each > 0 for each in found)
+
+
+def test_a_worker(rpc_worker: Callable[..., str]) -> None:
+    """Its products, attention and transfers, over the loopback; no threads of its own."""
+    with Prober([rpc_worker()], spins=False) as prober:
+        made = measure(prober, SMALL)
+    mine = [each for each in made.products if each.device == "RPC0"]
+    assert {each.kind for each in mine} == set(SMALL.kinds) and {each.n_threads for each in mine} == {None}
+    assert not any(each.repack for each in mine)
+    assert made.product_s("Q8_0", 1e6, 1, None, device="RPC0")
+    assert made.attention_s("F16", 64, 8, 2, 128, 1, None, device="RPC0")
+    (sent,) = made.transfers
+    assert sent.device == "RPC0" and min(sent.latency_s, sent.write_s, sent.read_s) > 0
+    assert ":" in made.devices["RPC0"] and "transfers" in made.took_s
+
+
+def test_a_header_without_a_file(tmp_path: Path) -> None:
+    """Names, shapes, types and keys are those of the file that would be written."""
+    shape = small(SHAPES["llama-1.2b"])
+    write(tmp_path / "m.gguf", shape, "Q4_0")
+    made, read = header_of(shape, "Q4_0"), open_header(tmp_path / "m.gguf")
+    assert [(e.name, e.shape, e.type) for e in made.tensors] == [(e.name, e.shape, e.type) for e in read.tensors]
+    ours = {name: value for name, value in made.metadata.items() if name.startswith("llama.")}
+    assert ours == pytest.approx({name: read.metadata[name] for name in ours})
+    assert made.n_vocab == read.n_vocab and made.types["llama.block_count"] == "u32"
+
+
+def test_its_age_is_shown(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Nothing is kept: null, and no line. Once it is, `llmrun devices` says how old, and JSON has all of it."""
+    environment = {"LLMRUN_HOME": str(tmp_path)}
+    assert json.loads(llmrun("devices", "--json", env=environment).stdout)["profile"] is None
+    with Prober(spins=False) as prober:
+        made = measure(prober, SMALL)
+        profile.save(key_of(prober.found), made, where=tmp_path / "cache" / "profile")
+    shown = json.loads(llmrun("devices", "--json", env=environment).stdout)["profile"]
+    assert shown["age_s"] >= 0 and len(shown["products"]) == len(made.products)
+    lines = llmrun("devices", env=environment).stdout.splitlines()
+    assert any(line.startswith("profile") and "measured" in line for line in lines)
+    assert hardware.default_threads() in {each["n_threads"] for each in shown["products"]}
