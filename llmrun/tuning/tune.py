@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from llmrun.engine.devices import Found
 from llmrun.engine.engine import ChildEngine
+from llmrun.engine.jobs.roofline import key_of
 from llmrun.engine.protocol import Trial
-from llmrun.machine import hardware
+from llmrun.machine import hardware, profile
 from llmrun.models.resolve import Model
 from llmrun.options.load import KvType, LoadConfig, LoadMode, Repack
 from llmrun.planning.footprint import repackable_types
 from llmrun.planning.load_plan import wants_repack
 from llmrun.tuning import kept
 from llmrun.tuning.dials import Dials, Layout, Workload, class_of
+from llmrun.tuning.expected import workload_s
 from llmrun.tuning.first_use import decode_threads, layouts
-from llmrun.tuning.search import Outcome, Search, candidates
+from llmrun.tuning.search import NotTried, Outcome, Search, candidates
 
 _MOST_PROMPT = 512
 _STEPS = 16
@@ -28,10 +32,12 @@ class Tuned:
     Attributes:
         dials: the fastest settings; what is as usual is None.
         outcomes: all that was tried, in order.
+        not_tried: what is predicted to lose, by the profile of this machine where one is kept.
     """
 
     dials: Dials
     outcomes: tuple[Outcome, ...]
+    not_tried: tuple[NotTried, ...] = ()
 
 
 class WholeModel:
@@ -74,6 +80,14 @@ class WholeModel:
             load = replace(self._config, repack=repack, load_mode=load_mode)
             self._engines[wanted] = ChildEngine(self._model.path, self._model.header, load)
         return self._engines[wanted]
+
+    def predictor(self, workload: Workload) -> Callable[[Dials], float | None]:
+        """Seconds of the workload with any dials, where a profile is kept and all layers lie in RAM."""
+        engine = next(iter(self._engines.values()))
+        kept_profile = profile.load(key_of(Found(engine.devices, engine.system_info, engine.versions)))
+        if kept_profile is None or engine.plan.layout.n_gpu_layers:
+            return lambda _: None
+        return partial(workload_s, kept_profile, self._model.header, workload)
 
     def measure(self, dials: Dials) -> tuple[float, float]:
         """Seconds of a token of the prompt, and of one of the answer in the middle of it."""
@@ -119,7 +133,8 @@ def tune(
     with WholeModel(model, config, workload) as whole:
         for layout in whole.layouts:
             whole.measure(replace(begin, repack=layout))  # pages and caches
-        search = Search(whole.measure, workload, begin, budget_s=budget_s, on_outcome=on_outcome)
+        predict = whole.predictor(workload)
+        search = Search(whole.measure, workload, begin, budget_s=budget_s, on_outcome=on_outcome, predict=predict)
         best = search.run(
             candidates(
                 begin,
@@ -130,7 +145,7 @@ def tune(
                 load_modes=["none"] if config.load_mode == "auto" else [],
             )
         )
-    tuned = Tuned(_unusual(best, begin), tuple(search.outcomes))
+    tuned = Tuned(_unusual(best, begin), tuple(search.outcomes), tuple(search.not_tried))
     tried = tuple(kept.Tried(each.dials, each.prefill_s, each.decode_s) for each in tuned.outcomes)
     choice = kept.Choice(tuned.dials, "tune", tried=tried)
     kept.keep(kept.key_of(model.header, config), model.name, {class_of(workload.n_prompt): choice})

@@ -94,3 +94,21 @@ def test_interleaved_both_ways() -> None:
 
     Search(measure, WORK, BEGIN, budget_s=1e9).run(Candidates(repack=["on"]))
     assert order[:4] == ["off", "on", "on", "off"]
+
+
+def test_what_can_only_lose_is_not_tried() -> None:
+    """Predicted to be half as fast: told, and never measured; predicted a fifth slower, or not at all: tried."""
+    seconds = {"on": 2.0, "both": 1.25}
+    measured: list[Dials] = []
+
+    def measure(dials: Dials) -> tuple[float, float]:
+        measured.append(dials)
+        return 0.005, 0.1
+
+    search = Search(measure, WORK, BEGIN, budget_s=1e9, predict=lambda dials: seconds.get(dials.repack or "", 1.0))
+    search.run(candidates(BEGIN, layouts=("off", "on", "both"), threads=(), threads_batch=(), n_ubatch=()))
+    assert [(each.dial, each.dials.repack, each.gain) for each in search.not_tried] == [("repack", "on", -0.5)]
+    assert {each.repack for each in measured} == {"off", "both"}
+    unknown = Search(measure, WORK, BEGIN, budget_s=1e9)
+    unknown.run(candidates(BEGIN, layouts=("on",), threads=(), threads_batch=(), n_ubatch=()))
+    assert not unknown.not_tried and unknown.outcomes

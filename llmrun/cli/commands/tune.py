@@ -12,11 +12,11 @@ from llmrun.cli.terminal import screen, tables
 from llmrun.errors import Change, NotFound, UsageError
 from llmrun.options.load import KvType, LoadConfig
 from llmrun.options.spec import Choice, Number, Whole
-from llmrun.units import percent, rate
+from llmrun.units import UNKNOWN, percent, rate
 
 if TYPE_CHECKING:
     from llmrun.tuning.dials import Workload
-    from llmrun.tuning.search import Outcome
+    from llmrun.tuning.search import NotTried, Outcome
     from llmrun.tuning.tune import Tuned
 
 PURPOSES = {"chat": (64, 256), "summarise": (2048, 128), "code": (512, 512), "batch": (512, 64)}
@@ -95,7 +95,7 @@ def tune(
     if as_json:
         screen.out_json(_document(found.name, workload, name, tuned))
     else:
-        tables.show(_TITLES, map(_cells, tuned.outcomes))
+        tables.show(_TITLES, [*map(_cells, tuned.outcomes), *map(_cells_not_tried, tuned.not_tried)])
         screen.out(f"\nkept for {name} prompts of {found.name}: {tuned.dials.words()}\n")
 
 
@@ -162,6 +162,11 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
     )
 
 
+def _cells_not_tried(left_out: NotTried) -> tuple[str, ...]:
+    words = left_out.dials.words()
+    return _DIALS[left_out.dial], words, UNKNOWN, UNKNOWN, percent(left_out.gain, signed=True), "predicted", "not tried"
+
+
 def _document(model: str, workload: Workload, name: str, tuned: Tuned) -> dict[str, Any]:
     from llmrun import codec
 
@@ -172,4 +177,5 @@ def _document(model: str, workload: Workload, name: str, tuned: Tuned) -> dict[s
         "prompts": name,
         "settings": codec.plain(tuned.dials),
         "tried": [codec.plain(each) for each in tuned.outcomes],
+        "not_tried": [codec.plain(each) for each in tuned.not_tried],
     }
