@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 import tempfile
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llmrun.errors import UsageError
-from llmrun.gguf.reader import DEFAULT_ALIGNMENT, Header, TensorInfo, Value
+from llmrun.gguf.reader import DEFAULT_ALIGNMENT, Header, NumberArray, TensorInfo, Value, pad
 from llmrun.gguf.shapes import SHAPES, Shape, hparams, small, tensors
-from llmrun.gguf.types import GGML_TYPES, GgmlType
+from llmrun.gguf.types import FILE_TYPES, GGML_TYPES, GgmlType
 
 __all__ = ["LEVELS", "SHAPES", "Shape", "header_of", "small", "tensor_types", "tensors", "vocabulary", "write"]
 
@@ -244,17 +245,29 @@ def write(
         made.replace(path)
 
 
-def header_of(shape: Shape, level: str) -> Header:
-    """The header that such a model would have, without a vocabulary and without places for its weights: what a slice is
-    made of. For shapes whose keys are plain numbers. Raises `UsageError` for an unknown level."""
-    metadata: dict[str, Value] = {"general.architecture": shape.arch}
-    for name, value in hparams(shape).items():
-        assert not isinstance(value, tuple), f"{name} is a list"
-        metadata[f"{shape.arch}.{name}"] = value
+def header_of(shape: Shape, level: str = "Q4_K_M") -> Header:
+    """The header that `write` would give a model, without a file, a vocabulary or a weight.
+
+    Raises `UsageError` for an unknown level.
+    """
+    metadata: dict[str, Value] = {"general.architecture": shape.arch, "general.name": "synthetic"}
+    labels = {name: number for number, name in FILE_TYPES.items()}
+    if level in labels:
+        metadata["general.file_type"] = labels[level]
     kinds = {bool: "bool", int: "u32", float: "f32", str: "str"}
-    tensors_ = tuple(TensorInfo(name, dims, _TYPES[kind], 0) for name, dims, kind in tensor_types(shape, level))
     types = {name: kinds[type(value)] for name, value in metadata.items()}
-    return Header(3, DEFAULT_ALIGNMENT, metadata, types, tensors_, 0, None)
+    for name, value in hparams(shape).items():
+        key = f"{shape.arch}.{name}"
+        if isinstance(value, tuple):
+            kind, code = ("bool", "B") if isinstance(value[0], bool) else ("u32", "I")
+            metadata[key], types[key] = NumberArray(kind, array(code, value)), f"arr[{kind}]"
+        else:
+            metadata[key], types[key] = value, kinds[type(value)]
+    infos, offset = [], 0
+    for name, dims, type_name in tensor_types(shape, level):
+        infos.append(TensorInfo(name, dims, _TYPES[type_name], offset))
+        offset += pad(infos[-1].n_bytes, DEFAULT_ALIGNMENT)
+    return Header(3, DEFAULT_ALIGNMENT, metadata, types, tuple(infos), 0, None)
 
 
 def _n_bytes(dims: tuple[int, ...], kind: GgmlType) -> int:

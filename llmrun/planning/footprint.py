@@ -34,7 +34,7 @@ CPU = "CPU"
 _DEFAULTS = LoadConfig()
 
 # Read by row, not whole: one row per token. They stay in RAM.
-_LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
+LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
 # Not part of a layer, and with the last one: LLM_TENSOR_LAYER_OUTPUT in llama-arch.cpp.
 _OUTPUT = re.compile(
     r"(?:output|cls|dense_2|dense_3|altup_proj|altup_unembd_proj|output_norm|output_hc_\w+|output_res_score|fc|d2t)\b.*"
@@ -97,7 +97,7 @@ def decode_reads(header: Header, type_k: str = "f16", type_v: str = "f16") -> De
 
 
 def _read_of(tensor: TensorInfo, header: Header, *, tied: bool) -> int:
-    if tensor.name in _LOOKED_UP:
+    if tensor.name in LOOKED_UP:
         row = tensor.n_bytes // max(1, tensor.n_elements // tensor.shape[0])
         return row + (tensor.n_bytes if tied and tensor.name == "token_embd.weight" else 0)
     if is_experts(tensor) and header.n_expert:
@@ -157,7 +157,7 @@ def flops_per_token(header: Header, n_past: float) -> float | None:
     tied = header.tensor("output.weight") is None
     flops = 0.0
     for tensor in loaded_tensors(header):
-        if len(tensor.shape) < 2 or (tensor.name in _LOOKED_UP and not (tied and tensor.name == "token_embd.weight")):
+        if len(tensor.shape) < 2 or (tensor.name in LOOKED_UP and not (tied and tensor.name == "token_embd.weight")):
             continue
         share = header.n_expert_used / header.n_expert if is_experts(tensor) and header.n_expert else 1.0
         flops += 2 * tensor.n_elements * share
@@ -314,7 +314,7 @@ def homes_of(tensor: TensorInfo, header: Header, placement: Placement) -> list[t
     """The devices where a tensor lies, several for one that is used in several places; and whether repacked there."""
     name = tensor.name
     named = _overridden(name, placement.overrides) if placement.overrides else None
-    if name in _LOOKED_UP:
+    if name in LOOKED_UP:
         homes = [(named or CPU, False)]
         if name == "token_embd.weight" and header.tensor("output.weight") is None:
             device, repacked = named or placement.layers[-1], _is_repacked(tensor, placement)
