@@ -280,9 +280,10 @@ class TimeProducts(Message):
 
 
 class TimeAttention(Message):
-    """Parent → child: how long does a device take for flash attention over keys and values, every token over all?
+    """Parent → child: how long does a device take for attention over keys and values, every token over all?
 
     Attributes:
+        flash: in one operation; else by two products and a softmax, with the values turned, which only F16 allows.
         kind: ggml type of keys and values.
         head_size: elements of a head.
         n_head, n_head_kv: of queries, and of keys and values.
@@ -301,6 +302,7 @@ class TimeAttention(Message):
     n_tokens: list[int]
     n_threads: list[int]
     seconds: float
+    flash: bool = True
 
 
 class TimeTransfers(Message):

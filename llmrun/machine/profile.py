@@ -71,13 +71,14 @@ class ProductTime:
 
 @dataclass(frozen=True)
 class AttentionTime:
-    """Flash attention of one layer over keys and values in memory, every token over all of them.
+    """Attention of one layer over keys and values in memory, every token over all of them.
 
     Attributes:
         kind: ggml type of keys and values.
         n_depth: tokens that they are of.
         n_tokens: that were computed at once.
         seconds: of one layer, the lower quartile of some.
+        flash: in one operation; else by two products and a softmax.
     """
 
     device: str
@@ -89,6 +90,7 @@ class AttentionTime:
     n_tokens: int
     n_threads: int | None
     seconds: float
+    flash: bool = True
 
     @property
     def n_bytes(self) -> int:
@@ -213,31 +215,31 @@ class Profile:
 
     def attention_s(
         self, kind: str, head_size: int, n_head: int, n_head_kv: int, n_depth: float, n_tokens: int,
-        n_threads: int | None, *, device: str = "CPU",
+        n_threads: int | None, *, device: str = "CPU", flash: bool = True,
     ) -> float | None:  # fmt: skip
-        """Seconds of one layer's flash attention; None where nothing of the kind was measured.
+        """Seconds of one layer's attention; None where nothing of the kind was measured.
 
-        Of the head size next to this one; one token by the bytes that are read, more by the operations, with the depth
-        between what was measured.
+        Of the head size next to this one, with the depth between what was measured. In proportion to the heads of
+        queries: on a CPU one token waits for those as well, each of which goes through its keys by itself. On other
+        devices one token takes as long as its keys and values take to be read.
         """
-        known = [each for each in self.attention if (each.device, each.kind) == (device, kind)]
+        known = [e for e in self.attention if (e.device, e.kind, e.flash) == (device, kind, flash)]
         if not known or n_depth <= 0:
             return 0.0 if known else None
         head = min({each.head_size for each in known}, key=lambda size: abs(math.log(size / head_size)))
         tokens = min({each.n_tokens for each in known}, key=lambda n: abs(math.log(n / n_tokens)))
-        scale = n_head_kv * head_size if n_tokens == 1 else n_head * head_size * n_tokens
+        by_reads = n_tokens == 1 and device != "CPU"
         points = [
             (
                 each.n_threads,
                 each.n_depth,
-                each.seconds
-                / (each.n_head_kv * each.head_size if n_tokens == 1 else each.n_head * each.head_size * each.n_tokens),
+                each.seconds / ((each.n_head_kv if by_reads else each.n_head) * each.head_size * each.n_tokens),
             )
             for each in known
             if (each.head_size, each.n_tokens) == (head, tokens)
         ]
         found = _by_threads(n_threads, points, n_depth)
-        return None if found is None else found * scale
+        return None if found is None else found * (n_head_kv if by_reads else n_head) * head_size * n_tokens
 
     def overhead(self, n_tokens: int, n_threads: int) -> Overhead | None:
         """What was measured with a number of tokens and of threads next to these."""

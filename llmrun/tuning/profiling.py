@@ -50,7 +50,7 @@ class Extent:
         kinds, expert_kinds: types of matrices, of experts.
         n_columns: tokens at once.
         n_experts, n_used: as models have them; one column, and the most of `n_columns`.
-        kv_kinds, head_sizes, n_depths: of attention, with one token and with `n_tokens`.
+        kv_kinds, head_sizes, n_depths: of flash attention, with one token and with `n_tokens`; without flash F16.
         overheads: tokens at once, and the width of the tiny models for it.
         transfer_bytes: of the large tensor. Below 10 MiB: a worker is told the digest of larger ones first.
     """
@@ -174,14 +174,17 @@ class _Measuring:
 
     def attention(self, device: Device) -> None:
         extent = self.extent
+        ways = [(kind, True) for kind in extent.kv_kinds] + [("F16", False)]
         # Many tokens compute as fast at the greatest depth as before it, and take longest there.
         for n_depths, n_tokens in ((extent.n_depths, 1), (extent.n_depths[:-1], extent.n_tokens)):
-            for kind in extent.kv_kinds:
+            for kind, flash in ways:
                 for size in extent.head_sizes:
                     with self.timed("attention"):
-                        self.attended(device, kind, size, n_depths, n_tokens)
+                        self.attended(device, kind, size, n_depths, n_tokens, flash=flash)
 
-    def attended(self, device: Device, kind: str, size: int, n_depths: Sequence[int], n_tokens: int) -> None:
+    def attended(
+        self, device: Device, kind: str, size: int, n_depths: Sequence[int], n_tokens: int, *, flash: bool
+    ) -> None:
         n_threads, extent = _threads_of(device), self.extent
         asked = TimeAttention(
             device.name,
@@ -194,10 +197,11 @@ class _Measuring:
             n_tokens=[n_tokens],
             n_threads=[n or 1 for n in n_threads],
             seconds=extent.seconds,
+            flash=flash,
         )
         places = [(n_depth, n) for n_depth in n_depths for n in n_threads]
         made = [
-            AttentionTime(device.name, kind, size, *_HEADS, n_depth, n_tokens, n, seconds)
+            AttentionTime(device.name, kind, size, *_HEADS, n_depth, n_tokens, n, seconds, flash)
             for (n_depth, n), seconds in zip(places, self.prober.seconds_of(asked), strict=False)
         ]
         self.made = replace(self.made, attention=(*self.made.attention, *made))

@@ -100,14 +100,17 @@ def test_threads_between() -> None:
 
 
 def test_attention() -> None:
-    """One token by heads of keys, many by heads of queries; twice the depth, twice the seconds; no depth, none."""
+    """By heads of queries, on a GPU one token by those of keys; twice the depth, twice the seconds; no depth, none."""
     assert MADE.attention_s("F16", 128, 8, 2, 512, 1, 2) == pytest.approx(512e-6)
-    assert MADE.attention_s("F16", 128, 32, 4, 512, 1, 2) == pytest.approx(1024e-6)
+    assert MADE.attention_s("F16", 128, 16, 2, 512, 1, 2) == pytest.approx(1024e-6)
     assert MADE.attention_s("F16", 128, 16, 4, 512, 512, 2) == pytest.approx(1024e-4)
     assert MADE.attention_s("F16", 64, 8, 2, 512, 1, 2) == pytest.approx(256e-6)  # heads half as long
     assert MADE.attention_s("F16", 128, 8, 2, 512, 256, 2) == pytest.approx(256e-4)
     assert MADE.attention_s("F16", 128, 8, 2, 0, 1, 2) == 0.0
     assert MADE.attention_s("Q8_0", 128, 8, 2, 512, 1, 2) is None
+    assert MADE.attention_s("F16", 128, 8, 2, 512, 1, 2, flash=False) is None
+    of_gpu = replace(MADE, attention=tuple(replace(e, device="GPU0", n_threads=None) for e in MADE.attention))
+    assert of_gpu.attention_s("F16", 128, 32, 4, 512, 1, None, device="GPU0") == pytest.approx(1024e-6)
 
 
 def test_rates_are_derived() -> None:

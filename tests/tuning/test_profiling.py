@@ -59,7 +59,9 @@ def test_a_small_profile(prober: Prober) -> None:
     assert plain == [(kind, n, t) for kind in SMALL.kinds for n in (1, 8) for t in n_threads]
     experts = [e for e in made.products if e.n_experts and not e.repack]
     assert {(e.n_experts, e.n_used, e.n_weights) for e in experts} == {(8, 2, 256 * 256)}
-    assert [(e.n_depth, e.n_tokens) for e in made.attention if e.n_threads == 1] == [(64, 1), (256, 1), (64, 16)]
+    attended = [(e.n_depth, e.n_tokens, e.flash) for e in made.attention if e.n_threads == 1]
+    ways = ((64, 1), (256, 1), (64, 16))
+    assert sorted(attended) == sorted((*way, flash) for way in ways for flash in (False, True))
     assert [(e.n_tokens, e.n_threads, e.n_embd) for e in made.overheads] == [(1, n, 64) for n in n_threads]
     assert all(e.layer_s >= 0 and e.token_s >= 0 for e in made.overheads)
     figures = [*(e.seconds for e in made.products), *(e.seconds for e in made.attention)]
@@ -90,6 +92,7 @@ def test_what_there_is_not(prober: Prober) -> None:
     assert prober.seconds_of(products("Q9_K")) == []
     huge = TimeProducts("CPU", "F16", 1 << 20, 1 << 40, MIB, [1], [1], 0.001)
     assert prober.seconds_of(huge) == []
+    assert prober.seconds_of(TimeAttention("CPU", "Q8_0", 64, 2, 1, MIB, [64], [1], [1], 0.001, flash=False)) == []
     assert prober.seconds_of(TimeAttention("CPU", "Q9_K", 64, 2, 1, MIB, [64], [1], [1], 0.001)) == []
     with pytest.raises(EngineCrashed, match="no device CUDA99"):
         prober.seconds_of(TimeTransfers("CUDA99", [4], 0.001))

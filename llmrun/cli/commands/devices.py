@@ -152,7 +152,8 @@ def _show_profile(profile: Profile) -> None:
     screen.out("\n")
     attended: dict[tuple[str, ...], dict[bool, str]] = {}
     for each in profile.attention:
-        head = (each.device, each.kind, str(each.head_size), str(each.n_depth), _threads(each.n_threads))
+        way = each.kind if each.flash else f"{each.kind}, without flash"
+        head = (each.device, way, str(each.head_size), str(each.n_depth), _threads(each.n_threads))
         one = each.n_tokens == 1
         said = bandwidth(each.n_bytes / each.seconds) if one else significant(each.flops_per_s / 1e9)
         attended.setdefault(head, {})[one] = said

@@ -184,9 +184,10 @@ def _through_experts(
 
 
 def _attention(handle: ctypes.c_void_p, asked: TimeAttention) -> list[float]:
-    """llama.cpp's `build_attn_mha` with flash attention: keys and values lie token by token, heads side by side."""
-    if asked.kind not in _TYPE_IDS:
-        raise ProductFailed(f"ggml has no type {asked.kind}")
+    """llama.cpp's `build_attn_mha`: keys and values lie token by token, heads side by side; without flash attention the
+    values lie turned, each element of a head with all tokens."""
+    if asked.kind not in _TYPE_IDS or (asked.kind != "F16" and not asked.flash):
+        raise ProductFailed(f"there is no attention over {asked.kind}")
     with Owner() as owner:
         device = _Device(handle, owner)
         found = []
@@ -203,12 +204,14 @@ def _attending(
     type_id, size = _TYPE_IDS[asked.kind], asked.head_size
     context = inputs.context(_CONTEXT_BYTES)
 
-    def cells() -> int:
-        return tensors.new(context, type_id, size, asked.n_head_kv, n_depth)
+    def pair() -> tuple[int, int]:
+        keys = tensors.new(context, type_id, size, asked.n_head_kv, n_depth)
+        turned = (n_depth, size, asked.n_head_kv)
+        return keys, tensors.new(context, type_id, *((size, asked.n_head_kv, n_depth) if asked.flash else turned))
 
-    pairs = [(cells(), cells())]
+    pairs = [pair()]
     n_sets = math.ceil(asked.n_bytes / (2 * tensors.size_of(pairs[0][0]))) if n_tokens == 1 else 1
-    pairs += [(cells(), cells()) for _ in range(min(_MOST_SETS, n_sets) - 1)]
+    pairs += [pair() for _ in range(min(_MOST_SETS, n_sets) - 1)]
     query = tensors.new(context, F32, size, asked.n_head, n_tokens)
     mask = tensors.new(context, F16, n_depth, n_tokens)
     inputs.buffer(context, device.usual)
@@ -218,17 +221,25 @@ def _attending(
     tensors.set_bytes(mask, bytes(2 * n_depth * n_tokens))  # every token sees all of them
 
     permute = tensors.base("ggml_permute", _pointer, _pointer, _pointer, *[ctypes.c_int] * 4)
-    attend = tensors.base("ggml_flash_attn_ext", _pointer, *[_pointer] * 5, *[ctypes.c_float] * 3)
+    flash = tensors.base("ggml_flash_attn_ext", _pointer, *[_pointer] * 5, *[ctypes.c_float] * 3)
+    softmax = tensors.base("ggml_soft_max_ext", _pointer, *[_pointer] * 3, *[ctypes.c_float] * 2)
+    scale = 1 / math.sqrt(size)
+
+    def fused(context: int, turned: int, keys: int, values: int) -> int:
+        result = int(flash(context, turned, keys, permute(context, values, 0, 2, 1, 3), mask, scale, 0.0, 0.0))
+        with suppress(AttributeError):  # older ones have another name for it
+            tensors.base("ggml_prec_set_acc", None, _pointer, ctypes.c_int)(result, _PRECISION_F32)
+        return result
+
+    def apart(context: int, turned: int, keys: int, values: int) -> int:
+        scores = softmax(context, tensors.call("ggml_mul_mat", context, keys, turned), mask, scale, 0.0)
+        heads = permute(context, tensors.call("ggml_mul_mat", context, values, scores), 0, 2, 1, 3)
+        return tensors.call("ggml_cont", context, heads)
 
     def make(context: int, n: int) -> list[int]:
-        results = []
         turned = permute(context, query, 0, 2, 1, 3)
-        for keys, values in pairs[:n]:
-            heads = (permute(context, each, 0, 2, 1, 3) for each in (keys, values))
-            results.append(attend(context, turned, *heads, mask, 1 / math.sqrt(size), 0.0, 0.0))
-            with suppress(AttributeError):  # older ones have another name for it
-                tensors.base("ggml_prec_set_acc", None, _pointer, ctypes.c_int)(results[-1], _PRECISION_F32)
-        return results
+        attend = fused if asked.flash else apart
+        return [attend(context, turned, permute(context, keys, 0, 2, 1, 3), values) for keys, values in pairs[:n]]
 
     return make, len(pairs)
 
