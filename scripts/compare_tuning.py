@@ -128,7 +128,7 @@ def workloads(models: list[Path], peers: Path, rounds: int, seconds: float) -> N
             total = workload.n_prompt + workload.n_gen
             for _ in range(rounds):
                 with ChildEngine(model, found.header, config) as engine:
-                    engine.run_trial(Trial(8, 1, n_ctx=total))
+                    engine.run_trial(Trial(workload.n_prompt, 1, n_ctx=total))  # as llama-bench warms up
                     done = engine.run_trial(Trial(workload.n_prompt, workload.n_gen))
                 mine.append((done.prefill_s or 0.0) + sum(done.step_s))
                 pg = f"{workload.n_prompt},{workload.n_gen}"

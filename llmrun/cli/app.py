@@ -45,6 +45,7 @@ COMMANDS = {
     "tune list": Entry("tune", "list_", "Show what was measured to be fastest, by model and length of prompt."),
     "tune rm": Entry("tune", "rm", "Forget it: the next run measures anew."),
     "plan": Entry("plan", "plan", "Predict whether a model fits, and how fast it would be."),
+    "probe": Entry("plan", "probe", "Measure how fast a model would be here, without it: by slices of it."),
     "pull": Entry("pull", "pull", "Fetch models from the hub."),
     "list": Entry("list", "list_", "List the models on this machine, or those of the catalog."),
     "ls": Entry("list", "list_", "List the models on this machine, or those of the catalog.", hidden=True),

@@ -38,9 +38,9 @@ _SIGNALS = {each.value: each.name for each in signal.Signals}
 _OF_OPENMP = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
 """What a user has set himself stays."""
 SPINS = "10000"
-"""Turns that a thread waits at a barrier before it sleeps: a tenth of a millisecond. libgomp takes some 300,000 by itself,
-and for all of these milliseconds keeps whoever it waits for from the core. docs/tuning.md has the figures."""
-SMALL_BYTES = 64 << 20
+"""Turns that a thread waits at a barrier before it sleeps: a tenth of a millisecond. libgomp takes some 300,000 by
+itself, and for all of these milliseconds keeps whoever it waits for from the core. docs/tuning.md has the figures."""
+SMALL_BYTES = 128 << 20
 
 _ABORT = "llmrun-abort: "
 # Where llama.cpp was built says nothing to anyone; which of its files it was, does.

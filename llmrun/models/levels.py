@@ -76,6 +76,14 @@ def levels_of(reference: str, *, offline: bool = False) -> Levels:
         return Levels(named.name, (_stored(stored[0]),), f"{error.message}; only what is here is told of")
 
 
+def usual_level(reference: str, *, offline: bool = False) -> Levels:
+    """The level that a name has when nobody says which. Raises as `levels_of`."""
+    named = parse(reference)
+    if not isinstance(named, HubFile):
+        return Levels(reference, (_local(named.path),))
+    return Levels(reference, (_one(named, offline=offline),))
+
+
 def _local(path: Path) -> LevelFile:
     first, header = open_whole(path)
     n_bytes = sum(first.with_name(part).stat().st_size for part in quants.split_parts(first.name))

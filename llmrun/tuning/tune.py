@@ -13,11 +13,11 @@ from llmrun.engine.protocol import Trial
 from llmrun.machine import hardware, profile
 from llmrun.models.resolve import Model
 from llmrun.options.load import KvType, LoadConfig, LoadMode, Repack
-from llmrun.planning.footprint import repackable_types
+from llmrun.planning.footprint import CPU, Placement, repackable_types
 from llmrun.planning.load_plan import wants_repack
+from llmrun.planning.predict.from_profile import GraphTimes
 from llmrun.tuning import kept
 from llmrun.tuning.dials import Dials, Layout, Workload, class_of
-from llmrun.tuning.expected import workload_s
 from llmrun.tuning.first_use import decode_threads, layouts
 from llmrun.tuning.search import NotTried, Outcome, Search, candidates
 
@@ -81,13 +81,23 @@ class WholeModel:
             self._engines[wanted] = ChildEngine(self._model.path, self._model.header, load)
         return self._engines[wanted]
 
-    def predictor(self, workload: Workload) -> Callable[[Dials], float | None]:
+    def predictor(self) -> Callable[[Dials], float | None]:
         """Seconds of the workload with any dials, where a profile is kept and all layers lie in RAM."""
         engine = next(iter(self._engines.values()))
-        kept_profile = profile.load(key_of(Found(engine.devices, engine.system_info, engine.versions)))
-        if kept_profile is None or engine.plan.layout.n_gpu_layers:
+        known = profile.load(key_of(Found(engine.devices, engine.system_info, engine.versions)))
+        if known is None or engine.plan.layout.n_gpu_layers:
             return lambda _: None
-        return partial(workload_s, kept_profile, self._model.header, workload)
+        return partial(self._predicted_s, known, repackable_types(engine.system_info))
+
+    def _predicted_s(self, known: profile.Profile, repackable: frozenset[str], dials: Dials) -> float | None:
+        header, work = self._model.header, self._workload
+        layers = (CPU,) * ((header.n_layer or 0) + 1)
+        repacked = frozenset() if dials.repack == "off" else repackable
+        placement = Placement(layers, repacked=repacked, twice=dials.repack == "both")
+        threads = dials.n_threads or hardware.default_threads()
+        times = GraphTimes(header, placement, dials.applied(self._config), known, threads)
+        prompt_s, step_s = times.prefill_s(work.n_prompt), times.step_s(work.n_prompt + work.n_gen // 2)
+        return None if prompt_s is None or step_s is None else prompt_s + work.n_gen * step_s
 
     def measure(self, dials: Dials) -> tuple[float, float]:
         """Seconds of a token of the prompt, and of one of the answer in the middle of it."""
@@ -133,7 +143,7 @@ def tune(
     with WholeModel(model, config, workload) as whole:
         for layout in whole.layouts:
             whole.measure(replace(begin, repack=layout))  # pages and caches
-        predict = whole.predictor(workload)
+        predict = whole.predictor()
         search = Search(whole.measure, workload, begin, budget_s=budget_s, on_outcome=on_outcome, predict=predict)
         best = search.run(
             candidates(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,14 @@ import pytest
 from conftest import RunLlmrun
 from hub_server import Hub, tiny_gguf
 
+from llmrun.engine.devices import find_devices
+from llmrun.engine.jobs.roofline import key_of
 from llmrun.gguf import synth
 from llmrun.gguf.stub import stub
+from llmrun.machine import profile
+from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile
+from llmrun.tuning import score
+from llmrun.tuning.score import Compared
 
 ROW = ["quant", "file_bytes", "fits", "n_gpu_layers", "n_ctx", "memory_bytes", "pp_tps", "ttft_s", "tg_tps"]
 LARGE = 4_000_000
@@ -103,9 +110,91 @@ def test_the_table_and_the_target(llmrun: RunLlmrun, hub: Hub, env: dict[str, st
 
 
 def test_what_it_refuses(llmrun: RunLlmrun) -> None:
-    """Before anything is read: this machine, unknown machines, depths that are none."""
-    here = llmrun("plan", "tiny")
-    assert here.returncode == 2 and "profile" in here.stderr and "--what-if" in here.stderr
+    """Before anything is read: unknown machines, depths that are none, what can't be measured."""
+    both = llmrun("plan", "tiny", "--probe", "--what-if", "RTX 4090")
+    assert both.returncode == 2 and "can't be measured" in both.stderr
     unknown = llmrun("plan", "tiny", "--what-if", "RTX 4099")
     assert unknown.returncode == 2 and "RTX 4090" in unknown.stderr and "kind=gpu" in unknown.stderr
     assert llmrun("plan", "tiny", "--what-if", "RTX 4090", "-d", "deep").returncode == 2
+
+
+# -- this machine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A profile of this machine is kept, made up: nothing need be measured for half a minute."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("LLMRUN_HOME", str(home))
+    products = [
+        ProductTime("CPU", kind, False, n, threads, 1000, 1e-7 * n**0.5, 0, 0)
+        for kind in ("Q8_0", "F16")
+        for threads in (1, 2)
+        for n in (1, 8, 64, 512)
+    ]
+    attention = [
+        AttentionTime("CPU", "F16", 64, 8, 2, depth, n, 1, 1e-7 * n * depth) for depth in (16, 1024) for n in (1, 512)
+    ]
+    made = Profile(
+        "2026-11-28T10:00:00Z", {"CPU": "a CPU"}, (*products,), (*attention,), (Overhead(1, 1, 64, 1e-5, 1e-5),)
+    )
+    profile.save(key_of(find_devices()), replace(made, disk_bytes_per_s=1e9))
+    return {"LLMRUN_HOME": str(home)}
+
+
+def test_here_by_the_profile(llmrun: RunLlmrun, profiled: dict[str, str], micro: Path) -> None:
+    """What was measured of the machine is enough."""
+    document = planned(llmrun, str(micro), "-d", "0,100", env=profiled)
+    (row,) = document["rows"]
+    assert row["fits"] and document["machine"]["devices"][0]["name"] == "CPU" and row["memory_bytes"]["RAM"] > 0
+    shallow, deep = row["tg_tps"]["0"], row["tg_tps"]["100"]
+    assert shallow["low"] < shallow["mid"] < shallow["high"] and deep["mid"] < shallow["mid"]
+
+
+def test_larger_than_memory(llmrun: RunLlmrun, profiled: dict[str, str], llama_70b: Path) -> None:
+    """By what is read from the disk at every token."""
+    known = profile.load(key_of(find_devices()))
+    assert known is not None
+    more = [replace(each, kind=kind) for each in known.products if each.kind == "Q8_0" for kind in ("Q4_K", "Q6_K")]
+    profile.save(key_of(find_devices()), replace(known, products=(*known.products, *more)))
+    (row,) = planned(llmrun, str(llama_70b), "-c", "4096", env=profiled)["rows"]
+    assert row["file_bytes"] > 40e9
+    if row["fits"] is False:  # on this machine; one with more memory has nothing to read
+        assert row["tg_tps"]["0"]["high"] < 1.0  # tens of GB at 1 GB/s
+
+
+def test_probe(llmrun: RunLlmrun, micro: Path, tmp_path: Path) -> None:
+    """Measured by its slices; the same as `plan --probe`."""
+    for command in (("probe",), ("plan", "--probe")):
+        done = llmrun(*command, str(micro), "-p", "32", "-d", "0,16", "--json", env={"LLMRUN_HOME": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        (row,) = json.loads(done.stdout)["rows"]
+        assert row["fits"] and row["pp_tps"]["low"] < row["pp_tps"]["high"] and list(row["tg_tps"]) == ["0", "16"]
+
+
+def test_the_catalog(llmrun: RunLlmrun, hub: Hub, env: dict[str, str]) -> None:
+    """Without a model: what there is a header of, the others are told of; what is fast enough, first."""
+    done = llmrun("plan", "--what-if", "RTX 4090", env=env)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("tiny", "pet:small"))]
+    assert any(line.startswith("pet:small") for line in lines) and "qwen3:0.6b: " in done.stderr
+
+
+def test_how_right_it_was(llmrun: RunLlmrun, profiled: dict[str, str], tmp_path: Path) -> None:
+    """A run of a model of some size is compared with its prediction, one of a small model is not; all of it is shown,
+    and forgotten."""
+    assert llmrun("plan", "--accuracy", env=profiled).returncode == 4
+    shape = replace(synth.small(synth.SHAPES["llama-1.2b"]), n_layer=4, n_embd=1024, n_ff=4096, n_vocab=24576)
+    path = tmp_path / "some.gguf"
+    synth.write(path, replace(shape, n_head=8, n_head_kv=8), "Q8_0")
+    for model in ("tiny", str(path)):
+        done = llmrun(
+            "run", model, "a b c " * 20, "-n", "20", "--raw", "--ignore-eos", "--thread-guard", "off", env=profiled
+        )
+        assert done.returncode == 0, done.stderr
+    found = [*score.kept()]  # none where others were at work meanwhile
+    assert {each.kind for each in found} <= {"prefill", "decode"} and all(each.model == str(path) for each in found)
+    score.keep(found or [Compared("here", "m", "decode", "plain", 1, 20, 0, 10.0, 11.0)])
+    shown = llmrun("plan", "--accuracy", env=profiled)
+    assert shown.returncode == 0 and "decode" in shown.stdout and "MEDIAN ERROR" in shown.stdout
+    assert llmrun("plan", "--forget", env=profiled).returncode == 0 and [*score.kept()] == []

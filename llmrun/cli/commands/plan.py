@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llmrun.cli.framework import options, sweeps
 from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
-from llmrun.errors import Act, UsageError
+from llmrun.errors import LlmrunError, NotFound, UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.spec import Number, Whole
-from llmrun.units import UNKNOWN, significant, size
+from llmrun.units import UNKNOWN, percent, significant, size
 
 if TYPE_CHECKING:
     from llmrun.models.levels import LevelFile, Levels
     from llmrun.planning.predict.prediction import Prediction, Question, Range, Source
+    from llmrun.tuning.score import Compared
 
 MAX_DEPTHS = 32
 USUAL_DEPTHS = (0, 4096)
 
 
 def plan(
-    model: options.ModelNames,
+    model: options.OptionalModelNames = None,
     what_if: Annotated[
         str | None,
         Option(
@@ -42,6 +47,9 @@ def plan(
         float | None,
         Option("--target-tps", kind=Number(0.001, 1e6), metavar="N", help="Name the best level that decodes so fast."),
     ] = None,
+    probe: Annotated[bool, Option("--probe", help="Measure it on this machine, by slices of the model.")] = False,
+    accuracy: Annotated[bool, Option("--accuracy", help="Show how right predictions for runs here were.")] = False,
+    forget: Annotated[bool, Option("--forget", help="Forget that, and the corrections that were learned.")] = False,
     offline: options.Offline = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -50,32 +58,154 @@ def plan(
 ) -> None:
     """Predict whether a model fits, and how fast it would be.
 
-    For every level in a model's repository, or for the one that is named: only headers are read, a few MB each. Figures
-    are the likeliest, and the range that holds the truth in 80 to 95 of 100 cases. How they are computed, and how wrong
-    they were: docs/how-speed-is-predicted.md.
+    For every level in a model's repository, or for the one that is named: only headers are read, a few MB each. Without
+    a model: those of the catalog, the best for this machine first. Figures are the likeliest, and the range that holds
+    the truth in 80 to 95 of 100 cases. For this machine they come from its profile, which is measured once, in half a
+    minute. How they are computed, and how wrong they were: docs/how-speed-is-predicted.md.
     """
-    from llmrun.models.levels import levels_of
-    from llmrun.planning.predict.prediction import Question
-
+    if probe and what_if is not None:
+        raise UsageError(
+            "another machine can't be measured", field="what_if", hint="leave out one of --probe, --what-if"
+        )
+    if accuracy or forget:
+        _past(as_json=as_json, forget=forget)
+        return
     depths = tuple(dict.fromkeys(sweeps.whole("-d/--n-depth", n_depth or [])))
     if len(depths) > MAX_DEPTHS:
         raise UsageError(f"{len(depths)} depths; {MAX_DEPTHS} are enough", field="n_depth")
-    source = _source(what_if)
+    asked = _Asked(n_prompt, n_gen, depths, load, target_tps, offline=offline, as_json=as_json, quiet=quiet)
+    with _source(what_if, load, probe=probe, quiet=quiet) as source:
+        if model:
+            _tell(model, source, asked, what_if or "this machine")
+        else:
+            _rank(source, asked, what_if or "this machine")
+
+
+def probe(
+    model: options.ModelNames,
+    n_prompt: Annotated[int, Option("-p", "--n-prompt", kind=Whole(1, 1 << 16), help="Tokens of prompt.")] = 512,
+    n_gen: Annotated[int, Option("-n", "--n-gen", kind=Whole(0, 1 << 24), help="Tokens of answer.")] = 128,
+    n_depth: Annotated[
+        list[str] | None,
+        Option("-d", "--n-depth", metavar="N", help="Tokens before the one that is decoded.", without="0,4096"),
+    ] = None,
+    offline: options.Offline = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    *,
+    load: LoadConfig,
+) -> None:
+    """Measure how fast a model would be here, without it: by slices of it, at most 4 GB.
+
+    Its header is enough, of a file or of one on the hub; a model that is larger than this machine's memory can be
+    measured as well. As `llmrun plan --probe`.
+    """
+    depths = tuple(dict.fromkeys(sweeps.whole("-d/--n-depth", n_depth or [])))
+    asked = _Asked(n_prompt, n_gen, depths, load, None, offline=offline, as_json=as_json, quiet=quiet)
+    with _source(None, load, probe=True, quiet=quiet) as source:
+        _tell(model, source, asked, "this machine")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be predicted of every model, and how it is shown."""
+
+    n_prompt: int
+    n_gen: int
+    depths: tuple[int, ...]
+    load: LoadConfig
+    target_tps: float | None
+    offline: bool
+    as_json: bool
+    quiet: bool
+
+    def question(self, levels: Levels) -> Question:
+        from llmrun.planning.predict.prediction import Question
+
+        return Question(self.n_prompt, self.n_gen, self.depths or _usual_depths(levels), self.load)
+
+
+def _tell(models: list[str], source: Source, asked: _Asked, machine: str) -> None:
+    """Each model, every level of it."""
+    from llmrun.models.levels import levels_of
+
     documents, shown = [], []
-    for name in model:
-        levels = levels_of(name, offline=offline)
-        if levels.note and not quiet:
+    for name in models:
+        levels = levels_of(name, offline=asked.offline)
+        if levels.note and not asked.quiet:
             screen.note(levels.note)
-        asked = Question(n_prompt, n_gen, depths or _usual_depths(levels), load)
-        rows = [(file, source.predict(file.header, asked)) for file in levels.files]
-        documents.append(_document(levels, source, rows, asked))
-        shown.append((levels, rows, asked))
-    if as_json:
+        question = asked.question(levels)
+        rows = [(file, source.predict(file.header, question)) for file in levels.files]
+        documents.append(_document(levels, source, rows, question))
+        shown.append((levels, rows, question))
+    if asked.as_json:
         screen.out_json(documents if len(documents) > 1 else documents[0])
         return
-    for i, (levels, rows, asked) in enumerate(shown):
+    for i, (levels, rows, question) in enumerate(shown):
         screen.out("\n" if i else "")
-        _show(levels, rows, asked, what_if or "this machine", target_tps)
+        _show(levels, rows, question, machine, asked.target_tps)
+
+
+ENOUGH_TPS = 10.0
+"""Faster than most people read."""
+
+
+def _rank(source: Source, asked: _Asked, machine: str) -> None:
+    """The catalog, each model at its usual level: first those that fit and are as fast as wanted, the largest first, as
+    more weights know more; then the others, the fastest first."""
+    from llmrun.cli.terminal import progress
+    from llmrun.models import catalog
+    from llmrun.models.levels import usual_level
+
+    wanted = asked.target_tps or ENOUGH_TPS
+    found, entries = [], catalog.load().entries
+    with progress.bar("reading headers", shown=not asked.quiet) as bar:
+        for i, entry in enumerate(entries):
+            if bar:
+                bar.update(i / len(entries))
+            try:
+                levels = usual_level(entry.name, offline=asked.offline)
+            except LlmrunError as error:
+                if not asked.quiet:
+                    screen.note(f"{entry.name}: {error.message}")
+                continue
+            question = asked.question(levels)
+            (file,) = levels.files
+            found.append((levels, file, source.predict(file.header, question), question))
+    if not found:
+        raise NotFound("none of the catalog's models could be looked at", hint="llmrun plan MODEL")
+
+    def place(row: tuple[Levels, LevelFile, Prediction, Question]) -> tuple[bool, float]:
+        _, file, predicted, _ = row
+        rate = _slowest(predicted)
+        is_good = bool(predicted.fits) and rate >= wanted
+        return not is_good, -float(file.header.n_params if is_good else rate)
+
+    found.sort(key=place)
+    if asked.as_json:
+        screen.out_json([_document(levels, source, [(file, each)], question) for levels, file, each, question in found])
+        return
+    screen.out(
+        f"the catalog on {machine}: at least {significant(wanted)} t/s first, the largest of them at the top\n\n"
+    )
+    titles = ("MODEL", "LEVEL", ">SIZE", "FITS", f">PREFILL {asked.n_prompt}", ">TTFT", ">DECODE", "WHAT IT IS…")
+    summaries = {entry.name: entry.summary or "" for entry in entries}
+    tables.show(
+        titles,
+        (
+            (
+                levels.name,
+                file.quant or UNKNOWN,
+                size(file.file_bytes),
+                _fits(each),
+                _shown(each.prefill_tps),
+                _shown(each.ttft_s(question.n_prompt)),
+                _shown(each.decode_tps[question.depths[0]]),
+                summaries.get(levels.name, ""),
+            )
+            for levels, file, each, question in found
+        ),
+    )
 
 
 def _usual_depths(levels: Levels) -> tuple[int, ...]:
@@ -84,19 +214,78 @@ def _usual_depths(levels: Levels) -> tuple[int, ...]:
     return tuple(depth for depth in USUAL_DEPTHS if depth < max(1, trained))
 
 
-def _source(what_if: str | None) -> Source:
+@contextmanager
+def _source(what_if: str | None, load: LoadConfig, *, probe: bool, quiet: bool) -> Iterator[Source]:
     """Who predicts for the machine that is meant. Raises `UsageError`."""
-    if what_if is None:
-        raise UsageError(
-            "for this machine a prediction needs its measured profile, which llmrun does not make yet; for another,"
-            " say which",
-            field="what_if",
-            hint=Act("plan", "MODEL", {"what_if": "RTX 4090"}),
-        )
-    from llmrun.planning.predict.elsewhere import Elsewhere
-    from llmrun.planning.predict.machines import parse
+    if what_if is not None:
+        from llmrun.planning.predict.elsewhere import Elsewhere
+        from llmrun.planning.predict.machines import parse
 
-    return Elsewhere(parse(what_if))
+        yield Elsewhere(parse(what_if))
+        return
+    from llmrun.cli.terminal import progress
+    from llmrun.engine.jobs.roofline import Prober
+    from llmrun.tuning import sources
+
+    # Ended before anything is planned: a worker serves one client at a time.
+    with Prober(load.rpc, spins=False) as prober:
+        found, drift = prober.found, 1.0
+        known = None if probe else sources.profile_of(prober, on_measure=partial(_say, quiet))
+        if known is not None:
+            drift = sources.drift_of(known, prober)
+    if known is not None:
+        yield sources.Here(known, found, drift=drift)
+        return
+    with progress.bar("measuring slices", shown=not quiet) as bar:
+        yield sources.Probe(found, on_round=lambda done, of: bar.update(done / of) if bar else None)
+
+
+def _say(quiet: bool) -> None:
+    if not quiet:
+        screen.note("measuring what this machine can do, once: half a minute")
+
+
+def _past(*, as_json: bool, forget: bool) -> None:
+    """How right predictions were; or no memory of it."""
+    from llmrun.tuning import score
+
+    if forget:
+        screen.note(f"forgot {score.forget()} predictions, and what was learned from them")
+        return
+    found = [*score.kept()]
+    if as_json:
+        from llmrun import codec
+
+        screen.out_json([codec.plain(each) for each in found])
+        return
+    if not found:
+        raise NotFound(
+            "no run here was compared with its prediction yet", hint="llmrun plan MODEL, and llmrun run MODEL"
+        )
+    tables.show(
+        ("FIGURE", ">RUNS", ">MEDIAN ERROR", ">P90", ">BIAS", "…"),
+        (
+            (
+                each.kind,
+                str(each.n),
+                percent(each.median),
+                percent(each.p90),
+                percent(each.bias, signed=True),
+                _bars(found, each.kind),
+            )
+            for each in score.accuracy(found)
+        ),
+    )
+
+
+def _bars(found: list[Compared], kind: str) -> str:
+    """How many errors there are of each size: "-20 % ▁▂█▃▁ +20 %"."""
+    edges = [-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3]
+    counts = [0] * (len(edges) + 1)
+    for each in found:
+        if each.kind == kind:
+            counts[sum(each.error > edge for edge in edges)] += 1
+    return "-30 % " + "".join(" ▁▂▃▄▅▆▇█"[-(-8 * n // max(counts))] for n in counts) + " +30 %"
 
 
 # -- JSON ---
@@ -163,7 +352,7 @@ def _cells(file: LevelFile, found: Prediction, asked: Question, n_layers: int) -
     return [
         file.quant or UNKNOWN,
         size(file.file_bytes),
-        {True: "yes", False: "no", None: UNKNOWN}[found.fits],
+        _fits(found),
         f"{found.n_gpu_layers}/{n_layers}",
         size(sum(found.memory_bytes.values())),
         _shown(found.prefill_tps),
@@ -171,6 +360,10 @@ def _cells(file: LevelFile, found: Prediction, asked: Question, n_layers: int) -
         *(_shown(found.decode_tps[depth]) for depth in asked.depths),
         found.note,
     ]
+
+
+def _fits(found: Prediction) -> str:
+    return {True: "yes", False: "no", None: UNKNOWN}[found.fits]
 
 
 def _shown(value: Range | None) -> str:
@@ -182,14 +375,15 @@ def _shown(value: Range | None) -> str:
 
 def _best(rows: list[tuple[LevelFile, Prediction]], asked: Question, target_tps: float) -> str:
     """The largest level whose likeliest speed reaches the target at every depth: more bits, better answers."""
-
-    def slowest(found: Prediction) -> float:
-        return min((each.mid if each else 0.0 for each in found.decode_tps.values()), default=0.0)
-
-    reached = [(file, found) for file, found in rows if slowest(found) >= target_tps]
+    reached = [(file, found) for file, found in rows if _slowest(found) >= target_tps]
     wanted = f"{significant(target_tps)} t/s"
     if not reached:
-        return f"none reaches {wanted}; the fastest is at {significant(max(slowest(found) for _, found in rows))}"
+        return f"none reaches {wanted}; the fastest is at {significant(max(_slowest(found) for _, found in rows))}"
     file, found = max(reached, key=lambda each: each[0].file_bytes)
     sure = min(each.low if each else 0.0 for each in found.decode_tps.values()) >= target_tps
     return f"{file.quant or 'it'} is the best that reaches {wanted}" + ("" if sure else ", though not for certain")
+
+
+def _slowest(found: Prediction) -> float:
+    """The likeliest rate of decoding at the depth where it is lowest."""
+    return min((each.mid if each else 0.0 for each in found.decode_tps.values()), default=0.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
-from typing import Annotated
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Annotated
 
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.cli.answering.answer_options import AnswerShape, answer_options
@@ -13,10 +13,13 @@ from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading.tuned import TuningArguments
 from llmrun.cli.terminal import screen
-from llmrun.errors import UsageError, WrongFormat
+from llmrun.errors import DiskError, UsageError, WrongFormat
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.options.spec import TEXT
+
+if TYPE_CHECKING:
+    from llmrun.cli.answering.report import Run
 
 
 @command(model_of=lambda typed: str(typed["model"]))
@@ -149,6 +152,7 @@ def run(
         elif not quiet:
             for line in (report.meter_line(done), *(report.details(done) if verbose else ())):
                 screen.note(line)
+        _keep_score(done)
         if chat is not None and chat.id is not None and not quiet:
             screen.note(f"kept as {chat.id}; llmrun chat --resume {chat.id}")
         if copy:
@@ -159,3 +163,23 @@ def run(
             limits = {"length": f"a larger -n than {sampling.max_tokens}", "context": "a larger -c"}
             hint = limits.get(generation.stop_reason or "")
             raise WrongFormat(f"the answer has the wrong format: {problem}", hint=hint)
+
+
+_OTHERS = 0.3
+"""Cores that others took: from here on a run says little of what was predicted."""
+
+
+def _keep_score(run: Run) -> None:
+    """Compare a run with what the machine's profile says of it, where there is a profile; no word of it is kept."""
+    from llmrun.machine import profile
+    from llmrun.tuning.first_use import is_small
+
+    if is_small(run.engine.header) or not profile.folder().is_dir():
+        return
+    done, others = run.generation.done, run.usage.other_cores
+    if (done and done.threads) or (others is not None and others > _OTHERS):
+        return
+    from llmrun.tuning import score, sources
+
+    with suppress(DiskError):
+        score.keep(sources.compared(run.engine, run.found.name, run.generation.timing))

@@ -55,6 +55,7 @@ _NAME_HELP = "tiny, qwen3:4b, user/repo:Q4_K_M, a hub URL, or a GGUF file."
 ModelName = Annotated[str, Argument("MODEL", _NAME_HELP, completion.models)]
 OptionalModelName = Annotated[str | None, Argument("MODEL", _NAME_HELP, completion.models)]
 ModelNames = Annotated[list[str], Argument("MODEL", _NAME_HELP, completion.models)]
+OptionalModelNames = Annotated[list[str] | None, Argument("MODEL", _NAME_HELP, completion.models)]
 SomeModelNames = Annotated[list[str] | None, Argument("MODEL", "Names as `llmrun list` shows them.", completion.models)]
 
 Offline = Annotated[bool, Option("--offline", help="Never touch the network; also HF_HUB_OFFLINE=1.")]

@@ -1,0 +1,166 @@
+"""Seconds of a token and of a prompt on this machine, from the measured times of what a model's graph is made of.
+
+    t = sum of products(type, layout, columns) + sum of attention(depth) + layers x overhead + what is outside of them
+
+Each product is looked up as it was measured for its type, layout and number of columns; a product of experts with as
+many columns as each expert gets. Nothing is fitted. docs/how-speed-is-predicted.md has what is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmrun.gguf.reader import Header, TensorInfo
+from llmrun.gguf.types import GGML_TYPES
+from llmrun.machine.profile import Profile
+from llmrun.options.load import LoadConfig
+from llmrun.planning.footprint import CPU, LOOKED_UP, Placement, homes_of, is_experts, loaded_tensors
+from llmrun.planning.kv_layout import layer_memories
+
+_TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
+_NEAREST = {
+    "F32": "F16",
+    "Q4_1": "Q4_0",
+    "Q5_1": "Q5_0",
+    "IQ4_XS": "IQ4_NL",
+    "Q4_K": "Q4_0",
+    "Q5_K": "Q4_K",
+    "Q6_K": "Q8_0",
+}
+"""A type that takes about as long for each byte, where one was not measured."""
+
+
+@dataclass(frozen=True)
+class GraphTimes:
+    """Of one model, placed, on the machine of a profile.
+
+    Attributes:
+        placement: where layers lie, and which types are rearranged in RAM.
+        n_threads: for decoding, and for prefill where the configuration has no number for it.
+        drift: by device, how much longer things take now than when the profile was made, by the read ceiling.
+    """
+
+    header: Header
+    placement: Placement
+    config: LoadConfig
+    profile: Profile
+    n_threads: int
+    drift: Mapping[str, float] | None = None
+
+    def step_s(self, depth: int) -> float | None:
+        """Seconds to decode one token behind `depth` others; None where something of it was not measured."""
+        return self._batch_s(1, depth, self.n_threads, plain=False)
+
+    def prefill_s(self, n_prompt: int) -> float | None:
+        """Seconds of a prompt, in micro-batches."""
+        size = min(self.config.n_ubatch, self.config.n_batch)
+        total = 0.0
+        for begin in range(0, n_prompt, size):
+            n = min(size, n_prompt - begin)
+            # Token i of a batch looks back at i more: on average at half of the batch.
+            threads = self.config.n_threads_batch or self.n_threads
+            taken = self._batch_s(n, begin + n / 2, threads, plain=self.placement.twice)
+            if taken is None:
+                return None
+            total += taken
+        return total
+
+    def _batch_s(self, n_tokens: int, depth: float, n_threads: int, *, plain: bool) -> float | None:
+        parts = [
+            self._products_s(n_tokens, n_threads, plain=plain),
+            self._attention_s(n_tokens, depth, n_threads),
+            self._overhead_s(n_tokens, n_threads),
+        ]
+        return None if None in parts else sum(filter(None, parts))
+
+    def _products_s(self, n_tokens: int, n_threads: int, *, plain: bool) -> float | None:
+        total = 0.0
+        for tensor in loaded_tensors(self.header):
+            is_embedding = tensor.name in LOOKED_UP
+            is_output = tensor.name == "output.weight" or (tensor.name == "token_embd.weight" and self._is_tied)
+            if len(tensor.shape) < 2 or (is_embedding and not is_output):
+                continue
+            device, repacked = homes_of(tensor, self.header, self.placement)[-1]
+            rows = 1 if is_output else n_tokens  # of a prompt the logits of the last token alone are wanted
+            taken = self._product_s(tensor, device, rows, n_threads, repack=repacked and not plain)
+            if taken is None:
+                return None
+            total += taken
+        return total
+
+    @property
+    def _is_tied(self) -> bool:
+        return self.header.tensor("output.weight") is None
+
+    def _product_s(
+        self, tensor: TensorInfo, device: str, n_tokens: int, n_threads: int, *, repack: bool
+    ) -> float | None:
+        """Of one matrix, or of all experts that the tokens choose."""
+        header, weights, columns = self.header, float(tensor.n_elements), float(n_tokens)
+        experts = is_experts(tensor) and header.n_expert > 0
+        if experts:
+            # Each token takes n_used of them; several tokens meet in the same ones.
+            share = header.n_expert_used / header.n_expert
+            touched = 1 - (1 - share) ** n_tokens
+            columns = max(1.0, n_tokens * share / touched)
+            weights *= touched
+        threads = None if device != CPU else n_threads
+        kind: str | None = tensor.type.name
+        while kind is not None:
+            for of_experts in (experts, False) if experts and n_tokens == 1 else (False,):
+                found = self.profile.product_s(
+                    kind, weights, round(columns), threads, repack=repack, device=device, experts=of_experts
+                )
+                if found is not None:
+                    ratio = _bytes_per_weight(tensor.type.name) / _bytes_per_weight(kind)
+                    return found * ratio * self._drift(device)
+            kind = _NEAREST.get(kind)
+        return None
+
+    def _attention_s(self, n_tokens: int, depth: float, n_threads: int) -> float | None:
+        header = self.header
+        memories = layer_memories(header)
+        if memories is None:
+            return None
+        total = 0.0
+        heads = header.n_head or (0,)
+        for layer, (memory, device) in enumerate(zip(memories, self.placement.layers, strict=False)):
+            if not memory.n_k:
+                continue
+            n_head = heads[min(layer, len(heads) - 1)]
+            n_head_kv = header.n_head_kv[min(layer, len(header.n_head_kv) - 1)] or 1
+            at = min(depth, memory.window or depth) + 1
+            on = device if self.placement.kv else CPU
+            found = self.profile.attention_s(
+                self.config.type_k.upper(),
+                memory.n_k // n_head_kv,
+                n_head,
+                n_head_kv,
+                at,
+                n_tokens,
+                n_threads if on == CPU else None,
+                device=on,
+                flash=self.config.flash_attn != "off",
+            )
+            if found is None:
+                return None
+            total += found * self._drift(on)
+        return total
+
+    def _overhead_s(self, n_tokens: int, n_threads: int) -> float | None:
+        found = self.profile.overhead(n_tokens, n_threads)
+        if found is None:
+            return None
+        n_layer = len(self.placement.layers) - 1
+        # One token's norms and additions are nothing beside starting and waiting; of many they grow with both.
+        growth = 1.0 if found.n_tokens == 1 else n_tokens / found.n_tokens * (self.header.n_embd or 0) / found.n_embd
+        return (n_layer * found.layer_s + found.token_s) * growth
+
+    def _drift(self, device: str) -> float:
+        return (self.drift or {}).get(device, 1.0)
+
+
+def _bytes_per_weight(kind: str) -> float:
+    found = _TYPES[kind]
+    return found.type_size / found.block_size

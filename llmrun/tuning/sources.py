@@ -1,0 +1,225 @@
+"""Predictions for this machine: from its measured profile, and by running slices of the model itself.
+
+Both are sources of what `llmrun plan` shows (`planning.predict.prediction.Source`).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmrun.engine.devices import Found
+from llmrun.engine.engine import plan_load
+from llmrun.engine.interface import Engine
+from llmrun.engine.jobs.roofline import Prober, key_of
+from llmrun.engine.meter import Timing
+from llmrun.errors import DiskError
+from llmrun.gguf.reader import Header
+from llmrun.machine import hardware
+from llmrun.machine.environment import describe_machine
+from llmrun.machine.profile import Profile
+from llmrun.machine.profile import load as load_profile
+from llmrun.machine.profile import save as save_profile
+from llmrun.options.load import LoadConfig, Repack
+from llmrun.planning.fit import DoesNotFit
+from llmrun.planning.footprint import CPU, Footprint, Placement, place_layers, repackable_types
+from llmrun.planning.load_plan import Expected, wants_repack
+from llmrun.planning.predict.from_profile import GraphTimes
+from llmrun.planning.predict.prediction import Prediction, Question, Range
+from llmrun.tuning import kept, profiling, score
+from llmrun.tuning.dials import LAYOUTS, class_of
+from llmrun.tuning.probe import probe
+from llmrun.tuning.score import Compared
+
+_DECODE_FACTOR, _PREFILL_FACTOR = 1.12, 1.18
+"""What predictions are divided and multiplied by for the range (docs/prediction.md)."""
+_PROBE_FACTOR = 1.03
+"""The same of what was measured by slices: three rounds do not show all that the machine does."""
+_MAPPED_DOUBT = 1.5
+_READ_S = 0.25
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model as `run` would load it here, or as if there were memory for it.
+
+    Attributes:
+        config: with the settings that were measured for the model, if there are any.
+        missing: bytes of RAM that it lacks.
+    """
+
+    config: LoadConfig
+    placement: Placement
+    footprint: Footprint
+    n_gpu_layers: int
+    n_threads: int
+    repack: Repack
+    missing: int = 0
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        return {"RAM" if name == CPU else name: need.total for name, need in self.footprint.by_device.items()}
+
+
+def placed(header: Header, question: Question, found: Found) -> Placed:
+    """Raises `UsageError` for settings that the model or the machine can't have, and `EngineCrashed`."""
+    config = question.config
+    if choice := kept.read(kept.key_of(header, config)).get(class_of(question.n_prompt)):
+        config = choice.dials.applied(config, leave={"repack"} if config.repack != "auto" else ())
+    longest = max(question.n_prompt, *question.depths) + question.n_gen
+    try:
+        plan = plan_load(Path("model"), header, config, expected=Expected(longest, longest))
+    except DoesNotFit as error:
+        repack = wants_repack(header, config)
+        layers = place_layers(header.n_layer or 0, 0, (), ())
+        placement = Placement(layers, repacked=repackable_types(found.system_info) if repack else frozenset())
+        threads = config.n_threads or hardware.default_threads()
+        missing = max(1, error.needed - error.free)
+        return Placed(config, placement, error.footprint, 0, threads, "on" if repack else "off", missing)
+    how: Repack = "both" if plan.plain_prefill else "on" if plan.repack else "off"
+    return Placed(config, plan.placement, plan.footprint, plan.layout.n_gpu_layers, plan.n_threads, how)
+
+
+class _OfThisMachine:
+    """What both sources have in common."""
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+
+    def machine(self) -> Mapping[str, Any]:
+        """As a bench's record has it."""
+        return asdict(describe_machine(self._found.devices))
+
+
+def profile_of(prober: Prober, *, on_measure: Callable[[], None] = lambda: None) -> Profile:
+    """What is kept of this machine; measured now where there is nothing. Raises `EngineCrashed`."""
+    key = key_of(prober.found)
+    known = load_profile(key)
+    if known is None:
+        on_measure()
+        known = profiling.measure(prober)
+        with suppress(DiskError):
+            save_profile(key, known)
+    return known
+
+
+def drift_of(profile: Profile, prober: Prober) -> float:
+    """How much longer reading takes now than when the profile was made; 1 where that can't be known."""
+    threads = hardware.default_threads()
+    now = prober.probe(CPU, "", threads, _READ_S).read_bytes_per_s
+    return (profile.drift(statistics.median(now), threads) if now else None) or 1.0
+
+
+class Here(_OfThisMachine):
+    """By the profile of the machine."""
+
+    def __init__(self, profile: Profile, found: Found, *, drift: float = 1.0) -> None:
+        """`drift`: of RAM, as `drift_of` measures it."""
+        super().__init__(found)
+        self._profile, self._drift = profile, drift
+        machine = key_of(self._found).digest
+        self._prefill, self._decode = score.correction(machine, "prefill"), score.correction(machine, "decode")
+
+    def predict(self, header: Header, question: Question) -> Prediction:
+        """Raises as `placed`."""
+        at = placed(header, question, self._found)
+        times = GraphTimes(header, at.placement, at.config, self._profile, at.n_threads, drift={CPU: self._drift})
+        prefill = _slower(times.prefill_s(question.n_prompt), self._prefill)
+        steps = {depth: _slower(times.step_s(depth), self._decode) for depth in question.depths}
+        unread = self._disk_s(at) if at.missing else (0.0, 0.0)
+        return Prediction(
+            fits=not at.missing,
+            n_gpu_layers=at.n_gpu_layers,
+            n_ctx=at.footprint.n_ctx,
+            memory_bytes=at.memory_bytes,
+            prefill_tps=_rate(prefill, _PREFILL_FACTOR, unread, question.n_prompt),
+            decode_tps={depth: _rate(each, _DECODE_FACTOR, unread, 1) for depth, each in steps.items()},
+            note="mapped from the disk" if at.missing else "",
+        )
+
+    def _disk_s(self, at: Placed) -> tuple[float, float] | None:
+        """Seconds to read what does not stay in memory, at every token: what is missing, at best; at worst, as the page
+        that was used longest ago goes first, the whole of the weights. None: the disk's rate is not known."""
+        rate = self._profile.disk_bytes_per_s
+        return (at.missing / rate, at.footprint.by_device[CPU].weights / rate) if rate else None
+
+
+def _slower(seconds: float | None, correction: float) -> float | None:
+    """With the correction of a rate."""
+    return None if seconds is None else seconds / correction
+
+
+def _rate(seconds: float | None, factor: float, unread: tuple[float, float] | None, n_tokens: int) -> Range | None:
+    if seconds is None or unread is None:
+        return None
+    least, most = unread
+    if not most:
+        return Range.around(seconds, factor).per(n_tokens)
+    return Range(
+        seconds / factor + least / _MAPPED_DOUBT, seconds + (least + most) / 2, seconds * factor + most * _MAPPED_DOUBT
+    ).per(n_tokens)
+
+
+class Probe(_OfThisMachine):
+    """By running slices of the model."""
+
+    def __init__(
+        self, found: Found, *, rounds: int = 3, on_round: Callable[[int, int], None] = lambda done, of: None
+    ) -> None:
+        super().__init__(found)
+        self._rounds, self._on_round = rounds, on_round
+
+    def predict(self, header: Header, question: Question) -> Prediction:
+        """Measures. Raises as `placed`, and `OSError` where slices find no room."""
+        at = placed(header, question, self._found)
+        probed = probe(
+            header,
+            at.config,
+            at.placement.layers,
+            n_prompt=question.n_prompt,
+            depths=question.depths,
+            repack=at.repack,
+            rounds=self._rounds,
+            on_round=self._on_round,
+        )
+        return Prediction(
+            fits=not at.missing,
+            n_gpu_layers=at.n_gpu_layers,
+            n_ctx=at.footprint.n_ctx,
+            memory_bytes=at.memory_bytes,
+            prefill_tps=_range(probed.prefill_s).per(question.n_prompt),
+            decode_tps={depth: _range(times).per(1) for depth, times in probed.step_s.items()},
+            note="measured as if there were memory for it" if at.missing else "",
+        )
+
+
+def _range(seconds: Sequence[float]) -> Range:
+    return Range(min(seconds) / _PROBE_FACTOR, statistics.median(seconds), max(seconds) * _PROBE_FACTOR)
+
+
+def compared(engine: Engine, model: str, timing: Timing) -> list[Compared]:
+    """What a run did beside what the profile says of it; nothing where there is no profile, or too few tokens."""
+    key = key_of(Found(engine.devices, engine.system_info, engine.versions))
+    profile = load_profile(key)
+    if profile is None:
+        return []
+    plan = engine.plan
+    times = GraphTimes(engine.header, plan.placement, plan.config, profile, plan.n_threads)
+    n_prompt, n_made = timing.n_prompt, timing.n_generated
+    found: list[tuple[score.Kind, int, int, float | None, float | None]] = []
+    if not timing.n_cached and n_prompt >= score.LEAST_TOKENS:
+        found.append(("prefill", n_prompt, 0, n_prompt / (times.prefill_s(n_prompt) or math.inf), timing.pp_tps))
+    if n_made >= score.LEAST_TOKENS:
+        depth = n_prompt + n_made // 2
+        found.append(("decode", n_made, n_prompt, 1 / (times.step_s(depth) or math.inf), timing.tg_tps))
+    layout = LAYOUTS["both" if plan.plain_prefill else "on" if plan.repack else "off"]
+    return [
+        Compared(key.digest, model, kind, layout, plan.n_threads, n_tokens, depth, predicted, measured)
+        for kind, n_tokens, depth, predicted, measured in found
+        if predicted and measured
+    ]

@@ -1,0 +1,135 @@
+"""What a model should take by a profile of the machine: sums that can be done by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llmrun.gguf.reader import Header
+from llmrun.gguf.shapes import SHAPES, Shape, Window, small
+from llmrun.gguf.synth import header_of
+from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile
+from llmrun.options.load import LoadConfig
+from llmrun.planning.footprint import CPU, Placement
+from llmrun.planning.kv_layout import layer_memories
+from llmrun.planning.predict.from_profile import GraphTimes
+
+SHAPE = Shape(n_layer=3, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, n_vocab=1024)
+LAYER = 256 * (256 + 128 + 128 + 256) + 3 * 256 * 512
+OUTPUT = 256 * 1024
+HEADER = header_of(SHAPE, "Q8_0")
+NOTHING = Overhead(1, 2, 64, 0.0, 0.0)
+
+
+def times(kind: str, per_weight: float, *, repack: bool = False, n_experts: int = 0) -> list[ProductTime]:
+    """Of one column with two threads; 512 take 100 times as long; one thread half as fast."""
+    return [
+        ProductTime(
+            "CPU", kind, repack, n, threads, 1000, 1000 * per_weight * slower / threads, n_experts, n_experts and 1
+        )
+        for threads in (1, 2)
+        for n, slower in ((1, 2), (512, 200))
+    ]
+
+
+def attention(seconds: float) -> list[AttentionTime]:
+    """Of one layer like this model's, at depths of 10 and 1000: one token, and 512."""
+    return [
+        AttentionTime("CPU", "F16", 64, 4, 2, depth, n, 2, seconds * n * depth / 1000)
+        for depth in (10, 1000)
+        for n in (1, 512)
+    ]
+
+
+PRODUCTS = (*times("Q8_0", 1e-9), *times("Q8_0", 5e-10, repack=True))
+PROFILE = Profile("2026-11-28T10:00:00Z", products=PRODUCTS, attention=tuple(attention(1e-15)), overheads=(NOTHING,))
+
+
+def of(
+    profile: Profile,
+    header: Header = HEADER,
+    *,
+    threads: int = 2,
+    repack: bool = False,
+    twice: bool = False,
+    **fields: int,
+) -> GraphTimes:
+    n_layer = header.n_layer or 0
+    placement = Placement((CPU,) * (n_layer + 1), repacked=frozenset({"Q8_0"} if repack else ()), twice=twice)
+    return GraphTimes(header, placement, LoadConfig(**fields), profile, threads)  # type: ignore[arg-type]
+
+
+def test_one_token() -> None:
+    """All matrices once, the embedding not at all: it is looked up."""
+    assert of(PROFILE).step_s(0) == pytest.approx((3 * LAYER + OUTPUT) * 1e-9)
+    assert of(PROFILE, threads=1).step_s(0) == pytest.approx((3 * LAYER + OUTPUT) * 2e-9)
+    assert of(PROFILE, repack=True).step_s(0) == pytest.approx((3 * LAYER + OUTPUT) * 5e-10)
+
+
+def test_an_embedding_that_is_the_output_too() -> None:
+    """It is multiplied with once a token."""
+    tied = header_of(replace(SHAPE, tied=True), "Q8_0")
+    assert of(PROFILE, tied).step_s(0) == pytest.approx((3 * LAYER + OUTPUT) * 1e-9)
+
+
+def test_a_prompt() -> None:
+    """In micro-batches, the output for the last token alone; threads of its own; with both layouts by the plain one."""
+    prompt_s = (3 * LAYER * 100 + OUTPUT) * 1e-9
+    assert of(PROFILE).prefill_s(512) == pytest.approx(prompt_s)
+    assert of(PROFILE).prefill_s(1024) == pytest.approx(2 * prompt_s)
+    assert of(PROFILE, threads=1, n_threads_batch=2).prefill_s(512) == pytest.approx(prompt_s)
+    both = of(PROFILE, repack=True, twice=True)
+    assert both.prefill_s(512) == pytest.approx(prompt_s)
+    assert both.step_s(0) == pytest.approx((3 * LAYER + OUTPUT) * 5e-10)
+
+
+def test_overheads() -> None:
+    """Each layer's and one outside of them; of a prompt they grow with its tokens and with the model's width."""
+    slow = replace(PROFILE, overheads=(Overhead(1, 2, 64, 0.5, 0.25), Overhead(64, 2, 512, 1.0, 0.0)))
+    assert of(slow).step_s(0) == pytest.approx(1.75, rel=0.01)
+    assert of(slow).prefill_s(512) == pytest.approx(3 * 1.0 * 8 * 0.5, rel=0.02)
+
+
+def test_attention_by_depth_and_window() -> None:
+    """In proportion to the depth, but not beyond a window."""
+    slow = replace(PROFILE, attention=tuple(attention(1.0)))
+    at_1000, at_4000 = (of(slow).step_s(depth) or 0 for depth in (999, 3999))
+    assert at_1000 == pytest.approx(3, rel=0.01) and at_4000 == pytest.approx(12, rel=0.01)
+    header = header_of(replace(small(SHAPES["gemma3-1b"]), window=Window(500, 6)), "Q8_0")
+    memories = layer_memories(header) or ()
+    deep = of(slow, header).step_s(3999) or 0
+    tokens = sum(4000 if memory.window is None else 501 for memory in memories)
+    heads = (header.n_head or (0,))[0] * (header.n_embd_head_k or 0) / (4 * 64)  # of what was measured
+    assert len({memory.window for memory in memories}) == 2
+    assert deep == pytest.approx(tokens / 1000 * heads, rel=0.02)
+
+
+def test_experts() -> None:
+    """Those that a token uses; by products of experts where they were measured, else as a matrix; a prompt's tokens
+    share all of them."""
+    mixture = header_of(replace(SHAPE, n_expert=8, n_expert_used=2), "Q8_0")
+    projections = 256 * (256 + 128 + 128 + 256)
+    router = 256 * 8 * 2  # in F32, which takes twice as long as F16, by as many bytes
+    with_f16 = replace(PROFILE, products=(*PRODUCTS, *times("F16", 1e-9)))
+    expected = (3 * (projections + router + 2 * 3 * 256 * 512) + OUTPUT) * 1e-9
+    assert of(with_f16, mixture).step_s(0) == pytest.approx(expected)
+    own = replace(with_f16, products=(*with_f16.products, *times("Q8_0", 4e-9, n_experts=8)))
+    expected = (3 * (projections + router + 4 * 2 * 3 * 256 * 512) + OUTPUT) * 1e-9
+    assert of(own, mixture).step_s(0) == pytest.approx(expected)
+    assert (of(with_f16, mixture).prefill_s(512) or 0) > (3 * 8 * 3 * 256 * 512) * 1e-9
+
+
+def test_the_machine_is_slower_now() -> None:
+    slower = replace(of(PROFILE), drift={"CPU": 1.5})
+    assert slower.step_s(0) == pytest.approx(1.5 * (of(PROFILE).step_s(0) or 0))
+
+
+def test_what_was_not_measured() -> None:
+    """Another type takes the time of the one next to it by its bytes; where there is none, nothing is said."""
+    q5_1 = replace(PROFILE, products=(*times("Q5_0", 1e-9), *PRODUCTS))
+    known = of(q5_1, header_of(SHAPE, "Q5_1")).step_s(0)
+    assert known == pytest.approx((3 * LAYER * 24 / 22 + OUTPUT) * 1e-9, rel=0.1)
+    assert of(PROFILE, header_of(SHAPE, "Q2_K")).step_s(0) is None
+    assert of(replace(PROFILE, attention=())).step_s(0) is None
+    assert of(replace(PROFILE, overheads=())).step_s(0) is None
