@@ -11,6 +11,7 @@ all classes of workloads, so that the same command chooses the same settings, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ LEAST_WEIGHTS = 48 << 20
 _MOST_SLICE = 3 << 28
 _WORTH = 0.03
 """What a setting must gain for the one of before to give way: less may be noise."""
-_ROWS, _STEPS, _ROUNDS = 64, 16, 2
+_ROWS, _STEPS = 64, 16
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,12 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
             runner.load(layers, repack=loaded, n_threads=threads[0], n_ctx=_ROWS + _STEPS)
             for repack in repacks[:2]:
                 runner.trial(Trial(8, 1, layout=repack))  # pages and caches
-            for dials in tries * _ROUNDS:
-                found = runner.trial(Trial(_ROWS, _STEPS, n_threads=dials.n_threads or 0, layout=dials.repack or "off"))
-                step_s = sorted(found.step_s)[_STEPS // 4]
-                times.setdefault((dials, which), []).append((found.prefill_s or 0.0, step_s))
+            for n_rows in (_ROWS, 0):  # a prompt takes long, and is not disturbed as easily as a step
+                for dials in tries:
+                    threads, layout = dials.n_threads or 0, dials.repack or "off"
+                    found = runner.trial(Trial(n_rows, _STEPS, n_threads=threads, layout=layout))
+                    step_s = sorted(found.step_s)[_STEPS // 4]
+                    times.setdefault((dials, which), []).append((found.prefill_s or math.inf, step_s))
     found_out = [_whole(times, dials, slices).per_token(dials) for dials in tries]
     if "both" in repacks:  # each does what it does alone; to hand a state over takes milliseconds
         plain, repacked = found_out[:2]
