@@ -87,8 +87,8 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
                 runner.trial(Trial(8, 1, layout=repack))  # pages and caches
             for n_rows in (_ROWS, 0):  # a prompt takes long, and is not disturbed as easily as a step
                 for dials in tries:
-                    threads, layout = dials.n_threads or 0, dials.repack or "off"
-                    found = runner.trial(Trial(n_rows, _STEPS, n_threads=threads, layout=layout))
+                    n, layout = dials.n_threads or 0, dials.repack or "off"
+                    found = runner.trial(Trial(n_rows, _STEPS, n_threads=n, layout=layout))
                     step_s = sorted(found.step_s)[_STEPS // 4]
                     times.setdefault((dials, which), []).append((found.prefill_s or math.inf, step_s))
     found_out = [_whole(times, dials, slices).per_token(dials) for dials in tries]
