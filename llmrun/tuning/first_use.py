@@ -11,10 +11,9 @@ all classes of workloads, so that the same command chooses the same settings, an
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from llmrun.engine.protocol import Trial
 from llmrun.errors import DiskError, LlmrunError
@@ -27,25 +26,14 @@ from llmrun.tuning import kept
 from llmrun.tuning.dials import WORKLOADS, Dials, Layout, Workload, class_of
 from llmrun.tuning.kept import Choice, Tried
 from llmrun.tuning.search import WORTH_TWICE
-from llmrun.tuning.slice_runner import SliceRunner, Slices, slices_within
+from llmrun.tuning.slice_runner import SliceRunner, slices_within
 
 LEAST_WEIGHTS = 48 << 20
 """A smaller model answers before anything could be measured."""
 _MOST_SLICE = 3 << 28
 _WORTH = 0.03
 """What a setting must gain for the one of before to give way: less may be noise."""
-_ROWS, _STEPS = 64, 16
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Seconds of `_ROWS` tokens of prompt and of one step, of the whole model."""
-
-    prefill_s: float
-    decode_s: float
-
-    def per_token(self, dials: Dials) -> Tried:
-        return Tried(dials, self.prefill_s / _ROWS, self.decode_s)
+_ROWS, _STEPS, _ROUNDS = 64, 16, 3
 
 
 def is_small(header: Header) -> bool:
@@ -74,36 +62,35 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
     `OSError`.
     """
     slices = slices_within(header, _MOST_SLICE)
-    times: dict[tuple[Dials, str], list[tuple[float, float]]] = {}
-    with SliceRunner(header, config) as runner:
-        if config.offload.n_gpu_layers != 0 and any(each.kind != "cpu" for each in runner.found.devices):
+    with SliceRunner(header, config) as small, SliceRunner(header, config) as large:
+        if config.offload.n_gpu_layers != 0 and any(each.kind != "cpu" for each in small.found.devices):
             return []
-        repacks = layouts(header, repackable_types(runner.found.system_info))
+        repacks = layouts(header, repackable_types(small.found.system_info))
         tries = [Dials(repack, threads[0]) for repack in repacks[:2]] + [Dials("off", n) for n in threads[1:]]
-        for which, layers in (("small", slices.small), ("large", slices.large)):
-            loaded: Layout = "both" if len(repacks) > 1 else "off"
-            runner.load(layers, repack=loaded, n_threads=threads[0], n_ctx=_ROWS + _STEPS)
+        loaded: Layout = "both" if len(repacks) > 1 else "off"
+        for runner, layers in ((small, slices.small), (large, slices.large)):
+            runner.load(layers, repack=loaded, n_threads=threads[0], n_ctx=_ROWS)
             for repack in repacks[:2]:
-                runner.trial(Trial(8, 1, layout=repack))  # pages and caches
-            for n_rows in (_ROWS, 0):  # a prompt takes long, and is not disturbed as easily as a step
-                for dials in tries:
-                    n, layout = dials.n_threads or 0, dials.repack or "off"
-                    found = runner.trial(Trial(n_rows, _STEPS, n_threads=n, layout=layout))
-                    step_s = sorted(found.step_s)[_STEPS // 4]
-                    times.setdefault((dials, which), []).append((found.prefill_s or math.inf, step_s))
-    found_out = [_whole(times, dials, slices).per_token(dials) for dials in tries]
+                runner.trial(Trial(8, 1, n_ctx=_ROWS, layout=repack))  # pages and caches
+
+        def seconds(dials: Dials, n_prompt: int, n_gen: int) -> float:
+            """Of the whole model: both slices at once, so that what drifts hits both."""
+            layout, n = dials.repack or "off", dials.n_threads or 0
+            trial = Trial(n_prompt, n_gen, n_ctx=_ROWS, n_threads=n, layout=layout)
+            found = [runner.trial(trial) for runner in (small, large)]
+            of = [done.prefill_s or sorted(done.step_s)[n_gen // 4] for done in found]
+            return slices.whole(of[0], of[1])
+
+        prefill_s = {dials: seconds(dials, _ROWS, 0) for dials in tries}
+        decode_s: dict[Dials, list[float]] = {dials: [] for dials in tries}
+        for _ in range(_ROUNDS):
+            for dials, found in decode_s.items():
+                found.append(seconds(dials, 0, _STEPS))
+    measured = [Tried(each, prefill_s[each] / _ROWS, statistics.median(decode_s[each])) for each in tries]
     if "both" in repacks:  # each does what it does alone; to hand a state over takes milliseconds
-        plain, repacked = found_out[:2]
-        found_out.append(Tried(Dials("both", threads[0]), plain.prefill_s, repacked.decode_s))
-    return found_out
-
-
-def _whole(times: Mapping[tuple[Dials, str], list[tuple[float, float]]], dials: Dials, slices: Slices) -> Timed:
-    """By the fastest of each: whatever disturbs a measurement makes it slower."""
-    (small_p, small_d), (large_p, large_d) = (
-        (min(p for p, _ in times[dials, which]), min(d for _, d in times[dials, which])) for which in ("small", "large")
-    )
-    return Timed(slices.whole(small_p, large_p), slices.whole(small_d, large_d))
+        plain, repacked = measured[:2]
+        measured.append(Tried(Dials("both", threads[0]), plain.prefill_s, repacked.decode_s))
+    return measured
 
 
 def chosen(tried: Sequence[Tried], workload: Workload, default: Layout) -> Dials:
