@@ -241,13 +241,30 @@ class Profile:
         found = _by_threads(n_threads, points, n_depth)
         return None if found is None else found * (n_head_kv if by_reads else n_head) * head_size * n_tokens
 
-    def overhead(self, n_tokens: int, n_threads: int) -> Overhead | None:
-        """What was measured with a number of tokens and of threads next to these."""
-        return min(
+    def overhead(self, n_tokens: int, n_threads: int, n_embd: int) -> Overhead | None:
+        """What a model of this width has beside its products, by what was measured with a number of tokens and of
+        threads next to these.
+
+        One token's is a straight line over the widths that were measured: some of it is starting and waiting. That of
+        many grows with tokens and width.
+        """
+        if not self.overheads:
+            return None
+        near = min(
             self.overheads,
             key=lambda each: (abs(math.log(each.n_tokens / n_tokens)), abs(each.n_threads - n_threads)),
-            default=None,
         )
+        if near.n_tokens > 1:
+            growth = n_tokens / near.n_tokens * n_embd / near.n_embd
+            return Overhead(n_tokens, n_threads, n_embd, near.layer_s * growth, near.token_s * growth)
+        alike = [each for each in self.overheads if (each.n_tokens, each.n_threads) == (1, near.n_threads)]
+        narrow, wide = min(alike, key=lambda each: each.n_embd), max(alike, key=lambda each: each.n_embd)
+        share = (n_embd - narrow.n_embd) / (wide.n_embd - narrow.n_embd) if wide is not narrow else 0.0
+        layer_s, token_s = (
+            max(0.0, one + share * (other - one))
+            for one, other in ((narrow.layer_s, wide.layer_s), (narrow.token_s, wide.token_s))
+        )
+        return Overhead(1, n_threads, n_embd, layer_s, token_s)
 
     # -- the machine as it is now ---
 

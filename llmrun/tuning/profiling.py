@@ -33,7 +33,7 @@ _MOST_BYTES = 256 * MIB
 _HEADS = (8, 2)
 """Of queries, and of keys and values: groups of four, as most models have them."""
 _OVERHEAD_TYPE = "Q8_0"
-_FOR_THE_END_S = 3.0
+_FOR_THE_END_S = 5.0
 """What overheads and the last read take, about."""
 
 
@@ -51,7 +51,8 @@ class Extent:
         n_columns: tokens at once.
         n_experts, n_used: as models have them; one column, and the most of `n_columns`.
         kv_kinds, head_sizes, n_depths: of flash attention, with one token and with `n_tokens`; without flash F16.
-        overheads: tokens at once, and the width of the tiny models for it.
+        overheads: tokens at once, and the width of the small models for it: one token's of real widths, since what
+            threads wait for each other grows with what they do.
         transfer_bytes: of the large tensor. Below 10 MiB: a worker is told the digest of larger ones first.
     """
 
@@ -72,7 +73,7 @@ class Extent:
     head_sizes: Sequence[int] = (64, 128)
     n_depths: Sequence[int] = (256, 1024, 4096)
     n_tokens: int = 512
-    overheads: Sequence[tuple[int, int]] = ((1, 64), (64, 512))
+    overheads: Sequence[tuple[int, int]] = ((1, 1024), (1, 2048), (64, 512))
     layers: tuple[int, int] = (2, 10)
     transfer_bytes: int = 8 * MIB
 
@@ -253,7 +254,8 @@ class _Measuring:
                 self.overhead(n_tokens, width)
 
     def overhead(self, n_tokens: int, width: int) -> None:
-        shape = Shape(max(self.extent.layers), width, 2 * width, 4, 4, 512)
+        n_head = max(4, width // 128)
+        shape = Shape(max(self.extent.layers), width, 2 * width, n_head, n_head // 4, 512)
         header = header_of(shape, _OVERHEAD_TYPE)
         in_layers = [each for each in header.tensors if each.name.startswith("blk.0.") and len(each.shape) > 1]
         outside = [each for each in header.tensors if each.name == "output.weight"]
@@ -284,7 +286,7 @@ def _of_tokens(runner: SliceRunner, n_tokens: int, n_threads: int) -> float:
     """Seconds of a batch of so many, the median of some."""
     if n_tokens == 1:
         runner.trial(Trial(1, 4, n_threads=n_threads))
-        return statistics.median(runner.trial(Trial(1, 64, n_threads=n_threads)).step_s)
+        return statistics.median(runner.trial(Trial(1, 24, n_threads=n_threads)).step_s)
     taken = [runner.trial(Trial(n_tokens, 0, n_threads=n_threads)).prefill_s or 0.0 for _ in range(8)]
     return statistics.median(taken[1:])
 

@@ -123,9 +123,14 @@ def test_rates_are_derived() -> None:
 
 
 def test_overhead_of_the_nearest() -> None:
-    assert MADE.overhead(1, 8) == MADE.overheads[1]
-    assert MADE.overhead(128, 1) == MADE.overheads[2]
-    assert replace(MADE, overheads=()).overhead(1, 1) is None
+    assert MADE.overhead(1, 8, 64) == replace(MADE.overheads[1], n_threads=8)
+    prompt = MADE.overhead(128, 1, 1024)  # twice the tokens, twice the width
+    assert prompt is not None and prompt.layer_s == pytest.approx(4e-4)
+    wider = replace(MADE, overheads=(*MADE.overheads, Overhead(1, 2, 164, 4e-5, 1e-5)))
+    between, beyond = wider.overhead(1, 2, 114), wider.overhead(1, 2, 264)
+    assert between is not None and between.layer_s == pytest.approx(3e-5)
+    assert beyond is not None and beyond.layer_s == pytest.approx(6e-5) and beyond.token_s == pytest.approx(1e-5)
+    assert replace(MADE, overheads=()).overhead(1, 1, 64) is None
 
 
 def test_drift() -> None:

@@ -149,13 +149,8 @@ class GraphTimes:
         return total
 
     def _overhead_s(self, n_tokens: int, n_threads: int) -> float | None:
-        found = self.profile.overhead(n_tokens, n_threads)
-        if found is None:
-            return None
-        n_layer = len(self.placement.layers) - 1
-        # One token's norms and additions are nothing beside starting and waiting; of many they grow with both.
-        growth = 1.0 if found.n_tokens == 1 else n_tokens / found.n_tokens * (self.header.n_embd or 0) / found.n_embd
-        return (n_layer * found.layer_s + found.token_s) * growth
+        found = self.profile.overhead(n_tokens, n_threads, self.header.n_embd or 1)
+        return None if found is None else (len(self.placement.layers) - 1) * found.layer_s + found.token_s
 
     def _drift(self, device: str) -> float:
         return (self.drift or {}).get(device, 1.0)
