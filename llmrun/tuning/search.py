@@ -1,7 +1,7 @@
 """The search for the fastest settings of a model and a workload: one dial after the other, each candidate measured in
 turn with the best so far.
 
-    layout ─► decode threads ─► prefill threads ─► micro-batch ─► flash attention ─► KV types ─► load mode
+    layout ─► flash attention ─► decode threads ─► prefill threads ─► micro-batch ─► KV types ─► load mode
 
 The dials hardly depend on each other, so that they need not be tried in all combinations. A candidate takes the place
 of the best so far when it is faster beyond noise and by enough to be worth it; one that is slower beyond noise is given
@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -32,8 +33,10 @@ _MOST_PAIRS = 8
 _T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 """Student's t, two-sided 95 %, by degrees of freedom from 1."""
 
-Measure = Callable[[Dials], tuple[float, float]]
-"""Seconds of a token of the prompt, and of the answer."""
+
+class Measure(Protocol):
+    def __call__(self, dials: Dials, *, prompt: bool, answer: bool) -> tuple[float, float]:
+        """Seconds of a token of the prompt, and of the answer; any number for what is not asked for."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class Candidates:
         return values
 
 
-DIALS = ("repack", "n_threads", "n_threads_batch", "n_ubatch", "flash_attn", "kv_type", "load_mode")
+DIALS = ("repack", "flash_attn", "n_threads", "n_threads_batch", "n_ubatch", "kv_type", "load_mode")
+_PROMPT_ALONE, _ANSWER_ALONE = ("n_threads_batch", "n_ubatch"), ("n_threads",)
+"""Dials that change nothing of the other part, which need not be measured again."""
 
 
 class Search:
@@ -117,6 +122,7 @@ class Search:
         self._end_s = clock() + budget_s
         self._on_outcome, self._predict = on_outcome, predict
         self._squares, self._freedom = 0.0, 0  # of what measurements of one candidate differ from their mean
+        self._known: tuple[float, float] | None = None  # of the best
         self.best = begin
         self.outcomes: list[Outcome] = []
         self.not_tried: list[NotTried] = []
@@ -143,9 +149,9 @@ class Search:
         worth = WORTH_TWICE if dial == "repack" and candidate.repack == "both" else WORTH
         pairs: list[tuple[tuple[float, float], tuple[float, float]]] = []
         while True:
-            first = self._measure(self.best), self._measure(candidate)
+            first = self._measured(self.best, dial), self._measured(candidate, dial)
             # The other way round next: whatever drifts favours each of them in turn.
-            last = self._measure(candidate), self._measure(self.best)
+            last = self._measured(candidate, dial), self._measured(self.best, dial)
             pairs += [first, last[::-1]]
             logs = [self._log_ratio(pair) for pair in pairs]
             gain, low, high = self._gain(logs)
@@ -157,9 +163,21 @@ class Search:
         prefill_s, decode_s = (float(np.median([theirs[i] for _, theirs in pairs])) for i in (0, 1))
         outcome = Outcome(dial, candidate, prefill_s, decode_s, gain, low, high, taken)
         if taken:
-            self.best = candidate
+            self.best, self._known = candidate, (prefill_s, decode_s)
         self.outcomes.append(outcome)
         self._on_outcome(outcome)
+
+    def _measured(self, dials: Dials, dial: str) -> tuple[float, float]:
+        """With what is known of the best settings for the part that the dial does not change."""
+        prompt, answer = dial not in _ANSWER_ALONE, dial not in _PROMPT_ALONE
+        if not (prompt and answer) and self._known is None:
+            self._known = self._measure(self.best, prompt=True, answer=True)
+        prefill_s, decode_s = self._measure(dials, prompt=prompt, answer=answer)
+        if self._known is not None:
+            prefill_s, decode_s = (prefill_s if prompt else self._known[0]), (decode_s if answer else self._known[1])
+        if dials == self.best:
+            self._known = prefill_s, decode_s
+        return prefill_s, decode_s
 
     def _log_ratio(self, pair: tuple[tuple[float, float], tuple[float, float]]) -> float:
         mine, theirs = (self._workload.seconds(1 / prefill_s, 1 / decode_s) for prefill_s, decode_s in pair)

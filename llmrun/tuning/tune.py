@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from llmrun import codec
 from llmrun.engine.devices import Found
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.jobs.roofline import key_of
@@ -99,25 +100,35 @@ class WholeModel:
         prompt_s, step_s = times.prefill_s(work.n_prompt), times.step_s(work.n_prompt + work.n_gen // 2)
         return None if prompt_s is None or step_s is None else prompt_s + work.n_gen * step_s
 
-    def measure(self, dials: Dials) -> tuple[float, float]:
-        """Seconds of a token of the prompt, and of one of the answer in the middle of it."""
+    def measure(self, dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
+        """Seconds of a token of the prompt, in the middle of it, and of one of the answer, in the middle of that."""
         work, layout = self._workload, dials.repack or "off"
         engine = self._engine("both" if self._has_both else layout, dials.load_mode or self._config.load_mode)
         n_prompt = min(work.n_prompt, _MOST_PROMPT)
-        depth = min(engine.n_ctx_most - n_prompt - _STEPS, work.n_prompt + work.n_gen // 2 - n_prompt)
-        trial = Trial(
-            n_prompt,
-            _STEPS,
-            n_depth=max(0, depth) if work.n_prompt <= _MOST_PROMPT else 0,
+        before = (work.n_prompt - n_prompt) // 2
+        behind = max(0, min(engine.n_ctx_most - _STEPS, work.n_prompt + work.n_gen // 2))
+        # Each part with the weights that it would have; a step has no micro-batch, so no context of its own for it.
+        parts: tuple[Layout, Layout] = ("off", "on") if layout == "both" else (layout, layout)
+        common = Trial(
+            0,
+            0,
+            n_ctx=max(before + n_prompt, behind + _STEPS),
             n_threads=dials.n_threads or 0,
             n_threads_batch=dials.n_threads_batch or dials.n_threads or 0,
-            n_ubatch=dials.n_ubatch or 0,
             flash_attn=dials.flash_attn or "",
             kv_type=dials.kv_type or "",
-            layout=layout if self._has_both else "",
         )
-        done = engine.run_trial(trial)
-        return (done.prefill_s or 0.0) / n_prompt, sorted(done.step_s)[_STEPS // 2]
+        of_prompt, of_answer = (each if self._has_both else "" for each in parts)
+        prefill_s = step_s = 0.0
+        if prompt:
+            trial = codec.replace(
+                common, n_prompt=n_prompt, n_depth=before, n_ubatch=dials.n_ubatch or 0, layout=of_prompt
+            )
+            prefill_s = (engine.run_trial(trial).prefill_s or 0.0) / n_prompt
+        if answer:
+            trial = codec.replace(common, n_gen=_STEPS, n_depth=behind, layout=of_answer)
+            step_s = sorted(engine.run_trial(trial).step_s)[_STEPS // 2]
+        return prefill_s, step_s
 
 
 def tune(

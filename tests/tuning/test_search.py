@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pytest
 
 from llmrun.tuning.dials import Dials, Layout, Workload
-from llmrun.tuning.search import Candidates, Search, candidates
+from llmrun.tuning.search import Candidates, Measure, Search, candidates
 
 BEGIN = Dials("off", 8, 8, 512)
 WORK = Workload(512, 128)
 
 
-def machine(
-    gains: Mapping[tuple[str, object], float], *, noise: float = 0.01, drift: float = 0.0
-) -> Callable[[Dials], tuple[float, float]]:
+def machine(gains: Mapping[tuple[str, object], float], *, noise: float = 0.01, drift: float = 0.0) -> Measure:
     """A token of the answer takes 0.1 s, divided by one and the gain of each dial; each measurement is slower."""
     source, n = random.Random(1), 0
 
-    def measure(dials: Dials) -> tuple[float, float]:
+    def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
         nonlocal n
         n += 1
         speed = (1 - drift) ** n
@@ -62,9 +60,9 @@ def test_what_is_slower_is_given_up_soon() -> None:
     measured: list[Dials] = []
     slow = machine({("repack", "on"): -0.4})
 
-    def measure(dials: Dials) -> tuple[float, float]:
+    def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
         measured.append(dials)
-        return slow(dials)
+        return slow(dials, prompt=prompt, answer=answer)
 
     search = Search(measure, WORK, BEGIN, budget_s=1e9)
     search.run(Candidates(repack=["on"]))
@@ -75,7 +73,7 @@ def test_ends_in_time() -> None:
     """A measurement takes a second; what was begun is finished, and nothing more is begun."""
     now = 0.0
 
-    def measure(_: Dials) -> tuple[float, float]:
+    def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
         nonlocal now
         now += 1
         return 0.005, 0.1
@@ -88,7 +86,7 @@ def test_ends_in_time() -> None:
 def test_interleaved_both_ways() -> None:
     order: list[Layout | None] = []
 
-    def measure(dials: Dials) -> tuple[float, float]:
+    def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
         order.append(dials.repack)
         return 0.005, 0.1
 
@@ -101,7 +99,7 @@ def test_what_can_only_lose_is_not_tried() -> None:
     seconds = {"on": 2.0, "both": 1.25}
     measured: list[Dials] = []
 
-    def measure(dials: Dials) -> tuple[float, float]:
+    def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
         measured.append(dials)
         return 0.005, 0.1
 

@@ -36,38 +36,42 @@ class NewContext(Protocol):
 
 
 class _Context:
-    """One of the contexts that trials run in, with the states of the depth that it was last used at."""
+    """One of the contexts that trials run in, with the states of the depths that it was last used at."""
 
     def __init__(self, handle: Any, made_for: tuple[int, int, Settings]) -> None:
         self.handle = handle
         self.n_ctx, self.n_seq, self.settings = made_for
-        self.depth = 0
-        self.states: list[Any] = []
+        self.states: dict[int, list[Any]] = {}
         self.guard: GuardedThreads | None = None
 
     def clear(self) -> None:
         llama.llama_memory_clear(llama.llama_get_memory(self.handle), False)
 
 
+_KEPT_CONTEXTS, _KEPT_STATES = 3, 2
+"""Of each layout, and of each context: trials with one setting and another in turn make neither anew."""
+
+
 class RawBench:
-    """Trials on one model. A context is kept from one to the next if it is large enough."""
+    """Trials on one model. Contexts are kept from one to the next if they are large enough."""
 
     def __init__(self, vocab: Vocab, settings: Settings, new_context: NewContext) -> None:
         self._vocab, self._settings, self._new_context = vocab, settings, new_context
         self._n_batch = settings.n_batch
-        self._contexts: dict[bool, _Context] = {}
+        self._contexts: dict[bool, list[_Context]] = {False: [], True: []}  # the one that was used last at the end
         self._random = random.Random(0)
 
     def run(self, trial: Trial) -> tuple[float | None, list[float]]:
         """Seconds of the prompt (None without one), and of every step. Raises `TrialFailed`."""
         layout = trial.layout or ("both" if self._settings.plain_prefill else "")
         context = self._context_for(trial, plain=layout == "off")
-        self._reset_to(context, trial.n_depth, trial.n_seq)
+        hands_over = layout == "both" and trial.n_seq == 1 and trial.n_prompt >= PLAIN_TOKENS
+        if not hands_over:
+            self._reset_to(context, trial.n_depth, trial.n_seq)
         prefill_s, n_past = None, trial.n_depth
         if context.guard:
             context.guard.before_prefill()
         if trial.n_prompt:
-            hands_over = layout == "both" and trial.n_seq == 1 and trial.n_prompt >= PLAIN_TOKENS
             prefill = self._prefill_twice if hands_over else self._prefill
             prefill_s = prefill(context, trial)
             n_past += trial.n_prompt
@@ -76,9 +80,9 @@ class RawBench:
         return prefill_s, self._generate(context, trial.n_gen, n_past, trial.n_seq)
 
     def close(self) -> None:
-        for context in self._contexts.values():
-            llama.llama_free(context.handle)
-        self._contexts.clear()
+        for contexts in self._contexts.values():
+            while contexts:
+                llama.llama_free(contexts.pop().handle)
 
     # -- one trial ---
 
@@ -115,14 +119,21 @@ class RawBench:
             type_k=trial.kv_type or own.type_k,
             type_v=trial.kv_type or own.type_v,
         )
-        context = self._contexts.get(plain)
-        if context is None or context.n_seq != trial.n_seq or context.n_ctx < n_ctx or context.settings != wanted:
-            if context is not None:
-                llama.llama_free(self._contexts.pop(plain).handle)
+        contexts = self._contexts[plain]
+        context = next((each for each in contexts if each.settings == wanted), None)
+        if context is not None:
+            contexts.remove(context)
+            if context.n_ctx < n_ctx or context.n_seq != trial.n_seq:
+                llama.llama_free(context.handle)
+                context = None
+        if context is None:
+            while len(contexts) >= _KEPT_CONTEXTS:
+                llama.llama_free(contexts.pop(0).handle)
             made = self._new_context(wanted, n_ctx, trial.n_seq, plain=plain)
-            context = self._contexts[plain] = _Context(made, (n_ctx, trial.n_seq, wanted))
+            context = _Context(made, (n_ctx, trial.n_seq, wanted))
             if own.guards_threads:
                 context.guard = self._guard(made)
+        contexts.append(context)
         llama.llama_set_n_threads(
             context.handle, trial.n_threads or own.n_threads, trial.n_threads_batch or own.n_threads_batch
         )
@@ -143,15 +154,16 @@ class RawBench:
         context.clear()
         if not n_depth:
             return
-        if context.states and context.depth == n_depth:
-            if all(restore(llama, context.handle, state, sequence) for sequence, state in enumerate(context.states)):
+        if states := context.states.get(n_depth):
+            if all(restore(llama, context.handle, state, sequence) for sequence, state in enumerate(states)):
                 return
             context.clear()
         for batch in self._prompts(n_depth, 0, n_seq):
             self._decode(context, batch)
         llama.llama_synchronize(context.handle)
-        context.states = [saved(llama, context.handle, sequence) for sequence in range(n_seq)]
-        context.depth = n_depth
+        while len(context.states) >= _KEPT_STATES:
+            del context.states[next(iter(context.states))]
+        context.states[n_depth] = [saved(llama, context.handle, sequence) for sequence in range(n_seq)]
 
     def _prompts(self, n_tokens: int, n_past: int, n_seq: int) -> list[Any]:
         """Batches of at most n_batch tokens, sequence after sequence; logits for the last token of each sequence."""
