@@ -150,6 +150,7 @@ class Search:
     def _try(self, dial: str, candidate: Dials) -> None:
         worth = WORTH_TWICE if dial == "repack" and candidate.repack == "both" else WORTH
         pairs: list[tuple[tuple[float, float], tuple[float, float]]] = []
+        self._measured(candidate, dial)  # what is used for the first time is slow: pages, caches, buffers
         while True:
             first = self._measured(self.best, dial), self._measured(candidate, dial)
             # The other way round next: whatever drifts favours each of them in turn.
