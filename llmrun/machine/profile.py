@@ -219,27 +219,30 @@ class Profile:
     ) -> float | None:  # fmt: skip
         """Seconds of one layer's attention; None where nothing of the kind was measured.
 
-        Of the head size next to this one, with the depth between what was measured. In proportion to the heads of
-        queries: on a CPU one token waits for those as well, each of which goes through its keys by itself. On other
-        devices one token takes as long as its keys and values take to be read.
+        Of the head size next to this one, with the depth between what was measured; in proportion to the heads of
+        queries, each of which goes through its keys by itself, or to those of keys and values, which have to be read,
+        whichever is more. One token on a device other than the CPU takes as long as they take to be read.
         """
         known = [e for e in self.attention if (e.device, e.kind, e.flash) == (device, kind, flash)]
         if not known or n_depth <= 0:
             return 0.0 if known else None
         head = min({each.head_size for each in known}, key=lambda size: abs(math.log(size / head_size)))
         tokens = min({each.n_tokens for each in known}, key=lambda n: abs(math.log(n / n_tokens)))
-        by_reads = n_tokens == 1 and device != "CPU"
+
+        def heads(each: AttentionTime) -> float:
+            """How many times what was measured, head sizes aside."""
+            by_reads, by_queries = n_head_kv / each.n_head_kv, n_head / each.n_head
+            if n_tokens > 1:
+                return by_queries
+            return by_reads if device != "CPU" else max(by_reads, by_queries)
+
         points = [
-            (
-                each.n_threads,
-                each.n_depth,
-                each.seconds / ((each.n_head_kv if by_reads else each.n_head) * each.head_size * each.n_tokens),
-            )
+            (each.n_threads, each.n_depth, each.seconds * heads(each) / (each.head_size * each.n_tokens))
             for each in known
             if (each.head_size, each.n_tokens) == (head, tokens)
         ]
         found = _by_threads(n_threads, points, n_depth)
-        return None if found is None else found * (n_head_kv if by_reads else n_head) * head_size * n_tokens
+        return None if found is None else found * head_size * n_tokens
 
     def overhead(self, n_tokens: int, n_threads: int, n_embd: int) -> Overhead | None:
         """What a model of this width has beside its products, by what was measured with a number of tokens and of

@@ -73,7 +73,7 @@ class Extent:
     head_sizes: Sequence[int] = (64, 128)
     n_depths: Sequence[int] = (256, 1024, 4096)
     n_tokens: int = 512
-    overheads: Sequence[tuple[int, int]] = ((1, 1024), (1, 2048), (64, 512))
+    overheads: Sequence[tuple[int, int]] = ((1, 1024), (1, 2048), (256, 1024))
     layers: tuple[int, int] = (2, 10)
     transfer_bytes: int = 8 * MIB
 
@@ -262,7 +262,7 @@ class _Measuring:
         found: dict[tuple[int, int], float] = {}
         with SliceRunner(header, LoadConfig()) as runner:
             for n_layer in self.extent.layers:
-                runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=128)
+                runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=max(128, n_tokens))
                 for n in threads():
                     found[n_layer, n] = _of_tokens(runner, n_tokens, n)
         small, large = self.extent.layers
@@ -287,7 +287,7 @@ def _of_tokens(runner: SliceRunner, n_tokens: int, n_threads: int) -> float:
     if n_tokens == 1:
         runner.trial(Trial(1, 4, n_threads=n_threads))
         return statistics.median(runner.trial(Trial(1, 24, n_threads=n_threads)).step_s)
-    taken = [runner.trial(Trial(n_tokens, 0, n_threads=n_threads)).prefill_s or 0.0 for _ in range(8)]
+    taken = [runner.trial(Trial(n_tokens, 0, n_threads=n_threads)).prefill_s or 0.0 for _ in range(4)]
     return statistics.median(taken[1:])
 
 
