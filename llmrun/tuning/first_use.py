@@ -33,7 +33,7 @@ LEAST_WEIGHTS = 48 << 20
 _MOST_SLICE = 3 << 28
 _WORTH = 0.03
 """What a setting must gain for the one of before to give way: less may be noise."""
-_ROWS, _STEPS, _ROUNDS = 64, 16, 3
+_ROWS, _STEPS, _ROUNDS = 64, 10, 3
 
 
 def is_small(header: Header) -> bool:
