@@ -95,9 +95,9 @@ def probe(
     *,
     load: LoadConfig,
 ) -> None:
-    """Measure how fast a model would be here, without it: by slices of it, at most 4 GB.
+    """Measure how fast a model would be here, without it: by slices of it.
 
-    Its header is enough, of a file or of one on the hub; a model that is larger than this machine's memory can be
+    They take at most 4 GB. Its header is enough, of a file or of one on the hub; a model that is larger than this machine's memory can be
     measured as well. As `llmrun plan --probe`.
     """
     depths = tuple(dict.fromkeys(sweeps.whole("-d/--n-depth", n_depth or [])))
