@@ -97,8 +97,8 @@ def probe(
 ) -> None:
     """Measure how fast a model would be here, without it: by slices of it.
 
-    They take at most 4 GB. Its header is enough, of a file or of one on the hub; a model that is larger than this machine's memory can be
-    measured as well. As `llmrun plan --probe`.
+    They take at most 4 GB. Its header is enough, of a file or of one on the hub; a model that is larger than this
+    machine's memory can be measured as well. As `llmrun plan --probe`.
     """
     depths = tuple(dict.fromkeys(sweeps.whole("-d/--n-depth", n_depth or [])))
     asked = _Asked(n_prompt, n_gen, depths, load, None, offline=offline, as_json=as_json, quiet=quiet)
