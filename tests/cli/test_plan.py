@@ -116,6 +116,9 @@ def test_what_it_refuses(llmrun: RunLlmrun) -> None:
     unknown = llmrun("plan", "tiny", "--what-if", "RTX 4099")
     assert unknown.returncode == 2 and "RTX 4090" in unknown.stderr and "kind=gpu" in unknown.stderr
     assert llmrun("plan", "tiny", "--what-if", "RTX 4090", "-d", "deep").returncode == 2
+    for option in ("-p", "-d"):
+        long = llmrun("plan", "tiny", "--what-if", "RTX 4090", option, "100000")
+        assert long.returncode == 2 and "trained on" in long.stderr and "try: " in long.stderr
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------

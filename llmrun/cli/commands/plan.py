@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from llmrun.cli.framework import options, sweeps
 from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
-from llmrun.errors import LlmrunError, NotFound, UsageError
+from llmrun.errors import Change, LlmrunError, NotFound, UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.spec import Number, Whole
 from llmrun.units import UNKNOWN, percent, significant, size
@@ -122,6 +122,14 @@ class _Asked:
     def question(self, levels: Levels) -> Question:
         from llmrun.planning.predict.prediction import Question
 
+        trained = levels.files[0].header.n_ctx_train
+        for field, value in (("n_prompt", self.n_prompt), ("n_depth", max(self.depths, default=0))):
+            if trained and value > trained:
+                raise UsageError(
+                    f"{value} tokens are more than the {trained} that {levels.name} was trained on",
+                    field=field,
+                    hint=Change({field: trained}),
+                )
         return Question(self.n_prompt, self.n_gen, self.depths or _usual_depths(levels), self.load)
 
 
@@ -169,8 +177,10 @@ def _rank(source: Source, asked: _Asked, machine: str) -> None:
                 if not asked.quiet:
                     screen.note(f"{entry.name}: {error.message}")
                 continue
-            question = asked.question(levels)
             (file,) = levels.files
+            if asked.n_prompt > (file.header.n_ctx_train or asked.n_prompt):
+                continue
+            question = asked.question(levels)
             found.append((levels, file, source.predict(file.header, question), question))
     if not found:
         raise NotFound("none of the catalog's models could be looked at", hint="llmrun plan MODEL")
