@@ -81,7 +81,8 @@ class Peer:
             str(self.n_chunks),
         ]
         command += ["-b", str(self.n_ctx), "-t", str(default_threads()), "-ngl", "0", "--no-repack", *more]
-        for _ in range(10):  # about one run in ten ends before its log is written, with status 0
+        # About one run in ten ends before its log is written, with status 0; on a busy machine most of them.
+        for _ in range(60):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=3600)
             if done.returncode:
                 raise RuntimeError(
