@@ -105,7 +105,10 @@ class Spread:
     def part_s(self, device: str, small_s: float, large_s: float) -> float:
         """Seconds that a device takes of the whole model, from those of both slices on it."""
         small, large = self._slice_bytes
-        per_byte = max(0.0, large_s - small_s) / (large - small) if large > small else 0.0
+        if large_s <= small_s:  # of two processes one had the slower memory: then what a byte takes in the mean
+            per_byte = large_s / (slice_bytes(self.header, ()) + large)
+        else:
+            per_byte = (large_s - small_s) / (large - small) if large > small else 0.0
         outside_s = max(0.0, small_s - per_byte * small) if device == self.layers[-1] else 0.0
         return outside_s + per_byte * self.shares[device]
 

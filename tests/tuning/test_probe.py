@@ -38,6 +38,17 @@ def test_from_two_slices_to_all_layers(tmp_path: Path, name: str) -> None:
     assert total == pytest.approx(0.005 + in_ram * 1e-9 + rest * 1e-10)
 
 
+def test_the_larger_slice_is_never_the_faster_one(tmp_path: Path) -> None:
+    """A disturbed measurement makes no layers that cost nothing."""
+    write(tmp_path / "m.gguf", small(SHAPES["llama-1.2b"]), "Q8_0")
+    header = open_header(tmp_path / "m.gguf")
+    slices = slices_of(header)
+    spread = probe.Spread(header, slices, ("CPU",) * ((header.n_layer or 0) + 1))
+    in_mean = 0.01 / slice_bytes(header, slices.large)
+    layers = header.weight_bytes - slice_bytes(header, ())
+    assert spread.part_s("CPU", 0.02, 0.01) >= in_mean * layers
+
+
 @pytest.mark.parametrize("name", MIXED)
 def test_measured_without_the_model(tmp_path: Path, name: str) -> None:
     """A header is enough: its file is gone."""
