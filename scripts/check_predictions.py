@@ -1,30 +1,37 @@
 """Holds predictions for this machine against what the same models then do; prints Markdown.
 
-    scripts/check_predictions.py [--probe] [--only NAME...]
+    scripts/check_predictions.py -o CELLS.jsonl [--probe] [--real GGUF] [--only NAME...]
+    scripts/check_predictions.py -o CELLS.jsonl --later    # half an hour later: models of before once more
 
 Synthetic models that were never run before, each with two of the four pairs of threads (1, all) and layout (plain,
-repacked), so that all pairs occur; a prompt of 512 tokens, and decoding behind 0, 1,024 and 4,096 tokens. A prediction
-is made before its model is loaded. The truth is the median of three, with the read ceiling beside it: where that moved
-by more than a tenth between before and after, it is measured again, once, and counted. `--probe`: by slices as well.
+repacked), so that all pairs occur; a prompt of 512 tokens, and decoding behind 0, 1,024 and 4,096 tokens (two models:
+16,384 as well). A prediction is made before its model is loaded. The truth is the median of three, with the read
+ceiling beside it: where that moved by more than a tenth between before and after, it is measured again, once, and
+counted. `--probe`: by slices as well. CELLS.jsonl gets a line for every figure; models in it are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
+from llmrun import codec  # noqa: E402
 from llmrun.engine.engine import ChildEngine  # noqa: E402
 from llmrun.engine.jobs.roofline import Prober, key_of  # noqa: E402
 from llmrun.engine.protocol import Trial  # noqa: E402
 from llmrun.gguf import synth  # noqa: E402
-from llmrun.gguf.reader import open_header  # noqa: E402
+from llmrun.gguf.reader import Header, open_header  # noqa: E402
 from llmrun.machine import hardware, profile  # noqa: E402
 from llmrun.options.load import LoadConfig, Repack  # noqa: E402
 from llmrun.planning.footprint import CPU  # noqa: E402
@@ -33,6 +40,7 @@ from llmrun.tuning import profiling  # noqa: E402
 from llmrun.tuning.sources import Here, Probe, drift_of  # noqa: E402
 
 N_PROMPT, DEPTHS, STEPS, REPETITIONS = 512, (0, 1024, 4096), 16, 3
+DEEP, DEEP_MODELS = 16_384, (0, 3)
 MODELS: tuple[tuple[str, dict[str, int], str], ...] = (
     ("llama-1.2b", {}, "Q4_K_M"),
     ("qwen3-0.6b", {}, "Q8_0"),
@@ -56,14 +64,30 @@ PAIRS: tuple[tuple[tuple[int, Repack], ...], ...] = (((0, "off"), (1, "on")), ((
 
 @dataclass
 class Cell:
-    """One figure: predicted by the profile and by slices, and measured, in t/s."""
+    """One figure: predicted by the profile and by slices, and measured, in t/s.
+
+    Attributes:
+        n_depth: tokens before the one that is decoded; None: a prompt.
+        again: whether the ceiling moved, and it was measured a second time.
+        later: the same figure once more, some time later.
+        at: when it was measured, seconds of the epoch.
+    """
 
     model: str
-    kind: str
-    how: str
+    n_depth: int | None
+    n_threads: int
+    repack: Repack
     predicted: Range | None
     probed: Range | None
     measured: float
+    again: bool
+    at: float
+    later: float | None = None
+    later_at: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        return "prefill" if self.n_depth is None else "decode"
 
 
 def truth(engine: ChildEngine, trial: Trial, prober: Prober, threads: int) -> tuple[float, bool]:
@@ -88,38 +112,75 @@ def ceiling(prober: Prober, threads: int) -> float:
     return statistics.median(prober.probe(CPU, "", threads, 0.15).read_bytes_per_s)
 
 
-def measure(name: str, changes: dict[str, int], level: str, pairs: tuple[tuple[int, Repack], ...], prober: Prober,
-            known: profile.Profile, *, probes: bool) -> tuple[list[Cell], int]:  # fmt: skip
-    cells, repeated = [], 0
+@contextmanager
+def model_file(name: str, changes: dict[str, int], level: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.gguf"
         synth.write(path, replace(synth.SHAPES[name], **changes), level)  # type: ignore[arg-type]
-        header = open_header(path)
-        trained = header.n_ctx_train or 0
-        depths = tuple(each for each in DEPTHS if each + STEPS <= trained)
-        for n, repack in pairs:
-            threads = n or hardware.default_threads()
-            config = LoadConfig(n_threads=threads, n_threads_batch=threads, repack=repack)
-            asked = Question(N_PROMPT, STEPS, depths, config)
-            drift = drift_of(known, prober)
-            predicted = Here(known, prober.found, drift=drift).predict(header, asked)
-            probed = Probe(prober.found).predict(header, asked) if probes else None
-            what = f"{name}{f'/{header.n_layer}' if changes else ''} {level}"
-            how = f"{threads} threads, {repack}"
-            with ChildEngine(path, header, replace(config, n_ctx=max(depths) + N_PROMPT + STEPS)) as engine:
-                engine.run_trial(Trial(64, 2))
-                rate, again = truth(engine, Trial(N_PROMPT, 0), prober, threads)
-                repeated += again
-                cells.append(
-                    Cell(what, "prefill", how, predicted.prefill_tps, probed.prefill_tps if probed else None, rate)
+        yield path
+
+
+class Measuring:
+    """Truths of one model with one setting: the median of three each."""
+
+    def __init__(self, path: Path, header: Header, config: LoadConfig, prober: Prober, depths: Sequence[int]) -> None:
+        self._engine = ChildEngine(path, header, replace(config, n_ctx=max(depths) + N_PROMPT + STEPS))
+        self._prober, self._n_threads, self._n_ctx = prober, config.n_threads or 1, max(depths) + N_PROMPT + STEPS
+        self._engine.run_trial(Trial(64, 2, n_ctx=self._n_ctx))
+
+    def __enter__(self) -> Measuring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+
+    def rate(self, n_depth: int | None) -> tuple[float, bool]:
+        """Tokens per second; and whether it had to be measured again. What lies before a token is computed with all
+        threads."""
+        every = hardware.default_threads()
+        if n_depth is None:
+            return truth(self._engine, Trial(N_PROMPT, 0, n_ctx=self._n_ctx), self._prober, self._n_threads)
+        trial = Trial(0, STEPS, n_depth=n_depth, n_ctx=self._n_ctx, n_threads_batch=every)
+        return truth(self._engine, trial, self._prober, self._n_threads)
+
+
+def configured(n_threads: int, repack: Repack) -> LoadConfig:
+    return LoadConfig(n_threads=n_threads, n_threads_batch=n_threads, repack=repack)
+
+
+def measure(path: Path, what: str, pairs: Sequence[tuple[int, Repack]], depths: Sequence[int], prober: Prober,
+            known: profile.Profile, *, probes: bool) -> list[Cell]:  # fmt: skip
+    cells = []
+    header = open_header(path)
+    trained = header.n_ctx_train or 0
+    depths = tuple(each for each in depths if each + STEPS <= trained)
+    for n, repack in pairs:
+        threads = n or hardware.default_threads()
+        config = configured(threads, repack)
+        reached = depths if not n else tuple(each for each in depths if each <= DEPTHS[-1])
+        asked = Question(N_PROMPT, STEPS, reached, config)
+        predicted = Here(known, prober.found, drift=drift_of(known, prober)).predict(header, asked)
+        probed = Probe(prober.found).predict(header, asked) if probes else None
+        with Measuring(path, header, config, prober, reached) as measuring:
+            for n_depth in (None, *reached):
+                rate, again = measuring.rate(n_depth)
+                by_profile, by_slices = (
+                    None if each is None else each.prefill_tps if n_depth is None else each.decode_tps[n_depth]
+                    for each in (predicted, probed)
                 )
-                for depth in depths:
-                    rate, again = truth(engine, Trial(0, STEPS, n_depth=depth), prober, threads)
-                    repeated += again
-                    of = predicted.decode_tps[depth]
-                    by_slices = probed.decode_tps[depth] if probed else None
-                    cells.append(Cell(what, f"decode at {depth}", how, of, by_slices, rate))
-    return cells, repeated
+                cells.append(Cell(what, n_depth, threads, repack, by_profile, by_slices, rate, again, time.time()))
+    return cells
+
+
+def once_more(path: Path, cells: list[Cell], prober: Prober) -> None:
+    """The same figures of one model again."""
+    header = open_header(path)
+    for threads, repack in dict.fromkeys((cell.n_threads, cell.repack) for cell in cells):
+        own = [cell for cell in cells if (cell.n_threads, cell.repack) == (threads, repack)]
+        depths = [cell.n_depth for cell in own if cell.n_depth is not None]
+        with Measuring(path, header, configured(threads, repack), prober, depths) as measuring:
+            for cell in own:
+                cell.later, cell.later_at = measuring.rate(cell.n_depth)[0], time.time()
 
 
 def shown(cell: Cell) -> str:
@@ -128,54 +189,87 @@ def shown(cell: Cell) -> str:
             return "– | –"
         return f"{found.mid:.1f} ({found.low:.1f}–{found.high:.1f}) | {found.mid / cell.measured - 1:+.1%}"
 
-    parts = [cell.model, cell.kind, cell.how, f"{cell.measured:.1f}", error(cell.predicted), error(cell.probed)]
+    figure = "prefill" if cell.n_depth is None else f"decode at {cell.n_depth}"
+    how = f"{cell.n_threads} thread{'s' * (cell.n_threads > 1)}, {'plain' if cell.repack == 'off' else 'repacked'}"
+    parts = [cell.model, figure, how, f"{cell.measured:.1f}", error(cell.predicted), error(cell.probed)]
     return f"| {' | '.join(parts)} |"
+
+
+def at_90(sizes: Sequence[float]) -> float:
+    return sorted(sizes)[min(len(sizes) - 1, round(0.9 * (len(sizes) - 1)))]
 
 
 def summary(cells: list[Cell], which: str) -> None:
     for kind in ("decode", "prefill"):
-        found = [(getattr(cell, which), cell.measured) for cell in cells if cell.kind.startswith(kind)]
+        found = [(getattr(cell, which), cell.measured) for cell in cells if cell.kind == kind]
         known = [(each, truth) for each, truth in found if each is not None]
         if not known:
             continue
-        errors = sorted(abs(each.mid / truth - 1) for each, truth in known)
+        errors = [abs(each.mid / truth - 1) for each, truth in known]
         held = sum(each.low <= truth <= each.high for each, truth in known) / len(known)
         width = statistics.median((each.high - each.low) / each.mid for each, _ in known)
-        p90 = errors[min(len(errors) - 1, round(0.9 * (len(errors) - 1)))]
         bias = statistics.median(each.mid / truth - 1 for each, truth in known)
         print(
-            f"| {which} | {kind} | {len(known)} of {len(found)} | {statistics.median(errors):.1%} | {p90:.1%} |"
-            f" {bias:+.1%} | {held:.0%} | {width:.0%} |"
+            f"| {which} | {kind} | {len(known)} of {len(found)} | {statistics.median(errors):.1%} |"
+            f" {at_90(errors):.1%} | {bias:+.1%} | {held:.0%} | {width:.0%} |"
         )
+
+
+def report(cells: list[Cell]) -> None:
+    print("| model | figure | settings | measured, t/s | predicted | error | by slices | error |\n" + "|---" * 8 + "|")
+    print("\n".join(map(shown, cells)))
+    print(f"\n{len(cells)} figures, {sum(cell.again for cell in cells)} measured again.\n")
+    print("| source | figure | n | median error | p90 | bias | range holds | width |\n" + "|---" * 8 + "|")
+    summary(cells, "predicted")
+    summary(cells, "probed")
+    for kind in ("decode", "prefill"):
+        pairs = [(cell, cell.later) for cell in cells if cell.later and cell.kind == kind]
+        if pairs:
+            moved = [abs(later / cell.measured - 1) for cell, later in pairs]
+            minutes = statistics.median((cell.later_at - cell.at) / 60 for cell, _ in pairs)
+            print(
+                f"| the same {minutes:.0f} minutes later | {kind} | {len(pairs)} | {statistics.median(moved):.1%} |"
+                f" {at_90(moved):.1%} | – | – | – |"
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--probe", action="store_true")
+    parser.add_argument("--later", action="store_true")
+    parser.add_argument("--real", type=Path)
     parser.add_argument("--only", nargs="*", default=[])
     asked = parser.parse_args()
+    lines = asked.output.read_bytes().splitlines() if asked.output.exists() else []
+    cells = [codec.decode(line, Cell) for line in lines]
+    done = {cell.model for cell in cells}
+
+    def save() -> None:
+        asked.output.write_text("".join(json.dumps(codec.plain(cell)) + "\n" for cell in cells))
+
     with Prober(spins=False) as prober:
         key = key_of(prober.found)
         known = profile.load(key)
         if known is None:
             known = profiling.measure(prober)
             profile.save(key, known)
-        cells: list[Cell] = []
-        repeated = 0
-        print(
-            "| model | figure | settings | measured, t/s | predicted | error | by slices | error |\n" + "|---" * 8 + "|"
-        )
         for i, (name, changes, level) in enumerate(MODELS):
-            if asked.only and name not in asked.only:
+            what = " ".join([name, *(f"({n} layers)" for n in changes.values()), level])
+            if (asked.only and name not in asked.only) or (what in done) != asked.later:
                 continue
-            found, again = measure(name, changes, level, PAIRS[i % 2], prober, known, probes=asked.probe)
-            cells += found
-            repeated += again
-            print("\n".join(map(shown, found)), flush=True)
-    print(f"\n{len(cells)} figures, {repeated} measured again.\n")
-    print("| source | figure | n | median error | p90 | bias | range holds | width |\n" + "|---" * 8 + "|")
-    summary(cells, "predicted")
-    summary(cells, "probed")
+            with model_file(name, changes, level) as path:
+                if asked.later:
+                    once_more(path, [cell for cell in cells if cell.model == what], prober)
+                else:
+                    depths = (*DEPTHS, DEEP) if i in DEEP_MODELS else DEPTHS
+                    cells += measure(path, what, PAIRS[i % 2], depths, prober, known, probes=asked.probe)
+            save()
+            print(f"{what}: {sum(cell.model == what for cell in cells)} figures", file=sys.stderr)
+        if asked.real and asked.real.name not in done:
+            cells += measure(asked.real, asked.real.name, PAIRS[0], DEPTHS, prober, known, probes=asked.probe)
+            save()
+    report(cells)
 
 
 if __name__ == "__main__":

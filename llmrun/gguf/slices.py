@@ -13,15 +13,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from llmrun import fs
-from llmrun.gguf.reader import Header, NumberArray, Value, layer_of
+from llmrun.gguf.reader import Header, NumberArray, TensorInfo, Value, layer_of
 from llmrun.gguf.stub import data_offsets, stub
 from llmrun.gguf.synth import constant_of, noise
+from llmrun.gguf.types import GGML_TYPES
 
 _TILE = 1 << 20
 # Hyperparameters that count layers, beside `block_count`: none of them may be more than there are.
 _COUNTS_OF_LAYERS = ("leading_dense_block_count", "attention.shared_kv_layers")
+_NOT_BY_LAYER = "rope.dimension_sections"  # a list of four, in a model of four layers as well
 # Layers behind the last one that predict further tokens (MTP): a slice has none.
 _EXTRA_LAYERS = "nextn_predict_layers"
+# Of the embedding a row is looked up for each token: what its type costs is nothing, but a slice has all of it.
+_LOOKED_UP_AS = next(each for each in GGML_TYPES.values() if each.name == "Q2_K")
 
 
 def layer_contents(header: Header) -> list[tuple[tuple[str, tuple[int, ...], str], ...]]:
@@ -35,24 +39,26 @@ def layer_contents(header: Header) -> list[tuple[tuple[str, tuple[int, ...], str
 
 
 def slice_of(header: Header, layers: Sequence[int]) -> Header:
-    """The header of a model that has these layers of another one, in this order, and all that is not in a layer.
+    """The header of a model that has these layers of another one, in this order, and all that is not in a layer; an
+    embedding that is not the output as well in the smallest type.
 
     What a layer is to llama.cpp may follow from its number (windows, attention among recurrent layers): the layers of
     a model with such a pattern are to be its first ones.
     """
     n_layer, arch = header.n_layer or 0, header.architecture
     place = {layer: i for i, layer in enumerate(layers)}
+    is_tied = header.tensor("output.weight") is None
     tensors = []
     for tensor in header.tensors:
         layer = layer_of(tensor)
         if layer is None:
-            tensors.append(tensor)
+            tensors.append(_narrow(tensor) if tensor.name == "token_embd.weight" and not is_tied else tensor)
         elif layer in place:
             tensors.append(replace(tensor, name=tensor.name.replace(f"blk.{layer}.", f"blk.{place[layer]}.", 1)))
     metadata: dict[str, Value] = {}
     for key, value in header.metadata.items():
         name = key.removeprefix(f"{arch}.")
-        if name == key:
+        if name in (key, _NOT_BY_LAYER):
             metadata[key] = value
         elif name == "block_count":
             metadata[key] = len(layers)
@@ -65,6 +71,13 @@ def slice_of(header: Header, layers: Sequence[int]) -> Header:
         else:
             metadata[key] = value
     return replace(header, metadata=metadata, tensors=tuple(tensors))
+
+
+def _narrow(embedding: TensorInfo) -> TensorInfo:
+    """In fewer bytes, where its rows allow it."""
+    kind = _LOOKED_UP_AS
+    fits = embedding.shape[0] % kind.block_size == 0 and kind.bits_per_weight < embedding.type.bits_per_weight
+    return replace(embedding, type=kind) if fits else embedding
 
 
 @contextmanager

@@ -122,6 +122,24 @@ class Overhead:
 
 
 @dataclass(frozen=True)
+class StateTime:
+    """What a recurrent layer takes beyond its products and what every layer takes: its scan and its convolution.
+
+    Attributes:
+        kind: of the layer (`kv_layout.recurrent_kind`).
+        n_tokens: computed at once, of one sequence.
+        n_state: elements of the layer's state.
+        seconds: of one layer.
+    """
+
+    kind: str
+    n_tokens: int
+    n_threads: int
+    n_state: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Transfer:
     """Between this process and a device's memory.
 
@@ -183,6 +201,7 @@ class Profile:
     products: tuple[ProductTime, ...] = ()
     attention: tuple[AttentionTime, ...] = ()
     overheads: tuple[Overhead, ...] = ()
+    states: tuple[StateTime, ...] = ()
     transfers: tuple[Transfer, ...] = ()
     reads: tuple[Reads, ...] = ()
     disk_bytes_per_s: float | None = None
@@ -268,6 +287,17 @@ class Profile:
             for one, other in ((narrow.layer_s, wide.layer_s), (narrow.token_s, wide.token_s))
         )
         return Overhead(1, n_threads, n_embd, layer_s, token_s)
+
+    def state_s(self, kind: str, n_state: int, n_tokens: int, n_threads: int) -> float | None:
+        """Seconds that a recurrent layer takes for its state; None where nothing of the kind was measured.
+
+        Each token goes through the whole state: in proportion to both, from what was measured with a number of tokens
+        and of threads next to these."""
+        known = [each for each in self.states if each.kind == kind]
+        if not known:
+            return None
+        near = min(known, key=lambda each: (abs(math.log(each.n_tokens / n_tokens)), abs(each.n_threads - n_threads)))
+        return near.seconds * n_state / near.n_state * n_tokens / near.n_tokens
 
     # -- the machine as it is now ---
 

@@ -98,6 +98,19 @@ def layer_memories(header: Header) -> tuple[LayerMemory, ...] | None:
     return tuple(made)
 
 
+RECURRENT_KINDS = ("mamba2", "delta-net", "short-conv")
+"""How recurrent layers compute."""
+_KINDS = {
+    **dict.fromkeys("qwen3next qwen35 qwen35moe kimi-linear minimax-01".split(), "delta-net"),
+    **dict.fromkeys("lfm2 lfm2moe".split(), "short-conv"),
+}
+
+
+def recurrent_kind(header: Header) -> str:
+    """Of the recurrent layers of a model, or the one that is most like it."""
+    return _KINDS.get(header.architecture or "", "mamba2")
+
+
 def kv_type_problem(header: Header, type_k: str, type_v: str) -> tuple[str, str] | None:
     """The field of a type that this model's KV cache can't have, and why; None where it can have both.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from llmrun import codec
 from llmrun.engine.protocol import Trial
 from llmrun.gguf.reader import Header, layer_of
 from llmrun.machine import hardware
@@ -55,7 +56,9 @@ def probe(
     """
     spread = Spread(header, slices_within(header, MOST_SLICE), tuple(layers))
     n_ctx = max(n_prompt, max(depths, default=0) + _STEPS) + _STEPS
-    trials = [Trial(n_prompt, 0, n_ctx=n_ctx), *(Trial(0, _STEPS, n_depth=each, n_ctx=n_ctx) for each in depths)]
+    # What lies before a token is computed with all threads: it is not what is measured.
+    behind = Trial(0, _STEPS, n_ctx=n_ctx, n_threads_batch=hardware.default_threads())
+    trials = [Trial(n_prompt, 0, n_ctx=n_ctx), *(codec.replace(behind, n_depth=each) for each in depths)]
     found: list[list[float]] = [[] for _ in trials]
     with _Runners(header, config, spread.slices, repack, n_ctx) as runners:
         for i in range(rounds):

@@ -1,6 +1,6 @@
 """Measures the profile of this machine (`machine/profile.py`): what a model's operations take, type by type.
 
-    reads ─► disk ─► transfers ─► attention ─► products … reads … products ─► overheads ─► reads
+    reads ─► disk ─► transfers ─► attention ─► products … reads … products ─► overheads ─► states ─► reads
 
 Products and attention are ggml's own (`engine/child/op_times.py`), computed as a model of real size has them computed:
 by threads that do not spin, from memory. What a graph takes beside them is found by tiny models of several numbers of
@@ -20,12 +20,14 @@ from llmrun import paths
 from llmrun.clock import utc
 from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.protocol import TimeAttention, TimeProducts, TimeTransfers, Trial
-from llmrun.gguf.shapes import Shape
+from llmrun.gguf.reader import Header, TensorInfo, layer_of
+from llmrun.gguf.shapes import SHAPES, Mamba2, Shape
 from llmrun.gguf.synth import header_of
 from llmrun.machine import disk, hardware
 from llmrun.machine.device import Device
-from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile, Reads, Transfer
+from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile, Reads, StateTime, Transfer
 from llmrun.options.load import LoadConfig
+from llmrun.planning.kv_layout import layer_memories, recurrent_kind
 from llmrun.tuning.slice_runner import SliceRunner
 
 MIB = 1 << 20
@@ -33,8 +35,8 @@ _MOST_BYTES = 256 * MIB
 _HEADS = (8, 2)
 """Of queries, and of keys and values: groups of four, as most models have them."""
 _OVERHEAD_TYPE = "Q8_0"
-_FOR_THE_END_S = 5.0
-"""What overheads and the last read take, about."""
+_FOR_THE_END_S = 8.0
+"""What overheads, states and the last read take, about."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Extent:
         kv_kinds, head_sizes, n_depths: of flash attention, with one token and with `n_tokens`; without flash F16.
         overheads: tokens at once, and the width of the small models for it: one token's of real widths, since what
             threads wait for each other grows with what they do.
+        recurrent: small models of layers with a state, one of each kind; llama.cpp wants attention in a hybrid, so the
+            first layer of those has it.
+        state_tokens: at once, for these.
         transfer_bytes: of the large tensor. Below 10 MiB: a worker is told the digest of larger ones first.
     """
 
@@ -75,6 +80,12 @@ class Extent:
     n_tokens: int = 512
     overheads: Sequence[tuple[int, int]] = ((1, 1024), (1, 2048), (256, 1024))
     layers: tuple[int, int] = (2, 10)
+    recurrent: Sequence[Shape] = (
+        replace(SHAPES["mamba2-2.7b"], n_layer=4, n_embd=1024, n_vocab=512, recurrent=Mamba2(2048, 32)),
+        replace(SHAPES["qwen3.5-0.8b"], n_layer=4, n_vocab=512, attn_layers=(0,)),
+        replace(SHAPES["lfm2-1.2b"], n_layer=4, n_vocab=512, attn_layers=(0,)),
+    )
+    state_tokens: Sequence[int] = (1, 256)
     transfer_bytes: int = 8 * MIB
 
     @property
@@ -134,6 +145,7 @@ class _Measuring:
                 if time.monotonic() < self.end_s - _FOR_THE_END_S:
                     self.products(device, kind)
         self.overheads()
+        self.states()
         self.reads()
         return replace(self.made, measured=utc(), took_s=self.took_s)
 
@@ -255,31 +267,54 @@ class _Measuring:
 
     def overhead(self, n_tokens: int, width: int) -> None:
         n_head = max(4, width // 128)
-        shape = Shape(max(self.extent.layers), width, 2 * width, n_head, n_head // 4, 512)
-        header = header_of(shape, _OVERHEAD_TYPE)
-        in_layers = [each for each in header.tensors if each.name.startswith("blk.0.") and len(each.shape) > 1]
+        header = header_of(Shape(max(self.extent.layers), width, 2 * width, n_head, n_head // 4, 512), _OVERHEAD_TYPE)
+        for n, (layer_s, rest_s) in self.beside_products(header, self.extent.layers, n_tokens).items():
+            made = Overhead(n_tokens, n, width, max(0.0, layer_s), max(0.0, rest_s))
+            self.made = replace(self.made, overheads=(*self.made.overheads, made))
+
+    def states(self) -> None:
+        """Of recurrent layers on the CPU: what one takes beyond what every layer does."""
+        if not self.made.overheads:
+            return
+        for shape in self.extent.recurrent:
+            header = header_of(shape, _OVERHEAD_TYPE)
+            memory = (layer_memories(header) or ())[-1]
+            for n_tokens in self.extent.state_tokens:
+                with self.timed("states", recurrent_kind(header)):
+                    found = self.beside_products(header, (shape.n_layer // 2, shape.n_layer), n_tokens)
+                for n, (layer_s, _) in found.items():
+                    usual = self.made.overhead(n_tokens, n, shape.n_embd)
+                    seconds = max(0.0, layer_s - (usual.layer_s if usual else 0.0))
+                    made = StateTime(recurrent_kind(header), n_tokens, n, memory.n_state, seconds)
+                    self.made = replace(self.made, states=(*self.made.states, made))
+
+    def beside_products(
+        self, header: Header, n_layers: tuple[int, int], n_tokens: int
+    ) -> dict[int, tuple[float, float]]:
+        """By threads, the seconds that one layer of a small model, and what is outside of them, take beside products;
+        below 0 where the machine was slower when these were measured."""
+        small, large = n_layers
+        in_layers = [each for each in header.tensors if layer_of(each) == large - 1 and len(each.shape) > 1]
         outside = [each for each in header.tensors if each.name == "output.weight"]
         found: dict[tuple[int, int], float] = {}
         with SliceRunner(header, LoadConfig()) as runner:
-            for n_layer in self.extent.layers:
+            for n_layer in n_layers:
                 runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=max(128, n_tokens))
                 for n in threads():
                     found[n_layer, n] = _of_tokens(runner, n_tokens, n)
-        small, large = self.extent.layers
+        beside: dict[int, tuple[float, float]] = {}
         for n in threads():
 
-            def products_s(each: Sequence[object], n: int = n) -> float:
+            def products_s(each: Sequence[TensorInfo], n: int = n) -> float:
                 taken = (
-                    self.made.product_s(_OVERHEAD_TYPE, tensor.n_elements, n_tokens, n)  # type: ignore[attr-defined]
-                    for tensor in each
+                    self.made.product_s(tensor.type.name, tensor.n_elements, n_tokens, n) or 0.0 for tensor in each
                 )
-                return sum(s or 0.0 for s in taken)
+                return sum(taken)
 
             per_layer = (found[large, n] - found[small, n]) / (large - small)
             rest = found[small, n] - small * per_layer - products_s(outside)
-            layer_s = max(0.0, per_layer - products_s(in_layers))
-            made = Overhead(n_tokens, n, width, layer_s, max(0.0, rest))
-            self.made = replace(self.made, overheads=(*self.made.overheads, made))
+            beside[n] = per_layer - products_s(in_layers), rest
+        return beside
 
 
 def _of_tokens(runner: SliceRunner, n_tokens: int, n_threads: int) -> float:

@@ -28,6 +28,9 @@ WORTH = 0.02
 """What a candidate must gain, beyond noise: settings that change nothing stay as they are."""
 WORTH_TWICE = 0.06
 """The same of weights in both layouts: they take twice the memory, and longer to load."""
+WORTH_OTHER_PROCESS = 0.06
+"""The same of what needs a process of its own (load mode): two processes with the same settings differ by as much, each
+in what pages it got."""
 HOPELESS = -0.30
 """A candidate that is predicted to lose more than this is not tried: less may be the prediction's error."""
 _MOST_PAIRS = 8
@@ -97,6 +100,10 @@ class Candidates:
 DIALS = ("repack", "flash_attn", "n_threads", "n_threads_batch", "n_ubatch", "kv_type", "load_mode")
 _PROMPT_ALONE, _ANSWER_ALONE = ("n_threads_batch", "n_ubatch"), ("n_threads",)
 """Dials that change nothing of the other part, which need not be measured again."""
+_OWN_BUFFERS = ("flash_attn", "n_ubatch", "kv_type", "load_mode")
+"""Dials whose values have a context each, or a process. Which pages it got decides as well, by a tenth and more where a
+host gives memory in small pages: one that seems to win has to win twice, the second time with other pages."""
+_Pair = tuple[tuple[float, float], tuple[float, float]]
 
 
 class Search:
@@ -116,12 +123,13 @@ class Search:
         clock: Callable[[], float] = time.monotonic,
         on_outcome: Callable[[Outcome], None] = lambda _: None,
         predict: Callable[[Dials], float | None] = lambda _: None,
+        renew: Callable[[], None] = lambda: None,
     ) -> None:
         """`begin`: the settings of before. No pair of measurements is begun after `budget_s`. `predict`: seconds of the
-        workload, where something is known of it."""
+        workload, where something is known of it. `renew`: have what follows measured in memory of its own."""
         self._measure, self._workload, self._clock = measure, workload, clock
         self._end_s = clock() + budget_s
-        self._on_outcome, self._predict = on_outcome, predict
+        self._on_outcome, self._predict, self._renew = on_outcome, predict, renew
         self._residuals: list[float] = []  # what pairs of one candidate differ from their median
         self._freedom = 0
         self._known: tuple[float, float] | None = None  # of the best
@@ -148,8 +156,23 @@ class Search:
         return None if mine is None or theirs is None else mine / theirs - 1
 
     def _try(self, dial: str, candidate: Dials) -> None:
-        worth = WORTH_TWICE if dial == "repack" and candidate.repack == "both" else WORTH
-        pairs: list[tuple[tuple[float, float], tuple[float, float]]] = []
+        pairs, (gain, low, high) = self._compared(dial, candidate)
+        if _wins(dial, candidate, gain, low) and dial in _OWN_BUFFERS and self._clock() < self._end_s:
+            self._renew()
+            self._measured(self.best, dial)
+            pairs, (gain, low, high) = self._compared(dial, candidate)
+        taken = _wins(dial, candidate, gain, low)
+        prefill_s, decode_s = (float(np.median([theirs[i] for _, theirs in pairs])) for i in (0, 1))
+        outcome = Outcome(dial, candidate, prefill_s, decode_s, gain, low, high, taken)
+        if taken:
+            self.best, self._known = candidate, (prefill_s, decode_s)
+        self.outcomes.append(outcome)
+        self._on_outcome(outcome)
+
+    def _compared(self, dial: str, candidate: Dials) -> tuple[list[_Pair], tuple[float, float, float]]:
+        """Pairs of the best so far and the candidate, and what it gains: as many as it takes to tell."""
+        worth = _worth(dial, candidate)
+        pairs: list[_Pair] = []
         self._measured(candidate, dial)  # what is used for the first time is slow: pages, caches, buffers
         while True:
             first = self._measured(self.best, dial), self._measured(candidate, dial)
@@ -162,13 +185,7 @@ class Search:
                 break
         self._residuals += _residuals(logs)
         self._freedom += len(logs) - 1
-        taken = low > 0 and gain > worth
-        prefill_s, decode_s = (float(np.median([theirs[i] for _, theirs in pairs])) for i in (0, 1))
-        outcome = Outcome(dial, candidate, prefill_s, decode_s, gain, low, high, taken)
-        if taken:
-            self.best, self._known = candidate, (prefill_s, decode_s)
-        self.outcomes.append(outcome)
-        self._on_outcome(outcome)
+        return pairs, (gain, low, high)
 
     def _measured(self, dials: Dials, dial: str) -> tuple[float, float]:
         """With what is known of the best settings for the part that the dial does not change."""
@@ -182,7 +199,7 @@ class Search:
             self._known = prefill_s, decode_s
         return prefill_s, decode_s
 
-    def _log_ratio(self, pair: tuple[tuple[float, float], tuple[float, float]]) -> float:
+    def _log_ratio(self, pair: _Pair) -> float:
         mine, theirs = (self._workload.seconds(1 / prefill_s, 1 / decode_s) for prefill_s, decode_s in pair)
         return math.log(mine / theirs)
 
@@ -198,6 +215,17 @@ class Search:
         t = _T_95[freedom - 1] if freedom <= len(_T_95) else 2.0
         half = 1.2533 * t * deviation / math.sqrt(n)
         return math.expm1(middle), math.expm1(middle - half), math.expm1(min(middle + half, 700))
+
+
+def _worth(dial: str, candidate: Dials) -> float:
+    """What a candidate has to gain."""
+    if dial == "load_mode":
+        return WORTH_OTHER_PROCESS
+    return WORTH_TWICE if dial == "repack" and candidate.repack == "both" else WORTH
+
+
+def _wins(dial: str, candidate: Dials, gain: float, low: float) -> bool:
+    return low > 0 and gain > _worth(dial, candidate)
 
 
 def _residuals(logs: Sequence[float]) -> list[float]:

@@ -78,7 +78,7 @@ def slices_within(header: Header, most_bytes: int) -> Slices:
     """As many layers apart as read about as much as the output does: it stands in both, and what it takes must not
     drown what is to be found. Two to six, of at most so many bytes where that is possible."""
     outside = slice_bytes(header, ())
-    per_layer = max(1, (header.weight_bytes - outside) // (header.n_layer or 1))
+    per_layer = max(1, sum(_layer_bytes(header)) // (header.n_layer or 1))
     fitting = max(1, (most_bytes - outside) // per_layer - 1)
     return slices_of(header, more=min(max(2, outside // per_layer), 6, fitting))
 
@@ -134,8 +134,7 @@ def _repetition(kinds: Sequence[int]) -> tuple[int, int]:
 
 def slice_bytes(header: Header, layers: Sequence[int]) -> int:
     """Of the weights of a slice."""
-    wanted = {None, *layers}
-    return sum(tensor.n_bytes for tensor in header.tensors if layer_of(tensor) in wanted)
+    return slice_of(header, layers).weight_bytes
 
 
 class SliceRunner:

@@ -155,7 +155,15 @@ def tune(
         for layout in whole.layouts:
             whole.measure(replace(begin, repack=layout))  # pages and caches
         predict = whole.predictor()
-        search = Search(whole.measure, workload, begin, budget_s=budget_s, on_outcome=on_outcome, predict=predict)
+        search = Search(
+            whole.measure,
+            workload,
+            begin,
+            budget_s=budget_s,
+            on_outcome=on_outcome,
+            predict=predict,
+            renew=whole.close,  # what is measured next loads it again
+        )
         best = search.run(
             candidates(
                 begin,

@@ -9,7 +9,7 @@ import pytest
 from llmrun.gguf.reader import Header
 from llmrun.gguf.shapes import SHAPES, Shape, Window, small
 from llmrun.gguf.synth import header_of
-from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile
+from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile, StateTime
 from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import CPU, Placement
 from llmrun.planning.kv_layout import layer_memories
@@ -89,6 +89,18 @@ def test_overheads() -> None:
     slow = replace(PROFILE, overheads=(Overhead(1, 2, 64, 0.5, 0.25), Overhead(64, 2, 512, 1.0, 0.0)))
     assert of(slow).step_s(0) == pytest.approx(1.75, rel=0.01)
     assert of(slow).prefill_s(512) == pytest.approx(3 * 1.0 * 8 * 0.5, rel=0.02)
+
+
+def test_recurrent_states() -> None:
+    """Each token goes through the state of every recurrent layer; one of another kind than was measured: unknown."""
+    header = header_of(small(SHAPES["mamba2-2.7b"]), "Q8_0")
+    sizes = [memory.n_state for memory in layer_memories(header) or ()]
+    with_f16 = replace(PROFILE, products=(*PRODUCTS, *times("F16", 1e-9)))  # of the convolution
+    fast, slow = (replace(with_f16, states=(StateTime("mamba2", 1, 2, sizes[0] // 2, s),)) for s in (0.0, 0.25))
+    assert (of(slow, header).step_s(0) or 0) - (of(fast, header).step_s(0) or 0) == pytest.approx(len(sizes) * 0.5)
+    prompts = [of(each, header).prefill_s(100) or 0 for each in (slow, fast)]
+    assert prompts[0] - prompts[1] == pytest.approx(len(sizes) * 0.5 * 100)
+    assert of(with_f16, header).step_s(0) is None
 
 
 def test_attention_by_depth_and_window() -> None:

@@ -17,6 +17,7 @@ from llmrun.gguf.reader import open_header
 from llmrun.gguf.shapes import SHAPES, small
 from llmrun.gguf.synth import header_of, write
 from llmrun.machine import hardware, profile
+from llmrun.planning.kv_layout import RECURRENT_KINDS
 from llmrun.tuning.profiling import Extent, measure, threads
 
 MIB = 1 << 20
@@ -37,6 +38,7 @@ SMALL = Extent(
     overheads=((1, 64),),
     layers=(1, 3),
     transfer_bytes=MIB,
+    state_tokens=(1, 8),
 )
 
 
@@ -64,11 +66,13 @@ def test_a_small_profile(prober: Prober) -> None:
     assert sorted(attended) == sorted((*way, flash) for way in ways for flash in (False, True))
     assert [(e.n_tokens, e.n_threads, e.n_embd) for e in made.overheads] == [(1, n, 64) for n in n_threads]
     assert all(e.layer_s >= 0 and e.token_s >= 0 for e in made.overheads)
+    states = [(e.kind, e.n_tokens, e.n_threads) for e in made.states]
+    assert states == [(kind, n, t) for kind in RECURRENT_KINDS for n in (1, 8) for t in n_threads]
     figures = [*(e.seconds for e in made.products), *(e.seconds for e in made.attention)]
     assert all(math.isfinite(each) and each > 0 for each in figures)
     assert [(e.device, e.n_threads, len(e.bytes_per_s)) for e in made.reads] == [("CPU", n, 3) for n in n_threads]
     assert made.product_s("Q8_0", 1e6, 4, 1) and made.age_s() is not None
-    assert set(made.took_s) == {"reads", "disk", "attention", "products", "experts", "overheads"}
+    assert set(made.took_s) == {"reads", "disk", "attention", "products", "experts", "overheads", "states"}
     assert parts[0] == "reads" and "products Q8_0" in parts and made.devices["CPU"]
 
 

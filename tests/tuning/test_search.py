@@ -83,6 +83,24 @@ def test_ends_in_time() -> None:
     assert 10 <= now <= 14 and search.outcomes
 
 
+@pytest.mark.parametrize("in_new_pages", [0.0, 0.2])
+def test_what_has_buffers_of_its_own_has_to_win_twice(in_new_pages: float) -> None:
+    """What wins by the pages it got loses with others; what wins by itself is taken."""
+    n_renewed = 0
+
+    def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
+        gain = (in_new_pages if n_renewed else 0.2) if dials.flash_attn == "off" else 0.0
+        return 0.005, 0.1 / (1 + gain)
+
+    def renew() -> None:
+        nonlocal n_renewed
+        n_renewed += 1
+
+    search = Search(measure, WORK, BEGIN, budget_s=1e9, renew=renew)
+    assert search.run(Candidates(flash_attn=["off"])).flash_attn == ("off" if in_new_pages else None)
+    assert n_renewed == 1 and [each.taken for each in search.outcomes] == [bool(in_new_pages)]
+
+
 def test_interleaved_both_ways() -> None:
     order: list[Layout | None] = []
 

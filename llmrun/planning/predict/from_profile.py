@@ -1,6 +1,7 @@
 """Seconds of a token and of a prompt on this machine, from the measured times of what a model's graph is made of.
 
-    t = sum of products(type, layout, columns) + sum of attention(depth) + layers x overhead + what is outside of them
+    t = sum of products(type, layout, columns) + sum of attention(depth) + sum of recurrent states(tokens)
+        + layers x overhead + what is outside of them
 
 Each product is looked up as it was measured for its type, layout and number of columns; a product of experts with as
 many columns as each expert gets. Nothing is fitted. docs/how-speed-is-predicted.md has what is left out.
@@ -16,7 +17,7 @@ from llmrun.gguf.types import GGML_TYPES
 from llmrun.machine.profile import Profile
 from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import CPU, LOOKED_UP, Placement, homes_of, is_experts, loaded_tensors
-from llmrun.planning.kv_layout import layer_memories
+from llmrun.planning.kv_layout import layer_memories, recurrent_kind
 
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 _NEAREST = {
@@ -70,6 +71,7 @@ class GraphTimes:
         parts = [
             self._products_s(n_tokens, n_threads, plain=plain),
             self._attention_s(n_tokens, depth, n_threads),
+            self._states_s(n_tokens, n_threads),
             self._overhead_s(n_tokens, n_threads),
         ]
         return None if None in parts else sum(filter(None, parts))
@@ -147,6 +149,12 @@ class GraphTimes:
                 return None
             total += found * self._drift(on)
         return total
+
+    def _states_s(self, n_tokens: int, n_threads: int) -> float | None:
+        sizes = [memory.n_state for memory in layer_memories(self.header) or ()]
+        kind = recurrent_kind(self.header)
+        taken = [self.profile.state_s(kind, size, n_tokens, n_threads) for size in sizes if size]
+        return None if None in taken else sum(filter(None, taken)) * self._drift(CPU)
 
     def _overhead_s(self, n_tokens: int, n_threads: int) -> float | None:
         found = self.profile.overhead(n_tokens, n_threads, self.header.n_embd or 1)
