@@ -87,6 +87,17 @@ def test_one_slow_step_is_nothing() -> None:
         assert guard.n_threads == 4 or i % 100 >= 50
 
 
+@pytest.mark.parametrize("n", [2, 8])
+def test_what_is_over_soon_changes_nothing(n: int) -> None:
+    """Ten slow steps, every now and then, whatever the threads: fewer of them are tried, and not kept."""
+    guard, machine = ThreadGuard(n), Machine(n)
+    used = []
+    for i in range(3000):
+        used.append(guard.n_threads)
+        guard.after(machine.step_s(guard.n_threads) * (2.5 if i % 150 < 10 else 1))
+    assert used.count(n) > 0.93 * len(used)
+
+
 def test_rungs() -> None:
     assert ladder(1) == [1] and ladder(2) == [2, 1] and ladder(16) == [16, 15, 12, 8, 4, 1]
 
@@ -136,7 +147,7 @@ def test_a_text_that_is_to_come_again() -> None:
 
 def test_others_from_the_beginning() -> None:
     """A prompt in which threads lost their core many times: the answer begins with fewer."""
-    for prefill_s, n_lost, expected in ((0.2, 40, 1), (0.2, 10, 2), (0.005, 40, 2)):
+    for prefill_s, n_lost, expected in ((0.2, 40, 1), (0.2, 25, 2), (2.0, 240, 2), (2.0, 250, 1), (0.005, 2, 2)):
         lost = iter([0, n_lost, *[n_lost] * 100])
         threads = GuardedThreads(2, Switch(), on=True, preemptions=lambda lost=lost: next(lost))  # type: ignore[misc]
         threads.before_prefill()

@@ -3,8 +3,9 @@ times go in, a number of threads comes out.
 
 The threads of a step wait for each other some hundreds of times. One that another process keeps from its core holds up
 all of them, and decoding becomes several times slower than with a thread less. So where steps take longer than usual,
-fewer threads are tried for a few steps, and kept where they are faster; more are tried again where a core is idle, more
-seldom each time that it does not pay.
+fewer threads are tried for a few steps, and kept where they are faster than as many as before are once more: what
+disturbed for a moment is over by then. More are tried again where a core is idle, more seldom each time that it does not
+pay.
 """
 
 from __future__ import annotations
@@ -30,8 +31,6 @@ _HOPELESS = 1.5
 """A trial ends with a step that takes so many times what steps took before it."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _UP_PAUSE_S = 2.0
-_TELLING_S = 0.01
-"""A prompt that took at least so long tells whether others want the cores: they lose them every few milliseconds."""
 _DRIFT = 1.002
 """What the usual may grow by from step to step: attention takes longer with every token."""
 
@@ -39,6 +38,12 @@ _DRIFT = 1.002
 def is_disturbed(seconds: float, n_preempted: int) -> bool:
     """Whether threads lost their core to others more often in that time than whoever reads the tokens causes."""
     return n_preempted > max(PREEMPTED_ONCE, PREEMPTED_PER_S * seconds)
+
+
+def is_surely_disturbed(seconds: float, n_preempted: int) -> bool:
+    """The same, and beyond what chance makes of that rate: by three standard deviations of a Poisson distribution."""
+    usual = PREEMPTED_PER_S * seconds
+    return n_preempted > PREEMPTED_ONCE + usual + 3 * math.sqrt(usual)
 
 
 def ladder(n_threads: int) -> list[int]:
@@ -64,6 +69,7 @@ class ThreadGuard:
         self._reach = 1  # rungs that the next trial goes down: one less is no gain where several cores are taken
         self._from: int | None = None  # while another rung is tried: the one before
         self._before_s = 0.0
+        self._fewer: tuple[int, float] | None = None  # that rung seems to be the faster one: seconds of its steps
         self._seen: list[float] = []
         self.n_threads = n_threads
 
@@ -112,29 +118,44 @@ class ThreadGuard:
         return math.inf if self._usual_s is None else self._usual_s * self._rungs[0] / self._rungs[self._rung]
 
     def _try(self, rung: int, mean_s: float) -> None:
-        self._from, self._rung, self._before_s, self._seen = self._rung, rung, mean_s, []
+        self._from, self._rung, self._before_s, self._seen, self._fewer = self._rung, rung, mean_s, [], None
 
     def _judge(self, step_s: float) -> None:
-        assert self._from is not None
         self._seen.append(step_s)
         is_hopeless = step_s > _HOPELESS * self._before_s and len(self._seen) > 1
         if len(self._seen) < _TRIAL and not is_hopeless:
             return
-        fewer = self._rung > self._from
+        assert self._from is not None
         timed = self._seen[1:]  # the first one after a change is a step of neither
-        if is_hopeless or sum(timed) / len(timed) > self._before_s * (_GAIN if fewer else 1):
-            is_the_last = self._rung == len(self._rungs) - 1
-            self._rung = self._from
-            if not fewer:
-                self._up_pause_s = min(2 * self._up_pause_s, _LONGEST_PAUSE_S)
-            elif is_the_last:
-                self._reach, self._down_pause_s = 1, min(max(_FIRST_PAUSE_S, 2 * self._down_pause_s), _LONGEST_PAUSE_S)
-            else:
-                self._reach += 1
+        mean_s = sum(timed) / len(timed)
+        if self._fewer is not None:
+            fewer, fewer_s = self._fewer
+            self._settle(fewer, paid=fewer_s <= _GAIN * mean_s)
+        elif self._rung < self._from:
+            self._settle(self._rung, paid=mean_s <= self._before_s and not is_hopeless)
+        elif mean_s > _GAIN * self._before_s or is_hopeless:
+            self._settle(self._rung, paid=False)
         else:
+            self._fewer, self._before_s, self._seen = (self._rung, mean_s), mean_s, []
+            self._rung = self._from
+
+    def _settle(self, tried: int, *, paid: bool) -> None:
+        """The end of a trial of that rung."""
+        assert self._from is not None
+        fewer = tried > self._from
+        if paid:
+            self._rung = tried
             self._reach, self._down_pause_s = 1, 0.0
             # One rung up that pays is followed by the next at once; after one down, the way back has time.
             self._up_pause_s = _UP_PAUSE_S if fewer else 0.0
+        else:
+            self._rung = self._from
+            if not fewer:
+                self._up_pause_s = min(2 * self._up_pause_s, _LONGEST_PAUSE_S)
+            elif tried == len(self._rungs) - 1:
+                self._reach, self._down_pause_s = 1, min(max(_FIRST_PAUSE_S, 2 * self._down_pause_s), _LONGEST_PAUSE_S)
+            else:
+                self._reach += 1
         self._from, self._since_s = None, 0.0
         self._recent.clear()
 
@@ -178,7 +199,7 @@ class GuardedThreads:
     def begin(self, prefill_s: float = 0.0) -> None:
         """Another answer, behind a prompt that took so long since `before_prefill`."""
         self.changes = []
-        if self._guard and prefill_s >= _TELLING_S and is_disturbed(prefill_s, self._preemptions() - self._n_before):
+        if self._guard and is_surely_disturbed(prefill_s, self._preemptions() - self._n_before):
             self._guard.begin_with_fewer()
 
     def in_new_context(self) -> None:
