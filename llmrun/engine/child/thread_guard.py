@@ -212,19 +212,21 @@ class GuardedThreads:
         `repeatable`: the same request is to give the same text. Attention over many tokens is split among the threads,
         and their number then changes the last bits.
         """
+        was_free = self._is_free
         self._is_free = self._guard is not None and (not repeatable or n_past < SPLIT_TOKENS)
         wanted = self._guard.n_threads if self._guard and self._is_free else self._all
         if wanted != self._now:
             self.set_threads(wanted)
             self._now = wanted
             self.changes.append((n_made, wanted))
-        if self._is_free:
+        if self._is_free and not (was_free and n_made):  # asked once for each step: of a small model even that is much
             self._n_before = self._preemptions()
 
     def after(self, step_s: float) -> None:
         """The step took so long."""
         if self._guard and self._is_free:
-            self._guard.after(step_s, self._preemptions() - self._n_before, self._has_idle_core)
+            before, self._n_before = self._n_before, self._preemptions()
+            self._guard.after(step_s, self._n_before - before, self._has_idle_core)
 
     def end(self) -> None:
         """All of them again, as the next answer begins."""
