@@ -1,6 +1,6 @@
 """Measures the profile of this machine (`machine/profile.py`): what a model's operations take, type by type.
 
-    reads ─► disk ─► transfers ─► attention ─► products … reads … products ─► overheads ─► states ─► reads
+    reads ─► disk ─► transfers ─► attention ─► products … reads … products ─► overheads, states ─► reads
 
 Products and attention are ggml's own (`engine/child/op_times.py`), computed as a model of real size has them computed:
 by threads that do not spin, from memory. What a graph takes beside them is found by tiny models of several numbers of
@@ -27,6 +27,7 @@ from llmrun.machine import disk, hardware
 from llmrun.machine.device import Device
 from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile, Reads, StateTime, Transfer
 from llmrun.options.load import LoadConfig
+from llmrun.planning.footprint import CPU
 from llmrun.planning.kv_layout import layer_memories, recurrent_kind
 from llmrun.tuning.slice_runner import SliceRunner
 
@@ -83,9 +84,9 @@ class Extent:
     recurrent: Sequence[Shape] = (
         replace(SHAPES["mamba2-2.7b"], n_layer=4, n_embd=1024, n_vocab=512, recurrent=Mamba2(2048, 32)),
         replace(SHAPES["qwen3.5-0.8b"], n_layer=4, n_vocab=512, attn_layers=(0,)),
-        replace(SHAPES["lfm2-1.2b"], n_layer=4, n_vocab=512, attn_layers=(0,)),
+        replace(SHAPES["lfm2-1.2b"], n_layer=4, n_ff=2048, n_vocab=512, attn_layers=(0,)),
     )
-    state_tokens: Sequence[int] = (1, 256)
+    state_tokens: Sequence[int] = (1, 64)
     transfer_bytes: int = 8 * MIB
 
     @property
@@ -145,7 +146,6 @@ class _Measuring:
                 if time.monotonic() < self.end_s - _FOR_THE_END_S:
                     self.products(device, kind)
         self.overheads()
-        self.states()
         self.reads()
         return replace(self.made, measured=utc(), took_s=self.took_s)
 
@@ -258,72 +258,101 @@ class _Measuring:
         self.made = replace(self.made, products=(*self.made.products, *made))
 
     def overheads(self) -> None:
-        """Of the CPU: what one layer more takes, less its products."""
+        """Of the CPU: what one layer more takes, less its products; of layers with a recurrent state what they take
+        beyond that."""
         if not any(device.kind == "cpu" for device in self.devices):
             return
-        with self.timed("overheads"):
-            for n_tokens, width in self.extent.overheads:
-                self.overhead(n_tokens, width)
-
-    def overhead(self, n_tokens: int, width: int) -> None:
-        n_head = max(4, width // 128)
-        header = header_of(Shape(max(self.extent.layers), width, 2 * width, n_head, n_head // 4, 512), _OVERHEAD_TYPE)
-        for n, (layer_s, rest_s) in self.beside_products(header, self.extent.layers, n_tokens).items():
-            made = Overhead(n_tokens, n, width, max(0.0, layer_s), max(0.0, rest_s))
-            self.made = replace(self.made, overheads=(*self.made.overheads, made))
-
-    def states(self) -> None:
-        """Of recurrent layers on the CPU: what one takes beyond what every layer does."""
-        if not self.made.overheads:
-            return
-        for shape in self.extent.recurrent:
-            header = header_of(shape, _OVERHEAD_TYPE)
-            memory = (layer_memories(header) or ())[-1]
-            for n_tokens in self.extent.state_tokens:
-                with self.timed("states", recurrent_kind(header)):
-                    found = self.beside_products(header, (shape.n_layer // 2, shape.n_layer), n_tokens)
-                for n, (layer_s, _) in found.items():
-                    usual = self.made.overhead(n_tokens, n, shape.n_embd)
-                    seconds = max(0.0, layer_s - (usual.layer_s if usual else 0.0))
-                    made = StateTime(recurrent_kind(header), n_tokens, n, memory.n_state, seconds)
-                    self.made = replace(self.made, states=(*self.made.states, made))
-
-    def beside_products(
-        self, header: Header, n_layers: tuple[int, int], n_tokens: int
-    ) -> dict[int, tuple[float, float]]:
-        """By threads, the seconds that one layer of a small model, and what is outside of them, take beside products;
-        below 0 where the machine was slower when these were measured."""
-        small, large = n_layers
-        in_layers = [each for each in header.tensors if layer_of(each) == large - 1 and len(each.shape) > 1]
-        outside = [each for each in header.tensors if each.name == "output.weight"]
-        found: dict[tuple[int, int], float] = {}
-        with SliceRunner(header, LoadConfig()) as runner:
-            for n_layer in n_layers:
-                runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=max(128, n_tokens))
-                for n in threads():
-                    found[n_layer, n] = _of_tokens(runner, n_tokens, n)
-        beside: dict[int, tuple[float, float]] = {}
-        for n in threads():
-
-            def products_s(each: Sequence[TensorInfo], n: int = n) -> float:
-                taken = (
-                    self.made.product_s(tensor.type.name, tensor.n_elements, n_tokens, n) or 0.0 for tensor in each
+        plain = [_plain(max(self.extent.layers), width) for _, width in self.extent.overheads]
+        with _Beside(self, plain[0]) as beside:
+            for (n_tokens, width), header in zip(self.extent.overheads, plain, strict=True):
+                with self.timed("overheads"):
+                    found = beside.of(header, self.extent.layers, n_tokens)
+                made = (
+                    Overhead(n_tokens, n, width, max(0.0, layer_s), max(0.0, rest_s))
+                    for n, (layer_s, rest_s) in found.items()
                 )
-                return sum(taken)
+                self.made = replace(self.made, overheads=(*self.made.overheads, *made))
+            for shape in self.extent.recurrent:
+                for n_tokens in self.extent.state_tokens:
+                    self.state(beside, shape, n_tokens)
 
-            per_layer = (found[large, n] - found[small, n]) / (large - small)
-            rest = found[small, n] - small * per_layer - products_s(outside)
-            beside[n] = per_layer - products_s(in_layers), rest
-        return beside
+    def state(self, beside: _Beside, shape: Shape, n_tokens: int) -> None:
+        header = header_of(shape, _OVERHEAD_TYPE)
+        kind, n_state = recurrent_kind(header), (layer_memories(header) or ())[-1].n_state
+        with self.timed("states", kind):
+            found = beside.of(header, (shape.n_layer // 2, shape.n_layer), n_tokens)
+        for n, (layer_s, _) in found.items():
+            usual = self.made.overhead(n_tokens, n, shape.n_embd)
+            seconds = max(0.0, layer_s - (usual.layer_s if usual else 0.0))
+            made = StateTime(kind, n_tokens, n, n_state, seconds)
+            self.made = replace(self.made, states=(*self.made.states, made))
+
+
+def _plain(n_layer: int, width: int) -> Header:
+    """A small model of the llama family."""
+    n_head = max(4, width // 128)
+    return header_of(Shape(n_layer, width, 2 * width, n_head, n_head // 4, 512), _OVERHEAD_TYPE)
+
+
+class _Beside:
+    """What layers take beside their products: two sizes of a small model, measured in turn. A context manager."""
+
+    def __init__(self, measuring: _Measuring, header: Header) -> None:
+        self._measuring = measuring
+        self._runners = [SliceRunner(header, LoadConfig()) for _ in range(2)]
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for runner in self._runners:
+            runner.close()
+
+    def of(self, header: Header, n_layers: tuple[int, int], n_tokens: int) -> dict[int, tuple[float, float]]:
+        """By threads, the seconds that one layer and what is outside of them take beside products; below 0 where the
+        machine was slower when these were measured, as far as the read ceiling does not tell."""
+        for runner, n_layer in zip(self._runners, n_layers, strict=True):
+            runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=max(128, n_tokens), header=header)
+            runner.trial(Trial(n_tokens, 1))
+        return {n: self._with(n, header, n_layers, n_tokens) for n in threads()}
+
+    def _with(self, n: int, header: Header, n_layers: tuple[int, int], n_tokens: int) -> tuple[float, float]:
+        small, large = n_layers
+        matrices: dict[int | None, list[TensorInfo]] = {layer_of(each): [] for each in header.tensors}
+        for each in header.tensors:
+            if len(each.shape) > 1 and each.name != "token_embd.weight":
+                matrices[layer_of(each)].append(each)
+        drift = self._drift(n) if n_tokens == 1 else 1.0
+
+        def products_s(of: Sequence[TensorInfo]) -> float:
+            made = self._measuring.made
+            taken = (made.product_s(each.type.name, each.n_elements, n_tokens, n) or 0.0 for each in of)
+            return drift * sum(taken)
+
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(_ROUNDS):
+            for runner, taken in zip(self._runners, seconds, strict=True):
+                taken.append(_of_tokens(runner, n_tokens, n))
+        per_layer = statistics.median(b - a for a, b in zip(*seconds, strict=True)) / (large - small)
+        rest = statistics.median(seconds[0]) - small * per_layer
+        return per_layer - products_s(matrices[large - 1]), rest - products_s(matrices[None])
+
+    def _drift(self, n: int) -> float:
+        """How much longer reading takes now than in the mean of the profile."""
+        prober, made = self._measuring.prober, self._measuring.made
+        now = prober.probe(CPU, "", n, _DRIFT_S, n_bytes=self._measuring.extent.read_bytes).read_bytes_per_s
+        return (made.drift(statistics.median(now), n) if now else None) or 1.0
+
+
+_ROUNDS, _DRIFT_S = 3, 0.05
 
 
 def _of_tokens(runner: SliceRunner, n_tokens: int, n_threads: int) -> float:
-    """Seconds of a batch of so many, the median of some."""
+    """Seconds of a batch of so many: of one the lower quartile of some, as of products."""
     if n_tokens == 1:
-        runner.trial(Trial(1, 4, n_threads=n_threads))
-        return statistics.median(runner.trial(Trial(1, 24, n_threads=n_threads)).step_s)
-    taken = [runner.trial(Trial(n_tokens, 0, n_threads=n_threads)).prefill_s or 0.0 for _ in range(4)]
-    return statistics.median(taken[1:])
+        steps = runner.trial(Trial(0, 12, n_threads=n_threads, n_ctx=128)).step_s
+        return sorted(steps)[len(steps) // 4]
+    return runner.trial(Trial(n_tokens, 0, n_threads=n_threads, n_threads_batch=n_threads)).prefill_s or 0.0
 
 
 def _threads_of(device: Device) -> list[int | None]:

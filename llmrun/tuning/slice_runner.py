@@ -161,10 +161,12 @@ class SliceRunner:
         return devices.ask(self._channel, self._config.rpc)
 
     def load(
-        self, layers: Sequence[int], *, repack: Repack, n_threads: int, n_ctx: int, device: str | None = None
-    ) -> None:
+        self, layers: Sequence[int], *, repack: Repack, n_threads: int, n_ctx: int, device: str | None = None,
+        header: Header | None = None,
+    ) -> None:  # fmt: skip
         """Load the slice with these layers, in place of the one before: in RAM, or all of it on a device. `repack`: not
-        "auto"."""
+        "auto". `header`: of another model from now on."""
+        self._header = header or self._header
         config, _ = replace(self._config, repack=repack), self.found
         layout = Layout(len(layers) + 1, (device,), (1.0,)) if device else Layout(0)
         settings = settings_of(

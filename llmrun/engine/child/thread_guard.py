@@ -4,8 +4,8 @@ times go in, a number of threads comes out.
 The threads of a step wait for each other some hundreds of times. One that another process keeps from its core holds up
 all of them, and decoding becomes several times slower than with a thread less. So where steps take longer than usual,
 fewer threads are tried for a few steps, and kept where they are faster than as many as before are once more: what
-disturbed for a moment is over by then. More are tried again where a core is idle, more seldom each time that it does not
-pay.
+disturbed for a moment is over by then. More are tried again where a core is idle, more seldom each time that it does
+not pay.
 """
 
 from __future__ import annotations
