@@ -24,7 +24,7 @@ from llmrun.clock import age_s
 from llmrun.gguf.types import GGML_TYPES
 from llmrun.machine.peaks import Key
 
-SCHEMA = "llmrun.profile/1"
+SCHEMA = "llmrun.profile/2"
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 
 
@@ -238,30 +238,36 @@ class Profile:
     ) -> float | None:  # fmt: skip
         """Seconds of one layer's attention; None where nothing of the kind was measured.
 
-        Of the head size next to this one, with the depth between what was measured; in proportion to the heads of
-        queries, each of which goes through its keys by itself, or to those of keys and values, which have to be read,
-        whichever is more. One token on a device other than the CPU takes as long as they take to be read.
+        Of the head size next to this one, with the depth between what was measured. One token on the CPU: so much for
+        each head of queries, which goes through its keys by itself, and so much for each of keys and values, which are
+        read, where two numbers of heads were measured; else, whichever grows more. Many tokens: in proportion to the
+        heads of queries. One token on another device takes as long as keys and values take to be read.
         """
         known = [e for e in self.attention if (e.device, e.kind, e.flash) == (device, kind, flash)]
         if not known or n_depth <= 0:
             return 0.0 if known else None
         head = min({each.head_size for each in known}, key=lambda size: abs(math.log(size / head_size)))
         tokens = min({each.n_tokens for each in known}, key=lambda n: abs(math.log(n / n_tokens)))
-
-        def heads(each: AttentionTime) -> float:
-            """How many times what was measured, head sizes aside."""
-            by_reads, by_queries = n_head_kv / each.n_head_kv, n_head / each.n_head
-            if n_tokens > 1:
-                return by_queries
-            return by_reads if device != "CPU" else max(by_reads, by_queries)
-
-        points = [
-            (each.n_threads, each.n_depth, each.seconds * heads(each) / (each.head_size * each.n_tokens))
-            for each in known
-            if (each.head_size, each.n_tokens) == (head, tokens)
-        ]
-        found = _by_threads(n_threads, points, n_depth)
-        return None if found is None else found * head_size * n_tokens
+        points: dict[tuple[int, int], list[tuple[int | None, float, float]]] = {}
+        for each in known:
+            if (each.head_size, each.n_tokens) == (head, tokens):
+                point = each.n_threads, each.n_depth, each.seconds / (each.head_size * each.n_tokens)
+                points.setdefault((each.n_head, each.n_head_kv), []).append(point)
+        heads, *others = sorted(points)
+        unit_s = _by_threads(n_threads, points[heads], n_depth) or 0.0
+        by_queries, by_reads = n_head / heads[0], n_head_kv / heads[1]
+        if n_tokens > 1:
+            times = by_queries
+        elif device != "CPU":
+            times = by_reads
+        elif others and heads[1] == others[-1][1]:
+            more_s = _by_threads(n_threads, points[others[-1]], n_depth) or 0.0
+            growth = (more_s / unit_s - 1) / (others[-1][0] / heads[0] - 1)  # share of what queries take
+            share = min(1.0, max(0.0, growth))
+            times = share * by_queries + (1 - share) * by_reads
+        else:
+            times = max(by_reads, by_queries)
+        return unit_s * times * head_size * n_tokens
 
     def overhead(self, n_tokens: int, n_threads: int, n_embd: int) -> Overhead | None:
         """What a model of this width has beside its products, by what was measured with a number of tokens and of

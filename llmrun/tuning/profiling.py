@@ -33,8 +33,8 @@ from llmrun.tuning.slice_runner import SliceRunner
 
 MIB = 1 << 20
 _MOST_BYTES = 256 * MIB
-_HEADS = (8, 2)
-"""Of queries, and of keys and values: groups of four, as most models have them."""
+_HEADS, _MORE_HEADS = (16, 8), (32, 8)
+"""Of queries, and of keys and values, which lie side by side in memory: eight, as most models have them."""
 _OVERHEAD_TYPE = "Q8_0"
 _FOR_THE_END_S = 8.0
 """What overheads, states and the last read take, about."""
@@ -191,19 +191,23 @@ class _Measuring:
         # Many tokens compute as fast at the greatest depth as before it, and take longest there.
         for n_depths, n_tokens in ((extent.n_depths, 1), (extent.n_depths[:-1], extent.n_tokens)):
             for kind, flash in ways:
-                for size in extent.head_sizes:
-                    with self.timed("attention"):
-                        self.attended(device, kind, size, n_depths, n_tokens, flash=flash)
+                # What one token takes grows with both kinds of heads: two numbers of them tell how.
+                both = n_tokens == 1 and kind == "F16" and device.kind == "cpu"
+                for heads in (_HEADS, _MORE_HEADS) if both else (_HEADS,):
+                    for size in extent.head_sizes:
+                        with self.timed("attention"):
+                            self.attended(device, kind, size, heads, n_depths, n_tokens, flash=flash)
 
     def attended(
-        self, device: Device, kind: str, size: int, n_depths: Sequence[int], n_tokens: int, *, flash: bool
-    ) -> None:
+        self, device: Device, kind: str, size: int, heads: tuple[int, int], n_depths: Sequence[int], n_tokens: int, *,
+        flash: bool,
+    ) -> None:  # fmt: skip
         n_threads, extent = _threads_of(device), self.extent
         asked = TimeAttention(
             device.name,
             kind,
             size,
-            *_HEADS,
+            *heads,
             # To a worker all of it would have to be sent.
             n_bytes=0 if _is_remote(device) else extent.of_matrices,
             n_depths=[*n_depths],
@@ -214,7 +218,7 @@ class _Measuring:
         )
         places = [(n_depth, n) for n_depth in n_depths for n in n_threads]
         made = [
-            AttentionTime(device.name, kind, size, *_HEADS, n_depth, n_tokens, n, seconds, flash)
+            AttentionTime(device.name, kind, size, *heads, n_depth, n_tokens, n, seconds, flash)
             for (n_depth, n), seconds in zip(places, self.prober.seconds_of(asked), strict=False)
         ]
         self.made = replace(self.made, attention=(*self.made.attention, *made))

@@ -113,6 +113,16 @@ def test_attention() -> None:
     assert of_gpu.attention_s("F16", 128, 32, 4, 512, 1, None, device="GPU0") == pytest.approx(1024e-6)
 
 
+def test_attention_of_two_numbers_of_heads() -> None:
+    """100 µs to read eight heads of keys, 200 for sixteen of queries: what any number of both takes."""
+    heads = ((16, 300e-6), (32, 500e-6))
+    made = replace(
+        MADE, attention=tuple(AttentionTime("CPU", "F16", 128, n, 8, 512, 1, 2, seconds) for n, seconds in heads)
+    )
+    for n_head, n_head_kv, expected in ((16, 8, 300e-6), (32, 8, 500e-6), (8, 4, 150e-6), (16, 16, 400e-6)):
+        assert made.attention_s("F16", 128, n_head, n_head_kv, 512, 1, 2) == pytest.approx(expected)
+
+
 def test_rates_are_derived() -> None:
     """A million Q8_0 weights are 1.0625 MB; 512 columns of them 1.024 GFLOP. K and V of 256 tokens: 256 KiB."""
     assert product(1, 1e-4).bytes_per_s == pytest.approx(1.0625e10)
