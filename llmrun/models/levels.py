@@ -29,12 +29,14 @@ class LevelFile:
         quant: "Q4_K_M"; None where neither the file's name nor its header says.
         file_bytes: of all its files.
         path: of the first; None: it is not here.
+        download_bytes: what a pull would fetch of it.
     """
 
     quant: str | None
     file_bytes: int
     header: Header
     path: Path | None = None
+    download_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,13 @@ def _stored(model: StoredModel) -> LevelFile:
 def _one(named: HubFile, *, offline: bool) -> LevelFile:
     if (stored := find_stored(named)) is not None:
         return _stored(stored[0])
+    from llmrun.models.hub.download import missing_bytes
     from llmrun.models.hub.info import resolve
     from llmrun.models.hub.remote import remote_header
 
     resolved = resolve(named, offline=offline)
-    return LevelFile(resolved.quant, resolved.total_bytes, remote_header(resolved))
+    header, missing = remote_header(resolved), missing_bytes(resolved)
+    return LevelFile(resolved.quant, resolved.total_bytes, header, download_bytes=missing)
 
 
 def _all_of(named: HubFile) -> tuple[LevelFile, ...]:

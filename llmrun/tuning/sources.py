@@ -21,6 +21,7 @@ from llmrun.engine.meter import Timing
 from llmrun.errors import DiskError
 from llmrun.gguf.reader import Header
 from llmrun.machine import hardware
+from llmrun.machine.energy import EnergyMeter, Joules
 from llmrun.machine.environment import describe_machine
 from llmrun.machine.profile import Profile
 from llmrun.machine.profile import load as load_profile
@@ -42,6 +43,8 @@ _PROBE_FACTOR = 1.03
 """The same of what was measured by slices: three rounds do not show all that the machine does."""
 _MAPPED_DOUBT = 1.5
 _READ_S = 0.25
+_OF_THE_CPU = ("whole machine", "CPU package")
+"""Boundaries of `energy.Joules` that have all in them that decoding in RAM takes; the first that there is."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,45 @@ def profile_of(prober: Prober, *, on_measure: Callable[[], None] = lambda: None)
 
 def drift_of(profile: Profile, prober: Prober) -> float:
     """How much longer reading takes now than when the profile was made; 1 where that can't be known."""
+    return moment_of(profile, prober, Joules()).drift
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the machine does just now.
+
+    Attributes:
+        drift: how much longer reading takes than when the profile was made; 1 where that can't be known.
+        watts: what it takes while all threads read; None where nothing counts it.
+    """
+
+    drift: float = 1.0
+    watts: float | None = None
+
+
+def moment_of(profile: Profile, prober: Prober, joules: Joules) -> Moment:
+    """Reads for a quarter of a second, and longer where joules are counted. Raises `EngineCrashed`."""
     threads = hardware.default_threads()
-    now = prober.probe(CPU, "", threads, _READ_S).read_bytes_per_s
-    return (profile.drift(statistics.median(now), threads) if now else None) or 1.0
+    boundary = next((name for name in _OF_THE_CPU if name in joules.counters), None)
+    if boundary is not None:
+        prober.probe(CPU, "", threads, 0.0)  # what is read is laid out, by one thread
+    meter = EnergyMeter(joules)
+    with meter:
+        now = prober.probe(CPU, "", threads, _READ_S).read_bytes_per_s
+    taken = meter.joules.get(boundary or "")
+    return Moment(
+        drift=(profile.drift(statistics.median(now), threads) if now else None) or 1.0,
+        watts=taken / meter.seconds if taken and meter.seconds else None,
+    )
 
 
 class Here(_OfThisMachine):
     """By the profile of the machine."""
 
-    def __init__(self, profile: Profile, found: Found, *, drift: float = 1.0) -> None:
-        """`drift`: of RAM, as `drift_of` measures it."""
+    def __init__(self, profile: Profile, found: Found, *, drift: float = 1.0, watts: float | None = None) -> None:
+        """`drift`, `watts`: as `Moment` has them."""
         super().__init__(found)
-        self._profile, self._drift = profile, drift
+        self._profile, self._drift, self._watts = profile, drift, watts
         machine = key_of(self._found).digest
         self._prefill, self._decode = score.correction(machine, "prefill"), score.correction(machine, "decode")
 
@@ -140,6 +170,7 @@ class Here(_OfThisMachine):
             prefill_tps=_rate(prefill, _PREFILL_FACTOR, unread, question.n_prompt),
             decode_tps={depth: _rate(each, _DECODE_FACTOR, unread, 1) for depth, each in steps.items()},
             note="mapped from the disk" if at.missing else "",
+            watts=self._watts if set(at.placement.devices) == {CPU} else None,
         )
 
     def _disk_s(self, at: Placed) -> tuple[float, float] | None:

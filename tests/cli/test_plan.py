@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from llmrun.tuning import score
 from llmrun.tuning.score import Compared
 
 ROW = ["quant", "file_bytes", "fits", "n_gpu_layers", "n_ctx", "memory_bytes", "pp_tps", "ttft_s", "tg_tps"]
+COSTS = ["download_bytes", "download_s", "joules_per_mtok", "price_per_mtok"]
 LARGE = 4_000_000
 
 
@@ -66,7 +68,7 @@ def test_the_document(llmrun: RunLlmrun, llama_70b: Path) -> None:
     assert document["model"]["architecture"] == "llama" and document["model"]["quantization"] == "Q4_K_M"
     assert [gpu["name"] for gpu in document["machine"]["gpus"]] == ["RTX 3090", "RTX 3090"]
     (row,) = document["rows"]
-    assert list(row) == ROW
+    assert list(row) == ROW + COSTS
     assert row["fits"] is True and row["n_gpu_layers"] == 81 and list(row["tg_tps"]) == ["0", "2048"]
     assert row["file_bytes"] == llama_70b.stat().st_size
     for figure in (row["pp_tps"], row["ttft_s"], *row["tg_tps"].values()):
@@ -107,6 +109,46 @@ def test_the_table_and_the_target(llmrun: RunLlmrun, hub: Hub, env: dict[str, st
     assert "none reaches 10.0 t/s" in none.stdout and "mapped from the disk" in none.stdout
     fast = llmrun("plan", str(llama_70b), "--what-if", "2x RTX 3090", "--target-tps", "16")
     assert "though not for certain" in fast.stdout
+
+
+def test_the_time_of_the_download(llmrun: RunLlmrun, hub: Hub, env: dict[str, str]) -> None:
+    """What is missing at the rate of what came before; unknown where nothing did, none where it is here."""
+    large = tiny_gguf(9_000_000)
+    hub.add("user/large-GGUF", {"large-Q4_K_M.gguf": large, "large-Q8_0.gguf": tiny_gguf(12_000_000)})
+    for row in planned(llmrun, "user/large-GGUF", "--what-if", "RTX 4090", env=env)["rows"]:
+        assert row["download_bytes"] == row["file_bytes"] and row["download_s"] is None
+    assert llmrun("pull", "user/large-GGUF:Q4_K_M", env=env).returncode == 0
+    here, there = planned(llmrun, "user/large-GGUF", "--what-if", "RTX 4090", env=env)["rows"]
+    assert here["download_bytes"] == 0 and here["download_s"] == 0
+    assert there["download_bytes"] == there["file_bytes"] and there["download_s"] > 0
+    table = llmrun("plan", "user/large-GGUF", "--what-if", "RTX 4090", env=env).stdout
+    assert "DOWNLOAD" in table and "here" in table
+    assert "DOWNLOAD" not in llmrun("plan", "tiny", "--what-if", "RTX 4090", env=env).stdout
+
+
+def test_what_a_part_saves(llmrun: RunLlmrun, env: dict[str, str]) -> None:
+    """A pull that was broken off has its bytes already."""
+    (row,) = planned(llmrun, "user/pet-GGUF:Q8_0", "--what-if", "RTX 4090", env=env)["rows"]
+    folder = Path(env["HF_HOME"]) / "hub" / "models--user--pet-GGUF" / "blobs"
+    folder.mkdir(parents=True)
+    content = tiny_gguf(LARGE)
+    (folder / f"{hashlib.sha256(content).hexdigest()}.partial").write_bytes(content[:1_000_000])
+    (rest,) = planned(llmrun, "user/pet-GGUF:Q8_0", "--what-if", "RTX 4090", env=env)["rows"]
+    assert rest["download_bytes"] == row["download_bytes"] - 1_000_000
+
+
+def test_energy_and_money(llmrun: RunLlmrun, llama_70b: Path) -> None:
+    """Both cards at 350 W, or what the user says; a kWh is 3.6 MJ. Unknown where nobody knows the watts."""
+    (row,) = planned(llmrun, str(llama_70b), "--what-if", "2x RTX 3090", "--price-kwh", "0.36")["rows"]
+    joules, price, rate = row["joules_per_mtok"], row["price_per_mtok"], row["tg_tps"]["0"]
+    assert joules["mid"] == pytest.approx(700e6 / rate["mid"]) and joules["low"] == pytest.approx(700e6 / rate["high"])
+    assert price["high"] == pytest.approx(joules["high"] / 1e7)
+    (stated,) = planned(llmrun, str(llama_70b), "--what-if", "2x RTX 3090", "--watts", "70")["rows"]
+    assert stated["joules_per_mtok"]["mid"] == pytest.approx(joules["mid"] / 10) and stated["price_per_mtok"] is None
+    unknown = llmrun("plan", "tiny", "--what-if", "DDR5-5600 x2 32gb", "--price-kwh", "0.36")
+    assert "J/TOKEN" not in unknown.stdout and "COST" not in unknown.stdout and "--watts" in unknown.stderr
+    shown = llmrun("plan", "tiny", "--what-if", "DDR5-5600 x2 32gb", "--price-kwh", "0.36", "--watts", "65")
+    assert "J/TOKEN" in shown.stdout and "COST/M" in shown.stdout
 
 
 def test_what_it_refuses(llmrun: RunLlmrun) -> None:

@@ -546,3 +546,15 @@ def test_facts_of_before_are_read() -> None:
         db.execute("insert into files values (?, ?, ?, ?)", row)
     (model,) = listing.list_models()
     assert (model.n_params, model.architecture) == (7, "old")
+
+
+def test_the_rate_of_downloads() -> None:
+    """The median of the last ten files; small ones say little. A database of before learns to remember them."""
+    state.files()
+    with closing(sqlite3.connect(state.database())) as db, db:
+        db.execute("drop table rates")
+    state.note_rate(1 << 20, 1.0)
+    assert state.download_rate() is None
+    for seconds in (1.0, *[2.0] * 5, *[4.0] * 4, 8.0):
+        state.note_rate(80_000_000, seconds)
+    assert state.download_rate() == (40_000_000 + 20_000_000) / 2

@@ -129,6 +129,24 @@ def test_two_gpus_and_names() -> None:
     assert set(asked("RX 7900 XT + RTX 4090", "llama-8b").memory_bytes) == {"RAM", "ROCm0", "CUDA0"}
 
 
+@pytest.mark.parametrize(
+    ("machine", "watts"),
+    [
+        ("2x RTX 3090", 700),
+        ("RTX 4090 + i9-14900 64gb", 450),  # the CPU looks up a row
+        ("i9-14900 64gb", 65),
+        ("kind=gpu,bandwidth=1000,memory=48,watts=300", 300),
+        ("M4 Pro", 60),
+        ("M4 Pro 24gb", 60),
+        ("DDR5-5600 x2 64gb", None),
+        ("kind=gpu,bandwidth=1000,memory=4 + DDR5-5600 x2 64gb", None),
+    ],
+)
+def test_watts(machine: str, watts: float | None) -> None:
+    """Of the devices that have layers, together; of a chip with CPU and GPU once."""
+    assert asked(machine, "llama-8b").watts == watts
+
+
 def test_larger_than_memory_is_mapped_from_the_disk() -> None:
     """Twice the disk is about twice the speed; at best what does not fit is read, at worst all of it."""
     slow, fast = (asked(f"i9-14900 32gb + disk={rate}", "llama-70b") for rate in (1, 2))

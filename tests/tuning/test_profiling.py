@@ -17,8 +17,11 @@ from llmrun.gguf.reader import open_header
 from llmrun.gguf.shapes import SHAPES, small
 from llmrun.gguf.synth import header_of, write
 from llmrun.machine import hardware, profile
+from llmrun.machine.energy import Joules
+from llmrun.machine.nvml import NoGpus
 from llmrun.planning.kv_layout import RECURRENT_KINDS
 from llmrun.tuning.profiling import Extent, measure, threads
+from llmrun.tuning.sources import moment_of
 
 MIB = 1 << 20
 SMALL = Extent(
@@ -74,6 +77,24 @@ def test_a_small_profile(prober: Prober) -> None:
     assert made.product_s("Q8_0", 1e6, 4, 1) and made.age_s() is not None
     assert set(made.took_s) == {"reads", "disk", "attention", "products", "experts", "overheads", "states"}
     assert parts[0] == "reads" and "products Q8_0" in parts and made.devices["CPU"]
+
+
+def test_watts_of_the_moment(prober: Prober, tmp_path: Path) -> None:
+    """A package that counts a joule from one look to the next; where nothing counts, nothing is known."""
+    made = measure(prober, SMALL)
+    looks = iter(range(0, 1_000_000_000, 1_000_000))
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    (zone / "name").write_text("package-0")
+    (zone / "max_energy_range_uj").write_text(str(1 << 60))
+
+    def read(path: Path) -> str:
+        return str(next(looks)) if path.name == "energy_uj" else path.read_text()
+
+    joules = Joules.open(NoGpus("none here"), powercap=tmp_path, read=read)
+    metered, plain = moment_of(made, prober, joules), moment_of(made, prober, Joules())
+    assert metered.watts is not None and 0 < metered.watts <= 4  # one joule in a quarter of a second and more
+    assert plain.watts is None and plain.drift > 0 and metered.drift > 0
 
 
 def test_time_is_up(prober: Prober) -> None:

@@ -15,10 +15,11 @@ from llmrun.cli.terminal import screen, tables
 from llmrun.errors import Change, LlmrunError, NotFound, UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.spec import Number, Whole
-from llmrun.units import UNKNOWN, percent, significant, size
+from llmrun.units import UNKNOWN, duration, percent, significant, size
 
 if TYPE_CHECKING:
     from llmrun.models.levels import LevelFile, Levels
+    from llmrun.planning.predict.costs import Costs
     from llmrun.planning.predict.prediction import Prediction, Question, Range, Source
     from llmrun.tuning.score import Compared
 
@@ -47,6 +48,14 @@ def plan(
         float | None,
         Option("--target-tps", kind=Number(0.001, 1e6), metavar="N", help="Name the best level that decodes so fast."),
     ] = None,
+    watts: Annotated[
+        float | None,
+        Option("--watts", kind=Number(0.1, 1e6), metavar="W", help="What the machine takes while it decodes: energy."),
+    ] = None,
+    price_kwh: Annotated[
+        float | None,
+        Option("--price-kwh", kind=Number(0, 1e9), metavar="P", help="Price of a kWh: cost of a million tokens."),
+    ] = None,
     probe: Annotated[bool, Option("--probe", help="Measure it on this machine, by slices of the model.")] = False,
     accuracy: Annotated[bool, Option("--accuracy", help="Show how right predictions for runs here were.")] = False,
     forget: Annotated[bool, Option("--forget", help="Forget that, and the corrections that were learned.")] = False,
@@ -63,6 +72,9 @@ def plan(
     the truth in 80 to 95 of 100 cases. For this machine they come from its profile, which is measured once, in half a
     minute. How they are computed, and how wrong they were: docs/how-speed-is-predicted.md.
     """
+    from llmrun.models.store import state
+    from llmrun.planning.predict.costs import Costs
+
     if probe and what_if is not None:
         raise UsageError(
             "another machine can't be measured", field="what_if", hint="leave out one of --probe, --what-if"
@@ -73,7 +85,8 @@ def plan(
     depths = tuple(dict.fromkeys(sweeps.whole("-d/--n-depth", n_depth or [])))
     if len(depths) > MAX_DEPTHS:
         raise UsageError(f"{len(depths)} depths; {MAX_DEPTHS} are enough", field="n_depth")
-    asked = _Asked(n_prompt, n_gen, depths, load, target_tps, offline=offline, as_json=as_json, quiet=quiet)
+    costs = Costs(state.download_rate(), watts, price_kwh)
+    asked = _Asked(n_prompt, n_gen, depths, load, target_tps, costs, offline=offline, as_json=as_json, quiet=quiet)
     with _source(what_if, load, probe=probe, quiet=quiet) as source:
         if model:
             _tell(model, source, asked, what_if or "this machine")
@@ -100,8 +113,12 @@ def probe(
     They take at most 4 GB. Its header is enough, of a file or of one on the hub; a model that is larger than this
     machine's memory can be measured as well. As `llmrun plan --probe`.
     """
+    from llmrun.models.store import state
+    from llmrun.planning.predict.costs import Costs
+
     depths = tuple(dict.fromkeys(sweeps.whole("-d/--n-depth", n_depth or [])))
-    asked = _Asked(n_prompt, n_gen, depths, load, None, offline=offline, as_json=as_json, quiet=quiet)
+    costs = Costs(state.download_rate())
+    asked = _Asked(n_prompt, n_gen, depths, load, None, costs, offline=offline, as_json=as_json, quiet=quiet)
     with _source(None, load, probe=True, quiet=quiet) as source:
         _tell(model, source, asked, "this machine")
 
@@ -115,6 +132,7 @@ class _Asked:
     depths: tuple[int, ...]
     load: LoadConfig
     target_tps: float | None
+    costs: Costs
     offline: bool
     as_json: bool
     quiet: bool
@@ -144,14 +162,14 @@ def _tell(models: list[str], source: Source, asked: _Asked, machine: str) -> Non
             screen.note(levels.note)
         question = asked.question(levels)
         rows = [(file, source.predict(file.header, question)) for file in levels.files]
-        documents.append(_document(levels, source, rows, question))
+        documents.append(_document(levels, source, rows, question, asked.costs))
         shown.append((levels, rows, question))
     if asked.as_json:
         screen.out_json(documents if len(documents) > 1 else documents[0])
         return
     for i, (levels, rows, question) in enumerate(shown):
         screen.out("\n" if i else "")
-        _show(levels, rows, question, machine, asked.target_tps)
+        _show(levels, rows, question, machine, asked)
 
 
 ENOUGH_TPS = 10.0
@@ -193,12 +211,16 @@ def _rank(source: Source, asked: _Asked, machine: str) -> None:
 
     found.sort(key=place)
     if asked.as_json:
-        screen.out_json([_document(levels, source, [(file, each)], question) for levels, file, each, question in found])
+        screen.out_json([_document(names, source, [(file, each)], of, asked.costs) for names, file, each, of in found])
         return
     screen.out(
         f"the catalog on {machine}: at least {significant(wanted)} t/s first, the largest of them at the top\n\n"
     )
-    titles = ("MODEL", "LEVEL", ">SIZE", "FITS", f">PREFILL {asked.n_prompt}", ">TTFT", ">DECODE", "WHAT IT IS…")
+    downloads = _downloads([file for _, file, _, _ in found], asked.costs)
+    titles = (
+        *("MODEL", "LEVEL", ">SIZE", *downloads[0], "FITS", f">PREFILL {asked.n_prompt}", ">TTFT", ">DECODE"),
+        "WHAT IT IS…",
+    )
     summaries = {entry.name: entry.summary or "" for entry in entries}
     tables.show(
         titles,
@@ -207,13 +229,14 @@ def _rank(source: Source, asked: _Asked, machine: str) -> None:
                 levels.name,
                 file.quant or UNKNOWN,
                 size(file.file_bytes),
+                *download,
                 _fits(each),
                 _shown(each.prefill_tps),
                 _shown(each.ttft_s(question.n_prompt)),
                 _shown(each.decode_tps[question.depths[0]]),
                 summaries.get(levels.name, ""),
             )
-            for levels, file, each, question in found
+            for (levels, file, each, question), download in zip(found, downloads[1:], strict=True)
         ),
     )
 
@@ -235,16 +258,18 @@ def _source(what_if: str | None, load: LoadConfig, *, probe: bool, quiet: bool) 
         return
     from llmrun.cli.terminal import progress
     from llmrun.engine.jobs.roofline import Prober
+    from llmrun.machine.energy import Joules
+    from llmrun.machine.nvml import NoGpus
     from llmrun.tuning import sources
 
     # Ended before anything is planned: a worker serves one client at a time.
     with Prober(load.rpc, spins=False) as prober:
-        found, drift = prober.found, 1.0
+        found, now = prober.found, sources.Moment()
         known = None if probe else sources.profile_of(prober, on_measure=partial(_say, quiet))
         if known is not None:
-            drift = sources.drift_of(known, prober)
+            now = sources.moment_of(known, prober, Joules.open(NoGpus("of the CPU alone")))
     if known is not None:
-        yield sources.Here(known, found, drift=drift)
+        yield sources.Here(known, found, drift=now.drift, watts=now.watts)
         return
     with progress.bar("measuring slices", shown=not quiet) as bar:
         yield sources.Probe(found, on_round=lambda done, of: bar.update(done / of) if bar else None)
@@ -302,7 +327,7 @@ def _bars(found: list[Compared], kind: str) -> str:
 
 
 def _document(
-    levels: Levels, source: Source, rows: list[tuple[LevelFile, Prediction]], asked: Question
+    levels: Levels, source: Source, rows: list[tuple[LevelFile, Prediction]], asked: Question, costs: Costs
 ) -> dict[str, Any]:
     first, one = levels.files[0], len(levels.files) == 1
     header = first.header
@@ -316,11 +341,11 @@ def _document(
             "weight_bytes": header.weight_bytes if one else None,
         },
         "machine": dict(source.machine()),
-        "rows": [_row(file, found, asked) for file, found in rows],
+        "rows": [_row(file, found, asked, costs) for file, found in rows],
     }
 
 
-def _row(file: LevelFile, found: Prediction, asked: Question) -> dict[str, Any]:
+def _row(file: LevelFile, found: Prediction, asked: Question, costs: Costs) -> dict[str, Any]:
     return {
         "quant": file.quant,
         "file_bytes": file.file_bytes,
@@ -331,6 +356,10 @@ def _row(file: LevelFile, found: Prediction, asked: Question) -> dict[str, Any]:
         "pp_tps": _range(found.prefill_tps),
         "ttft_s": _range(found.ttft_s(asked.n_prompt)),
         "tg_tps": {str(depth): _range(each) for depth, each in found.decode_tps.items()},
+        "download_bytes": file.download_bytes,
+        "download_s": costs.download_s(file.download_bytes),
+        "joules_per_mtok": _range(costs.joules_per_mtok(found)),
+        "price_per_mtok": _range(costs.price_per_mtok(found)),
     }
 
 
@@ -344,31 +373,61 @@ def _range(value: Range | None) -> dict[str, float] | None:
 def _show(
     levels: Levels,
     rows: list[tuple[LevelFile, Prediction]],
-    asked: Question,
+    question: Question,
     machine: str,
-    target_tps: float | None,
+    asked: _Asked,
 ) -> None:
     header = levels.files[0].header
     screen.out(f"{levels.name} on {machine}: {rows[0][1].n_ctx} tokens of context, t/s and seconds\n\n")
-    decode = [f">DECODE{f' AT {depth}' if depth else ''}" for depth in asked.depths]
-    titles = ("LEVEL", ">SIZE", "FITS", ">LAYERS", ">MEMORY", f">PREFILL {asked.n_prompt}", ">TTFT", *decode, "…")
+    decode = [f">DECODE{f' AT {depth}' if depth else ''}" for depth in question.depths]
+    titles = ("FITS", ">LAYERS", ">MEMORY", f">PREFILL {question.n_prompt}", ">TTFT", *decode)
     n_layers = (header.n_layer or 0) + 1
-    tables.show(titles, (_cells(file, found, asked, n_layers) for file, found in rows))
-    if target_tps is not None:
-        screen.out(f"\n{_best(rows, asked, target_tps)}\n")
+    download = _downloads([file for file, _ in rows], asked.costs)
+    energy = _energy([found for _, found in rows], asked.costs)
+    tables.show(
+        ("LEVEL", ">SIZE", *download[0], *titles, *energy[0], "…"),
+        (
+            (
+                *(file.quant or UNKNOWN, size(file.file_bytes), *download[i]),
+                *(*_cells(found, question, n_layers), *energy[i], found.note),
+            )
+            for i, (file, found) in enumerate(rows, 1)
+        ),
+    )
+    if asked.target_tps is not None:
+        screen.out(f"\n{_best(rows, question, asked.target_tps)}\n")
+    if asked.costs.price_kwh is not None and not any(energy) and not asked.quiet:
+        screen.note("what it costs is not known, as the watts are not: --watts")
 
 
-def _cells(file: LevelFile, found: Prediction, asked: Question, n_layers: int) -> list[str]:
+def _downloads(files: list[LevelFile], costs: Costs) -> list[tuple[str, ...]]:
+    """The title and the cells of a column, which is none where all files are here."""
+    if not any(file.download_bytes for file in files):
+        return [()] * (len(files) + 1)
+    times = (costs.download_s(file.download_bytes) for file in files)
+    return [(">DOWNLOAD",), *(("here",) if seconds == 0 else (duration(seconds),) for seconds in times)]
+
+
+def _energy(rows: list[Prediction], costs: Costs) -> list[tuple[str, ...]]:
+    """Titles and cells of what is known."""
+    joules = [costs.joules_per_mtok(found) for found in rows]
+    prices = [costs.price_per_mtok(found) for found in rows]
+    columns = []
+    if any(joules):
+        columns.append((">J/TOKEN", *(_shown(each and each.times(1e-6)) for each in joules)))
+    if any(prices):
+        columns.append((">COST/M", *map(_shown, prices)))
+    return [*zip(*columns, strict=True)] or [()] * (len(rows) + 1)
+
+
+def _cells(found: Prediction, asked: Question, n_layers: int) -> list[str]:
     return [
-        file.quant or UNKNOWN,
-        size(file.file_bytes),
         _fits(found),
         f"{found.n_gpu_layers}/{n_layers}",
         size(sum(found.memory_bytes.values())),
         _shown(found.prefill_tps),
         _shown(found.ttft_s(asked.n_prompt)),
         *(_shown(found.decode_tps[depth]) for depth in asked.depths),
-        found.note,
     ]
 
 
@@ -388,7 +447,8 @@ def _best(rows: list[tuple[LevelFile, Prediction]], asked: Question, target_tps:
     reached = [(file, found) for file, found in rows if _slowest(found) >= target_tps]
     wanted = f"{significant(target_tps)} t/s"
     if not reached:
-        return f"none reaches {wanted}; the fastest is at {significant(max(_slowest(found) for _, found in rows))}"
+        fastest = max(_slowest(found) for _, found in rows) or None
+        return f"none reaches {wanted}; the fastest is at {significant(fastest)}"
     file, found = max(reached, key=lambda each: each[0].file_bytes)
     sure = min(each.low if each else 0.0 for each in found.decode_tps.values()) >= target_tps
     return f"{file.quant or 'it'} is the best that reaches {wanted}" + ("" if sure else ", though not for certain")

@@ -145,7 +145,9 @@ class BlobDownload:
         with naming(f"{printable(self._file.name)} of {self._resolved.repo}"):
             if not self._is_here():
                 state.pull_begins(self._blob, self._resolved.repo, self._file.name, self._file.size)
+                fetching_s = time.monotonic()
                 self._fetch()
+                state.note_rate(self._fetched, time.monotonic() - fetching_s)
                 state.remember(self._blob, sha256=self._sha256, facts=self._facts)
                 state.pull_ended(self._blob)
         seconds = time.monotonic() - began_s

@@ -1,4 +1,4 @@
-"""What is remembered of models: facts of headers, what has been verified, when a model was last used.
+"""What is remembered of models: facts of headers, what has been verified, when a model was last used, how fast it came.
 
 One small SQLite file, which knows files by path, size, mtime and inode. It is only a memory: losing it costs time, not
 models. What can't be read or written (a full disk, a locked or damaged database) is as if forgotten.
@@ -35,6 +35,10 @@ class HeaderFacts:
         return cls(header.n_params, header.architecture, header.quantization_label, header.n_ctx_train)
 
 
+_RATE_BYTES = 8 << 20
+_N_RATES = 10
+
+
 def database() -> Path:
     return paths.state() / "store.sqlite"
 
@@ -44,6 +48,7 @@ _TABLES = """
     create table if not exists used (model text primary key, at_s real);
     create table if not exists pulls (blob text primary key, repo text, file text, total integer);
     create table if not exists variants (model text primary key);
+    create table if not exists rates (n_bytes integer, seconds real);
 """
 
 # SQLite takes the JSON apart: to import a decoder for it takes longer than the rest of what `list` does.
@@ -64,7 +69,7 @@ def _run(*statements: tuple[str, tuple[object, ...]]) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(path, timeout=2)) as db:
             # Losing the last moments of a memory in a power cut is no reason to wait for the disk.
             db.execute("pragma synchronous = off")
-            if not db.execute("select 1 from sqlite_master where name = 'variants'").fetchone():
+            if not db.execute("select 1 from sqlite_master where name = 'rates'").fetchone():
                 db.executescript(_TABLES)
             with db:
                 for sql, values in statements:
@@ -137,6 +142,23 @@ def pull_begins(blob: Path, repo: str, file: str, total: int) -> None:
 
 def pull_ended(blob: Path) -> None:
     _run(("delete from pulls where blob = ?", (str(blob),)))
+
+
+def note_rate(n_bytes: int, seconds: float) -> None:
+    """Notes that so many bytes came from the hub in so long, pauses included; of few bytes it says little."""
+    if n_bytes >= _RATE_BYTES and seconds > 0:
+        _run(
+            ("insert into rates values (?, ?)", (n_bytes, seconds)),
+            ("delete from rates where rowid <= (select max(rowid) from rates) - ?", (_N_RATES,)),
+        )
+
+
+def download_rate() -> float | None:
+    """Bytes per second from the hub: the median of the last files; None: none is remembered."""
+    from statistics import median
+
+    rates = [n_bytes / seconds for n_bytes, seconds in _run(("select n_bytes, seconds from rates", ()))]
+    return median(rates) if rates else None
 
 
 def pulls() -> dict[str, tuple[str, int]]:

@@ -79,7 +79,8 @@ class Elsewhere:
         if self.what.cpu is not None or self._shared is None:
             return self.what.cpu
         family = "arm" if self._shared.kind == "apple" else "x86"
-        return Part("CPU", "cpu", family, self._shared.memory_bytes, self._shared.bytes_per_s * _CPU_SIDE)
+        bandwidth = self._shared.bytes_per_s * _CPU_SIDE
+        return Part("CPU", "cpu", family, self._shared.memory_bytes, bandwidth, watts=self._shared.watts)
 
     def _named(self) -> dict[str, Part]:
         """GPUs by the names that ggml would give them."""
@@ -114,6 +115,7 @@ class Elsewhere:
             prefill_tps=None if prefill is None else prefill.per(question.n_prompt),
             decode_tps={depth: None if each is None else each.per(1) for depth, each in seconds.items()},
             note=self._note(plan, missing or 0),
+            watts=self._watts(plan),
         )
 
     def _missing(self, found: Footprint, budgets: tuple[DeviceBudget, ...]) -> int | None:
@@ -138,6 +140,14 @@ class Elsewhere:
         if missing > 0:
             return "mapped from the disk" + ("" if self.what.disk_bytes_per_s else ", taken to read 3 GB/s")
         return ""
+
+    def _watts(self, plan: _Placed) -> float | None:
+        """Of all devices that compute, together; of a chip that has CPU and GPU once. None: of one it is not known."""
+        parts = [part for name in plan.step(0) or () if (part := plan.part(name)) is not None]
+        if self.what.cpu is None:
+            parts = [part for part in parts if part.kind != "cpu"] or parts
+        known = [part.watts for part in parts if part.watts is not None]
+        return sum(known) if known and len(known) == len(parts) else None
 
     # -- seconds ---
 

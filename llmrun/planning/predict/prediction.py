@@ -31,6 +31,9 @@ class Range:
         """Of a rate, the time of so much; of a time, the rate: `amount` divided by it."""
         return Range(amount / self.high, amount / self.mid, amount / self.low)
 
+    def times(self, factor: float) -> Range:
+        return Range(self.low * factor, self.mid * factor, self.high * factor)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -61,6 +64,7 @@ class Prediction:
         prefill_tps: tokens of the prompt per second.
         decode_tps: tokens per second, by depth.
         note: what is worth knowing of it: "mapped from disk"; mostly empty.
+        watts: what it takes to decode: of this machine measured, of others the most that their makers tell.
     """
 
     fits: bool | None
@@ -70,6 +74,7 @@ class Prediction:
     prefill_tps: Range | None
     decode_tps: Mapping[int, Range | None]
     note: str = ""
+    watts: float | None = None
 
     def ttft_s(self, n_prompt: int) -> Range | None:
         """Seconds to the first token of an answer, the model being loaded: those of the prefill."""
