@@ -6,6 +6,7 @@
     scripts/compare_tuning.py steps MODEL...                      2,000 steps in a row: the slowest of them
     scripts/compare_tuning.py parent MODEL...                     CPU time of the parent while an answer is made
     scripts/compare_tuning.py starts                              50 cold starts of `run tiny Hi`
+    scripts/compare_tuning.py alignment MODEL... --peers FOLDER   ggml's work memory aligned, and as malloc gives it
 
 FOLDER has llama.cpp's own tools, of the same commit. `busy`: bare steps as llama-bench's are, with llmrun's guard, in
 turn with llama-bench at its defaults, with one thread and with OMP_WAIT_POLICY=PASSIVE; medians, and the slowest
@@ -21,6 +22,7 @@ import argparse
 import itertools
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -42,6 +44,7 @@ from llmrun.machine import hardware  # noqa: E402
 from llmrun.models.resolve import find_model  # noqa: E402
 from llmrun.options.load import AutoOnOff, LoadConfig  # noqa: E402
 from llmrun.options.sampling import SamplingConfig  # noqa: E402
+from llmrun.planning.load_plan import wants_repack  # noqa: E402
 from llmrun.tuning import first_use  # noqa: E402
 from llmrun.tuning.dials import Dials, Workload  # noqa: E402
 from llmrun.tuning.tune import WholeModel, tune  # noqa: E402
@@ -245,16 +248,53 @@ def starts(n: int) -> None:
     print(f"\n{n} starts of each; with the guard {ratio:.3f} of without (median of pairs)")
 
 
+def alignment(models: list[Path], peers: Path, rounds: int) -> None:
+    """A prompt and an answer of 64 tokens, each in a process of its own, in random order."""
+    print("| model | tokens of prompt | memory | prefill | of llama-bench | decode | of llama-bench |")
+    print("|---|---|---|---|---|---|---|")
+
+    def own(model: Path, n_prompt: int, aligned: str) -> tuple[float, float]:
+        os.environ["LLMRUN_ALIGN"] = aligned
+        with ChildEngine(model, open_header(model), LoadConfig(thread_guard="off", repack="auto")) as engine:
+            engine.run_trial(Trial(n_prompt, 1, n_ctx=n_prompt + 64))
+            prefill_s = engine.run_trial(Trial(n_prompt, 0)).prefill_s or 1.0
+            return n_prompt / prefill_s, 64 / sum(engine.run_trial(Trial(0, 64)).step_s)
+
+    def peer(model: Path, n_prompt: int) -> tuple[float, float]:
+        repack = [] if wants_repack(open_header(model), LoadConfig()) else ["--repack", "0"]
+        ways = (["-p", str(n_prompt), "-n", "0"], ["-p", "0", "-n", "64"])
+        prefill, decode = (llama_bench(peers, model, [*way, *repack], {}) for way in ways)
+        return prefill, decode
+
+    for model, n_prompt in itertools.product(models, (512, 2048)):
+        ways = {
+            "llama-bench": partial(peer, model, n_prompt),
+            "aligned": partial(own, model, n_prompt, "on"),
+            "as malloc gives it": partial(own, model, n_prompt, "off"),
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name in random.sample([*ways], len(ways)):
+                found[name].append(ways[name]())
+        for name, rates in found.items():
+            cells = []
+            for i, theirs in enumerate(zip(*found["llama-bench"], strict=True)):
+                mine = [rate[i] for rate in rates]
+                ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+                cells += [f"{statistics.median(mine):.1f} t/s", f"**{ratio:.3f}**"]
+            print(f"| {model.stem} | {n_prompt} | {name} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("busy", "workloads", "grid", "steps", "parent", "starts"))
+    parser.add_argument("what", choices=("busy", "workloads", "grid", "steps", "parent", "starts", "alignment"))
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="for each search")
     asked = parser.parse_args()
     models = [model.resolve() if model.suffix else model for model in asked.models]
-    if asked.what in ("busy", "workloads") and asked.peers is None:
+    if asked.what in ("busy", "workloads", "alignment") and asked.peers is None:
         parser.error("--peers is needed")
     with tempfile.TemporaryDirectory() as home:
         os.environ["LLMRUN_HOME"] = home  # what is found is not to be kept
@@ -262,6 +302,8 @@ def main() -> None:
             busy(models, asked.peers, asked.rounds)
         elif asked.what == "workloads":
             workloads(models, asked.peers, asked.rounds, asked.seconds)
+        elif asked.what == "alignment":
+            alignment(models, asked.peers, asked.rounds)
         elif asked.what == "grid":
             grid(models, asked.rounds, asked.seconds)
         elif asked.what == "starts":

@@ -20,6 +20,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from llmrun.engine.child.alignment import align_work_memory
 from llmrun.engine.child.bootstrap import small_typing_extensions
 from llmrun.engine.protocol import Buffer
 
@@ -34,6 +35,7 @@ def _import_binding() -> Any:
     with small_typing_extensions():
         binding = importlib.import_module("llama_cpp.llama_cpp")
     _load_backends()
+    align_work_memory()
     return binding
 
 
