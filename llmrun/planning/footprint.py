@@ -370,18 +370,19 @@ def memory_by_device(
     memories = layer_memories(header)
     if memories is None:
         return None
-    cells = _padded_cells(n_ctx)
+    cells = padded_cells(n_ctx)
     ubatch = min(config.n_batch, config.n_ubatch, n_ctx)
     # Without flash attention values lie transposed, and all layers have the room of the widest.
     widest = max((memory.n_v for memory in memories), default=0) if config.flash_attn == "off" else 0
     found: Counter[str] = Counter()
     for memory, device in zip(memories, placement.layers, strict=False):
-        here = cells if memory.window is None else min(cells, _padded_cells(memory.window + ubatch))
+        here = cells if memory.window is None else min(cells, padded_cells(memory.window + ubatch))
         wide = replace(memory, n_v=max(memory.n_v, widest) if memory.n_v else 0)
         found[device if placement.kv else CPU] += here * _kv_bytes(wide, config.type_k, config.type_v)
         found[device if placement.kv else CPU] += 4 * memory.n_state
     return dict(found)
 
 
-def _padded_cells(n: int) -> int:
+def padded_cells(n: int) -> int:
+    """Tokens that a KV cache has room for where `n` are asked for."""
     return -(-n // 256) * 256

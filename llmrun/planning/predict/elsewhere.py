@@ -28,10 +28,11 @@ from llmrun.planning.footprint import (
     step_reads,
 )
 from llmrun.planning.kv_layout import layer_memories
-from llmrun.planning.layout import DeviceBudget, Layout
+from llmrun.planning.layout import DeviceBudget
 from llmrun.planning.load_plan import check_kv_types
 from llmrun.planning.placement import Placer
 from llmrun.planning.predict import speed
+from llmrun.planning.predict.compute import ComputeEstimate
 from llmrun.planning.predict.machines import Machine, Part
 from llmrun.planning.predict.prediction import Prediction, Question, Range
 from llmrun.planning.predict.speed import Constants, Load
@@ -99,7 +100,7 @@ class Elsewhere:
         n_ctx = _context(header, question)
         devices = self._named()
         budgets = tuple(DeviceBudget(name, _usable(part)) for name, part in devices.items())
-        fit = Fit(header, config, budgets, None, _Compute(header))
+        fit = Fit(header, config, budgets, None, ComputeEstimate(header))
         layout = Placer(fit).layout_for(n_ctx)
         placement, found = fit.placement(layout), fit.footprint(layout, n_ctx)
         missing = self._missing(found, budgets)
@@ -271,26 +272,6 @@ class _Placed:
                 total += tensor.n_elements
                 quantized += 0 if tensor.type.name in _UNQUANTIZED else tensor.n_elements
         return by_device, quantized / max(1, total)
-
-
-@dataclass(frozen=True)
-class _Compute:
-    """About what llama.cpp computes in, by device: the widest activations of a micro-batch, or its logits (`Measure`).
-
-    Its allocator gives the same bytes to what is not needed at once. 250.5 MiB of logits and 8 more are 258.5 MiB,
-    which is what it takes for Llama 3 8B.
-    """
-
-    header: Header
-
-    def __call__(self, config: LoadConfig, layout: Layout, n_ctx: int) -> Mapping[str, int]:
-        header = self.header
-        n_tokens = min(config.n_batch, config.n_ubatch, n_ctx)
-        wide = 2 * max(header.n_ff, default=0) + 4 * (header.n_embd or 0)
-        logits = (header.n_vocab or 0) + 4 * (header.n_embd or 0)
-        found = dict.fromkeys((CPU, *layout.devices[: layout.n_gpu_layers]), 4 * n_tokens * wide)
-        last = layout.devices[-1] if layout.devices and layout.n_gpu_layers > (header.n_layer or 0) else CPU
-        return {**found, last: 4 * n_tokens * max(wide, logits)}
 
 
 def _context(header: Header, question: Question) -> int:
