@@ -35,7 +35,7 @@ from llmrun.options.load import COMFORTABLE_CTX, LoadConfig, Rope
 from llmrun.options.sampling import MAX_SEED, SamplingConfig
 from llmrun.planning.footprint import Footprint, decode_reads
 from llmrun.planning.layout import DeviceBudget
-from llmrun.planning.load_plan import Expected, LoadPlan, less
+from llmrun.planning.load_plan import Expected, LoadPlan, Planner, less
 
 _FLOAT_MAX = 3.4028234e38
 
@@ -322,6 +322,16 @@ def plan_load(
     config = config or LoadConfig()
     with closing(Connection(Situation(path, overridden(header, config.override_kv), config), limits)) as connection:
         return Loader(connection).plan(expected or Expected())
+
+
+@contextmanager
+def planning(
+    path: Path, header: Header, config: LoadConfig, *, expected: Expected, limits: Limits | None = None
+) -> Iterator[Planner]:
+    """Plans of one model with many layouts: as `plan_load`, with one child for all of them while the block runs."""
+    situation = Situation(path, overridden(header, config.override_kv), config)
+    with closing(Connection(situation, limits)) as connection, Loader(connection).planner(expected) as planner:
+        yield planner
 
 
 def _text_or_messages(prompt: str | Messages) -> tuple[str | None, list[dict[str, str]] | None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -54,19 +55,21 @@ class Loader:
 
     def plan(self, expected: Expected, budgets: tuple[DeviceBudget, ...] | None = None) -> LoadPlan:
         """What lies where, before it is loaded. `budgets`: other ones than the devices have."""
+        with self.planner(expected, budgets) as planner:
+            return planner.plan(self._config)
+
+    @contextmanager
+    def planner(self, expected: Expected, budgets: tuple[DeviceBudget, ...] | None = None) -> Iterator[Planner]:
+        """Plans of the model with one layout and another, while the block runs. `budgets`: as `plan` has them."""
         if budgets is None:
             budgets = usable_devices(self._config, self.found.devices)
-        try:
-            with stub_file(self._header) as path:
-                return self._planned(budgets, expected, partial(self._measure, path))
-        except OSError:  # no room for it: then the compute buffers stay unknown
-            return self._planned(budgets, expected, lambda *_: None)
-
-    def _planned(self, budgets: tuple[DeviceBudget, ...], expected: Expected, measure: MeasureLayout) -> LoadPlan:
-        path, threads, free = self._connection.situation.path, self._n_threads, available_memory()
-        types = repackable_types(self.found.system_info)
-        planner = Planner(path, self._header, budgets, free, measure, expected, threads, types, self._adapters)
-        return planner.plan(self._config)
+        measure: MeasureLayout = _unmeasured
+        with ExitStack() as stack:
+            with suppress(OSError):  # no room for it: then the compute buffers stay unknown
+                measure = partial(self._measure, stack.enter_context(stub_file(self._header)))
+            path, threads, free = self._connection.situation.path, self._n_threads, available_memory()
+            types = repackable_types(self.found.system_info)
+            yield Planner(path, self._header, budgets, free, measure, expected, threads, types, self._adapters)
 
     def footprint(self, plan: LoadPlan, n_ctx: int) -> Footprint:
         """What the plan takes with a context of `n_ctx` tokens, which may not be the one that it was made for."""
@@ -142,6 +145,10 @@ class Loader:
             did = f"was still reading the header after {duration(limits.header_s)}"
         if did:
             raise connection.ended(f"{did} (the file is probably damaged)")
+
+
+def _unmeasured(*_: object) -> None:
+    """Of nothing is known what llama.cpp computes in."""
 
 
 def settings_of(

@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from llmrun.gguf.reader import Header
 from llmrun.machine import hardware
 from llmrun.machine.proc import ROOT, text_of
 from llmrun.options.load import LoadConfig
-from llmrun.tuning.dials import Dials
+from llmrun.tuning.dials import Dials, class_of
 
 SCHEMA = "llmrun.tuning/2"
 
@@ -136,6 +136,16 @@ def folder() -> Path:
 def read(key: Key) -> Mapping[str, Choice]:
     """By class of workloads, what is kept; nothing where the file is damaged."""
     return _read(folder() / f"{key.digest}.json")[1]
+
+
+def settings(header: Header, config: LoadConfig, n_prompt: int) -> LoadConfig:
+    """The config with what is kept for such runs of this model; what it says itself stays."""
+    choice = read(key_of(header, config)).get(class_of(n_prompt))
+    if choice is None:
+        return config
+    usual = LoadConfig()
+    given = {each.name for each in fields(LoadConfig) if getattr(config, each.name) != getattr(usual, each.name)}
+    return choice.dials.applied(config, leave=given)
 
 
 def keep(key: Key, model: str, choices: Mapping[str, Choice]) -> None:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llmrun import codec
-from llmrun.engine.protocol import Trial
+from llmrun.engine.protocol import Trial, TrialResult
 from llmrun.gguf.reader import Header, layer_of
 from llmrun.machine import hardware
 from llmrun.options.load import LoadConfig, Repack
-from llmrun.planning.footprint import CPU
-from llmrun.tuning.slice_runner import SliceRunner, Slices, slice_bytes, slices_within
+from llmrun.planning.layout import Layout
+from llmrun.tuning.slice_runner import SliceRunner, Slices, laid_on, slice_bytes, slices_within
 
 MOST_SLICE = 3 << 29
 """Bytes of the larger of two slices, where the model allows it: together they stay below 4 GB."""
@@ -55,16 +55,18 @@ def probe(
     `on_round` is told of what is done, of how much.
     """
     spread = Spread(header, slices_within(header, MOST_SLICE), tuple(layers))
+    slices = spread.slices
     n_ctx = max(n_prompt, max(depths, default=0) + _STEPS) + _STEPS
     # What lies before a token is computed with all threads: it is not what is measured.
     behind = Trial(0, _STEPS, n_ctx=n_ctx, n_threads_batch=hardware.default_threads())
     trials = [Trial(n_prompt, 0, n_ctx=n_ctx), *(codec.replace(behind, n_depth=each) for each in depths)]
     found: list[list[float]] = [[] for _ in trials]
-    with _Runners(header, config, spread.slices, repack, n_ctx) as runners:
+    with Runners(header, config, repack, n_ctx) as runners:
         for i in range(rounds):
             seconds = [0.0] * len(trials)
             for device in spread.devices:
-                pairs = runners.pairs(device, trials, first=i % 2)
+                small, large = (Part(own, laid_on(device, len(own))) for own in (slices.small, slices.large))
+                pairs = runners.pairs(small, large, trials, first=i % 2)
                 seconds = [s + spread.part_s(device, *pair) for s, pair in zip(seconds, pairs, strict=True)]
             for times, each in zip(found, seconds, strict=True):
                 times.append(each)
@@ -98,62 +100,82 @@ class Spread:
     def devices(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.layers))
 
-    @cached_property
-    def _slice_bytes(self) -> tuple[int, int]:
-        """Of the layers of both slices."""
-        outside = slice_bytes(self.header, ())
-        small, large = (slice_bytes(self.header, own) - outside for own in (self.slices.small, self.slices.large))
-        return small, large
-
     def part_s(self, device: str, small_s: float, large_s: float) -> float:
         """Seconds that a device takes of the whole model, from those of both slices on it."""
-        small, large = self._slice_bytes
-        if large_s <= small_s:  # of two processes one had the slower memory: then what a byte takes in the mean
-            per_byte = large_s / (slice_bytes(self.header, ()) + large)
-        else:
-            per_byte = (large_s - small_s) / (large - small) if large > small else 0.0
-        outside_s = max(0.0, small_s - per_byte * small) if device == self.layers[-1] else 0.0
-        return outside_s + per_byte * self.shares[device]
+        per_byte, outside_s = apart(self.header, self.slices, small_s, large_s)
+        return (outside_s if device == self.layers[-1] else 0.0) + per_byte * self.shares[device]
 
 
-class _Runners:
+def apart(header: Header, slices: Slices, small_s: float, large_s: float) -> tuple[float, float]:
+    """Seconds of a byte of a layer, and of what is outside of the layers, from those of both slices."""
+    outside = slice_bytes(header, ())
+    small, large = (slice_bytes(header, own) - outside for own in (slices.small, slices.large))
+    if large_s <= small_s:  # of two processes one had the slower memory: then what a byte takes in the mean
+        per_byte = large_s / (outside + large)
+    else:
+        per_byte = (large_s - small_s) / (large - small) if large > small else 0.0
+    return per_byte, max(0.0, small_s - per_byte * small)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slice: its layers, and where they lie."""
+
+    layers: tuple[int, ...]
+    layout: Layout
+
+
+class Runners:
     """Children that hold a slice each, loaded when it is needed. A context manager.
 
-    Of workers' devices (RPC) one child has both in turn: a worker serves one client at a time.
+    Of workers' devices (RPC) one child has all in turn: a worker serves one client at a time.
     """
 
-    def __init__(self, header: Header, config: LoadConfig, slices: Slices, repack: Repack, n_ctx: int) -> None:
-        self._layers, self._repack, self._n_ctx = (slices.small, slices.large), repack, n_ctx
+    def __init__(
+        self,
+        header: Header,
+        config: LoadConfig,
+        repack: Repack,
+        n_ctx: int,
+        *,
+        of_steps: Callable[[Sequence[float]], float] = statistics.median,
+    ) -> None:
+        """`of_steps`: what counts of the seconds of several steps."""
+        self._repack, self._n_ctx, self._of_steps = repack, n_ctx, of_steps
         self._n_threads = config.n_threads or hardware.default_threads()
         self._runners = [SliceRunner(header, config) for _ in range(1 if config.rpc else 2)]
-        self._holds: dict[SliceRunner, tuple[str, int]] = {}
+        self._holds: dict[SliceRunner, Part] = {}
 
-    def __enter__(self) -> _Runners:
+    def __enter__(self) -> Runners:
         return self
 
     def __exit__(self, *_: object) -> None:
         for runner in self._runners:
             runner.close()
 
-    def pairs(self, device: str, trials: Sequence[Trial], *, first: int) -> list[tuple[float, float]]:
-        """Seconds of each trial with the small slice and with the large one; `first`: 1 begins with the large one."""
+    def pairs(self, small: Part, large: Part, trials: Sequence[Trial], *, first: int) -> list[tuple[float, float]]:
+        """Seconds of each trial with both slices; `first`: 1 begins with the large one."""
+        parts, order = (small, large), (first, 1 - first)
         found: list[list[float]] = [[], []]
         if len(self._runners) == 1:
-            for which in (first, 1 - first):
-                found[which] = [self._seconds(device, which, trial) for trial in trials]
+            for which in order:
+                found[which] = self.seconds(parts[which], trials)
         else:
             for trial in trials:
-                for which in (first, 1 - first):
-                    found[which].append(self._seconds(device, which, trial))
+                for which in order:
+                    found[which] += self.seconds(parts[which], [trial], runner=which)
         return [*zip(*found, strict=True)]
 
-    def _seconds(self, device: str, which: int, trial: Trial) -> float:
-        runner = self._runners[which % len(self._runners)]
-        if self._holds.get(runner) != (device, which):
-            on = None if device == CPU else device
-            layers, threads = self._layers[which], self._n_threads
-            runner.load(layers, repack=self._repack, n_threads=threads, n_ctx=self._n_ctx, device=on)
-            runner.trial(Trial(min(self._n_ctx, 64), 0, n_ctx=self._n_ctx))  # pages and caches
-            self._holds[runner] = device, which
-        done = runner.trial(trial)
-        return done.prefill_s or 0.0 if trial.n_prompt else statistics.median(done.step_s)
+    def seconds(self, part: Part, trials: Sequence[Trial], *, runner: int = 0) -> list[float]:
+        """Of each trial with one slice."""
+        child, n_ctx = self._runners[runner], self._n_ctx
+        if self._holds.get(child) != part:
+            child.load(part.layers, repack=self._repack, n_threads=self._n_threads, n_ctx=n_ctx, layout=part.layout)
+            child.trial(Trial(min(n_ctx, 64), 0, n_ctx=n_ctx))  # pages and caches
+            self._holds[child] = part
+        return [seconds_of(child.trial(trial), trial, self._of_steps) for trial in trials]
+
+
+def seconds_of(done: TrialResult, trial: Trial, of_steps: Callable[[Sequence[float]], float]) -> float:
+    """Of the prompt, or of one step."""
+    return done.prefill_s or 0.0 if trial.n_prompt else of_steps(done.step_s)

@@ -25,11 +25,15 @@ from llmrun.errors import EngineCrashed
 from llmrun.gguf.reader import Header, layer_of
 from llmrun.gguf.slices import layer_contents, noise_file, slice_of
 from llmrun.options.load import LoadConfig, Repack
+from llmrun.planning.footprint import CPU
 from llmrun.planning.kv_layout import layer_memories
 from llmrun.planning.layout import Layout
+from llmrun.planning.placement import experts_of
 from llmrun.text import printable
 
 M = TypeVar("M")
+
+_IN_RAM = Layout(0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def slices_of(header: Header, *, more: int = 2) -> Slices:
     n = len(kinds)
     if not n:
         raise EngineCrashed("the model has no layers that a part could be made of")
-    sizes = _layer_bytes(header)[:n]
+    sizes = layer_bytes(header)[:n]
     if len(set(kinds)) <= 1:
         picked = _typical(sizes, 1 + min(more, max(1, n - 1)))
         small, large = picked[:1], tuple(sorted(picked))
@@ -83,7 +87,8 @@ def slices_within(header: Header, most_bytes: int) -> Slices:
     return slices_of(header, more=min(max(2, outside // per_layer), 6, fitting))
 
 
-def _layer_bytes(header: Header) -> list[int]:
+def layer_bytes(header: Header) -> list[int]:
+    """Of the weights of each layer."""
     sizes = [0] * (header.n_layer or 0)
     for tensor in header.tensors:
         layer = layer_of(tensor)
@@ -137,6 +142,14 @@ def slice_bytes(header: Header, layers: Sequence[int]) -> int:
     return slice_of(header, layers).weight_bytes
 
 
+def laid_on(device: str, n_layers: int, *, experts_in_ram: bool = False) -> Layout:
+    """All of a slice on one device; of a mixture without the experts, if so asked."""
+    if device == CPU:
+        return _IN_RAM
+    overrides = tuple((experts_of(layer), CPU) for layer in range(n_layers)) if experts_in_ram else ()
+    return Layout(n_layers + 1, (device,), (1.0,), len(overrides), overrides)
+
+
 class SliceRunner:
     """A child with one slice at a time. A context manager. Raises `EngineCrashed` where llama.cpp can't run a slice."""
 
@@ -161,14 +174,13 @@ class SliceRunner:
         return devices.ask(self._channel, self._config.rpc)
 
     def load(
-        self, layers: Sequence[int], *, repack: Repack, n_threads: int, n_ctx: int, device: str | None = None,
+        self, layers: Sequence[int], *, repack: Repack, n_threads: int, n_ctx: int, layout: Layout = _IN_RAM,
         header: Header | None = None,
     ) -> None:  # fmt: skip
-        """Load the slice with these layers, in place of the one before: in RAM, or all of it on a device. `repack`: not
-        "auto". `header`: of another model from now on."""
+        """Load the slice with these layers, in place of the one before. `repack`: not "auto". `header`: of another model
+        from now on."""
         self._header = header or self._header
         config, _ = replace(self._config, repack=repack), self.found
-        layout = Layout(len(layers) + 1, (device,), (1.0,)) if device else Layout(0)
         settings = settings_of(
             config, layout, n_ctx=n_ctx, n_ctx_most=None, n_threads=n_threads, repack=repack != "off"
         )

@@ -33,7 +33,7 @@ from llmrun.planning.load_plan import Expected, wants_repack
 from llmrun.planning.predict.from_profile import GraphTimes
 from llmrun.planning.predict.prediction import Prediction, Question, Range
 from llmrun.tuning import kept, profiling, score
-from llmrun.tuning.dials import LAYOUTS, class_of
+from llmrun.tuning.dials import LAYOUTS
 from llmrun.tuning.probe import probe
 from llmrun.tuning.score import Compared
 
@@ -71,9 +71,7 @@ class Placed:
 
 def placed(header: Header, question: Question, found: Found) -> Placed:
     """Raises `UsageError` for settings that the model or the machine can't have, and `EngineCrashed`."""
-    config = question.config
-    if choice := kept.read(kept.key_of(header, config)).get(class_of(question.n_prompt)):
-        config = choice.dials.applied(config, leave={"repack"} if config.repack != "auto" else ())
+    config = kept.settings(header, question.config, question.n_prompt)
     longest = max(question.n_prompt, *question.depths) + question.n_gen
     try:
         plan = plan_load(Path("model"), header, config, expected=Expected(longest, longest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,36 @@ def test_probe(llmrun: RunLlmrun, micro: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         (row,) = json.loads(done.stdout)["rows"]
         assert row["fits"] and row["pp_tps"]["low"] < row["pp_tps"]["high"] and list(row["tg_tps"]) == ["0", "16"]
+
+
+def test_a_curve(llmrun: RunLlmrun, rpc_worker: Callable[..., str], micro: Path, tmp_path: Path) -> None:
+    """Every number of layers, with what to type for the best; as a document and as a table with bars."""
+    arguments = (str(micro), "--curve", "-p", "16", "-n", "8", "-d", "0", "-t", "1", "--fit-target", "0")
+    env = {"LLMRUN_HOME": str(tmp_path)}
+    worker = ("--rpc", rpc_worker())
+    document = planned(llmrun, *arguments, *worker, env=env)
+    assert list(document) == ["model", "machine", "devices", "points", "best", "crosses_cpu_at"]
+    points, n_layer = document["points"], 2
+    assert [point["n_gpu_layers"] for point in points] == [*range(n_layer + 2)] and document["devices"] == ["RPC0"]
+    assert list(points[0]) == ["n_gpu_layers", "n_cpu_moe", "split", "pp_tps", "tg_tps", "measured_tg_tps"]
+    assert points[-1]["split"] == [n_layer + 1] and points[-1]["measured_tg_tps"] and document["best"] in points
+    assert document["machine"]["devices"][-1]["name"] == "RPC0"
+    done = llmrun("plan", *arguments, *worker, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "LAYERS" in done.stdout and "█" in done.stdout and "CPU alone" in done.stdout
+    best = next(line for line in done.stdout.splitlines() if line.startswith("best: "))
+    assert f"llmrun run {micro} -ngl " in best and "-ts" not in best
+
+
+def test_curves_that_there_are_none_of(llmrun: RunLlmrun) -> None:
+    """Of no device, of a machine that is not here, of several models or depths."""
+    none = llmrun("plan", "tiny", "--curve", "-d", "0", "-dev", "none")
+    assert none.returncode == 2 and "no device" in none.stderr
+    for arguments in (("--what-if", "RTX 4090"), ("tiny",), ("-d", "0,8")):
+        done = llmrun("plan", "tiny", "--curve", *arguments)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+    undrawn = llmrun("plan", "tiny", "-o", "x.svg")
+    assert undrawn.returncode == 2 and "--curve" in undrawn.stderr
 
 
 def test_the_catalog(llmrun: RunLlmrun, hub: Hub, env: dict[str, str]) -> None:

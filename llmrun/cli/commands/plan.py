@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from llmrun.cli.framework import options, sweeps
+from llmrun.cli.framework import options, spelling, sweeps
 from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
-from llmrun.errors import Change, LlmrunError, NotFound, UsageError
+from llmrun.errors import Act, Change, LlmrunError, NotFound, UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.spec import Number, Whole
 from llmrun.units import UNKNOWN, duration, percent, significant, size
@@ -20,11 +21,19 @@ from llmrun.units import UNKNOWN, duration, percent, significant, size
 if TYPE_CHECKING:
     from llmrun.models.levels import LevelFile, Levels
     from llmrun.planning.predict.costs import Costs
+    from llmrun.planning.predict.curve import Curve, Point
     from llmrun.planning.predict.prediction import Prediction, Question, Range, Source
     from llmrun.tuning.score import Compared
 
 MAX_DEPTHS = 32
+_BAR = 24
 USUAL_DEPTHS = (0, 4096)
+
+NGen = Annotated[int, Option("-n", "--n-gen", kind=Whole(0, 1 << 24), help="Tokens of answer.")]
+NDepth = Annotated[
+    list[str] | None,
+    Option("-d", "--n-depth", metavar="N", help="Tokens before the one that is decoded.", without="0,4096"),
+]
 
 
 def plan(
@@ -39,11 +48,8 @@ def plan(
         ),
     ] = None,
     n_prompt: Annotated[int, Option("-p", "--n-prompt", kind=Whole(1, 1 << 24), help="Tokens of prompt.")] = 512,
-    n_gen: Annotated[int, Option("-n", "--n-gen", kind=Whole(0, 1 << 24), help="Tokens of answer.")] = 128,
-    n_depth: Annotated[
-        list[str] | None,
-        Option("-d", "--n-depth", metavar="N", help="Tokens before the one that is decoded.", without="0,4096"),
-    ] = None,
+    n_gen: NGen = 128,
+    n_depth: NDepth = None,
     target_tps: Annotated[
         float | None,
         Option("--target-tps", kind=Number(0.001, 1e6), metavar="N", help="Name the best level that decodes so fast."),
@@ -57,6 +63,12 @@ def plan(
         Option("--price-kwh", kind=Number(0, 1e9), metavar="P", help="Price of a kWh: cost of a million tokens."),
     ] = None,
     probe: Annotated[bool, Option("--probe", help="Measure it on this machine, by slices of the model.")] = False,
+    curve: Annotated[
+        bool, Option("--curve", help="Every number of layers on devices: by slices, and at most four runs of it.")
+    ] = False,
+    output: Annotated[
+        Path | None, Option("-o", "--output", metavar="FILE", help="Draw the curve to this .svg or .png as well.")
+    ] = None,
     accuracy: Annotated[bool, Option("--accuracy", help="Show how right predictions for runs here were.")] = False,
     forget: Annotated[bool, Option("--forget", help="Forget that, and the corrections that were learned.")] = False,
     offline: options.Offline = False,
@@ -75,10 +87,13 @@ def plan(
     from llmrun.models.store import state
     from llmrun.planning.predict.costs import Costs
 
-    if probe and what_if is not None:
+    if (probe or curve) and what_if is not None:
+        measured = "--curve" if curve else "--probe"
         raise UsageError(
-            "another machine can't be measured", field="what_if", hint="leave out one of --probe, --what-if"
+            "another machine can't be measured", field="what_if", hint=f"leave out one of {measured}, --what-if"
         )
+    if output is not None and not curve:
+        raise UsageError("only a curve is drawn", field="output", hint="--curve")
     if accuracy or forget:
         _past(as_json=as_json, forget=forget)
         return
@@ -87,6 +102,9 @@ def plan(
         raise UsageError(f"{len(depths)} depths; {MAX_DEPTHS} are enough", field="n_depth")
     costs = Costs(state.download_rate(), watts, price_kwh)
     asked = _Asked(n_prompt, n_gen, depths, load, target_tps, costs, offline=offline, as_json=as_json, quiet=quiet)
+    if curve:
+        _curve(model or [], asked, output)
+        return
     with _source(what_if, load, probe=probe, quiet=quiet) as source:
         if model:
             _tell(model, source, asked, what_if or "this machine")
@@ -97,11 +115,8 @@ def plan(
 def probe(
     model: options.ModelNames,
     n_prompt: Annotated[int, Option("-p", "--n-prompt", kind=Whole(1, 1 << 16), help="Tokens of prompt.")] = 512,
-    n_gen: Annotated[int, Option("-n", "--n-gen", kind=Whole(0, 1 << 24), help="Tokens of answer.")] = 128,
-    n_depth: Annotated[
-        list[str] | None,
-        Option("-d", "--n-depth", metavar="N", help="Tokens before the one that is decoded.", without="0,4096"),
-    ] = None,
+    n_gen: NGen = 128,
+    n_depth: NDepth = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -329,19 +344,23 @@ def _bars(found: list[Compared], kind: str) -> str:
 def _document(
     levels: Levels, source: Source, rows: list[tuple[LevelFile, Prediction]], asked: Question, costs: Costs
 ) -> dict[str, Any]:
+    return {
+        "model": _model_of(levels),
+        "machine": dict(source.machine()),
+        "rows": [_row(file, found, asked, costs) for file, found in rows],
+    }
+
+
+def _model_of(levels: Levels) -> dict[str, Any]:
     first, one = levels.files[0], len(levels.files) == 1
     header = first.header
     return {
-        "model": {
-            "name": levels.name,
-            "path": os.fspath(first.path) if one and first.path else None,
-            "architecture": header.architecture,
-            "quantization": header.quantization_label if one else None,
-            "n_params": header.n_params,
-            "weight_bytes": header.weight_bytes if one else None,
-        },
-        "machine": dict(source.machine()),
-        "rows": [_row(file, found, asked, costs) for file, found in rows],
+        "name": levels.name,
+        "path": os.fspath(first.path) if one and first.path else None,
+        "architecture": header.architecture,
+        "quantization": header.quantization_label if one else None,
+        "n_params": header.n_params,
+        "weight_bytes": header.weight_bytes if one else None,
     }
 
 
@@ -457,3 +476,104 @@ def _best(rows: list[tuple[LevelFile, Prediction]], asked: Question, target_tps:
 def _slowest(found: Prediction) -> float:
     """The likeliest rate of decoding at the depth where it is lowest."""
     return min((each.mid if each else 0.0 for each in found.decode_tps.values()), default=0.0)
+
+
+# -- layers for speed ---
+
+
+def _curve(models: list[str], asked: _Asked, output: Path | None) -> None:
+    """Every number of layers on devices of one model, at the level that a run would take."""
+    from llmrun.bench.plot import images
+    from llmrun.bench.plot.curve import figure
+    from llmrun.cli.terminal import progress
+    from llmrun.engine.devices import find_devices
+    from llmrun.machine.environment import describe_machine
+    from llmrun.models.levels import usual_level
+    from llmrun.tuning import curve
+
+    if len(models) != 1 or len(asked.depths) > 1:
+        raise UsageError("a curve is of one model and one depth", field="curve", hint="llmrun plan MODEL --curve -d 0")
+    if output is not None:
+        images.format_of(output)
+        images.require()  # before minutes are spent
+    levels = usual_level(models[0], offline=asked.offline)
+    (file,) = levels.files
+    with progress.bar("measuring slices, and running it", shown=not asked.quiet) as bar:
+
+        def on_part(what: str, done: int, of: int) -> None:
+            if bar:
+                bar.update((done / of + (what == "runs")) / 2)
+
+        found = curve.curve(file.header, asked.question(levels), file.path, on_part=on_part)
+    if output is not None:
+        images.write(figure(found, f"{levels.name} · {file.quant or UNKNOWN}"), output)
+        screen.note(f"wrote {output}")
+    if asked.as_json:
+        machine = asdict(describe_machine(find_devices(asked.load.rpc).devices))
+        screen.out_json(_document_of(found, levels, machine))
+    else:
+        _show_curve(found, levels, asked)
+
+
+def _document_of(found: Curve, levels: Levels, machine: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": _model_of(levels),
+        "machine": dict(machine),
+        "devices": [*found.devices],
+        "points": [_point(point, found) for point in found.points],
+        "best": _point(found.best, found),
+        "crosses_cpu_at": found.crosses_cpu_at,
+    }
+
+
+def _point(point: Point, of: Curve) -> dict[str, Any]:
+    step_s = point.measured_step_s
+    return {
+        "n_gpu_layers": point.n_gpu_layers,
+        "n_cpu_moe": point.n_cpu_moe,
+        "split": [*point.split],
+        "pp_tps": _range(point.prefill_s.per(of.n_prompt)),
+        "tg_tps": _range(point.step_s.per(1)),
+        "measured_tg_tps": 1 / step_s if step_s else None,
+    }
+
+
+def _show_curve(found: Curve, levels: Levels, asked: _Asked) -> None:
+    from llmrun.bench.plot.text import bar
+
+    header, best, alone = levels.files[0].header, found.best, found.alone
+    n_all, several = (header.n_layer or 0) + 1, len(found.devices) > 1
+    fastest = best.step_s.per(1).high
+    mixture = best.n_cpu_moe is not None
+    screen.out(f"{levels.name}: layers on {', '.join(found.devices)}, t/s, decoding behind {found.n_depth} tokens\n\n")
+    titles = [">LAYERS", *([">EXPERTS IN RAM"] * mixture), *([">SPLIT"] * several)]
+    tables.show(
+        [*titles, f">PREFILL {found.n_prompt}", ">DECODE", ">MEASURED", ""],
+        (
+            [
+                str(point.n_gpu_layers),
+                *([str(point.n_cpu_moe)] * mixture),
+                *([",".join(map(str, point.split))] * several),
+                significant(1 / point.prefill_s.mid * found.n_prompt),
+                _shown(point.step_s.per(1)),
+                significant(1 / point.measured_step_s) if point.measured_step_s else UNKNOWN,
+                bar(1 / point.step_s.mid / fastest, _BAR),
+            ]
+            for point in found.points
+        ),
+    )
+    fields: dict[str, object] = {"n_gpu_layers": best.n_gpu_layers}
+    if best.n_gpu_layers:
+        fields |= {"tensor_split": best.split} if several else {}
+        fields |= {"n_cpu_moe": best.n_cpu_moe} if best.n_cpu_moe else {}
+        fields |= {"rpc": asked.load.rpc} if asked.load.rpc else {}
+    screen.out(f"\nbest: {spelling.typed(Act('run', levels.name, fields))}\n")
+    if alone is not None:
+        rate, crosses = significant(1 / alone.step_s.mid), found.crosses_cpu_at
+        few = f"{crosses} layers are the fewest that are" if crosses else "no number of layers is"
+        screen.out(f"{few} faster than the CPU alone, {rate} t/s\n")
+    most = max(point.n_gpu_layers for point in found.points)
+    if most < n_all:
+        screen.out(f"more than {most} of {n_all} layers do not fit\n")
+    if levels.files[0].path is None:
+        screen.out("not confirmed: the model is not here to be run\n")
