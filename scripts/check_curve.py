@@ -2,8 +2,8 @@
 
     scripts/check_curve.py [--layers 10] [--available 0.9 0.4] [--passes 3]
 
-Two workers of llama.cpp's RPC on loopback, each stopped (SIGSTOP) for a part of every few milliseconds, as a quota of CPU
-time would have it: the first with two threads, running nine tenths of the time, with memory for about 60 % of the
+Two workers of llama.cpp's RPC on loopback, each stopped (SIGSTOP) for a part of every few milliseconds, as a quota of
+CPU time would have it: the first with two threads, running nine tenths of the time, with memory for about 60 % of the
 model, the second with one thread, four tenths. Layers in RAM are computed by one thread. A synthetic model of 0.3 B
 parameters in Q8_0, decoding behind a prompt of 64 tokens.
 

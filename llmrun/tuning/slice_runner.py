@@ -82,7 +82,7 @@ def slices_within(header: Header, most_bytes: int) -> Slices:
     """As many layers apart as read about as much as the output does: it stands in both, and what it takes must not
     drown what is to be found. Two to six, of at most so many bytes where that is possible."""
     outside = slice_bytes(header, ())
-    per_layer = max(1, sum(_layer_bytes(header)) // (header.n_layer or 1))
+    per_layer = max(1, sum(layer_bytes(header)) // (header.n_layer or 1))
     fitting = max(1, (most_bytes - outside) // per_layer - 1)
     return slices_of(header, more=min(max(2, outside // per_layer), 6, fitting))
 
@@ -177,8 +177,8 @@ class SliceRunner:
         self, layers: Sequence[int], *, repack: Repack, n_threads: int, n_ctx: int, layout: Layout = _IN_RAM,
         header: Header | None = None,
     ) -> None:  # fmt: skip
-        """Load the slice with these layers, in place of the one before. `repack`: not "auto". `header`: of another model
-        from now on."""
+        """Load the slice with these layers, in place of the one before. `repack`: not "auto". `header`: of another
+        model from now on."""
         self._header = header or self._header
         config, _ = replace(self._config, repack=repack), self.found
         settings = settings_of(

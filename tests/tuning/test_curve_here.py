@@ -76,8 +76,8 @@ def test_a_split_that_is_given() -> None:
 
 
 def test_layers_and_experts() -> None:
-    """Of a mixture on a device with room for three layers' experts: whole layers, layers without experts, and all layers
-    with the experts of some in RAM."""
+    """Of a mixture on a device with room for three layers' experts: whole layers, layers without experts, and all
+    layers with the experts of some in RAM."""
     found = looked_at(MIXTURE, [22 * MIB])
     made = {(each.n_gpu_layers, each.plan.layout.n_cpu_moe) for each in found}
     assert made == {*((n, 0) for n in range(5)), *((n, 6) for n in range(2, 8)), (7, 3), (7, 4), (7, 5)}
