@@ -41,9 +41,9 @@ def is_disturbed(seconds: float, n_preempted: int) -> bool:
 
 
 def is_surely_disturbed(seconds: float, n_preempted: int) -> bool:
-    """The same, and beyond what chance makes of that rate: by three standard deviations of a Poisson distribution."""
+    """The same, and beyond what chance makes of that rate: by two standard deviations of a Poisson distribution."""
     usual = PREEMPTED_PER_S * seconds
-    return n_preempted > PREEMPTED_ONCE + usual + 3 * math.sqrt(usual)
+    return n_preempted > PREEMPTED_ONCE + usual + 2 * math.sqrt(usual)
 
 
 def ladder(n_threads: int) -> list[int]:
