@@ -1,12 +1,12 @@
 """Holds what `llmrun plan` says of memory against what llama.cpp then takes; prints Markdown.
 
-    scripts/check_memory.py                 models of every kind, written, loaded and asked, 1 GB each at most
+    scripts/check_memory.py                 models of every kind, written, loaded and asked, about 1 GB each
     scripts/check_memory.py --laid-out      all shapes in full size, none written: llama.cpp lays them out alone
 
-By kind of model, by context and by type of keys and values: weights, keys and values, and what is computed in, by the
-plan and by the buffers that llama.cpp says it has. Beside it, what `--what-if` says of the same machine, where
-llama.cpp is not asked and what it computes in is estimated; and by how much the engine's process has grown since before
-it had a model, by the kernel (RSS): what was never touched, as most rows of the embedding, is not in it.
+A row is one model at several contexts and types of keys and values. What llama.cpp takes is what its log says of its
+buffers; off is the plan, at the setting where it is off the most. "What-if" is `--what-if` for a machine like this one,
+where llama.cpp is not asked and what it computes in is estimated. "RSS beyond": by how much more the engine's process
+has grown, by the kernel, than these buffers: the vocabulary, threads' work space; less what was never touched of them.
 
 Exits with 1 if weights, keys or values differ by more than the log's rounding, or a total by more than 3 %.
 """
@@ -17,8 +17,9 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from llmrun.engine.devices import find_devices  # noqa: E402
 from llmrun.engine.engine import ChildEngine  # noqa: E402
 from llmrun.gguf import synth  # noqa: E402
 from llmrun.gguf.reader import Header, open_header  # noqa: E402
+from llmrun.gguf.shapes import Mla  # noqa: E402
 from llmrun.machine.proc import Proc  # noqa: E402
 from llmrun.models.resolve import find_model  # noqa: E402
 from llmrun.options.load import LoadConfig  # noqa: E402
@@ -46,9 +48,10 @@ MODELS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("phi4-mini", {"n_layer": 6}, "Q4_K_M"),
     ("gemma3-1b", {}, "Q4_K_M"),
     ("gemma3-4b", {"n_layer": 8}, "Q4_0"),
-    ("gpt-oss-20b", {"n_layer": 2, "n_vocab": 65_536}, "MXFP4_MOE"),
+    ("gpt-oss-20b", {"n_layer": 2, "n_vocab": 32_768}, "MXFP4_MOE"),
     ("qwen3-30b-a3b", {"n_layer": 2, "n_expert": 64}, "Q4_K_M"),
-    ("deepseek-v2-lite", {"n_layer": 2}, "Q4_K_M"),
+    # llama.cpp knows the one without `q_lora_rank` by its 27 layers.
+    ("deepseek-v2-lite", {"n_layer": 2, "mla": Mla(q_lora_rank=1536)}, "Q4_K_M"),
     ("lfm2-1.2b", {}, "Q4_K_M"),
     ("qwen3.5-0.8b", {}, "Q4_K_M"),
     ("qwen3-next-80b", {"n_layer": 4, "n_expert": 32}, "Q4_K_M"),
@@ -57,8 +60,8 @@ MODELS: tuple[tuple[str, dict[str, Any], str], ...] = (
 )
 CONTEXTS = (2048, 16_384)
 KV_TYPES = ("f16", "q8_0")
-PROMPT = "one two three four " * 150
-"""More than a micro-batch of tokens: then all that is computed in has been touched."""
+PROMPT = "one two three four " * 40
+"""Several hundred tokens: most of what is computed in has then been touched."""
 MIB = 1 << 20
 ROUNDING = 64 << 10
 """Bytes that llama.cpp's log may be off: it rounds every buffer to 0.01 MiB, of which a model has up to four, and they
@@ -150,27 +153,28 @@ def rows(*, write: bool) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             synth.write(path, replace(synth.SHAPES[name], **changes), level)
-            what = "".join(f", {value} {key.removeprefix('n_')}" for key, value in changes.items())
+            names = {"n_layer": "layers", "n_vocab": "tokens", "n_expert": "experts"}
+            what = "".join(f", {changes[key]} {called}" for key, called in names.items() if key in changes)
             yield from loaded(path, open_header(path), f"{name} {level}{what}", bare)
 
 
-def shown(row: Row) -> str:
-    def mib(n_bytes: int | None) -> str:
-        return "–" if n_bytes is None else f"{n_bytes / MIB:,.1f}"
+def shown(found: list[Row]) -> str:
+    """All settings of one model."""
 
-    def pair(plan: int | None, taken: int | None) -> str:
-        return f"{mib(plan)} : {mib(taken)}"
+    def mib(figures: Iterable[int | None]) -> str:
+        said = ["–" if each is None else f"{each / MIB:,.1f}" for each in figures]
+        return said[0] if len({*said}) == 1 else ", ".join(said)
 
+    grown = [(row.rss - row.taken.total) / MIB for row in found if row.rss is not None]
     parts = [
-        row.name,
-        f"{row.n_ctx:,}",
-        row.kv,
-        pair(row.plan.weights, row.taken.weights),
-        pair(row.plan.kv, row.taken.kv),
-        pair(row.plan.compute, row.taken.compute),
-        f"{row.error:+.2%}",
-        f"{row.what_if_error:+.2%}",
-        mib(row.rss),
+        found[0].name,
+        mib(row.taken.weights for row in found),
+        mib(row.taken.kv for row in found),
+        mib(row.taken.compute for row in found),
+        f"{max(row.off for row in found) / 1024:.0f} KiB" if grown else "–",
+        f"{max((row.error for row in found), key=abs):+.2%}" if grown else "–",
+        f"{max((row.what_if_error for row in found), key=abs):+.2%}",
+        f"{min(grown):.0f} to {max(grown):.0f}" if grown else "–",
     ]
     return f"| {' | '.join(parts)} |"
 
@@ -179,22 +183,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--laid-out", action="store_true", help="no model is written or loaded")
     write = not parser.parse_args().laid_out
-    print("MiB, by the plan : by llama.cpp\n")
-    print("| model | context | keys, values | weights | KV | compute | total off | what-if off | RSS |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    found = []
-    for row in rows(write=write):
-        found.append(row)
-        print(shown(row), flush=True)
-    by_plan, elsewhere = (
-        [abs(each) for each in errors]
-        for errors in ([row.error for row in found], [row.what_if_error for row in found])
-    )
-    print(
-        f"\n{len(found)} rows. Weights, keys and values off by at most {max(row.off for row in found) / 1024:.0f} KiB;"
-    )
-    print(f"all of it by {statistics.median(by_plan):.2%} in the median and {max(by_plan):.2%} at most,")
-    print(f"of --what-if by {statistics.median(elsewhere):.2%} and {max(elsewhere):.2%}.")
+    settings = "; ".join(f"{n_ctx:,} {', '.join(KV_TYPES)}" for n_ctx in CONTEXTS)
+    print(f"MiB by llama.cpp, at {settings}\n")
+    print("| model | weights | KV | compute | weights, KV off | total off | what-if off | RSS beyond |")
+    print("|---|---|---|---|---|---|---|---|")
+    found: list[Row] = []
+    for _, group in groupby(rows(write=write), key=lambda row: row.name):
+        of_one = [*group]
+        found += of_one
+        print(shown(of_one), flush=True)
+    by_plan, elsewhere = [abs(row.error) for row in found], [abs(row.what_if_error) for row in found]
+    if write:
+        print(f"\nWeights, keys and values are off by at most {max(row.off for row in found) / 1024:.0f} KiB,")
+        print(f"all of it by {max(by_plan):.3%}.")
+    print(f"\nWhat-if: {statistics.median(elsewhere):.2%} in the median of {len(found)}, {max(elsewhere):.2%} at most.")
     return int(any(row.off > ROUNDING for row in found) or max(*by_plan, *elsewhere) > TARGET)
 
 
