@@ -7,8 +7,9 @@ a file, a process that is gone, work that was done), and the limit is there only
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import TypeVar
 
 import psutil
@@ -16,10 +17,33 @@ import psutil
 HANGS_S = 300.0
 """Nothing that a test waits for takes so long, however busy the machine: whoever reaches this hangs."""
 
-SOON_CPU_S = 30.0
-"""CPU time for what takes a tenth of a second or two, and would take hours if its time grew with the square."""
+MOST_WORK = 1000
+"""Loops of a million steps: what needs a hundred at most would need millions, if its time grew with the square."""
 
 Found = TypeVar("Found")
+
+
+@cache
+def _loop_cpu_s() -> float:
+    """CPU time of a loop of a million steps on this machine: the slowest of five."""
+
+    def once() -> float:
+        begin_s = time.process_time()
+        for _ in range(1_000_000):
+            pass
+        return time.process_time() - begin_s
+
+    return max(once() for _ in range(5))
+
+
+@contextmanager
+def little_work() -> Iterator[None]:
+    """Fails where what is done inside is far more work than it should be: measured by other work, of this process on
+    this machine, not by a clock."""
+    begin_s = time.process_time()
+    yield
+    loops = (time.process_time() - begin_s) / _loop_cpu_s()
+    assert loops < MOST_WORK, f"as much work as {loops:.0f} million steps of a loop"
 
 
 def until(happened: Callable[[], Found], what: str = "it") -> Found:
