@@ -33,11 +33,12 @@ from llmrun.engine.protocol import Trial  # noqa: E402
 from llmrun.gguf import synth  # noqa: E402
 from llmrun.gguf.reader import Header, open_header  # noqa: E402
 from llmrun.machine import hardware, profile  # noqa: E402
+from llmrun.machine.energy import Joules  # noqa: E402
 from llmrun.options.load import LoadConfig, Repack  # noqa: E402
 from llmrun.planning.footprint import CPU  # noqa: E402
 from llmrun.planning.predict.prediction import Question, Range  # noqa: E402
 from llmrun.tuning import profiling  # noqa: E402
-from llmrun.tuning.sources import Here, Probe, drift_of  # noqa: E402
+from llmrun.tuning.sources import Here, Probe, moment_of  # noqa: E402
 
 N_PROMPT, DEPTHS, STEPS, REPETITIONS = 512, (0, 1024, 4096), 16, 3
 DEEP, DEEP_MODELS = 16_384, (0, 3)
@@ -159,7 +160,7 @@ def measure(path: Path, what: str, pairs: Sequence[tuple[int, Repack]], depths: 
         config = configured(threads, repack)
         reached = depths if not n else tuple(each for each in depths if each <= DEPTHS[-1])
         asked = Question(N_PROMPT, STEPS, reached, config)
-        predicted = Here(known, prober.found, drift=drift_of(known, prober)).predict(header, asked)
+        predicted = Here(known, prober.found, drift=moment_of(known, prober, Joules()).drift).predict(header, asked)
         probed = Probe(prober.found).predict(header, asked) if probes else None
         with Measuring(path, header, config, prober, reached) as measuring:
             for n_depth in (None, *reached):

@@ -109,11 +109,6 @@ def profile_of(prober: Prober, *, on_measure: Callable[[], None] = lambda: None)
     return known
 
 
-def drift_of(profile: Profile, prober: Prober) -> float:
-    """How much longer reading takes now than when the profile was made; 1 where that can't be known."""
-    return moment_of(profile, prober, Joules()).drift
-
-
 @dataclass(frozen=True)
 class Moment:
     """What the machine does just now.

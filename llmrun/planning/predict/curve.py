@@ -138,16 +138,12 @@ class Curve:
             points=tuple(
                 replace(
                     point,
-                    prefill_s=_times(point.prefill_s, _between(prefill, point.device_bytes)),
-                    step_s=_times(point.step_s, _between(step, point.device_bytes)),
+                    prefill_s=point.prefill_s.times(_between(prefill, point.device_bytes)),
+                    step_s=point.step_s.times(_between(step, point.device_bytes)),
                 )
                 for point in points
             ),
         )
-
-
-def _times(value: Range, ratio: float) -> Range:
-    return Range(value.low * ratio, value.mid * ratio, value.high * ratio)
 
 
 def _between(known: Sequence[tuple[int, float]], at: int) -> float:

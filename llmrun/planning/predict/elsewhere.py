@@ -32,7 +32,7 @@ from llmrun.planning.layout import DeviceBudget
 from llmrun.planning.load_plan import check_kv_types
 from llmrun.planning.placement import Placer
 from llmrun.planning.predict import speed
-from llmrun.planning.predict.compute import ComputeEstimate
+from llmrun.planning.predict.compute_buffers import ComputeEstimate
 from llmrun.planning.predict.machines import Machine, Part
 from llmrun.planning.predict.prediction import Prediction, Question, Range
 from llmrun.planning.predict.speed import Constants, Load

@@ -14,7 +14,7 @@ from llmrun.options.load import LoadConfig, Offload
 from llmrun.planning.fit import DoesNotFit
 from llmrun.planning.footprint import CPU, Need
 from llmrun.planning.layout import Layout
-from llmrun.planning.predict.compute import ComputeEstimate
+from llmrun.planning.predict.compute_buffers import ComputeEstimate
 
 
 def laid_out(header: Header, config: LoadConfig) -> Need:
