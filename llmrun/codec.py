@@ -1,7 +1,7 @@
 """Typed data to JSON and back: messages between processes, records on disk. msgspec does the work.
 
-What comes back has the types that were declared, or a `Malformed` says where it has not. Fields that are not declared
-are ignored, so that older readers can read what newer writers wrote.
+What comes back has the types that were declared, within the bounds of their `Meta`, or a `Malformed` says where it has
+not. Fields that are not declared are ignored, so that older readers can read what newer writers wrote.
 
 A `Struct` is msgspec's dataclass. `replace` and `plain` are its `dataclasses.replace` and `asdict`. A process that has
 to start fast has its types as structs: to import `dataclasses` takes as long as to start Python.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Meta as Meta
 from msgspec import Struct as Struct
 from msgspec import field as field
 from msgspec.structs import replace as replace

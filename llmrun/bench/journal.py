@@ -155,7 +155,10 @@ def _loads(text: str) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a number of JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("lists in lists, too deep to be read") from None
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _bench_rows(text: str) -> list[dict[str, Any]] | None:
     """The rows of llama-bench's JSON or JSON lines; None for anything else."""
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_bench = rows and all(isinstance(row, dict) and "samples_ns" in row and "n_prompt" in row for row in rows)
     return rows if is_bench else None

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from llmrun import codec, fs, paths
 from llmrun.clock import age_s
@@ -148,7 +149,7 @@ def load(
 ) -> tuple[Ceiling, ...]:
     """What is kept for this machine and not too old; nothing where the file is damaged."""
     try:
-        document = json.loads(((where or folder()) / f"{key.digest}.json").read_text())
+        document = codec.decode(((where or folder()) / f"{key.digest}.json").read_bytes(), dict[str, Any])
         if document["schema"] != SCHEMA:
             return ()
         kept = codec.convert(document["ceilings"], list[Ceiling])

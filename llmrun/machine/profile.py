@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, Any
 
 from llmrun import codec, fs, paths
 from llmrun.clock import age_s
@@ -26,6 +27,13 @@ from llmrun.machine.peaks import Key
 
 SCHEMA = "llmrun.profile/2"
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
+
+# What a file may say: most figures are divided by, or have a logarithm.
+_Count = Annotated[int, codec.Meta(ge=1)]
+_Figure = Annotated[float, codec.Meta(ge=1e-18, le=1e18)]
+_Rest = Annotated[float, codec.Meta(ge=0, le=1e18)]
+"""What is left of a difference, which may be nothing."""
+_Kind = Annotated[str, codec.Meta(pattern=f"^({'|'.join(_TYPES)})$")]
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,12 @@ class ProductTime:
     """
 
     device: str
-    kind: str
+    kind: _Kind
     repack: bool
-    n_columns: int
-    n_threads: int | None
-    n_weights: int
-    seconds: float
+    n_columns: _Count
+    n_threads: _Count | None
+    n_weights: _Count
+    seconds: _Figure
     n_experts: int = 0
     n_used: int = 0
 
@@ -82,14 +90,14 @@ class AttentionTime:
     """
 
     device: str
-    kind: str
-    head_size: int
-    n_head: int
-    n_head_kv: int
-    n_depth: int
-    n_tokens: int
-    n_threads: int | None
-    seconds: float
+    kind: _Kind
+    head_size: _Count
+    n_head: _Count
+    n_head_kv: _Count
+    n_depth: _Count
+    n_tokens: _Count
+    n_threads: _Count | None
+    seconds: _Figure
     flash: bool = True
 
     @property
@@ -114,11 +122,11 @@ class Overhead:
         layer_s, token_s: of one layer, and outside of the layers.
     """
 
-    n_tokens: int
-    n_threads: int
-    n_embd: int
-    layer_s: float
-    token_s: float
+    n_tokens: _Count
+    n_threads: _Count
+    n_embd: _Count
+    layer_s: _Rest
+    token_s: _Rest
 
 
 @dataclass(frozen=True)
@@ -133,10 +141,10 @@ class StateTime:
     """
 
     kind: str
-    n_tokens: int
-    n_threads: int
-    n_state: int
-    seconds: float
+    n_tokens: _Count
+    n_threads: _Count
+    n_state: _Count
+    seconds: _Rest
 
 
 @dataclass(frozen=True)
@@ -150,10 +158,10 @@ class Transfer:
     """
 
     device: str
-    latency_s: float
-    n_bytes: int
-    write_s: float
-    read_s: float
+    latency_s: _Rest
+    n_bytes: _Count
+    write_s: _Figure
+    read_s: _Figure
 
 
 @dataclass(frozen=True)
@@ -166,8 +174,8 @@ class Reads:
     """
 
     device: str
-    n_threads: int | None
-    bytes_per_s: tuple[float, ...]
+    n_threads: _Count | None
+    bytes_per_s: tuple[_Figure, ...]
     measured: str
 
 
@@ -183,7 +191,7 @@ class Seen:
     reads: Reads
     kind: str
     repack: bool
-    flops_per_s: float | None = None
+    flops_per_s: _Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ class Profile:
     states: tuple[StateTime, ...] = ()
     transfers: tuple[Transfer, ...] = ()
     reads: tuple[Reads, ...] = ()
-    disk_bytes_per_s: float | None = None
+    disk_bytes_per_s: _Figure | None = None
     took_s: Mapping[str, float] = field(default_factory=dict)
     seen: tuple[Seen, ...] = ()
 
@@ -376,7 +384,7 @@ def folder() -> Path:
 def load(key: Key, *, where: Path | None = None) -> Profile | None:
     """What is kept for this machine, however old; None where there is nothing, or the file is damaged."""
     try:
-        document = json.loads(((where or folder()) / f"{key.digest}.json").read_text())
+        document = codec.decode(((where or folder()) / f"{key.digest}.json").read_bytes(), dict[str, Any])
         if document["schema"] != SCHEMA:
             return None
         return codec.convert(document["profile"], Profile)

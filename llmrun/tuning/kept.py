@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llmrun import codec, fs, paths
 from llmrun.clock import utc
+from llmrun.errors import UsageError
 from llmrun.gguf.reader import Header
 from llmrun.machine import hardware
 from llmrun.machine.proc import ROOT, text_of
@@ -171,9 +172,12 @@ def entries() -> Iterator[tuple[Path, str, Mapping[str, Choice]]]:
 
 def _read(path: Path) -> tuple[str, Mapping[str, Choice]]:
     try:
-        document = json.loads(path.read_text())
+        document = codec.decode(path.read_bytes(), dict[str, Any])
         if document["schema"] != SCHEMA:
             return "", {}
-        return str(document["model"]), codec.convert(document["choices"], dict[str, Choice])
-    except (OSError, ValueError, KeyError, TypeError):
+        choices = codec.convert(document["choices"], dict[str, Choice])
+        for each in choices.values():
+            each.dials.applied(LoadConfig())  # within what a config takes
+        return str(document["model"]), choices
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
         return "", {}

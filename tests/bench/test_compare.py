@@ -239,6 +239,8 @@ def test_every_format_that_has_the_samples(tmp_path: Path) -> None:
         ('[{"samples_ns": [1], "n_prompt": "1"}]', "row 1: n_prompt must be a whole number"),
         ('{"a": 1}', "not a record"),
         ("", "not JSON of a bench"),
+        ("[" * 100_000, "not JSON of a bench"),
+        ('{"schema": ' + "[" * 100_000, "not JSON of a bench"),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, text: str, message: str) -> None:

@@ -18,6 +18,7 @@ from llmrun.machine.profile import (
     Profile,
     Reads,
     Seen,
+    StateTime,
     Transfer,
     interpolated,
 )
@@ -162,7 +163,7 @@ def test_kept_and_found_again(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"schema": "llmrun.profile/9"}', "half", "wrong"])
+@pytest.mark.parametrize("damage", ["", "[]", "[" * 100_000, '{"schema": "llmrun.profile/9"}', "half", "wrong"])
 def test_a_damaged_file_is_none(tmp_path: Path, damage: str) -> None:
     profile.save(KEY, MADE, where=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -173,6 +174,47 @@ def test_a_damaged_file_is_none(tmp_path: Path, damage: str) -> None:
     assert damage != whole
     path.write_text(damage)
     assert profile.load(KEY, where=tmp_path) is None
+
+
+_PRODUCT, _SEEN = MADE.products[0], Seen(READ, "Q8_0", True, 1e11)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(replace(MADE, products=(replace(_PRODUCT, seconds=seconds),)) for seconds in (0.0, -1e-4, 1e308)),
+        replace(MADE, products=(replace(_PRODUCT, n_weights=0),)),
+        replace(MADE, products=(replace(_PRODUCT, n_threads=0),)),
+        replace(MADE, products=(replace(_PRODUCT, kind="Q9"),)),
+        replace(MADE, attention=(replace(MADE.attention[0], n_depth=0),)),
+        replace(MADE, overheads=(Overhead(1, 1, 0, 1e-5, 1e-5),)),
+        replace(MADE, states=(StateTime("mamba2", 1, 2, 0, 1e-5),)),
+        replace(MADE, transfers=(replace(MADE.transfers[0], write_s=0.0),)),
+        replace(MADE, reads=(replace(READ, bytes_per_s=(0.0,)),)),
+        replace(MADE, seen=(replace(_SEEN, flops_per_s=0.0),)),
+        replace(MADE, disk_bytes_per_s=0.0),
+    ],
+)
+def test_what_can_not_have_been_measured_is_none(tmp_path: Path, damaged: Profile) -> None:
+    """Figures of a damaged file would be divided by, or have logarithms."""
+    profile.save(KEY, damaged, where=tmp_path)
+    assert profile.load(KEY, where=tmp_path) is None
+
+
+def test_what_takes_no_time_is_kept(tmp_path: Path) -> None:
+    """Differences are written as nothing where they come out below: such a profile is not measured again."""
+    made = replace(
+        MADE,
+        overheads=(Overhead(1, 2, 64, 0.0, 0.0),),
+        states=(StateTime("mamba2", 1, 2, 4096, 0.0),),
+        transfers=(Transfer("GPU0", 0.0, 1 << 20, 1e-4, 2e-4),),
+        reads=(replace(READ, bytes_per_s=()),),
+        disk_bytes_per_s=None,
+        seen=(_SEEN, replace(_SEEN, flops_per_s=None)),
+    )
+    profile.save(KEY, made, where=tmp_path)
+    assert profile.load(KEY, where=tmp_path) == made
+    assert made.state_s("mamba2", 4096, 1, 2) == 0.0
 
 
 def test_nowhere_to_keep_it(tmp_path: Path) -> None:

@@ -118,8 +118,18 @@ def test_a_damaged_file_is_no_choice(header: Header) -> None:
     kept.keep(key, "m", {"long": Choice(REPACKED, "tune")})
     assert {name: each.by for name, each in kept.read(key).items()} == {"short": "first use", "long": "tune"}
     (path,) = kept.folder().iterdir()
-    path.write_text(path.read_text()[:100])
-    assert kept.read(key) == {} and [*kept.entries()] == []
+    whole = path.read_text()
+    for damage in (
+        whole[:100],
+        "[" * 100_000,
+        whole.replace('"n_threads": 2', '"n_threads": 100000'),  # nothing that anybody has typed
+        whole.replace('"n_ubatch": null', '"n_ubatch": 0'),
+    ):
+        assert damage != whole
+        path.write_text(damage)
+        assert kept.read(key) == {} and [*kept.entries()] == []
+    path.write_text(whole)
+    assert len(kept.read(key)) == 2
 
 
 def test_what_dials_change() -> None:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmrun import fs, paths
+from llmrun import codec, fs, paths
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -227,10 +227,10 @@ def add_sha256(path: Path, sha256: str) -> None:
 
 def _note(folder: Path) -> dict[str, Any]:
     try:
-        note = json.loads((folder / _IMPORT_NOTE).read_text())
+        note = codec.decode((folder / _IMPORT_NOTE).read_bytes(), dict[str, Any])
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) and isinstance(note.get("sha256"), dict) else {}
+    return note if isinstance(note.get("sha256"), dict) else {}
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
