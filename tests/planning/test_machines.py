@@ -37,6 +37,14 @@ GIB = 1 << 30
         ("7950X3D", "AMD Ryzen 9 7950X3D / DDR5-5200 x2"),
         ("i9-14900", "Intel i9-14900 / DDR5-5600 x2"),
         ("Xeon E5-2683 v4 (32 cores)", "Xeon E5-2683 v4 / DDR4-2400 x4"),
+        ("RTX\t 4090", "RTX 4090"),
+        ("RX 580", "RX 580"),
+        ("Ryzen AI 9 HX 370", "Ryzen AI 9 HX 370 (Strix Point)"),
+        ("Mac mini M4", "Apple M4"),
+        ("MacBook M3", "Apple M3"),
+        ("MacBook Pro M3 Max 40c", "Apple M3 Max"),
+        ("MacBook Pro M3 Pro", "Apple M3 Pro"),
+        ("Ryzen AI Max+ 395", "Ryzen AI Max+ 395 (Strix Halo)"),
     ],
 )
 def test_names_as_people_write_them(said: str, name: str) -> None:
@@ -58,12 +66,14 @@ def test_memory_and_cores_of_a_name() -> None:
     assert parse("M3 Max 30c").parts[0].bytes_per_s == 307.2e9
     assert parse("M3 Max 30c 36gb").parts[0].memory_bytes == 36 * GIB
     assert parse("RTX 3080 12gb").parts[0].memory_bytes == 12 * GIB
+    assert parse("EPYC 7352 1TB").parts[0].memory_bytes == 1024 * GIB
 
 
 def test_several_devices() -> None:
     """A count is a row of the same; CPU and GPU stand with a plus between them."""
-    pair = parse("2x RTX 3090")
-    assert [part.name for part in pair.parts] == ["RTX 3090"] * 2 and pair.cpu is None
+    for said in ("2x RTX 3090", "RTX 3090 x2", "3090 x 2", "2x3090", "RTX 3090 + RTX 3090"):
+        pair = parse(said)
+        assert [part.name for part in pair.parts] == ["RTX 3090"] * 2 and pair.cpu is None
     both = parse("RTX 4090 + DDR5-5600 x2 64gb + disk=7")
     assert both.gpus[0].name == "RTX 4090" and both.disk_bytes_per_s == 7e9
     assert both.cpu is not None and both.cpu.memory_bytes == 64 * GIB
@@ -104,8 +114,8 @@ def test_the_long_form() -> None:
         ("DDR5-5600", "how many channels"),
         ("RTX 6000", "may be"),
         ("", "no device"),
-        ("disk=3", "0 devices"),
-        ("kind=tpu,bandwidth=1", "are needed"),
+        ("disk=3", "no device"),
+        ("kind=tpu,bandwidth=1", "not 'tpu'.* are needed"),
         ("kind=cpu", "are needed"),
         ("kind=cpu,bandwidth=fast", "not a number"),
         ("kind=cpu,bandwidth=0", "not a number"),
@@ -113,6 +123,26 @@ def test_the_long_form() -> None:
         ("kind=cpu,bandwidth=1,cores=4", "'cores=4' is not understood"),
         ("DDR5-5600 x2 + DDR4-3200 x2", "two CPUs"),
         ("99x RTX 3090", "99 devices"),
+        ("0x RTX 3090", "0 devices"),
+        ("RTX 3090 x17", "17 devices"),
+        ("DDR5-5600 x2 32", "32 of what"),
+        ("DDR5-5600 x2 128", "128 of what"),
+        ("5", "5 of what"),
+        ("DDR5-5600 x2 0gb", "no memory"),
+        ("DDR5-5600 x99", "99 channels"),
+        ("DDR5 x2", "how fast is DDR5"),
+        ("LPDDR5X", "how fast is LPDDR5X"),
+        ("RTX 4090+DDR5-5600 x2", r"' \+ ' stands between"),
+        ("RTX 4090, DDR5-5600 x2", r"' \+ ' stands between"),
+        ("M3 Max 41c", "at most 40 cores"),
+        ("M3 Max 0c", "at most 40 cores"),
+        ("RTX 4090 PCIe x16", "not a device that is known"),
+        ("i5", "may be Intel i5-7600K"),
+        ("i7", "may be"),
+        ("Xeon", "may be"),
+        ("3090 DDR5-5600 x2", "the nearest are RTX 3090"),
+        ("ryzen 9", "may be .*AMD Ryzen 9 5950X"),
+        ("EPYC", "may be AMD EPYC"),
     ],
 )
 def test_what_is_refused(said: str, problem: str) -> None:
@@ -120,6 +150,20 @@ def test_what_is_refused(said: str, problem: str) -> None:
     with pytest.raises(UsageError, match=problem) as caught:
         parse(said)
     assert caught.value.field == "what_if" and "kind=gpu" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("said", "title"),
+    [
+        ("2x RTX 3090", "2x RTX 3090"),
+        ("RTX 4090 + DDR5-5600 x2 64gb", "RTX 4090 + DDR5-5600 x2 64gb"),
+        ("a100", "a100 (A100 40GB)"),
+        ("i9-14900 32gb", "i9-14900 32gb (Intel i9-14900 / DDR5-5600 x2)"),
+        ("3090 x2", "3090 x2 (2x RTX 3090)"),
+    ],
+)
+def test_what_it_is_taken_for_is_said(said: str, title: str) -> None:
+    assert parse(said).title == title
 
 
 def test_nothing_is_a_machine_without_devices() -> None:
