@@ -158,9 +158,22 @@ def test_what_it_refuses(llmrun: RunLlmrun) -> None:
     unknown = llmrun("plan", "tiny", "--what-if", "RTX 4099")
     assert unknown.returncode == 2 and "RTX 4090" in unknown.stderr and "kind=gpu" in unknown.stderr
     assert llmrun("plan", "tiny", "--what-if", "RTX 4090", "-d", "deep").returncode == 2
-    for option in ("-p", "-d"):
+    for option in ("-p", "-n", "-d"):
         long = llmrun("plan", "tiny", "--what-if", "RTX 4090", option, "100000")
         assert long.returncode == 2 and "trained on" in long.stderr and "try: " in long.stderr
+        long = llmrun("plan", "tiny", "--what-if", "RTX 4090", "-c", "520", option, "600")
+        assert long.returncode == 2 and "a context of 520 holds" in long.stderr and f"try: {option} 520" in long.stderr
+
+
+def test_depths_within_the_context(llmrun: RunLlmrun, llama_70b: Path) -> None:
+    """Those that nobody asked for are left out where they would not fit."""
+    (row,) = planned(llmrun, str(llama_70b), "--what-if", "2x RTX 3090", "-c", "1024")["rows"]
+    assert list(row["tg_tps"]) == ["0"]
+
+
+def test_a_speed_that_is_not_known(llmrun: RunLlmrun, llama_70b: Path) -> None:
+    done = llmrun("plan", str(llama_70b), "--what-if", "RTX 4090", "--target-tps", "10")
+    assert done.returncode == 0 and "none is known to reach 10.0 t/s" in done.stdout
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------
@@ -255,10 +268,30 @@ def test_the_catalog(llmrun: RunLlmrun, hub: Hub, env: dict[str, str]) -> None:
     assert any(line.startswith("pet:small") for line in lines) and "qwen3:0.6b: " in done.stderr
 
 
+def test_the_catalog_off_line(llmrun: RunLlmrun, env: dict[str, str], tmp_path: Path) -> None:
+    """One line for all that are missing for the same reason, and its exit code where nothing is here."""
+    done = llmrun("plan", "--what-if", "RTX 4090", "--offline", env=env)
+    assert done.returncode == 3 and "can be looked at; qwen3:0.6b: " in done.stderr
+    assert llmrun("pull", "user/pet-GGUF:Q8_0", env=env).returncode == 0
+    done = llmrun("plan", "--what-if", "RTX 4090", "--offline", env=env)
+    assert done.returncode == 0 and "pet:small" in done.stdout
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("qwen3:0.6b: ") and said.endswith(" others alike")
+
+
+def test_the_catalog_without_a_network(llmrun: RunLlmrun, env: dict[str, str]) -> None:
+    """The second that gets no answer is the last that is asked."""
+    done = llmrun("plan", "--what-if", "RTX 4090", env={**env, "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert done.returncode == 5 and "qwen3:0.6b: " in done.stderr
+
+
 def test_how_right_it_was(llmrun: RunLlmrun, profiled: dict[str, str], tmp_path: Path) -> None:
     """A run of a model of some size is compared with its prediction, one of a small model is not; all of it is shown,
     and forgotten."""
     assert llmrun("plan", "--accuracy", env=profiled).returncode == 4
+    for option in ("--accuracy", "--forget"):
+        done = llmrun("plan", "tiny", option, env=profiled)
+        assert done.returncode == 2 and f"try: llmrun plan {option}" in done.stderr
     shape = replace(synth.small(synth.SHAPES["llama-1.2b"]), n_layer=4, n_embd=1024, n_ff=4096, n_vocab=24576)
     path = tmp_path / "some.gguf"
     synth.write(path, replace(shape, n_head=8, n_head_kv=8), "Q8_0")

@@ -159,6 +159,11 @@ def test_larger_than_memory_is_mapped_from_the_disk() -> None:
     assert asked("M4 Pro 24gb", "llama-70b").fits is False
 
 
+def test_smaller_than_what_was_measured_is_a_guess() -> None:
+    assert "a guess" in asked("RTX 4090", "qwen3-0.6b").note
+    assert asked("RTX 4090", "llama-8b").note == ""
+
+
 def test_memory_that_nobody_told() -> None:
     """Whether it fits is not known; how fast it is where it does, is."""
     found = asked("DDR5-5600 x2", "llama-8b")

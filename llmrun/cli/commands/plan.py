@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from llmrun.cli.framework import options, spelling, sweeps
 from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
-from llmrun.errors import Act, Change, LlmrunError, NotFound, UsageError
+from llmrun.errors import Act, Change, LlmrunError, NetworkError, NotFound, UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.spec import Number, Whole
 from llmrun.units import UNKNOWN, duration, percent, significant, size
@@ -95,6 +95,9 @@ def plan(
     if output is not None and not curve:
         raise UsageError("only a curve is drawn", field="output", hint="--curve")
     if accuracy or forget:
+        if model:
+            option = "--forget" if forget else "--accuracy"
+            raise UsageError(f"{option} is about the runs of all models: name none", hint=f"llmrun plan {option}")
         _past(as_json=as_json, forget=forget)
         return
     depths = tuple(dict.fromkeys(sweeps.whole("-d/--n-depth", n_depth or [])))
@@ -107,9 +110,9 @@ def plan(
         return
     with _source(what_if, load, probe=probe, quiet=quiet) as source:
         if model:
-            _tell(model, source, asked, what_if or "this machine")
+            _tell(model, source, asked, _called(what_if))
         else:
-            _rank(source, asked, what_if or "this machine")
+            _rank(source, asked, _called(what_if))
 
 
 def probe(
@@ -155,15 +158,23 @@ class _Asked:
     def question(self, levels: Levels) -> Question:
         from llmrun.planning.predict.prediction import Question
 
-        trained = levels.files[0].header.n_ctx_train
-        for field, value in (("n_prompt", self.n_prompt), ("n_depth", max(self.depths, default=0))):
+        trained, n_ctx = levels.files[0].header.n_ctx_train, self.load.n_ctx
+        asked = {"n_prompt": self.n_prompt, "n_gen": self.n_gen, "n_depth": max(self.depths, default=0)}
+        for field, value in asked.items():
             if trained and value > trained:
                 raise UsageError(
                     f"{value} tokens are more than the {trained} that {levels.name} was trained on",
                     field=field,
                     hint=Change({field: trained}),
                 )
-        return Question(self.n_prompt, self.n_gen, self.depths or _usual_depths(levels), self.load)
+            if n_ctx and value > n_ctx:
+                raise UsageError(
+                    f"{value} tokens are more than a context of {n_ctx} holds",
+                    field=field,
+                    hint=Change({field: n_ctx}),
+                )
+        depths = self.depths or tuple(d for d in _usual_depths(levels) if not n_ctx or d < n_ctx)
+        return Question(self.n_prompt, self.n_gen, depths, self.load)
 
 
 def _tell(models: list[str], source: Source, asked: _Asked, machine: str) -> None:
@@ -200,23 +211,30 @@ def _rank(source: Source, asked: _Asked, machine: str) -> None:
 
     wanted = asked.target_tps or ENOUGH_TPS
     found, entries = [], catalog.load().entries
+    offline = asked.offline
+    failed: dict[type[LlmrunError], list[str]] = {}
+    longest = max(asked.n_prompt, asked.n_gen, *asked.depths)
     with progress.bar("reading headers", shown=not asked.quiet) as bar:
         for i, entry in enumerate(entries):
             if bar:
                 bar.update(i / len(entries))
             try:
-                levels = usual_level(entry.name, offline=asked.offline)
+                levels = usual_level(entry.name, offline=offline)
             except LlmrunError as error:
-                if not asked.quiet:
-                    screen.note(f"{entry.name}: {error.message}")
+                failed.setdefault(type(error), []).append(f"{entry.name}: {error.message}")
+                # The second time it is the network: what is here is enough, as each would wait as long again.
+                offline = offline or len(failed.get(NetworkError, ())) > 1
                 continue
             (file,) = levels.files
-            if asked.n_prompt > (file.header.n_ctx_train or asked.n_prompt):
+            if 0 < (file.header.n_ctx_train or 0) < longest:
                 continue
             question = asked.question(levels)
             found.append((levels, file, source.predict(file.header, question), question))
     if not found:
-        raise NotFound("none of the catalog's models could be looked at", hint="llmrun plan MODEL")
+        kind, (why, *_) = next(iter(failed.items()), (NotFound, [f"none was trained on {longest} tokens"]))
+        raise kind(f"none of the catalog's {len(entries)} models can be looked at; {why}", hint="llmrun plan tiny")
+    for first, *others in failed.values() if not asked.quiet else ():
+        screen.note(first + (f"; {len(others)} others alike" if others else ""))
 
     def place(row: tuple[Levels, LevelFile, Prediction, Question]) -> tuple[bool, float]:
         _, file, predicted, _ = row
@@ -288,6 +306,13 @@ def _source(what_if: str | None, load: LoadConfig, *, probe: bool, quiet: bool) 
         return
     with progress.bar("measuring slices", shown=not quiet) as bar:
         yield sources.Probe(found, on_round=lambda done, of: bar.update(done / of) if bar else None)
+
+
+def _called(what_if: str | None) -> str:
+    """The machine, as it is told of in text."""
+    from llmrun.planning.predict.machines import parse
+
+    return "this machine" if what_if is None else parse(what_if).title
 
 
 def _say(quiet: bool) -> None:
@@ -466,8 +491,9 @@ def _best(rows: list[tuple[LevelFile, Prediction]], asked: Question, target_tps:
     reached = [(file, found) for file, found in rows if _slowest(found) >= target_tps]
     wanted = f"{significant(target_tps)} t/s"
     if not reached:
-        fastest = max(_slowest(found) for _, found in rows) or None
-        return f"none reaches {wanted}; the fastest is at {significant(fastest)}"
+        fastest = max(_slowest(found) for _, found in rows)
+        known = f"none reaches {wanted}; the fastest is at {significant(fastest)}"
+        return known if fastest else f"none is known to reach {wanted}"
     file, found = max(reached, key=lambda each: each[0].file_bytes)
     sure = min(each.low if each else 0.0 for each in found.decode_tps.values()) >= target_tps
     return f"{file.quant or 'it'} is the best that reaches {wanted}" + ("" if sure else ", though not for certain")

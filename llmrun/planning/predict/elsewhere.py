@@ -36,6 +36,7 @@ from llmrun.planning.predict.compute_buffers import ComputeEstimate
 from llmrun.planning.predict.machines import Machine, Part
 from llmrun.planning.predict.prediction import Prediction, Question, Range
 from llmrun.planning.predict.speed import Constants, Load
+from llmrun.units import count
 
 _GIB = 1 << 30
 _SYSTEM_BYTES = _GIB
@@ -140,6 +141,8 @@ class Elsewhere:
             return "the rest needs a CPU's memory: say it behind a +"
         if missing > 0:
             return "mapped from the disk" + ("" if self.what.disk_bytes_per_s else ", taken to read 3 GB/s")
+        if plan.header.n_params < speed.LEAST_WEIGHTS:  # mostly starting of kernels, which large models tell little of
+            return f"a guess: the smallest model that was measured has {count(speed.LEAST_WEIGHTS)} weights"
         return ""
 
     def _watts(self, plan: _Placed) -> float | None:

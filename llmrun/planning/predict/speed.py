@@ -58,6 +58,10 @@ KV_SHARE = 0.55
 """Of the bandwidth, where keys and values are read: what a DGX Spark and an M2 Ultra reach at a depth of 32,768."""
 
 
+LEAST_WEIGHTS = 1.1e9
+"""Of the smallest model that the constants are fitted to."""
+
+
 def group(part: Part) -> str:
     """Whose constants count: "nvidia", "amd", "intel-xe", "intel-xe2", "apple", "cpu"."""
     return _GROUPS[part.family]
