@@ -84,6 +84,16 @@ def check_space(folder: Path, needed: int, *, what: str, remedies: Iterable[Reme
         )
 
 
+def check_writable(folder: Path) -> None:
+    """Raises `DiskError` where nothing can be written to a folder, which is made."""
+    import tempfile
+
+    with disk_errors(f"writing to {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a full disk makes files, and has no room for what is in them
+
+
 def sha256_of(path: Path, on_bytes: OnBytes | None = None) -> str:
     """The sha256 of a file in 64 hex digits; `on_bytes` gets the bytes read so far, once per chunk."""
     import hashlib
@@ -177,6 +187,8 @@ def disk_error(error: OSError, doing: str) -> DiskError:
         errno.EFBIG: (full, "ulimit -f unlimited"),
         errno.EROFS: ("the disk is read-only", None),
         errno.EACCES: ("no permission", None),
+        errno.ENOTDIR: ("a file is where a folder should be", None),
+        errno.EEXIST: ("a file is in the way", None),
     }
     reason, hint = known.get(error.errno or 0, (error.strerror or str(error), None))
     where = f" ({printable(str(error.filename), 200)})" if error.filename else ""

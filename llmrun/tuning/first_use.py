@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
 
 from llmrun.engine.protocol import Trial
 from llmrun.errors import DiskError, LlmrunError
@@ -131,11 +130,12 @@ def settled(
     model: str,
     given: Collection[str] = (),
     on_measure: Callable[[], None] = lambda: None,
+    on_unkept: Callable[[DiskError], None] = lambda _error: None,
 ) -> tuple[LoadConfig, Choice | None]:
     """The config with what is kept for this model on this machine, or is measured now, and the choice.
 
-    `given`: fields that somebody has set; they stay. `on_measure` is called before anything is measured. Nothing is
-    changed where nothing could be measured.
+    `given`: fields that somebody has set; they stay. `on_measure` is called before anything is measured, `on_unkept`
+    where it can't be kept. Nothing is changed where nothing could be measured.
     """
     if config.rpc:
         return config, None
@@ -149,7 +149,9 @@ def settled(
             known = choices(header, config)
         except (LlmrunError, OSError):  # it is only about speed: the model may run all the same
             return config, None
-        with suppress(DiskError):
+        try:
             kept.keep(key, model, known)
+        except DiskError as error:
+            on_unkept(error)
     choice = known[name]
     return choice.dials.applied(config, leave=fixed), choice

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from llmrun import paths
@@ -132,7 +132,8 @@ class _Measuring:
         self.reads()
         with self.timed("disk"):
             folders = (paths.imported_models(), paths.hub_cache(), paths.cache())
-            paths.cache().mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # where nothing can be written, no disk is measured
+                paths.cache().mkdir(parents=True, exist_ok=True)
             self.made = replace(self.made, disk_bytes_per_s=disk.read_bytes_per_s(folders))
         for device in self.devices:
             self.transfers(device)

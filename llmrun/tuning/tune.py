@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from llmrun import codec
+from llmrun import codec, fs
 from llmrun.engine.devices import Found
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.jobs.roofline import key_of
@@ -146,6 +146,7 @@ def tune(
     `DiskError`.
     """
     config = config or LoadConfig()
+    fs.check_writable(kept.folder())  # now, and not after a minute
     usual = hardware.default_threads()
     cpus = len(hardware.usable_cpus())
     begin = Dials(

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import RunLlmrun, written_once
 
+from llmrun.cli.commands import tune
 from llmrun.gguf import synth
+from llmrun.tuning.dials import Dials
+from llmrun.tuning.search import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,8 @@ def test_first_use_then_kept(llmrun: RunLlmrun, measurable: Path, home: dict[str
     assert json.loads(llmrun("tune", "list", "--json", env=home).stdout) == []
     assert llmrun("tune", "rm", listed[0]["id"], env=home).returncode == 4
     assert llmrun("tune", "rm", env=home).returncode == 2
+    none = llmrun("tune", "rm", "--all", env=home)
+    assert none.returncode == 0 and none.stderr.strip() == "nothing is kept"
 
 
 def test_tune(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None:
@@ -64,6 +69,30 @@ def test_tune(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None
     assert rows[0]["n_prompt"] == 32
     shown = llmrun("tune", "list", env=home).stdout
     assert "tune" in shown and str(measurable) in shown
+
+
+def test_where_nothing_can_be_kept(llmrun: RunLlmrun, measurable: Path, tmp_path: Path) -> None:
+    """A first use says so, once for every run; tune does before it measures anything."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "cache").touch()
+    env = {"LLMRUN_HOME": str(tmp_path / "home"), "LLMRUN_CONFIG_DIR": str(tmp_path / "config")}
+    _, said = settings(llmrun, measurable, env)
+    assert "measuring which settings" in said and "not kept: writing" in said
+    done = llmrun("tune", str(measurable), env=env)
+    assert done.returncode == 7 and not done.stdout and "a file is where a folder should be" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.02, 0.15, "+2.00 % to +15.00 %"), (-1.0, 217403.19, "–"), (-0.95, 5.0, "–")]
+)
+def test_an_interval_that_says_nothing_is_not_shown(low: float, high: float, said: str) -> None:
+    assert tune.cells(Outcome("repack", Dials("on"), 0.01, 0.1, 0.05, low, high, taken=False))[5] == said
+
+
+def test_a_type_that_is_none(llmrun: RunLlmrun) -> None:
+    """Of an option that is repeated every value is looked at."""
+    done = llmrun("tune", "tiny", "--allow-kv", "q8_0", "--allow-kv", "foo")
+    assert done.returncode == 2 and "--allow-kv: 'foo' is none of" in done.stderr
 
 
 def test_what_is_looked_for_can_not_be_given(llmrun: RunLlmrun) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 from llmrun.cli.framework import options
@@ -87,7 +86,7 @@ def tune(
 
     def tell(outcome: Outcome) -> None:
         if not quiet:
-            screen.note("  ".join(_cells(outcome)).rstrip())
+            screen.note("  ".join(cells(outcome)).rstrip())
 
     kinds = cast("list[KvType]", allow_kv or [])
     tuned = measured(found, workload, load, budget_s=seconds, kv_types=kinds, on_outcome=tell)
@@ -95,7 +94,7 @@ def tune(
     if as_json:
         screen.out_json(_document(found.name, workload, name, tuned))
     else:
-        tables.show(_TITLES, [*map(_cells, tuned.outcomes), *map(_cells_not_tried, tuned.not_tried)])
+        tables.show(_TITLES, [*map(cells, tuned.outcomes), *map(_cells_not_tried, tuned.not_tried)])
         screen.out(f"\nkept for {name} prompts of {found.name}: {tuned.dials.words()}\n")
 
 
@@ -120,16 +119,20 @@ def rm(
     all_: Annotated[bool, Option("--all", help="Everything that was measured.")] = False,
 ) -> None:
     """Forget it: the next run measures anew."""
+    from llmrun import fs
     from llmrun.tuning import kept
 
     there = {path.stem: (path, model) for path, model, _ in kept.entries()}
     if bool(ids) == all_:
         raise UsageError("name what to forget, or give --all", hint="llmrun tune list")
+    if not there and all_:
+        screen.note("nothing is kept")
     for id in there if all_ else ids or ():
         if id not in there:
             raise NotFound(f"nothing is kept as '{id[:40]}'", hint="llmrun tune list")
         path, model = there[id]
-        path.unlink(missing_ok=True)
+        with fs.disk_errors(f"removing {path}"):
+            path.unlink(missing_ok=True)
         screen.note(f"forgot {id}, {model}")
 
 
@@ -145,19 +148,18 @@ def _check_free(load: LoadConfig) -> None:
             )
 
 
-def _cells(outcome: Outcome) -> tuple[str, ...]:
-    interval = (
-        f"{percent(outcome.low, signed=True)} to {percent(outcome.high, signed=True)}"
-        if math.isfinite(outcome.low)
-        else ""
-    )
+def cells(outcome: Outcome) -> tuple[str, ...]:
+    """Its row of the table."""
+    # Two pairs, and no scatter known of others: a hundred times as fast or not says nothing.
+    says_nothing = 1 + outcome.high > 100 * (1 + outcome.low)
+    interval = f"{percent(outcome.low, signed=True)} to {percent(outcome.high, signed=True)}"
     return (
         _DIALS[outcome.dial],
         outcome.dials.words(),
         rate(1 / outcome.prefill_s),
         rate(1 / outcome.decode_s),
         percent(outcome.gain, signed=True),
-        interval,
+        UNKNOWN if says_nothing else interval,
         "taken" if outcome.taken else "",
     )
 

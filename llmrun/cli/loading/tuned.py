@@ -54,7 +54,8 @@ class TuningArguments:
         keys = chosen(reference)
         given = {each.field for each in options_of(LoadConfig) if each.key in keys}
         begin_s = time.monotonic()
-        said = []
+        said: list[str] = []
+        unkept: list[str] = []
 
         def on_measure() -> None:
             said.append(f"measuring which settings are the fastest here for {model.name}, once")
@@ -64,10 +65,17 @@ class TuningArguments:
                 fs.read_ahead(model.path)  # it is loaded next
 
         settled, choice = first_use.settled(
-            model.header, load, n_prompt, model=model.name, given=given, on_measure=on_measure
+            model.header,
+            load,
+            n_prompt,
+            model=model.name,
+            given=given,
+            on_measure=on_measure,
+            on_unkept=lambda error: unkept.append(f"not kept: {error.message}"),
         )
         if said and choice is not None and not quiet:
-            screen.note(f"{choice.dials.words()}, after {duration(time.monotonic() - begin_s)}; kept")
+            outcome = unkept[0] if unkept else "kept"
+            screen.note(f"{choice.dials.words()}, after {duration(time.monotonic() - begin_s)}; {outcome}")
         return settled, choice
 
 
