@@ -105,7 +105,7 @@ class Number(Kind):
             return
         shown = "a number of that size" if isinstance(value, int) and abs(value) > 1e15 else value
         if self.high is None:
-            raise ValueError(f"{shown} is less than {self.low}")
+            raise ValueError(f"{shown} is less than {self.low}" if value == value else "nan is not a number")
         raise ValueError(f"{shown} is outside {self.low} to {self.high}")
 
 

@@ -14,7 +14,7 @@ import typer
 from conftest import RunLlmrun
 
 from llmrun.cli import app
-from llmrun.cli.framework import parser, shells, spelling
+from llmrun.cli.framework import parser, shells, spelling, sweeps
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
@@ -53,6 +53,20 @@ def test_what_is_wrong_is_said(words: list[str], problem: str) -> None:
     with pytest.raises(UsageError) as caught:
         parser.read(words, RUN.options, command="run")
     assert caught.value.message.startswith(problem) and spelling.hint(caught.value) == "llmrun run --help"
+
+
+def test_a_name_that_is_nowhere_near_is_not_offered() -> None:
+    """`tune rm` has one option, which is not what --json means."""
+    with pytest.raises(UsageError) as caught:
+        parser.read(["--json"], app.command("tune rm").options, command="tune rm")
+    assert caught.value.message == "there is no option --json"
+
+
+@pytest.mark.parametrize("text", ["x", "", "1,,2", "0-8*2"])
+def test_a_list_that_is_none_says_how_one_is_typed(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sweeps.whole("-d/--n-depth", [text])
+    assert (caught.value.hint or "").startswith("-d ")
 
 
 @pytest.mark.parametrize("path", ["run", "bench", "quantize"])

@@ -143,7 +143,9 @@ def test_the_newer_of_each_stays(tmp_path: Path) -> None:
     assert peaks.load(KEY, now=NOW, where=tmp_path) == (again, one, here, there)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema": "llmrun.ceilings/9"}', "half", "wrong", "binary"])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "[" * 100_000, '{"schema": "llmrun.ceilings/9"}', "half", "wrong", "binary"]
+)
 def test_a_damaged_file_is_none(tmp_path: Path, damage: str) -> None:
     """It is as if nothing had been measured; and the next measurement replaces it."""
     peaks.save(KEY, [CPU], where=tmp_path)
@@ -294,6 +296,20 @@ def test_command(llmrun: RunLlmrun, tmp_path: Path) -> None:
     assert "Q4_K GFLOP/S" in shown and "just now" in shown
 
 
-def test_seconds_have_a_range(llmrun: RunLlmrun) -> None:
-    done = llmrun("devices", "--measure", "--seconds", "0")
+@pytest.mark.parametrize("seconds", ["0", "nan", "-1", "61"])
+def test_seconds_have_a_range(llmrun: RunLlmrun, seconds: str) -> None:
+    done = llmrun("devices", "--measure", "--seconds", seconds)
     assert done.returncode == 2 and "0.05 to 60" in done.stderr
+
+
+def test_seconds_of_what(llmrun: RunLlmrun) -> None:
+    """They are not silently of nothing."""
+    for options in ((), ("--profile",)):
+        done = llmrun("devices", *options, "--seconds", "1")
+        assert done.returncode == 2 and "--seconds" in done.stderr and "try: --measure" in done.stderr
+
+
+def test_workers_as_they_are_typed(llmrun: RunLlmrun) -> None:
+    """What is proposed in place of a wrong address can be typed."""
+    done = llmrun("devices", "--rpc", "nonsense")
+    assert done.returncode == 2 and "try: --rpc 192.168.1.7:50052" in done.stderr

@@ -11,7 +11,8 @@ from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Option
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import DiskError, EngineCrashed, UsageError
-from llmrun.options.endpoints import parse_endpoints
+from llmrun.options.endpoints import listed, parse_endpoints
+from llmrun.options.spec import Number, Written
 from llmrun.units import UNKNOWN, ago, bandwidth, duration, percent, significant, size
 
 if TYPE_CHECKING:
@@ -20,11 +21,19 @@ if TYPE_CHECKING:
     from llmrun.machine.peaks import Ceiling, Key
     from llmrun.machine.profile import Profile
 
+_SECONDS = 0.5
+
 
 def devices(
     rpc: Annotated[
-        str, Option("--rpc", metavar="HOST:PORT,…", help="Also the devices of these workers (llmrun worker).")
-    ] = "",
+        tuple[str, ...],
+        Option(
+            "--rpc",
+            kind=Written(parse_endpoints, listed),
+            metavar="HOST:PORT,…",
+            help="Also the devices of these workers (llmrun worker).",
+        ),
+    ] = (),
     measure: Annotated[
         bool, Option("--measure", help="Measure how fast each device reads its memory and multiplies, and keep that.")
     ] = False,
@@ -35,7 +44,16 @@ def devices(
             help="Measure what the operations of a model take here (half a minute), and keep that for predictions.",
         ),
     ] = False,
-    seconds: Annotated[float, Option("--seconds", metavar="S", help="With --measure: of each figure.")] = 0.5,
+    seconds: Annotated[
+        float | None,
+        Option(
+            "--seconds",
+            kind=Number(0.05, 60),
+            metavar="S",
+            help="With --measure: of each figure.",
+            without=f"{_SECONDS}",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what llama.cpp can compute on, with memory, features and versions.
@@ -44,9 +62,9 @@ def devices(
     Speeds are shown once they were measured: --measure. What was measured by --profile is kept until it is measured
     again, and shown by the same command.
     """
-    endpoints = parse_endpoints(rpc)
-    if not 0.05 <= seconds <= 60:
-        raise UsageError(f"--seconds: {seconds:g} is outside 0.05 to 60")
+    if seconds is not None and not measure:
+        raise UsageError("so long takes each figure of --measure alone", field="seconds", hint="--measure")
+    endpoints = tuple(rpc)
     from llmrun.engine.jobs.roofline import Prober, key_of
     from llmrun.machine import peaks
 
@@ -54,7 +72,7 @@ def devices(
         found = prober.found
         key = key_of(found)
         if measure:
-            measured = _measured(prober, seconds)
+            measured = _measured(prober, seconds or _SECONDS)
             try:
                 peaks.save(key, measured)
             except DiskError as error:

@@ -196,8 +196,9 @@ def parsed(option: spec.Option, texts: Sequence[str | bool]) -> Any:
     if option.is_flag:
         return bool(texts[-1]) is not option.negated
     if option.repeatable:
-        return option.collected(option.parse(str(text)) for text in texts)
-    value = option.parse(str(texts[-1]))
+        value = option.collected(option.parse(str(text)) for text in texts)
+    else:
+        value = option.parse(str(texts[-1]))
     if option.attribute == "":  # of a command itself: no dataclass will look
         option.check(value)
     return value

@@ -52,7 +52,8 @@ def read(words: Iterable[str], options: Sequence[Option], *, command: str, stric
                 value = None
         if name not in known:
             if strict and len(word) > 1 and word.startswith("-"):
-                raise UsageError(f"there is no option {name[:40]}; the nearest is {_near(name, known)}", hint=hint)
+                near = _near(name, known)
+                raise UsageError(f"there is no option {name[:40]}{near and f'; the nearest is {near}'}", hint=hint)
             said.arguments.append(word)
             continue
         option, denied = known[name]
@@ -82,7 +83,13 @@ def _by_name(options: Sequence[Option]) -> dict[str, tuple[Option, bool]]:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
+    """The option that was meant, if there may be one; else ""."""
+    from difflib import SequenceMatcher
+
     from llmrun.options.user_config import nearest
 
     dashes = "--" if name.startswith("--") else "-"
-    return dashes + nearest(name, [each[len(dashes) :] for each in known if each.startswith(dashes)])
+    found = nearest(name, [each[len(dashes) :] for each in known if each.startswith(dashes)])
+    said = name.strip("-").lower()
+    is_near = found.startswith(said) or said.startswith(found) or SequenceMatcher(None, said, found).ratio() >= 0.5
+    return dashes + found if is_near else ""

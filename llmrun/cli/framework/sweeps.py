@@ -27,14 +27,15 @@ def values(option: str, texts: Iterable[str]) -> list[str]:
             if len(found) > MAX_VALUES:
                 raise UsageError(f"{option}: more than {MAX_VALUES} values")
     if not all(found):
-        raise UsageError(f"{option}: '{','.join(texts)}' has an empty value", hint=f"{option} 1,2,4")
+        raise UsageError(f"{option}: '{','.join(texts)}' has an empty value", hint=f"{_short(option)} 1,2,4")
     return found
 
 
 def _numbers(option: str, item: str, first: str, last: str, operator: str | None, step: str | None) -> Iterator[int]:
     number, end, by = int(first), int(last), int(step or 1)
     if by < 1 or (operator == "*" and (by < 2 or number < 1)):
-        raise UsageError(f"{option}: '{item}' never gets to its end", hint=f"{option} 1-8+1 or {option} 1-16*2")
+        name = _short(option)
+        raise UsageError(f"{option}: '{item}' never gets to its end", hint=f"{name} 1-8+1 or {name} 1-16*2")
     for _ in range(MAX_VALUES + 1):
         if number > end:
             return
@@ -42,12 +43,20 @@ def _numbers(option: str, item: str, first: str, last: str, operator: str | None
         number = number * by if operator == "*" else number + by
 
 
+def _short(option: str) -> str:
+    """Of "-d/--n-depth" what one types."""
+    return option.partition("/")[0]
+
+
 def whole(option: str, texts: Iterable[str], low: int = 0) -> list[int]:
     """The same as whole numbers of at least `low`."""
     found = values(option, texts)
     for text in found:
         if not text.isdigit() or int(text) < low or int(text) > 1 << 24:
-            raise UsageError(f"{option}: '{text[:40]}' is not a whole number from {low} to {1 << 24}")
+            raise UsageError(
+                f"{option}: '{text[:40]}' is not a whole number from {low} to {1 << 24}",
+                hint=f"{_short(option)} {low},512",
+            )
     return [int(text) for text in found]
 
 
