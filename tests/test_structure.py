@@ -34,7 +34,7 @@ CLI_FLOORS = [
     {"app"},
     {"commands"},
     {"chat"},
-    {"answering"},
+    {"answering", "plans"},
     {"loading"},
     {"framework", "terminal"},
     {"__init__"},

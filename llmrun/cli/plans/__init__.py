@@ -1,0 +1,1 @@
+"""What `llmrun plan` and `llmrun probe` show."""
