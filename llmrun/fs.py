@@ -191,5 +191,6 @@ def disk_error(error: OSError, doing: str) -> DiskError:
         errno.EEXIST: ("a file is in the way", None),
     }
     reason, hint = known.get(error.errno or 0, (error.strerror or str(error), None))
-    where = f" ({printable(str(error.filename), 200)})" if error.filename else ""
+    path = printable(str(error.filename or ""), 200)
+    where = f" ({path})" if path and path not in doing else ""
     return DiskError(f"{doing}: {reason}{where}", hint=hint)

@@ -289,7 +289,7 @@ def test_journal(tmp_path: Path) -> None:
         kept.end(RECORD.ended)
     assert journal.read_file(path) == RECORD
     assert len(path.read_text().splitlines()) == 5
-    with pytest.raises(DiskError, match="File exists"):
+    with pytest.raises(DiskError, match="one.jsonl: a file is in the way$"):
         journal.Journal(path, begun)
 
 
