@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT)]
 
 from llmrun import codec  # noqa: E402
 from llmrun.engine.engine import ChildEngine  # noqa: E402
-from llmrun.engine.jobs.roofline import Prober, key_of  # noqa: E402
+from llmrun.engine.jobs.roofline import Prober  # noqa: E402
 from llmrun.engine.protocol import Trial  # noqa: E402
 from llmrun.gguf import synth  # noqa: E402
 from llmrun.gguf.reader import Header, open_header  # noqa: E402
@@ -37,8 +37,7 @@ from llmrun.machine.energy import Joules  # noqa: E402
 from llmrun.options.load import LoadConfig, Repack  # noqa: E402
 from llmrun.planning.footprint import CPU  # noqa: E402
 from llmrun.planning.predict.prediction import Question, Range  # noqa: E402
-from llmrun.tuning import profiling  # noqa: E402
-from llmrun.tuning.sources import Here, Probe, moment_of  # noqa: E402
+from llmrun.tuning.sources import Here, Probe, moment_of, profile_of  # noqa: E402
 
 N_PROMPT, DEPTHS, STEPS, REPETITIONS = 512, (0, 1024, 4096), 16, 3
 DEEP, DEEP_MODELS = 16_384, (0, 3)
@@ -160,7 +159,8 @@ def measure(path: Path, what: str, pairs: Sequence[tuple[int, Repack]], depths: 
         config = configured(threads, repack)
         reached = depths if not n else tuple(each for each in depths if each <= DEPTHS[-1])
         asked = Question(N_PROMPT, STEPS, reached, config)
-        predicted = Here(known, prober.found, drift=moment_of(known, prober, Joules()).drift).predict(header, asked)
+        now = moment_of(known, prober, Joules(), n_threads=threads)
+        predicted = Here(known, prober.found, now).predict(header, asked)
         probed = Probe(prober.found).predict(header, asked) if probes else None
         with Measuring(path, header, config, prober, reached) as measuring:
             for n_depth in (None, *reached):
@@ -250,11 +250,7 @@ def main() -> None:
         asked.output.write_text("".join(json.dumps(codec.plain(cell)) + "\n" for cell in cells))
 
     with Prober(spins=False) as prober:
-        key = key_of(prober.found)
-        known = profile.load(key)
-        if known is None:
-            known = profiling.measure(prober)
-            profile.save(key, known)
+        known = profile_of(prober, on_note=lambda text: print(text, file=sys.stderr))
         for i, (name, changes, level) in enumerate(MODELS):
             what = " ".join([name, *(f"({n} layers)" for n in changes.values()), level])
             if (asked.only and name not in asked.only) or (what in done) != asked.later:

@@ -8,7 +8,7 @@
     scripts/compare_tuning.py starts                              50 cold starts of `run tiny Hi`
     scripts/compare_tuning.py alignment MODEL... --peers FOLDER   ggml's work memory aligned, and as malloc gives it
 
-FOLDER has llama.cpp's own tools, of the same commit. `busy`: bare steps as llama-bench's are, with llmrun's guard, in
+FOLDER has llama.cpp's own tools, of the same commit. `busy`: bare steps as llama-bench's are, behind a prompt of 64 tokens, with llmrun's guard, in
 turn with llama-bench at its defaults, with one thread and with OMP_WAIT_POLICY=PASSIVE; medians, and the slowest
 step of ours in medians. `workloads`: each workload is tuned first, then measured in turn; a ratio above 1 is ours.
 `grid`: prefill is measured for layout x prefill threads x micro-batch x flash attention, decoding for layout x threads
@@ -54,7 +54,7 @@ PEERS: dict[str, tuple[list[str], dict[str, str]]] = {
     "-t 1": (["-t", "1"], {}),
     "PASSIVE": ([], {"OMP_WAIT_POLICY": "PASSIVE"}),
 }
-N_STEPS = 128
+N_PROMPT, N_STEPS = 64, 128
 FLASH: tuple[AutoOnOff, ...] = ("auto", "off")
 Times = dict[tuple[object, ...], float]
 ASKED = (Workload(64, 512), Workload(512, 128), Workload(2048, 64))
@@ -68,10 +68,11 @@ def llama_bench(folder: Path, model: Path, options: list[str], environment: dict
 
 
 def ours(model: Path, config: LoadConfig) -> tuple[float, float]:
-    """Tokens per second of 128 steps, bare as llama-bench's are, behind its warm-up; and the slowest in medians."""
+    """Tokens per second of 128 steps, bare as llama-bench's are, behind its warm-up and a prompt, as every answer is:
+    that is where the guard sees first who else computes; and the slowest in medians."""
     with ChildEngine(model, open_header(model), replace(config, thread_guard="on")) as engine:
-        engine.run_trial(Trial(0, 1, n_ctx=N_STEPS))
-        step_s = engine.run_trial(Trial(0, N_STEPS)).step_s
+        engine.run_trial(Trial(0, 1, n_ctx=N_PROMPT + N_STEPS))
+        step_s = engine.run_trial(Trial(N_PROMPT, N_STEPS)).step_s
         return N_STEPS / sum(step_s), max(step_s) / statistics.median(step_s)
 
 
@@ -119,12 +120,12 @@ def busy(models: list[Path], peers: Path, rounds: int) -> None:
             )
 
 
-def workloads(models: list[Path], peers: Path, rounds: int, seconds: float) -> None:
+def workloads(models: list[Path], peers: Path, rounds: int, seconds: float, asked: list[Workload]) -> None:
     print("| model | prompt, answer | chosen | ours | llama-bench | ratio (median of pairs) | from | to |")
     print("|---|---|---|---|---|---|---|---|")
     for model in models:
         found = find_model(os.fspath(model))
-        for workload in ASKED:
+        for workload in asked:
             dials = tune(found, workload, budget_s=seconds).dials
             config = dials.applied(LoadConfig())
             mine, theirs = [], []
@@ -292,6 +293,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="for each search")
+    parser.add_argument("--workload", nargs="*", default=[], metavar="P,N", help="these alone, such as 512,128")
     asked = parser.parse_args()
     models = [model.resolve() if model.suffix else model for model in asked.models]
     if asked.what in ("busy", "workloads", "alignment") and asked.peers is None:
@@ -301,7 +303,8 @@ def main() -> None:
         if asked.what == "busy":
             busy(models, asked.peers, asked.rounds)
         elif asked.what == "workloads":
-            workloads(models, asked.peers, asked.rounds, asked.seconds)
+            chosen = [Workload(*map(int, each.split(","))) for each in asked.workload]
+            workloads(models, asked.peers, asked.rounds, asked.seconds, chosen or [*ASKED])
         elif asked.what == "alignment":
             alignment(models, asked.peers, asked.rounds)
         elif asked.what == "grid":

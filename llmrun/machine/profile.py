@@ -2,10 +2,10 @@
 
     <cache>/profile/3f2a….json      one file per machine and build, as of the ceilings (`peaks.Key`)
 
-Seconds are stored, rates are derived. A machine that others use as well drifts, by a factor of two within a day: so the
-read ceiling is measured before, in the middle of and after the profile, and whoever predicts measures it again and
-scales (`Profile.drift`). Between what was measured, the logarithm of the seconds is taken to be linear in the logarithm
-of the columns or of the depth; beyond it, seconds grow in proportion.
+Seconds are stored, rates are derived. Between what was measured, the logarithm of the seconds is taken to be linear in
+the logarithm of the columns or of the depth; beyond it, seconds grow in proportion. A machine that others use as well
+drifts, by a factor of two within a day: whoever predicts times a product again (`tuning.sources.moment_of`). The read
+ceiling is measured before, in the middle of and after the profile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmrun.clock import age_s
 from llmrun.gguf.types import GGML_TYPES
 from llmrun.machine.peaks import Key
 
-SCHEMA = "llmrun.profile/2"
+SCHEMA = "llmrun.profile/3"
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 
 # What a file may say: most figures are divided by, or have a logarithm.
@@ -202,6 +202,7 @@ class Profile:
     took_s: seconds by part: "products", "attention", ...
     disk_bytes_per_s: None where it can't be had.
     seen: by benches since then, one of each device, number of threads, type and layout.
+    other_cores: that other processes kept busy while it was measured; None where the system doesn't tell.
     """
 
     measured: str
@@ -215,6 +216,7 @@ class Profile:
     disk_bytes_per_s: _Figure | None = None
     took_s: Mapping[str, float] = field(default_factory=dict)
     seen: tuple[Seen, ...] = ()
+    other_cores: _Rest | None = None
 
     def age_s(self, now: datetime | None = None) -> float | None:
         """Seconds since it was measured; None where that is not to be understood, or lies ahead."""
@@ -319,13 +321,6 @@ class Profile:
         """The read ceiling beside the profile, its median; None where it was not measured with so many threads."""
         found = [each for each in self.reads if (each.device, each.n_threads) == (device, n_threads)]
         return statistics.median(found[0].bytes_per_s) if found and found[0].bytes_per_s else None
-
-    def drift(self, now_bytes_per_s: float, n_threads: int | None, device: str = "CPU") -> float | None:
-        """How much longer everything takes than when it was measured, by a read ceiling of now: 1.2 is a fifth longer.
-
-        Right for what waits for memory; what computes has the clock's drift, which nothing here tells."""
-        then = self.read_bytes_per_s(n_threads, device)
-        return then / now_bytes_per_s if then and now_bytes_per_s > 0 else None
 
     def with_seen(self, seen: Seen) -> Profile:
         """The same, and what a bench has measured, in place of what one before it has."""

@@ -3,13 +3,15 @@
     reads ─► disk ─► transfers ─► attention ─► products … reads … products ─► overheads, states ─► reads
 
 Products and attention are ggml's own (`engine/child/op_times.py`), computed as a model of real size has them computed:
-by threads that do not spin, from memory. What a graph takes beside them is found by tiny models of several numbers of
-layers, run by the slice runner, less what the products of these should take. Types stand in the order of how many files
-have them: where the time is up, the last ones are not measured.
+by threads that do not spin, from memory. What a graph takes beside them is found by small models of two numbers of
+layers, run by the slice runner, less what predictions say of their operations: what is left is what these lack.
+Types stand in the order of how many files have them: where the time is up, the last ones are not measured.
 """
 
 from __future__ import annotations
 
+import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,23 +22,28 @@ from llmrun import paths
 from llmrun.clock import utc
 from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.protocol import TimeAttention, TimeProducts, TimeTransfers, Trial
-from llmrun.gguf.reader import Header, TensorInfo, layer_of
-from llmrun.gguf.shapes import SHAPES, Mamba2, Shape
+from llmrun.gguf.reader import Header
+from llmrun.gguf.shapes import SHAPES, Mamba2, Shape, ShortConv
+from llmrun.gguf.slices import slice_of
 from llmrun.gguf.synth import header_of
 from llmrun.machine import disk, hardware
 from llmrun.machine.device import Device
+from llmrun.machine.proc import open_reader
 from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile, Reads, StateTime, Transfer
 from llmrun.options.load import LoadConfig
-from llmrun.planning.footprint import CPU
+from llmrun.planning.footprint import CPU, Placement
 from llmrun.planning.kv_layout import layer_memories, recurrent_kind
+from llmrun.planning.predict.from_profile import GraphTimes
 from llmrun.tuning.slice_runner import SliceRunner
 
 MIB = 1 << 20
 _MOST_BYTES = 256 * MIB
 _HEADS, _MORE_HEADS = (16, 8), (32, 8)
 """Of queries, and of keys and values, which lie side by side in memory: eight, as most models have them."""
-_OVERHEAD_TYPE = "Q8_0"
-_FOR_THE_END_S = 8.0
+_OVERHEAD_TYPE, _OVERHEAD_LEVEL = "Q8_0", "Q4_K_S"
+"""Of models for one token, and for many, which are computed fastest where products are fast."""
+_SHORT_CONV = replace(SHAPES["lfm2-1.2b"], n_vocab=512, attn_layers=(0,))
+_FOR_THE_END_S = 9.0
 """What overheads, states and the last read take, about."""
 
 
@@ -51,26 +58,28 @@ class Extent:
         read_bytes: of the matrix of the read ceiling; None: `peaks.read_size`.
         n_row: of a square matrix, elements.
         kinds, expert_kinds: types of matrices, of experts.
+        n_twice: of how many of them all threads are measured a second time, some seconds later; the faster counts.
         n_columns: tokens at once.
         n_experts, n_used: as models have them; one column, and the most of `n_columns`.
         kv_kinds, head_sizes, n_depths: of flash attention, with one token and with `n_tokens`; without flash F16.
-        overheads: tokens at once, and the width of the small models for it: one token's of real widths, since what
-            threads wait for each other grows with what they do.
-        recurrent: small models of layers with a state, one of each kind; llama.cpp wants attention in a hybrid, so the
-            first layer of those has it.
+        overheads: tokens at once, the width of the models for it and how many layers the two of them have. For one
+            token they are wide and thin: next to no products, whose noise would drown the rest. What many tokens take
+            beside products grows with all that a layer has.
+        recurrent: small models of layers with a state, one of each kind, as thin as llama.cpp allows; it wants
+            attention in a hybrid, so the first layer of those has it.
         state_tokens: at once, for these.
         transfer_bytes: of the large tensor. Below 10 MiB: a worker is told the digest of larger ones first.
     """
 
-    seconds: float = 0.03
+    seconds: float = 0.02
     budget_s: float = 30.0
     n_bytes: int | None = None
     read_bytes: int | None = None
     n_row: int = 2048
     kinds: Sequence[str] = (
         *("Q4_K", "Q6_K", "Q8_0", "Q4_0", "F16", "Q5_K", "Q3_K", "IQ4_XS", "IQ4_NL", "BF16", "Q5_0", "Q2_K", "MXFP4"),
-        *("Q4_1", "Q5_1"),
     )
+    n_twice: int = 5
     expert_kinds: Sequence[str] = ("Q4_K", "Q6_K", "Q8_0", "MXFP4")
     n_columns: Sequence[int] = (1, 8, 64, 512)
     n_experts: int = 32
@@ -79,12 +88,14 @@ class Extent:
     head_sizes: Sequence[int] = (64, 128)
     n_depths: Sequence[int] = (256, 1024, 4096)
     n_tokens: int = 512
-    overheads: Sequence[tuple[int, int]] = ((1, 1024), (1, 2048), (256, 1024))
-    layers: tuple[int, int] = (2, 10)
+    overheads: Sequence[tuple[int, int, tuple[int, int]]] = (
+        *((1, 1024, (8, 40)), (1, 2048, (8, 40))),
+        (256, 1024, (2, 6)),
+    )
     recurrent: Sequence[Shape] = (
-        replace(SHAPES["mamba2-2.7b"], n_layer=4, n_embd=1024, n_vocab=512, recurrent=Mamba2(2048, 32)),
-        replace(SHAPES["qwen3.5-0.8b"], n_layer=4, n_vocab=512, attn_layers=(0,)),
-        replace(SHAPES["lfm2-1.2b"], n_layer=4, n_ff=2048, n_vocab=512, attn_layers=(0,)),
+        replace(SHAPES["mamba2-2.7b"], n_layer=8, n_embd=512, n_vocab=512, recurrent=Mamba2(1024, 16)),
+        replace(SHAPES["qwen3.5-0.8b"], n_layer=8, n_embd=256, n_ff=256, n_vocab=512, attn_layers=(0,)),
+        replace(_SHORT_CONV, n_layer=8, n_embd=512, n_ff=256, n_head=8, n_head_kv=2, recurrent=ShortConv(512)),
     )
     state_tokens: Sequence[int] = (1, 64)
     transfer_bytes: int = 8 * MIB
@@ -125,7 +136,8 @@ class _Measuring:
     told: str = ""
 
     def profile(self) -> Profile:
-        self.end_s = time.monotonic() + self.extent.budget_s
+        begin_s, others_s = time.monotonic(), self._others_s()
+        self.end_s = begin_s + self.extent.budget_s
         # The others compute in the memory of one of these.
         self.devices = [each for each in self.prober.found.devices if each.kind not in ("accel", "meta")]
         self.made = replace(self.made, devices={each.name: each.description for each in self.devices})
@@ -145,10 +157,23 @@ class _Measuring:
                 self.reads()
             for device in self.devices:
                 if time.monotonic() < self.end_s - _FOR_THE_END_S:
-                    self.products(device, kind)
+                    self.products(device, kind, _threads_of(device))
+        for kind in self.extent.kinds[: self.extent.n_twice]:
+            for device in self.devices:
+                if time.monotonic() < self.end_s - _FOR_THE_END_S:
+                    self.products(device, kind, _threads_of(device)[-1:])
         self.overheads()
         self.reads()
-        return replace(self.made, measured=utc(), took_s=self.took_s)
+        took_s, now_s = time.monotonic() - begin_s, self._others_s()
+        others = None if others_s is None or now_s is None else max(0.0, now_s - others_s) / took_s
+        return replace(self.made, measured=utc(), took_s=self.took_s, other_cores=others)
+
+    def _others_s(self) -> float | None:
+        """CPU time of all processes but this one and its children, since the machine was started."""
+        busy_s = open_reader(os.getpid()).machine().busy_s
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        mine = time.process_time() + ended.ru_utime + ended.ru_stime + self.prober.cpu_s
+        return None if busy_s is None else busy_s - mine
 
     @contextmanager
     def timed(self, part: str, what: str = "") -> Iterator[None]:
@@ -209,8 +234,8 @@ class _Measuring:
             kind,
             size,
             *heads,
-            # To a worker all of it would have to be sent.
-            n_bytes=0 if _is_remote(device) else extent.of_matrices,
+            # To a worker all of it would have to be sent; many tokens compute longer than they read.
+            n_bytes=0 if _is_remote(device) or n_tokens > 1 else extent.of_matrices,
             n_depths=[*n_depths],
             n_tokens=[n_tokens],
             n_threads=[n or 1 for n in n_threads],
@@ -224,18 +249,20 @@ class _Measuring:
         ]
         self.made = replace(self.made, attention=(*self.made.attention, *made))
 
-    def products(self, device: Device, kind: str) -> None:
+    def products(self, device: Device, kind: str, n_threads: Sequence[int | None]) -> None:
         layouts = (False, True) if device.kind == "cpu" else (False,)
         with self.timed("products", kind):
             for repack in layouts:
-                self.product(device, kind, repack)
+                self.product(device, kind, repack, n_threads)
         if kind in self.extent.expert_kinds:
             with self.timed("experts", kind):
                 for repack in layouts:
-                    self.product(device, kind, repack, experts=True)
+                    self.product(device, kind, repack, n_threads, experts=True)
 
-    def product(self, device: Device, kind: str, repack: bool, *, experts: bool = False) -> None:
-        extent, n_threads = self.extent, _threads_of(device)
+    def product(
+        self, device: Device, kind: str, repack: bool, n_threads: Sequence[int | None], *, experts: bool = False
+    ) -> None:
+        extent = self.extent
         columns = [min(extent.n_columns), max(extent.n_columns)] if experts else [*extent.n_columns]
         n_experts, n_used = (extent.n_experts, extent.n_used) if experts else (0, 0)
         # The experts of a mixture are narrow: a column goes through as many weights as of the plain matrix.
@@ -256,22 +283,24 @@ class _Measuring:
         )
         places = [(n_columns, n) for n_columns in columns for n in n_threads]
         n_weights = extent.n_row * n_rows * (n_used or 1)
-        made = [
-            ProductTime(device.name, kind, repack, *place, n_weights, seconds, n_experts, n_used)
-            for place, seconds in zip(places, self.prober.seconds_of(asked), strict=False)
-        ]
-        self.made = replace(self.made, products=(*self.made.products, *made))
+        made = {_place(each): each for each in self.made.products}
+        for place, seconds in zip(places, self.prober.seconds_of(asked), strict=False):
+            found = ProductTime(device.name, kind, repack, *place, n_weights, seconds, n_experts, n_used)
+            known = made.get(_place(found))
+            # Whatever disturbs a measurement makes it slower, for seconds at a time.
+            made[_place(found)] = found if known is None else min(known, found, key=lambda each: each.seconds)
+        self.made = replace(self.made, products=tuple(made.values()))
 
     def overheads(self) -> None:
-        """Of the CPU: what one layer more takes, less its products; of layers with a recurrent state what they take
-        beyond that."""
+        """Of the CPU: what one layer more takes, less its products and attention; of layers with a recurrent state what
+        they take beyond that."""
         if not any(device.kind == "cpu" for device in self.devices):
             return
-        plain = [_plain(max(self.extent.layers), width) for _, width in self.extent.overheads]
-        with _Beside(self, plain[0]) as beside:
-            for (n_tokens, width), header in zip(self.extent.overheads, plain, strict=True):
+        models = [_thin(*each) if each[0] == 1 else _usual(*each) for each in self.extent.overheads]
+        with _Beside(self, models[0]) as beside:
+            for (n_tokens, width, n_layers), header in zip(self.extent.overheads, models, strict=True):
                 with self.timed("overheads"):
-                    found = beside.of(header, self.extent.layers, n_tokens)
+                    found = beside.of(header, n_layers, n_tokens)
                 made = (
                     Overhead(n_tokens, n, width, max(0.0, layer_s), max(0.0, rest_s))
                     for n, (layer_s, rest_s) in found.items()
@@ -293,14 +322,19 @@ class _Measuring:
             self.made = replace(self.made, states=(*self.made.states, made))
 
 
-def _plain(n_layer: int, width: int) -> Header:
-    """A small model of the llama family."""
+def _thin(_: int, width: int, n_layers: tuple[int, int]) -> Header:
+    """Of the llama family: a wide stream through small matrices."""
+    return header_of(Shape(max(n_layers), width, 64, 1, 1, 512, head_dim=64), _OVERHEAD_TYPE)
+
+
+def _usual(_: int, width: int, n_layers: tuple[int, int]) -> Header:
     n_head = max(4, width // 128)
-    return header_of(Shape(n_layer, width, 2 * width, n_head, n_head // 4, 512), _OVERHEAD_TYPE)
+    return header_of(Shape(max(n_layers), width, 2 * width, n_head, n_head // 4, 512), _OVERHEAD_LEVEL)
 
 
 class _Beside:
-    """What layers take beside their products: two sizes of a small model, measured in turn. A context manager."""
+    """What layers take beside products and attention: two sizes of a small model, measured in turn. A context
+    manager."""
 
     def __init__(self, measuring: _Measuring, header: Header) -> None:
         self._measuring = measuring
@@ -314,50 +348,56 @@ class _Beside:
             runner.close()
 
     def of(self, header: Header, n_layers: tuple[int, int], n_tokens: int) -> dict[int, tuple[float, float]]:
-        """By threads, the seconds that one layer and what is outside of them take beside products; below 0 where the
-        machine was slower when these were measured, as far as the read ceiling does not tell."""
+        """By threads, the seconds that one layer and what is outside of them take; below 0 where the machine was slower
+        when the profile was made, as far as a product of now does not tell."""
+        drift = self._drift(n_tokens)
         for runner, n_layer in zip(self._runners, n_layers, strict=True):
             runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=max(128, n_tokens), header=header)
             runner.trial(Trial(n_tokens, 1))
-        return {n: self._with(n, header, n_layers, n_tokens) for n in threads()}
+        return {n: self._with(n, header, n_layers, n_tokens, drift.get(n, 1.0)) for n in threads()}
 
-    def _with(self, n: int, header: Header, n_layers: tuple[int, int], n_tokens: int) -> tuple[float, float]:
-        small, large = n_layers
-        matrices: dict[int | None, list[TensorInfo]] = {layer_of(each): [] for each in header.tensors}
-        for each in header.tensors:
-            if len(each.shape) > 1 and each.name != "token_embd.weight":
-                matrices[layer_of(each)].append(each)
-        drift = self._drift(n) if n_tokens == 1 else 1.0
-
-        def products_s(of: Sequence[TensorInfo]) -> float:
-            made = self._measuring.made
-            taken = (made.product_s(each.type.name, each.n_elements, n_tokens, n) or 0.0 for each in of)
-            return drift * sum(taken)
-
+    def _with(
+        self, n: int, header: Header, n_layers: tuple[int, int], n_tokens: int, drift: float
+    ) -> tuple[float, float]:
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(_ROUNDS):
             for runner, taken in zip(self._runners, seconds, strict=True):
                 taken.append(_of_tokens(runner, n_tokens, n))
-        per_layer = statistics.median(b - a for a, b in zip(*seconds, strict=True)) / (large - small)
-        rest = statistics.median(seconds[0]) - small * per_layer
-        return per_layer - products_s(matrices[large - 1]), rest - products_s(matrices[None])
+        depth = _STEPS / 2 if n_tokens == 1 else n_tokens / 2
+        known = []
+        for n_layer in n_layers:
+            placement = Placement((CPU,) * (n_layer + 1))
+            slice_header = slice_of(header, range(n_layer))
+            times = GraphTimes(slice_header, placement, LoadConfig(), self._measuring.made, n, drift={CPU: drift})
+            known.append(times.operations_s(n_tokens, depth))
+        more = n_layers[1] - n_layers[0]
+        layer_s = statistics.median(b - a for a, b in zip(*seconds, strict=True)) / more - (known[1] - known[0]) / more
+        return layer_s, statistics.median(seconds[0]) - known[0] - n_layers[0] * layer_s
 
-    def _drift(self, n: int) -> float:
-        """How much longer reading takes now than in the mean of the profile."""
-        prober, made = self._measuring.prober, self._measuring.made
-        now = prober.probe(CPU, "", n, _DRIFT_S, n_bytes=self._measuring.extent.read_bytes).read_bytes_per_s
-        return (made.drift(statistics.median(now), n) if now else None) or 1.0
+    def _drift(self, n_tokens: int) -> dict[int, float]:
+        """By threads, how much longer such products take now than in the profile."""
+        extent, made = self._measuring.extent, self._measuring.made
+        kind, n_bytes = (_OVERHEAD_TYPE, extent.of_matrices) if n_tokens == 1 else ("Q4_K", 0)
+        asked = TimeProducts(CPU, kind, extent.n_row, extent.n_row, n_bytes, [n_tokens], threads(), 2 * extent.seconds)
+        found = zip(threads(), self._measuring.prober.seconds_of(asked), strict=False)
+        then = {n: made.product_s(kind, extent.n_row**2, n_tokens, n) for n in threads()}
+        return {n: seconds / known for n, seconds in found if (known := then[n])}
 
 
-_ROUNDS, _DRIFT_S = 3, 0.05
+_ROUNDS, _STEPS = 5, 12
 
 
 def _of_tokens(runner: SliceRunner, n_tokens: int, n_threads: int) -> float:
     """Seconds of a batch of so many: of one the lower quartile of some, as of products."""
     if n_tokens == 1:
-        steps = runner.trial(Trial(0, 12, n_threads=n_threads, n_ctx=128)).step_s
+        steps = runner.trial(Trial(0, _STEPS, n_threads=n_threads, n_ctx=128)).step_s
         return sorted(steps)[len(steps) // 4]
     return runner.trial(Trial(n_tokens, 0, n_threads=n_threads, n_threads_batch=n_threads)).prefill_s or 0.0
+
+
+def _place(product: ProductTime) -> tuple[object, ...]:
+    """All but the seconds."""
+    return tuple(value for name, value in vars(product).items() if name != "seconds")
 
 
 def _threads_of(device: Device) -> list[int | None]:

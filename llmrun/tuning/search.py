@@ -3,11 +3,12 @@ turn with the best so far.
 
     layout ─► flash attention ─► decode threads ─► prefill threads ─► micro-batch ─► KV types ─► load mode
 
-The dials hardly depend on each other, so that they need not be tried in all combinations. A candidate takes the place
-of the best so far when it is faster beyond noise and by enough to be worth it; one that is slower beyond noise is given
-up at once. How much measurements scatter belongs to the machine and the hour, so it is learned from all candidates
-together: after the first ones two pairs are often enough. Medians, since what disturbs a measurement on a machine that
-others use as well makes it half as fast, not a little slower.
+The dials hardly depend on each other, so that they need not be tried in all combinations (but flash attention and the
+micro-batch, `UBATCH_WITHOUT_FLASH`). A candidate takes the place of the best so far when it is faster beyond noise and
+by enough to be worth it; one that is slower beyond noise is given up at once. How much measurements scatter belongs to
+the machine and the hour, so it is learned from all candidates together: after the first ones two pairs are often
+enough. Medians, since what disturbs a measurement on a machine that others use as well makes it half as fast, not a
+little slower.
 
 Pure: what is measured comes from a function.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -31,6 +32,9 @@ WORTH_TWICE = 0.06
 WORTH_OTHER_PROCESS = 0.06
 """The same of what needs a process of its own (load mode): two processes with the same settings differ by as much, each
 in what pages it got."""
+UBATCH_WITHOUT_FLASH = 128
+"""Without flash attention the scores of a whole micro-batch lie in memory, micro-batch x context x heads: 512 tokens
+are slower than with it and 128 are faster, so that neither dial alone would be turned."""
 HOPELESS = -0.30
 """A candidate that is predicted to lose more than this is not tried: less may be the prediction's error."""
 _MOST_PAIRS = 8
@@ -92,12 +96,23 @@ class Candidates:
     kv_type: Sequence[str] = ()
     load_mode: Sequence[str] = ()
 
-    def of(self, dial: str) -> Sequence[object]:
-        values: Sequence[object] = getattr(self, dial)
-        return values
+    def in_order(self) -> Iterator[tuple[str, object]]:
+        """Each dial and a value for it. The micro-batch that is good without flash attention comes before that: what
+        it gains by itself is known by then."""
+        first, others = ([n for n in self.n_ubatch if (n == UBATCH_WITHOUT_FLASH) is is_it] for is_it in (True, False))
+        turns: Sequence[tuple[str, Sequence[object]]] = (
+            ("repack", self.repack),
+            ("n_ubatch", first),
+            ("flash_attn", self.flash_attn),
+            ("n_threads", self.n_threads),
+            ("n_threads_batch", self.n_threads_batch),
+            ("n_ubatch", others),
+            ("kv_type", self.kv_type),
+            ("load_mode", self.load_mode),
+        )
+        return ((dial, value) for dial, values in turns for value in values)
 
 
-DIALS = ("repack", "flash_attn", "n_threads", "n_threads_batch", "n_ubatch", "kv_type", "load_mode")
 _PROMPT_ALONE, _ANSWER_ALONE = ("n_threads_batch", "n_ubatch"), ("n_threads",)
 """Dials that change nothing of the other part, which need not be measured again."""
 _OWN_BUFFERS = ("flash_attn", "n_ubatch", "kv_type", "load_mode")
@@ -139,16 +154,17 @@ class Search:
 
     def run(self, candidates: Candidates) -> Dials:
         """The best settings."""
-        for dial in DIALS:
-            for value in candidates.of(dial):
-                candidate = replace(self.best, **{dial: value})  # type: ignore[arg-type]
-                if candidate == self.best or self._clock() >= self._end_s:
-                    continue
-                gain = self._predicted_gain(candidate)
-                if gain is not None and gain < HOPELESS:
-                    self.not_tried.append(NotTried(dial, candidate, gain))
-                else:
-                    self._try(dial, candidate)
+        for dial, value in candidates.in_order():
+            candidate = replace(self.best, **{dial: value})  # type: ignore[arg-type]
+            if (dial, value) == ("flash_attn", "off"):
+                candidate = replace(candidate, n_ubatch=min(candidate.n_ubatch or 512, UBATCH_WITHOUT_FLASH))
+            if candidate == self.best or self._clock() >= self._end_s:
+                continue
+            gain = self._predicted_gain(candidate)
+            if gain is not None and gain < HOPELESS:
+                self.not_tried.append(NotTried(dial, candidate, gain))
+            else:
+                self._try(dial, candidate)
         return self.best
 
     def _predicted_gain(self, candidate: Dials) -> float | None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from llmrun.engine.engine import plan_load
 from llmrun.engine.interface import Engine
 from llmrun.engine.jobs.roofline import Prober, key_of
 from llmrun.engine.meter import Timing
+from llmrun.engine.protocol import TimeProducts
 from llmrun.errors import DiskError
 from llmrun.gguf.reader import Header
 from llmrun.machine import hardware
@@ -36,13 +36,19 @@ from llmrun.tuning import kept, profiling, score
 from llmrun.tuning.dials import LAYOUTS
 from llmrun.tuning.probe import probe
 from llmrun.tuning.score import Compared
+from llmrun.units import fixed
 
 _DECODE_FACTOR, _PREFILL_FACTOR = 1.12, 1.18
 """What predictions are divided and multiplied by for the range (docs/prediction.md)."""
 _PROBE_FACTOR = 1.03
 """The same of what was measured by slices: three rounds do not show all that the machine does."""
+MOST_OTHERS = 0.5
+"""Cores that others may use while the profile is measured: beyond, it says more of them than of the machine."""
 _MAPPED_DOUBT = 1.5
-_READ_S = 0.25
+_READ_S, _LOOK_S = 0.25, 0.1
+_LONGEST_BLOCK = 256
+_STEADY = 1.1
+"""Factor by which a product moves from one time to the next on a machine that does not change."""
 _OF_THE_CPU = ("whole machine", "CPU package")
 """Boundaries of `energy.Joules` that have all in them that decoding in RAM takes; the first that there is."""
 
@@ -97,16 +103,36 @@ class _OfThisMachine:
         return asdict(describe_machine(self._found.devices))
 
 
-def profile_of(prober: Prober, *, on_measure: Callable[[], None] = lambda: None) -> Profile:
+def profile_of(
+    prober: Prober, *, on_measure: Callable[[], None] = lambda: None, on_note: Callable[[str], None] = lambda _: None
+) -> Profile:
     """What is kept of this machine; measured now where there is nothing. Raises `EngineCrashed`."""
-    key = key_of(prober.found)
-    known = load_profile(key)
+    known = load_profile(key_of(prober.found))
     if known is None:
         on_measure()
-        known = profiling.measure(prober)
-        with suppress(DiskError):
-            save_profile(key, known)
+        known = measure_profile(prober, on_note=on_note)
     return known
+
+
+def measure_profile(
+    prober: Prober,
+    *,
+    on_part: Callable[[str], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Profile:
+    """Measure it and keep it; `on_note` is told why, where it is not kept. Raises `EngineCrashed`."""
+    made = profiling.measure(prober, on_part=on_part)
+    if (made.other_cores or 0) > MOST_OTHERS:
+        on_note(
+            f"other processes used {fixed(made.other_cores, 1)} cores while this machine was measured: not kept, and of"
+            " as little use as the machine is now"
+        )
+        return made
+    try:
+        save_profile(key_of(prober.found), made)
+    except DiskError as error:
+        on_note(f"what was measured can't be kept: {error.message}")
+    return made
 
 
 @dataclass(frozen=True)
@@ -114,46 +140,64 @@ class Moment:
     """What the machine does just now.
 
     Attributes:
-        drift: how much longer reading takes than when the profile was made; 1 where that can't be known.
+        decode, prefill: how much longer products of one token, and of many, take than when the profile was made.
         watts: what it takes while all threads read; None where nothing counts it.
     """
 
-    drift: float = 1.0
+    decode: float = 1.0
+    prefill: float = 1.0
     watts: float | None = None
 
 
-def moment_of(profile: Profile, prober: Prober, joules: Joules) -> Moment:
-    """Reads for a quarter of a second, and longer where joules are counted. Raises `EngineCrashed`."""
-    threads = hardware.default_threads()
+def moment_of(profile: Profile, prober: Prober, joules: Joules, *, n_threads: int | None = None) -> Moment:
+    """Multiplies for half a second, as for the profile, and reads for a quarter where joules are counted. `n_threads`:
+    None are the default. Raises `EngineCrashed`."""
+    threads = n_threads or hardware.default_threads()
+    decode, prefill = (_drift(profile, prober, n, threads) for n in (1, 64))
     boundary = next((name for name in _OF_THE_CPU if name in joules.counters), None)
-    if boundary is not None:
-        prober.probe(CPU, "", threads, 0.0)  # what is read is laid out, by one thread
-    meter = EnergyMeter(joules)
-    with meter:
-        now = prober.probe(CPU, "", threads, _READ_S).read_bytes_per_s
-    taken = meter.joules.get(boundary or "")
-    return Moment(
-        drift=(profile.drift(statistics.median(now), threads) if now else None) or 1.0,
-        watts=taken / meter.seconds if taken and meter.seconds else None,
-    )
+    if boundary is None:
+        return Moment(decode, prefill)
+    prober.probe(CPU, "", threads, 0.0)  # what is read is laid out, by one thread
+    with (meter := EnergyMeter(joules)):
+        prober.probe(CPU, "", threads, _READ_S)
+    taken = meter.joules.get(boundary)
+    return Moment(decode, prefill, taken / meter.seconds if taken and meter.seconds else None)
+
+
+def _drift(profile: Profile, prober: Prober, n_columns: int, n_threads: int) -> float:
+    """1 within what the same measurement gives from one time to the next. Not by the read ceiling: that moved by a
+    third between two profiles whose products were alike."""
+    known = next((each for each in profile.products if each.device == CPU and not each.n_experts), None)
+    n_row = math.isqrt(known.n_weights) if known else 0
+    if known is None or n_row**2 != known.n_weights or n_row % _LONGEST_BLOCK:
+        return 1.0
+    n_bytes = profiling.Extent().of_matrices if n_columns == 1 else 0
+    asked = TimeProducts(CPU, known.kind, n_row, n_row, n_bytes, [n_columns], [n_threads], _LOOK_S)
+    found = prober.seconds_of(asked)
+    before = profile.product_s(known.kind, known.n_weights, n_columns, n_threads)
+    if not found or not before:
+        return 1.0
+    ratio = found[0] / before
+    return ratio if max(ratio, 1 / ratio) > _STEADY else 1.0
 
 
 class Here(_OfThisMachine):
     """By the profile of the machine."""
 
-    def __init__(self, profile: Profile, found: Found, *, drift: float = 1.0, watts: float | None = None) -> None:
-        """`drift`, `watts`: as `Moment` has them."""
+    def __init__(self, profile: Profile, found: Found, now: Moment | None = None) -> None:
+        """`now`: None is as when the profile was made."""
         super().__init__(found)
-        self._profile, self._drift, self._watts = profile, drift, watts
+        self._profile, self._now = profile, now or Moment()
         machine = key_of(self._found).digest
         self._prefill, self._decode = score.correction(machine, "prefill"), score.correction(machine, "decode")
 
     def predict(self, header: Header, question: Question) -> Prediction:
         """Raises as `placed`."""
         at = placed(header, question, self._found)
-        times = GraphTimes(header, at.placement, at.config, self._profile, at.n_threads, drift={CPU: self._drift})
-        prefill = _slower(times.prefill_s(question.n_prompt), self._prefill)
-        steps = {depth: _slower(times.step_s(depth), self._decode) for depth in question.depths}
+        then, now = GraphTimes(header, at.placement, at.config, self._profile, at.n_threads), self._now
+        of_prompt, of_steps = (replace(then, drift={CPU: drift}) for drift in (now.prefill, now.decode))
+        prefill = _slower(of_prompt.prefill_s(question.n_prompt), self._prefill)
+        steps = {depth: _slower(of_steps.step_s(depth), self._decode) for depth in question.depths}
         unread = self._disk_s(at) if at.missing else (0.0, 0.0)
         return Prediction(
             fits=not at.missing,
@@ -163,7 +207,7 @@ class Here(_OfThisMachine):
             prefill_tps=_rate(prefill, _PREFILL_FACTOR, unread, question.n_prompt),
             decode_tps={depth: _rate(each, _DECODE_FACTOR, unread, 1) for depth, each in steps.items()},
             note="mapped from the disk" if at.missing else "",
-            watts=self._watts if set(at.placement.devices) == {CPU} else None,
+            watts=now.watts if set(at.placement.devices) == {CPU} else None,
         )
 
     def _disk_s(self, at: Placed) -> tuple[float, float] | None:

@@ -169,6 +169,8 @@ def test_depths_within_the_context(llmrun: RunLlmrun, llama_70b: Path) -> None:
     """Those that nobody asked for are left out where they would not fit."""
     (row,) = planned(llmrun, str(llama_70b), "--what-if", "2x RTX 3090", "-c", "1024")["rows"]
     assert list(row["tg_tps"]) == ["0"]
+    (row,) = planned(llmrun, str(llama_70b), "--what-if", "2x RTX 3090", "-c", "64")["rows"]
+    assert row["ttft_s"]["mid"] == pytest.approx(64 / row["pp_tps"]["mid"])  # as with the usual prompt and answer
 
 
 def test_a_speed_that_is_not_known(llmrun: RunLlmrun, llama_70b: Path) -> None:

@@ -98,6 +98,20 @@ def test_what_is_over_soon_changes_nothing(n: int) -> None:
     assert used.count(n) > 0.93 * len(used)
 
 
+@pytest.mark.parametrize(("n_preempted", "most"), [(40, 5), (0, 9)])
+def test_how_soon_it_is_sure(n_preempted: int, most: int) -> None:
+    """Where threads lose their core plainly too often, the steps that tell it are the only slow ones; where steps are
+    slow for no known reason, some more are, as all threads are timed again."""
+    guard, machine = ThreadGuard(2), Machine(2)
+    run(guard, machine, 20)
+    machine.busy = 1
+    n_slow = 0
+    for _ in range(60):
+        n_slow += guard.n_threads == 2
+        guard.after(machine.step_s(guard.n_threads), n_preempted if guard.n_threads == 2 else 0, lambda: False)
+    assert n_slow <= most and guard.n_threads == 1
+
+
 def test_rungs() -> None:
     assert ladder(1) == [1] and ladder(2) == [2, 1] and ladder(16) == [16, 15, 12, 8, 4, 1]
 

@@ -30,6 +30,7 @@ SMALL = Extent(
     read_bytes=8 * MIB,
     n_row=256,
     kinds=("Q4_0", "Q8_0"),
+    n_twice=1,
     expert_kinds=("Q8_0",),
     n_columns=(1, 8),
     n_experts=8,
@@ -38,8 +39,7 @@ SMALL = Extent(
     head_sizes=(64,),
     n_depths=(64, 256),
     n_tokens=16,
-    overheads=((1, 64),),
-    layers=(1, 3),
+    overheads=((1, 64, (1, 3)),),
     transfer_bytes=MIB,
     state_tokens=(1, 8),
 )
@@ -75,6 +75,7 @@ def test_a_small_profile(prober: Prober) -> None:
     assert all(math.isfinite(each) and each > 0 for each in figures)
     assert [(e.device, e.n_threads, len(e.bytes_per_s)) for e in made.reads] == [("CPU", n, 3) for n in n_threads]
     assert made.product_s("Q8_0", 1e6, 4, 1) and made.age_s() is not None
+    assert made.other_cores is not None and made.other_cores >= 0
     assert set(made.took_s) == {"reads", "disk", "attention", "products", "experts", "overheads", "states"}
     assert parts[0] == "reads" and "products Q8_0" in parts and made.devices["CPU"]
 
@@ -94,7 +95,7 @@ def test_watts_of_the_moment(prober: Prober, tmp_path: Path) -> None:
     joules = Joules.open(NoGpus("none here"), powercap=tmp_path, read=read)
     metered, plain = moment_of(made, prober, joules), moment_of(made, prober, Joules())
     assert metered.watts is not None and 0 < metered.watts <= 4  # one joule in a quarter of a second and more
-    assert plain.watts is None and plain.drift > 0 and metered.drift > 0
+    assert plain.watts is None and min(plain.decode, plain.prefill, metered.decode) > 0
 
 
 def test_time_is_up(prober: Prober) -> None:

@@ -48,8 +48,20 @@ def test_finds_what_gains(drift: float) -> None:
     search = Search(machine(gains, drift=drift), WORK, BEGIN, budget_s=1e9)
     assert search.run(ALL) == Dials("on", 4, 8, 128)
     taken = [(each.dial, getattr(each.dials, each.dial)) for each in search.outcomes if each.taken]
-    assert taken == [("repack", "on"), ("n_threads", 6), ("n_threads", 4), ("n_ubatch", 128)]
+    assert taken == [("repack", "on"), ("n_ubatch", 128), ("n_threads", 6), ("n_threads", 4)]
     assert all(each.low <= each.gain <= each.high for each in search.outcomes)
+
+
+def test_flash_attention_off_with_small_micro_batches() -> None:
+    """Neither alone gains; the pair does. A micro-batch that gains by itself does not take flash attention along."""
+
+    def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
+        small, without = dials.n_ubatch == 128, dials.flash_attn == "off"
+        return 0.005 / (1.3 if small and without else 0.8 if without else 1.0), 0.1 / (1.1 if without else 1.0)
+
+    assert Search(measure, WORK, BEGIN, budget_s=1e9).run(ALL) == Dials("off", 8, 8, 128, "off")
+    alone = Search(machine({("n_ubatch", 128): 0.2}), WORK, BEGIN, budget_s=1e9)
+    assert alone.run(ALL) == Dials("off", 8, 8, 128)
 
 
 def test_noise_is_no_gain() -> None:

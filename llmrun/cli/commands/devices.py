@@ -18,7 +18,7 @@ from llmrun.units import UNKNOWN, ago, bandwidth, duration, percent, significant
 if TYPE_CHECKING:
     from llmrun.engine.devices import Found
     from llmrun.engine.jobs.roofline import Prober
-    from llmrun.machine.peaks import Ceiling, Key
+    from llmrun.machine.peaks import Ceiling
     from llmrun.machine.profile import Profile
 
 _SECONDS = 0.5
@@ -83,11 +83,9 @@ def devices(
             measured = [each for each in kept if (each.device, each.description) in present]
     from llmrun.machine import profile as profiles
 
-    if profile:
-        _profile(endpoints, key)
-    kept_profile = profiles.load(key)
+    known = (_measured_profile(endpoints) if profile else None) or profiles.load(key)
     facts = facts_of(found, measured)
-    facts["profile"] = kept_profile and {**codec.plain(kept_profile), "age_s": kept_profile.age_s()}
+    facts["profile"] = known and {**codec.plain(known), "age_s": known.age_s()}
     if as_json:
         screen.out_json(facts)
         return
@@ -96,8 +94,8 @@ def devices(
     if measured:
         _show_ceilings(measured)
         screen.out("\n")
-    if profile and kept_profile:
-        _show_profile(kept_profile)
+    if profile and known:
+        _show_profile(known)
         screen.out("\n")
     features = {item["backend"]: item["features"] for item in facts["devices"] if item["features"]}
     pairs = [(f"{backend} features", _features(said)) for backend, said in features.items()]
@@ -106,8 +104,8 @@ def devices(
     pairs.append(("threads", f"{threads['default']} ({cores}; quota {significant(threads['quota'])})"))
     if not features:  # else it would say the same again
         pairs.append(("built with", facts["system_info"]))
-    if kept_profile:
-        pairs.append(("profile", f"measured {ago(kept_profile.age_s())}"))
+    if known:
+        pairs.append(("profile", f"measured {ago(known.age_s())}"))
     pairs += [(name.replace("_", " "), version) for name, version in facts["versions"].items() if version]
     tables.show_pairs(pairs)
     for gpu in facts["unused_gpus"]:
@@ -137,20 +135,19 @@ def _measured(prober: Prober, seconds: float) -> list[Ceiling]:
     return made
 
 
-def _profile(endpoints: Sequence[str], key: Key) -> None:
-    """Measure the profile, in a child whose threads wait as those of a large model do, and keep it."""
+def _measured_profile(endpoints: Sequence[str]) -> Profile | None:
+    """In a child whose threads wait as those of a large model do."""
     from llmrun.engine.jobs.roofline import Prober
-    from llmrun.machine import profile as profiles
-    from llmrun.tuning import profiling
+    from llmrun.tuning import sources
 
     with Prober(endpoints, spins=False) as prober:
         try:
-            made = profiling.measure(prober, on_part=lambda part: screen.note(f"measuring {part} …"))
-            profiles.save(key, made)
+            return sources.measure_profile(
+                prober, on_part=lambda part: screen.note(f"measuring {part} …"), on_note=screen.note
+            )
         except EngineCrashed as error:
             screen.note(error.message)
-        except DiskError as error:
-            screen.note(f"what was measured can't be kept: {error.message}")
+            return None
 
 
 def _show_profile(profile: Profile) -> None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 MAX_DEPTHS = 32
 
-NGen = Annotated[int, Option("-n", "--n-gen", kind=Whole(0, 1 << 24), help="Tokens of answer.")]
+NGen = Annotated[
+    int | None, Option("-n", "--n-gen", kind=Whole(0, 1 << 24), help="Tokens of answer.", without="128, or -c if less")
+]
 NDepth = Annotated[
     list[str] | None,
     Option("-d", "--n-depth", metavar="N", help="Tokens before the one that is decoded.", without="0,4096"),
@@ -41,8 +43,11 @@ def plan(
             " 'RTX 4090 + DDR5-5600 x2', 'kind=cpu,bandwidth=89.6,memory=32'.",
         ),
     ] = None,
-    n_prompt: Annotated[int, Option("-p", "--n-prompt", kind=Whole(1, 1 << 24), help="Tokens of prompt.")] = 512,
-    n_gen: NGen = 128,
+    n_prompt: Annotated[
+        int | None,
+        Option("-p", "--n-prompt", kind=Whole(1, 1 << 24), help="Tokens of prompt.", without="512, or -c if less"),
+    ] = None,
+    n_gen: NGen = None,
     n_depth: NDepth = None,
     target_tps: Annotated[
         float | None,
@@ -98,7 +103,8 @@ def plan(
     if len(depths) > MAX_DEPTHS:
         raise UsageError(f"{len(depths)} depths; {MAX_DEPTHS} are enough", field="n_depth")
     costs = Costs(state.download_rate(), watts, price_kwh)
-    asked = Asked(n_prompt, n_gen, depths, load, target_tps, costs, offline=offline, as_json=as_json, quiet=quiet)
+    size = _within(load, n_prompt, 512), _within(load, n_gen, 128)
+    asked = Asked(*size, depths, load, target_tps, costs, offline=offline, as_json=as_json, quiet=quiet)
     if curve:
         layer_curve.tell(model or [], asked, output)
         return
@@ -111,8 +117,11 @@ def plan(
 
 def probe(
     model: options.ModelNames,
-    n_prompt: Annotated[int, Option("-p", "--n-prompt", kind=Whole(1, 1 << 16), help="Tokens of prompt.")] = 512,
-    n_gen: NGen = 128,
+    n_prompt: Annotated[
+        int | None,
+        Option("-p", "--n-prompt", kind=Whole(1, 1 << 16), help="Tokens of prompt.", without="512, or -c if less"),
+    ] = None,
+    n_gen: NGen = None,
     n_depth: NDepth = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
@@ -130,9 +139,15 @@ def probe(
 
     depths = tuple(dict.fromkeys(sweeps.whole("-d/--n-depth", n_depth or [])))
     costs = Costs(state.download_rate())
-    asked = Asked(n_prompt, n_gen, depths, load, None, costs, offline=offline, as_json=as_json, quiet=quiet)
+    size = _within(load, n_prompt, 512), _within(load, n_gen, 128)
+    asked = Asked(*size, depths, load, None, costs, offline=offline, as_json=as_json, quiet=quiet)
     with _source(None, load, probe=True, quiet=quiet) as source:
         report.tell(model, source, asked, "this machine")
+
+
+def _within(load: LoadConfig, asked: int | None, usual: int) -> int:
+    """What is asked, else what is usual, as far as a context that is asked holds it."""
+    return min(usual, load.n_ctx or usual) if asked is None else asked
 
 
 @contextmanager
@@ -153,11 +168,11 @@ def _source(what_if: str | None, load: LoadConfig, *, probe: bool, quiet: bool) 
     # Ended before anything is planned: a worker serves one client at a time.
     with Prober(load.rpc, spins=False) as prober:
         found, now = prober.found, sources.Moment()
-        known = None if probe else sources.profile_of(prober, on_measure=partial(_say, quiet))
+        known = None if probe else sources.profile_of(prober, on_measure=partial(_say, quiet), on_note=screen.note)
         if known is not None:
             now = sources.moment_of(known, prober, Joules.open(NoGpus("of the CPU alone")))
     if known is not None:
-        yield sources.Here(known, found, drift=now.drift, watts=now.watts)
+        yield sources.Here(known, found, now)
         return
     with progress.bar("measuring slices", shown=not quiet) as bar:
         yield sources.Probe(found, on_round=lambda done, of: bar.update(done / of) if bar else None)

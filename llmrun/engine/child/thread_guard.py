@@ -3,9 +3,9 @@ times go in, a number of threads comes out.
 
 The threads of a step wait for each other some hundreds of times. One that another process keeps from its core holds up
 all of them, and decoding becomes several times slower than with a thread less. So where steps take longer than usual,
-fewer threads are tried for a few steps, and kept where they are faster than as many as before are once more: what
-disturbed for a moment is over by then. More are tried again where a core is idle, more seldom each time that it does
-not pay.
+fewer threads are tried for a few steps, and kept where they are faster: than as many as before are once more, unless
+it is plain that other processes take the cores, since what disturbed for a moment is over by then. More are tried again
+where a core is idle, more seldom each time that it does not pay.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import resource
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llmrun.machine.hardware import usable_cpus
 from llmrun.machine.proc import Proc
@@ -24,7 +24,7 @@ PREEMPTED_PER_S, PREEMPTED_ONCE = 100, 1
 """Times a second that threads lose their core to others: from here on a step is disturbed. A process that computes
 beside them takes it every few milliseconds; whoever reads the tokens, once for each."""
 _WINDOW, _LEAST = 8, 4
-_TRIAL = 7
+_TRIAL, _SEEN_AGAIN = 7, 3
 _GAIN = 0.95
 """Fewer threads must take at most so much of the time; more of them, no more time."""
 _HOPELESS = 1.5
@@ -63,12 +63,13 @@ class ThreadGuard:
         self._rungs = ladder(n_threads)
         self._rung = 0
         self._usual_s: float | None = None  # of a step with all threads
-        self._recent: deque[tuple[float, bool]] = deque(maxlen=_WINDOW)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
         self._since_s = 0.0
         self._down_pause_s, self._up_pause_s = 0.0, _UP_PAUSE_S
         self._reach = 1  # rungs that the next trial goes down: one less is no gain where several cores are taken
         self._from: int | None = None  # while another rung is tried: the one before
         self._before_s = 0.0
+        self._is_sure = False  # it is others who disturb, and not the host: that is not over by the end of a trial
         self._fewer: tuple[int, float] | None = None  # that rung seems to be the faster one: seconds of its steps
         self._seen: list[float] = []
         self.n_threads = n_threads
@@ -93,7 +94,7 @@ class ThreadGuard:
 
     def _watch(self, step_s: float, n_preempted: int, has_idle_core: Callable[[], bool]) -> None:
         recent = self._recent
-        recent.append((step_s, is_disturbed(step_s, n_preempted)))
+        recent.append((step_s, n_preempted))
         self._since_s += step_s
         times = [each for each, _ in recent]
         # Half of the steps may be disturbed before the usual is: it is what the faster ones take.
@@ -103,7 +104,7 @@ class ThreadGuard:
         if len(recent) < _LEAST:
             return
         slow_s = SLOW * self._undisturbed_s()
-        disturbed = sum(each > slow_s or preempted for each, preempted in recent)
+        disturbed = sum(each > slow_s or is_disturbed(each, n) for each, n in recent)
         mean_s = sum(times) / len(times)
         if self._rung + 1 < len(self._rungs) and 2 * disturbed > len(recent) and self._since_s >= self._down_pause_s:
             self._try(min(self._rung + self._reach, len(self._rungs) - 1), mean_s)
@@ -118,15 +119,16 @@ class ThreadGuard:
         return math.inf if self._usual_s is None else self._usual_s * self._rungs[0] / self._rungs[self._rung]
 
     def _try(self, rung: int, mean_s: float) -> None:
+        self._is_sure = is_surely_disturbed(sum(each for each, _ in self._recent), sum(n for _, n in self._recent))
         self._from, self._rung, self._before_s, self._seen, self._fewer = self._rung, rung, mean_s, [], None
 
     def _judge(self, step_s: float) -> None:
         self._seen.append(step_s)
-        is_hopeless = step_s > _HOPELESS * self._before_s and len(self._seen) > 1
-        if len(self._seen) < _TRIAL and not is_hopeless:
+        timed = self._seen[1:]  # the first one after a change is a step of neither
+        is_hopeless = len(timed) > 0 and step_s > _HOPELESS * self._before_s
+        if len(self._seen) < _TRIAL and not is_hopeless and not self._is_slow_again(timed):
             return
         assert self._from is not None
-        timed = self._seen[1:]  # the first one after a change is a step of neither
         mean_s = sum(timed) / len(timed)
         if self._fewer is not None:
             fewer, fewer_s = self._fewer
@@ -135,9 +137,15 @@ class ThreadGuard:
             self._settle(self._rung, paid=mean_s <= self._before_s and not is_hopeless)
         elif mean_s > _GAIN * self._before_s or is_hopeless:
             self._settle(self._rung, paid=False)
+        elif self._is_sure:
+            self._settle(self._rung, paid=True)
         else:
             self._fewer, self._before_s, self._seen = (self._rung, mean_s), mean_s, []
             self._rung = self._from
+
+    def _is_slow_again(self, timed: Sequence[float]) -> bool:
+        """Whether as many threads as before are all too plainly as slow as they were."""
+        return self._fewer is not None and len(timed) >= _SEEN_AGAIN and self._fewer[1] <= _GAIN * min(timed)
 
     def _settle(self, tried: int, *, paid: bool) -> None:
         """The end of a trial of that rung."""

@@ -39,7 +39,7 @@ class GraphTimes:
     Attributes:
         placement: where layers lie, and which types are rearranged in RAM.
         n_threads: for decoding, and for prefill where the configuration has no number for it.
-        drift: by device, how much longer things take now than when the profile was made, by the read ceiling.
+        drift: by device, how much longer things take now than when the profile was made.
     """
 
     header: Header
@@ -66,6 +66,12 @@ class GraphTimes:
                 return None
             total += taken
         return total
+
+    def operations_s(self, n_tokens: int, depth: float) -> float:
+        """Seconds of the products and the attention of a batch, as far as they were measured: all of it but states and
+        what is between the operations."""
+        products = self._products_s(n_tokens, self.n_threads, plain=False)
+        return (products or 0.0) + (self._attention_s(n_tokens, depth, self.n_threads) or 0.0)
 
     def _batch_s(self, n_tokens: int, depth: float, n_threads: int, *, plain: bool) -> float | None:
         parts = [
