@@ -8,12 +8,12 @@
     scripts/compare_tuning.py starts                              50 cold starts of `run tiny Hi`
     scripts/compare_tuning.py alignment MODEL... --peers FOLDER   ggml's work memory aligned, and as malloc gives it
 
-FOLDER has llama.cpp's own tools, of the same commit. `busy`: bare steps as llama-bench's are, behind a prompt of 64 tokens, with llmrun's guard, in
-turn with llama-bench at its defaults, with one thread and with OMP_WAIT_POLICY=PASSIVE; medians, and the slowest
-step of ours in medians. `workloads`: each workload is tuned first, then measured in turn; a ratio above 1 is ours.
-`grid`: prefill is measured for layout x prefill threads x micro-batch x flash attention, decoding for layout x threads
-x flash attention, twice each, for 512 tokens of prompt and 128 of answer; the best combination is then measured in turn
-with what `tune` found.
+FOLDER has llama.cpp's own tools, of the same commit. `busy`: bare steps as llama-bench's are, behind a prompt of 64
+tokens, with llmrun's guard, in turn with llama-bench at its defaults, with one thread and with OMP_WAIT_POLICY=PASSIVE;
+medians, and the slowest step of ours in medians. `workloads`: each workload is tuned first, then measured in turn; a
+ratio above 1 is ours. `grid`: prefill is measured for layout x prefill threads x micro-batch x flash attention,
+decoding for layout x threads x flash attention, twice each, for 512 tokens of prompt and 128 of answer; the best
+combination is then measured in turn with what `tune` found.
 """
 
 from __future__ import annotations
