@@ -4,10 +4,11 @@
     scripts/check_predictions.py -o CELLS.jsonl --later    # half an hour later: models of before once more
 
 Synthetic models that were never run before, each with two of the four pairs of threads (1, all) and layout (plain,
-repacked), so that all pairs occur; a prompt of 512 tokens, and decoding behind 0, 1,024 and 4,096 tokens (two models:
-16,384 as well). A prediction is made before its model is loaded. The truth is the median of three, with the read
-ceiling beside it: where that moved by more than a tenth between before and after, it is measured again, once, and
-counted. `--probe`: by slices as well. CELLS.jsonl gets a line for every figure; models in it are not measured again.
+repacked), so that all pairs occur; a prompt of 512 tokens, and decoding behind 0, 1,024 and 4,096 tokens (`--deep`: two
+models behind 16,384, for a quarter of an hour). A prediction is made before its model is loaded. The truth is the
+median of three, with the read ceiling beside it: where that moved by more than a tenth between before and after, it is
+measured again, once, and counted. `--probe`: by slices as well. CELLS.jsonl gets a line for every figure; models in it
+are not measured again.
 """
 
 from __future__ import annotations
@@ -157,13 +158,12 @@ def measure(path: Path, what: str, pairs: Sequence[tuple[int, Repack]], depths: 
     for n, repack in pairs:
         threads = n or hardware.default_threads()
         config = configured(threads, repack)
-        reached = depths if not n else tuple(each for each in depths if each <= DEPTHS[-1])
-        asked = Question(N_PROMPT, STEPS, reached, config)
+        asked = Question(N_PROMPT, STEPS, depths, config)
         now = moment_of(known, prober, Joules(), n_threads=threads)
         predicted = Here(known, prober.found, now).predict(header, asked)
         probed = Probe(prober.found).predict(header, asked) if probes else None
-        with Measuring(path, header, config, prober, reached) as measuring:
-            for n_depth in (None, *reached):
+        with Measuring(path, header, config, prober, depths) as measuring:
+            for n_depth in depths if DEEP in depths else (None, *depths):
                 rate, again = measuring.rate(n_depth)
                 by_profile, by_slices = (
                     None if each is None else each.prefill_tps if n_depth is None else each.decode_tps[n_depth]
@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--probe", action="store_true")
     parser.add_argument("--later", action="store_true")
+    parser.add_argument("--deep", action="store_true")
     parser.add_argument("--real", type=Path)
     parser.add_argument("--only", nargs="*", default=[])
     asked = parser.parse_args()
@@ -252,18 +253,21 @@ def main() -> None:
     with Prober(spins=False) as prober:
         known = profile_of(prober, on_note=lambda text: print(text, file=sys.stderr))
         for i, (name, changes, level) in enumerate(MODELS):
-            what = " ".join([name, *(f"({n} layers)" for n in changes.values()), level])
+            what = " ".join([name, *(f"({n} layers)" for n in changes.values()), level, *["deep"] * asked.deep])
             if (asked.only and name not in asked.only) or (what in done) != asked.later:
+                continue
+            if asked.deep and i not in DEEP_MODELS:
                 continue
             with model_file(name, changes, level) as path:
                 if asked.later:
                     once_more(path, [cell for cell in cells if cell.model == what], prober)
                 else:
-                    depths = (*DEPTHS, DEEP) if i in DEEP_MODELS else DEPTHS
-                    cells += measure(path, what, PAIRS[i % 2], depths, prober, known, probes=asked.probe)
+                    pairs, depths = (PAIRS[0][:1], (DEEP,)) if asked.deep else (PAIRS[i % 2], DEPTHS)
+                    probes = asked.probe and not asked.deep
+                    cells += measure(path, what, pairs, depths, prober, known, probes=probes)
             save()
             print(f"{what}: {sum(cell.model == what for cell in cells)} figures", file=sys.stderr)
-        if asked.real and asked.real.name not in done:
+        if asked.real and asked.real.name not in done and not (asked.deep or asked.later):
             cells += measure(asked.real, asked.real.name, PAIRS[0], DEPTHS, prober, known, probes=asked.probe)
             save()
     report(cells)
