@@ -170,6 +170,21 @@ def test_others_from_the_beginning() -> None:
         assert threads.changes == ([(0, 1)] if expected == 1 else [])
 
 
+def test_others_who_came_between_two_answers() -> None:
+    """The second prompt tells it as the first one does."""
+    lost = 0
+    threads = GuardedThreads(2, Switch(), on=True, preemptions=lambda: lost)
+    for prompt_loses, expected in ((0, []), (40, [(0, 1)])):
+        threads.before_prefill()
+        lost += prompt_loses
+        threads.begin(0.2)
+        for i in range(20):
+            threads.before(8 + i, i, repeatable=False)
+            threads.after(0.03)
+        assert threads.changes == expected
+        threads.end()
+
+
 def test_no_trial_without_an_idle_core() -> None:
     """Beside a process that stays, more threads are not tried; they are once it has gone."""
     guard, machine = ThreadGuard(2), Machine(2)

@@ -75,9 +75,10 @@ class ThreadGuard:
         self.n_threads = n_threads
 
     def begin_with_fewer(self) -> None:
-        """Others want the cores already: begin one rung lower, without a trial. Of no effect later."""
-        if self._rung == 0 and self._from is None and len(self._rungs) > 1 and not self._recent:
+        """Others want the cores already: begin one rung lower, without a trial. Of no effect where there are fewer."""
+        if self._rung == 0 and self._from is None and len(self._rungs) > 1:
             self._rung, self._since_s = 1, 0.0
+            self._recent.clear()
             self.n_threads = self._rungs[1]
 
     def after(self, step_s: float, n_preempted: int = 0, has_idle_core: Callable[[], bool] = lambda: True) -> int:
