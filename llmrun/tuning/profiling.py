@@ -300,7 +300,10 @@ class _Measuring:
         with _Beside(self, models[0]) as beside:
             for (n_tokens, width, n_layers), header in zip(self.extent.overheads, models, strict=True):
                 with self.timed("overheads"):
-                    found = beside.of(header, n_layers, n_tokens)
+                    found = beside.of(header, n_layers, n_tokens, threads() if n_tokens == 1 else [1])
+                if n_tokens > 1:  # threads share it, token by token; with one the noise of products is the smallest
+                    ((layer_s, rest_s),) = found.values()
+                    found = {n: (layer_s / n, rest_s / n) for n in threads()}
                 made = (
                     Overhead(n_tokens, n, width, max(0.0, layer_s), max(0.0, rest_s))
                     for n, (layer_s, rest_s) in found.items()
@@ -347,14 +350,16 @@ class _Beside:
         for runner in self._runners:
             runner.close()
 
-    def of(self, header: Header, n_layers: tuple[int, int], n_tokens: int) -> dict[int, tuple[float, float]]:
+    def of(
+        self, header: Header, n_layers: tuple[int, int], n_tokens: int, n_threads: Sequence[int]
+    ) -> dict[int, tuple[float, float]]:
         """By threads, the seconds that one layer and what is outside of them take; below 0 where the machine was slower
         when the profile was made, as far as a product of now does not tell."""
         drift = self._drift(n_tokens)
         for runner, n_layer in zip(self._runners, n_layers, strict=True):
             runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=max(128, n_tokens), header=header)
             runner.trial(Trial(n_tokens, 1))
-        return {n: self._with(n, header, n_layers, n_tokens, drift.get(n, 1.0)) for n in threads()}
+        return {n: self._with(n, header, n_layers, n_tokens, drift.get(n, 1.0)) for n in n_threads}
 
     def _with(
         self, n: int, header: Header, n_layers: tuple[int, int], n_tokens: int, drift: float
