@@ -2,6 +2,7 @@
 
     scripts/check_predictions.py -o CELLS.jsonl [--probe] [--real GGUF] [--only NAME...]
     scripts/check_predictions.py -o CELLS.jsonl --later    # half an hour later: models of before once more
+    scripts/check_predictions.py -o CELLS.jsonl --anew     # what would be predicted now, by the same kept profile
 
 Synthetic models that were never run before, each with two of the four pairs of threads (1, all) and layout (plain,
 repacked), so that all pairs occur; a prompt of 512 tokens, and decoding behind 0, 1,024 and 4,096 tokens (`--deep`: two
@@ -184,6 +185,14 @@ def once_more(path: Path, cells: list[Cell], prober: Prober) -> None:
                 cell.later, cell.later_at = measuring.rate(cell.n_depth)[0], time.time()
 
 
+def predict_anew(cells: list[Cell], header: Header, here: Here) -> None:
+    """By formulas that have changed since; nothing is measured."""
+    for cell in cells:
+        depths = () if cell.n_depth is None else (cell.n_depth,)
+        found = here.predict(header, Question(N_PROMPT, STEPS, depths, configured(cell.n_threads, cell.repack)))
+        cell.predicted = found.prefill_tps if cell.n_depth is None else found.decode_tps[cell.n_depth]
+
+
 def shown(cell: Cell) -> str:
     def error(found: Range | None) -> str:
         if found is None:
@@ -240,6 +249,7 @@ def main() -> None:
     parser.add_argument("--probe", action="store_true")
     parser.add_argument("--later", action="store_true")
     parser.add_argument("--deep", action="store_true")
+    parser.add_argument("--anew", action="store_true")
     parser.add_argument("--real", type=Path)
     parser.add_argument("--only", nargs="*", default=[])
     asked = parser.parse_args()
@@ -254,9 +264,13 @@ def main() -> None:
         known = profile_of(prober, on_note=lambda text: print(text, file=sys.stderr))
         for i, (name, changes, level) in enumerate(MODELS):
             what = " ".join([name, *(f"({n} layers)" for n in changes.values()), level, *["deep"] * asked.deep])
-            if (asked.only and name not in asked.only) or (what in done) != asked.later:
+            if (asked.only and name not in asked.only) or (what in done) != (asked.later or asked.anew):
                 continue
             if asked.deep and i not in DEEP_MODELS:
+                continue
+            if asked.anew:
+                header = synth.header_of(replace(synth.SHAPES[name], **changes), level)  # type: ignore[arg-type]
+                predict_anew([cell for cell in cells if cell.model == what], header, Here(known, prober.found))
                 continue
             with model_file(name, changes, level) as path:
                 if asked.later:
@@ -267,9 +281,14 @@ def main() -> None:
                     cells += measure(path, what, pairs, depths, prober, known, probes=probes)
             save()
             print(f"{what}: {sum(cell.model == what for cell in cells)} figures", file=sys.stderr)
-        if asked.real and asked.real.name not in done and not (asked.deep or asked.later):
+        if asked.real and asked.anew:
+            real = [cell for cell in cells if cell.model == asked.real.name]
+            predict_anew(real, open_header(asked.real), Here(known, prober.found))
+        elif asked.real and asked.real.name not in done and not (asked.deep or asked.later):
             cells += measure(asked.real, asked.real.name, PAIRS[0], DEPTHS, prober, known, probes=asked.probe)
             save()
+    if asked.anew:
+        save()
     report(cells)
 
 

@@ -79,7 +79,7 @@ class Placed:
 def placed(header: Header, question: Question, found: Found) -> Placed:
     """Raises `UsageError` for settings that the model or the machine can't have, and `EngineCrashed`."""
     config = kept.settings(header, question.config, question.n_prompt)
-    longest = max(question.n_prompt, *question.depths) + question.n_gen
+    longest = max((question.n_prompt, *question.depths)) + question.n_gen
     try:
         plan = plan_load(Path("model"), header, config, expected=Expected(longest, longest))
     except DoesNotFit as error:
