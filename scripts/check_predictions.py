@@ -51,7 +51,7 @@ MODELS: tuple[tuple[str, dict[str, int], str], ...] = (
     ("qwen3-0.6b", {}, "F16"),
     ("gemma2-2b", {"n_layer": 12}, "Q4_0"),
     ("qwen3-30b-a3b", {"n_layer": 4}, "Q4_K_M"),
-    ("deepseek-v2-lite", {"n_layer": 4}, "Q4_K_M"),
+    ("deepseek-v2-lite", {"n_expert": 8}, "Q4_K_M"),
     ("lfm2-1.2b", {}, "Q4_K_M"),
     ("qwen3.5-0.8b", {}, "Q8_0"),
     ("qwen3-0.6b", {"n_layer": 6}, "Q5_K_M"),
@@ -90,6 +90,11 @@ class Cell:
     @property
     def kind(self) -> str:
         return "prefill" if self.n_depth is None else "decode"
+
+
+def called(name: str, changes: dict[str, int], level: str, *more: str) -> str:
+    """llama-1.2b (12 layers) Q4_K_M"""
+    return " ".join([name, *(f"({n} {key.removeprefix('n_')}s)" for key, n in changes.items()), level, *more])
 
 
 def truth(engine: ChildEngine, trial: Trial, prober: Prober, threads: int) -> tuple[float, bool]:
@@ -263,7 +268,7 @@ def main() -> None:
     with Prober(spins=False) as prober:
         known = profile_of(prober, on_note=lambda text: print(text, file=sys.stderr))
         for i, (name, changes, level) in enumerate(MODELS):
-            what = " ".join([name, *(f"({n} layers)" for n in changes.values()), level, *["deep"] * asked.deep])
+            what = called(name, changes, level, *["deep"] * asked.deep)
             if (asked.only and name not in asked.only) or (what in done) != (asked.later or asked.anew):
                 continue
             if asked.deep and i not in DEEP_MODELS:

@@ -27,6 +27,11 @@ _EXTRA_LAYERS = "nextn_predict_layers"
 # Of the embedding a row is looked up for each token: what its type costs is nothing, but a slice has all of it.
 _LOOKED_UP_AS = next(each for each in GGML_TYPES.values() if each.name == "Q2_K")
 
+_F32 = next(each for each in GGML_TYPES.values() if each.name == "F32")
+# llama.cpp knows the small DeepSeek V2, which does not compress its queries, by its number of layers alone: in a slice
+# it wants a rank of them. A multiple of the longest blocks.
+_RANKED, _RANK, _RANK_STEP = "deepseek2", "attention.q_lora_rank", 256
+
 
 def layer_contents(header: Header) -> list[tuple[tuple[str, tuple[int, ...], str], ...]]:
     """For each layer what it is made of: names, shapes and types of its tensors."""
@@ -70,7 +75,28 @@ def slice_of(header: Header, layers: Sequence[int]) -> Header:
             metadata[key] = value.picked(layers)
         else:
             metadata[key] = value
-    return replace(header, metadata=metadata, tensors=tuple(tensors))
+    types, rank = header.types, f"{arch}.{_RANK}"
+    if arch == _RANKED and rank not in metadata:
+        metadata[rank], tensors = _with_rank(tensors)
+        types = {**types, rank: "u32"}
+    return replace(header, metadata=metadata, types=types, tensors=tuple(tensors))
+
+
+def _with_rank(tensors: Sequence[TensorInfo]) -> tuple[int, list[TensorInfo]]:
+    """The queries' matrices as two each, as large together, and the rank between them."""
+    rank, made = _RANK_STEP, list[TensorInfo]()
+    for tensor in tensors:
+        if not tensor.name.endswith(".attn_q.weight"):
+            made.append(tensor)
+            continue
+        (width, n_queries), stem = tensor.shape, tensor.name.removesuffix(".weight")
+        rank = max(1, round(width * n_queries / (width + n_queries) / _RANK_STEP)) * _RANK_STEP
+        made += [
+            replace(tensor, name=f"{stem}_a.weight", shape=(width, rank)),
+            replace(tensor, name=f"{stem}_a_norm.weight", shape=(rank,), type=_F32),
+            replace(tensor, name=f"{stem}_b.weight", shape=(rank, n_queries)),
+        ]
+    return rank, made
 
 
 def _narrow(embedding: TensorInfo) -> TensorInfo:

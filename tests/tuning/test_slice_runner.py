@@ -11,7 +11,7 @@ from llmrun.engine.protocol import Trial
 from llmrun.errors import EngineCrashed
 from llmrun.gguf.reader import Header, open_header
 from llmrun.gguf.shapes import SHAPES, small
-from llmrun.gguf.synth import write
+from llmrun.gguf.synth import header_of, write
 from llmrun.options.load import LoadConfig
 from llmrun.tuning.slice_runner import SliceRunner, Slices, slice_bytes, slices_of
 
@@ -31,6 +31,19 @@ def test_llama_cpp_runs_them(tmp_path: Path, name: str) -> None:
             for layout in ("off", "on", "both"):
                 done = runner.trial(Trial(70, 3, layout=layout))
                 assert done.prefill_s and len(done.step_s) == 3
+
+
+def test_a_model_that_is_known_by_its_number_of_layers() -> None:
+    """DeepSeek V2 Lite has 27 and no rank of its queries; a slice has fewer, and a rank with as many weights."""
+    full = SHAPES["deepseek-v2-lite"]
+    narrow = replace(small(full), n_layer=full.n_layer, mla=replace(full.mla, q_lora_rank=0))
+    header = header_of(narrow, "Q4_0")
+    slices = slices_of(header)
+    assert slice_bytes(header, slices.large) - slice_bytes(header, slices.small) > 0
+    with SliceRunner(header, LoadConfig()) as runner:
+        for layers in (slices.small, slices.large):
+            runner.load(layers, repack="off", n_threads=1, n_ctx=80)
+            assert runner.trial(Trial(16, 2)).prefill_s
 
 
 def test_layers_that_are_alike(micro: Path) -> None:
