@@ -65,6 +65,7 @@ class Extent:
         overheads: tokens at once, the width of the models for it and how many layers the two of them have. For one
             token they are wide and thin: next to no products, whose noise would drown the rest. What many tokens take
             beside products grows with all that a layer has.
+        waits: width and numbers of layers of two models that are not thin: what several threads wait for each other.
         recurrent: small models of layers with a state, one of each kind, as thin as llama.cpp allows; it wants
             attention in a hybrid, so the first layer of those has it.
         state_tokens: at once, for these.
@@ -92,6 +93,7 @@ class Extent:
         *((1, 1024, (8, 40)), (1, 2048, (8, 40))),
         (256, 1024, (2, 6)),
     )
+    waits: tuple[int, tuple[int, int]] = (1024, (4, 10))
     recurrent: Sequence[Shape] = (
         replace(SHAPES["mamba2-2.7b"], n_layer=8, n_embd=512, n_vocab=512, recurrent=Mamba2(1024, 16)),
         replace(SHAPES["qwen3.5-0.8b"], n_layer=8, n_embd=256, n_ff=256, n_vocab=512, attn_layers=(0,)),
@@ -312,12 +314,22 @@ class _Measuring:
             for shape in self.extent.recurrent:
                 for n_tokens in self.extent.state_tokens:
                     self.state(beside, shape, n_tokens)
+            width, n_layers = self.extent.waits
+            with self.timed("overheads"):
+                waits = beside.waits(_usual(1, width, n_layers), n_layers)
+        self.made = replace(
+            self.made,
+            overheads=tuple(
+                replace(each, layer_s=each.layer_s + waits.get(each.n_threads, 0.0)) if each.n_tokens == 1 else each
+                for each in self.made.overheads
+            ),
+        )
 
     def state(self, beside: _Beside, shape: Shape, n_tokens: int) -> None:
         header = header_of(shape, _OVERHEAD_TYPE)
         kind, n_state = recurrent_kind(header), (layer_memories(header) or ())[-1].n_state
         with self.timed("states", kind):
-            found = beside.of(header, (shape.n_layer // 2, shape.n_layer), n_tokens)
+            found = beside.of(header, (shape.n_layer // 2, shape.n_layer), n_tokens, threads())
         for n, (layer_s, _) in found.items():
             usual = self.made.overhead(n_tokens, n, shape.n_embd)
             seconds = max(0.0, layer_s - (usual.layer_s if usual else 0.0))
@@ -330,9 +342,10 @@ def _thin(_: int, width: int, n_layers: tuple[int, int]) -> Header:
     return header_of(Shape(max(n_layers), width, 64, 1, 1, 512, head_dim=64), _OVERHEAD_TYPE)
 
 
-def _usual(_: int, width: int, n_layers: tuple[int, int]) -> Header:
+def _usual(n_tokens: int, width: int, n_layers: tuple[int, int]) -> Header:
     n_head = max(4, width // 128)
-    return header_of(Shape(max(n_layers), width, 2 * width, n_head, n_head // 4, 512), _OVERHEAD_LEVEL)
+    level = _OVERHEAD_LEVEL if n_tokens > 1 else _OVERHEAD_TYPE
+    return header_of(Shape(max(n_layers), width, 2 * width, n_head, n_head // 4, 512), level)
 
 
 class _Beside:
@@ -356,18 +369,49 @@ class _Beside:
         """By threads, the seconds that one layer and what is outside of them take; below 0 where the machine was slower
         when the profile was made, as far as a product of now does not tell."""
         drift = self._drift(n_tokens)
+        self._load(header, n_layers, n_tokens)
+        found = {}
+        for n in n_threads:
+            layer_s, small_s = self._measured(n_layers, n_tokens, n)
+            known_s, known_small_s = self._operations_s(header, n_layers, n_tokens, n, drift.get(n, 1.0))
+            layer_s -= known_s
+            found[n] = layer_s, small_s - known_small_s - n_layers[0] * layer_s
+        return found
+
+    def waits(self, header: Header, n_layers: tuple[int, int]) -> dict[int, float]:
+        """By threads, the seconds that they wait for each other in a layer, beyond what thin ones show: by how much
+        less several threads gain over one, in the same process, than the products alone do. One token."""
+        self._load(header, n_layers, 1)
+        made, width = self._measuring.made, header.n_embd or 1
+        layer_s, products_s = {}, {}
+        for n in threads():
+            beside = made.overhead(1, n, width)
+            layer_s[n] = self._measured(n_layers, 1, n)[0] - (beside.layer_s if beside else 0.0)
+            products_s[n] = self._operations_s(header, n_layers, 1, n, 1.0)[0]
+        return {
+            n: max(0.0, layer_s[n] - layer_s[1] * products_s[n] / products_s[1])
+            for n in threads()
+            if n > 1 and products_s[1]
+        }
+
+    def _load(self, header: Header, n_layers: tuple[int, int], n_tokens: int) -> None:
         for runner, n_layer in zip(self._runners, n_layers, strict=True):
             runner.load(range(n_layer), repack="off", n_threads=max(threads()), n_ctx=max(128, n_tokens), header=header)
             runner.trial(Trial(n_tokens, 1))
-        return {n: self._with(n, header, n_layers, n_tokens, drift.get(n, 1.0)) for n in n_threads}
 
-    def _with(
-        self, n: int, header: Header, n_layers: tuple[int, int], n_tokens: int, drift: float
-    ) -> tuple[float, float]:
+    def _measured(self, n_layers: tuple[int, int], n_tokens: int, n: int) -> tuple[float, float]:
+        """With so many threads: seconds of one layer more, and of the smaller model."""
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(_ROUNDS):
             for runner, taken in zip(self._runners, seconds, strict=True):
                 taken.append(_of_tokens(runner, n_tokens, n))
+        layer_s = statistics.median(b - a for a, b in zip(*seconds, strict=True)) / (n_layers[1] - n_layers[0])
+        return layer_s, statistics.median(seconds[0])
+
+    def _operations_s(
+        self, header: Header, n_layers: tuple[int, int], n_tokens: int, n: int, drift: float
+    ) -> tuple[float, float]:
+        """The same of products and attention alone, as predictions have them."""
         depth = _STEPS / 2 if n_tokens == 1 else n_tokens / 2
         known = []
         for n_layer in n_layers:
@@ -375,9 +419,7 @@ class _Beside:
             slice_header = slice_of(header, range(n_layer))
             times = GraphTimes(slice_header, placement, LoadConfig(), self._measuring.made, n, drift={CPU: drift})
             known.append(times.operations_s(n_tokens, depth))
-        more = n_layers[1] - n_layers[0]
-        layer_s = statistics.median(b - a for a, b in zip(*seconds, strict=True)) / more - (known[1] - known[0]) / more
-        return layer_s, statistics.median(seconds[0]) - known[0] - n_layers[0] * layer_s
+        return (known[1] - known[0]) / (n_layers[1] - n_layers[0]), known[0]
 
     def _drift(self, n_tokens: int) -> dict[int, float]:
         """By threads, how much longer such products take now than in the profile."""

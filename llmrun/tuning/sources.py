@@ -38,9 +38,9 @@ from llmrun.tuning.probe import probe
 from llmrun.tuning.score import Compared
 from llmrun.units import fixed
 
-_DECODE_FACTOR, _PREFILL_FACTOR = 1.12, 1.18
+_DECODE_FACTOR, _PREFILL_FACTOR = 1.19, 1.13
 """What predictions are divided and multiplied by for the range (docs/prediction.md)."""
-_PROBE_FACTOR = 1.03
+_PROBE_FACTOR = 1.08
 """The same of what was measured by slices: three rounds do not show all that the machine does."""
 MOST_OTHERS = 0.5
 """Cores that others may use while the profile is measured: beyond, it says more of them than of the machine."""

@@ -40,6 +40,7 @@ SMALL = Extent(
     n_depths=(64, 256),
     n_tokens=16,
     overheads=((1, 64, (1, 3)),),
+    waits=(64, (1, 3)),
     transfer_bytes=MIB,
     state_tokens=(1, 8),
 )
