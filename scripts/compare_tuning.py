@@ -107,7 +107,12 @@ def busy(models: list[Path], peers: Path, rounds: int) -> None:
                     mine.append(ours(model, config))
                     for name, (options, environment) in PEERS.items():
                         theirs[name].append(
-                            llama_bench(peers, model, ["-p", "0", "-n", str(N_STEPS), *options], environment)
+                            llama_bench(
+                                peers,
+                                model,
+                                ["-p", "0", "-n", str(N_STEPS), "-d", str(N_PROMPT), *options],
+                                environment,
+                            )
                         )
             speed = statistics.median(each for each, _ in mine)
             found = {name: statistics.median(each) for name, each in theirs.items()}
