@@ -105,15 +105,9 @@ def busy(models: list[Path], peers: Path, rounds: int) -> None:
                 theirs: dict[str, list[float]] = {name: [] for name in PEERS}
                 for _ in range(rounds):
                     mine.append(ours(model, config))
+                    tested = ["-p", "0", "-n", str(N_STEPS), "-d", str(N_PROMPT)]
                     for name, (options, environment) in PEERS.items():
-                        theirs[name].append(
-                            llama_bench(
-                                peers,
-                                model,
-                                ["-p", "0", "-n", str(N_STEPS), "-d", str(N_PROMPT), *options],
-                                environment,
-                            )
-                        )
+                        theirs[name].append(llama_bench(peers, model, [*tested, *options], environment))
             speed = statistics.median(each for each, _ in mine)
             found = {name: statistics.median(each) for name, each in theirs.items()}
             cells = " | ".join(f"{each:.1f} t/s" for each in found.values())
@@ -144,9 +138,9 @@ def workloads(models: list[Path], peers: Path, rounds: int, seconds: float, aske
                 theirs.append(total / llama_bench(peers, model, ["-p", "0", "-n", "0", "-pg", pg], {}))
             ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
             a, b, ratio = (statistics.median(each) for each in (mine, theirs, ratios))
-            asked = f"{model.stem} | {workload.n_prompt}, {workload.n_gen} | {dials.words()}"
+            what = f"{model.stem} | {workload.n_prompt}, {workload.n_gen} | {dials.words()}"
             spread = f"**{ratio:.3f}** | {min(ratios):.3f} | {max(ratios):.3f}"
-            print(f"| {asked} | {a:.2f} s | {b:.2f} s | {spread} |", flush=True)
+            print(f"| {what} | {a:.2f} s | {b:.2f} s | {spread} |", flush=True)
 
 
 def seconds_of(workload: Workload, prefill: Times, decode: Times, one: Dials) -> float:

@@ -36,6 +36,7 @@ def test_llama_cpp_runs_them(tmp_path: Path, name: str) -> None:
 def test_a_model_that_is_known_by_its_number_of_layers() -> None:
     """DeepSeek V2 Lite has 27 and no rank of its queries; a slice has fewer, and a rank with as many weights."""
     full = SHAPES["deepseek-v2-lite"]
+    assert full.mla is not None
     narrow = replace(small(full), n_layer=full.n_layer, mla=replace(full.mla, q_lora_rank=0))
     header = header_of(narrow, "Q4_0")
     slices = slices_of(header)
