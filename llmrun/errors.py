@@ -15,6 +15,7 @@
 | `PromptTooLong`  | 11   | the prompt has more tokens than the context                      |
 | `TooSlow`        | 12   | a comparison found less speed than was demanded                  |
 | `WrongFormat`    | 13   | the answer is not of the format that was asked for               |
+| `RowsFailed`     | 14   | some rows of a batch are errors                                  |
 
 Two ends are no errors of ours and have no class here: Ctrl-C exits with 130, a broken pipe with 141.
 
@@ -152,3 +153,6 @@ class TooSlow(LlmrunError, exit_code=12): ...
 
 
 class WrongFormat(LlmrunError, exit_code=13): ...
+
+
+class RowsFailed(LlmrunError, exit_code=14): ...

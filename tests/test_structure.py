@@ -18,6 +18,8 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"api"},
+    {"batch"},
+    {"wire"},
     {"constrain", "chat", "bench"},
     {"tuning"},
     {"engine"},

@@ -35,6 +35,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "run": Entry("run", "run", "Answer one prompt and exit; without a prompt on a terminal, chat."),
     "chat": Entry("chat", "chat", "Talk with a model; /help there lists what can be done."),
+    "batch": Entry("batch", "batch", "Answer every row of a file."),
     "bench": Entry("bench", "bench", "Measure tokens per second."),
     "bench history": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history list": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
@@ -76,7 +77,7 @@ COMMANDS = {
     "config unset": Entry("config", "unset", "Take an option out of the file."),
 }
 # Options of these can stand in config.toml.
-MODEL_COMMANDS = ("run", "chat")
+MODEL_COMMANDS = ("run", "chat", "batch")
 TITLE = "Run quantized language models on this machine, and know how fast it is."
 OPTIONS = (
     ("--version", "Show the version and exit."),

@@ -39,20 +39,20 @@ def is_file(name: str) -> bool:
         return False
 
 
-def read_bytes(option: str, name: str) -> bytes:
+def read_bytes(option: str, name: str, *, most: int = MAX_TEXT_BYTES) -> bytes:
     """What a file of the user's holds; a pipe is read to its end. Raises `NotFound`, `UsageError`."""
     path = path_of(option, name)
     try:
         if path.is_dir():
             raise UsageError(f"{option}: '{name[:200]}' is a folder", hint=f"ls {path}")
         with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
+            data = file.read(most + 1)
     except FileNotFoundError:
         raise NotFound(f"{option}: there is no file '{name[:200]}'", hint=f"ls {path.parent}") from None
     except OSError as error:
         raise UsageError(f"{option}: can't read '{name[:200]}': {error.strerror}") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise UsageError(f"{option}: '{name[:200]}' is larger than {size(MAX_TEXT_BYTES)}")
+    if len(data) > most:
+        raise UsageError(f"{option}: '{name[:200]}' is larger than {size(most)}")
     return data
 
 

@@ -1,0 +1,1 @@
+"""The forms that other programs ask and answer in."""

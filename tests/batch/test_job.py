@@ -1,0 +1,124 @@
+"""The order of a batch, and what an engine's failures leave, with an engine that says what a script says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scripted_engine import Script, ScriptedEngine
+
+from llmrun.batch.job import Job
+from llmrun.batch.rows import Row
+from llmrun.chat.answer_options import AnswerOptions
+from llmrun.constrain.output_format import of_choices
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
+from llmrun.options.sampling import SamplingConfig
+from llmrun.wire.openai import Refused, Request
+
+
+def row(number: int, text: str = "Hi", answers: AnswerOptions | None = None) -> Row:
+    asked = [{"role": "user", "content": text}]
+    return Row(
+        number, f"row-{number}", f"n{number}", Request(asked, SamplingConfig(), answers or AnswerOptions(), True)
+    )
+
+
+class Kept(list[dict[str, Any]]):
+    add = list.append
+
+
+class Engines:
+    """Opens one after the other."""
+
+    def __init__(self, *engines: ScriptedEngine) -> None:
+        self.left, self.opened = [*engines], 0
+
+    def __call__(self) -> ScriptedEngine:
+        self.opened += 1
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+
+
+def run(rows: list[Row], *engines: ScriptedEngine) -> tuple[Kept, Job, Engines]:
+    opened, kept = Engines(*engines), Kept()
+    job = Job(opened, "scripted", clock=engines[0].clock, now=lambda: 7.0)
+    job.run(rows, kept)
+    return kept, job, opened
+
+
+def test_answers_and_figures() -> None:
+    engine = ScriptedEngine("Yes, I do.", Script("No.", thinking="Hm."))
+    kept, job, opened = run([row(1, "Do you?"), row(2)], engine)
+    assert [each["custom_id"] for each in kept] == ["n1", "n2"] and opened.opened == 1
+    first, second = (each["response"]["body"] for each in kept)
+    assert first["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Yes, I do."},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ]
+    assert first["usage"]["completion_tokens"] == 3 and first["usage"]["prompt_tokens"] == 4
+    assert first["usage"]["total_tokens"] == 7 and first["created"] == 7 and first["object"] == "chat.completion"
+    assert first["timings"]["predicted_per_second"] == pytest.approx(100)
+    assert second["choices"][0]["message"]["reasoning_content"] == "Hm."
+    tally = job.tally
+    assert (tally.n_answered, tally.n_errors, tally.n_generated) == (2, 0, 5)
+    assert tally.tokens_per_s == pytest.approx(tally.n_generated / engine.clock())
+    assert all(options.reuse for options in engine.asked)  # what rows begin with is computed once
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PromptTooLong("the prompt has 2000 tokens"), "context_length_exceeded"),
+        (UsageError("there is no token 7"), "invalid_request"),
+    ],
+)
+def test_a_row_that_cant_be_answered(error: LlmrunError, code: str) -> None:
+    """It is an error by its line, and the next one is answered by the same engine."""
+    kept, job, opened = run([row(1), row(5), row(6)], ScriptedEngine("a", error, "b"))
+    assert [each["error"] and each["error"]["code"] for each in kept] == [None, code, None]
+    assert kept[1]["error"]["message"] == f"line 5: {error.message}" and kept[1]["response"] is None
+    assert opened.opened == 1 and (job.tally.n_answered, job.tally.n_errors) == (2, 1)
+
+
+def test_a_row_that_cant_be_read() -> None:
+    """No engine is loaded for it."""
+    kept, _, opened = run([Row(3, "row-3", None, None, Refused("n is not held", "n"))], ScriptedEngine())
+    assert kept[0]["error"] == {"code": "invalid_request", "message": "line 3: n is not held"}
+    assert opened.opened == 0
+
+
+def test_a_wrong_form() -> None:
+    """The answer is kept, and is an error."""
+    answers = AnswerOptions(output_format=of_choices(["yes", "no"]))
+    kept, job, _ = run([row(1, answers=answers), row(2, answers=answers)], ScriptedEngine("yes", "perhaps"))
+    assert kept[0]["error"] is None and kept[1]["error"]["code"] == "wrong_format"
+    assert kept[1]["response"]["body"]["choices"][0]["message"]["content"] == "perhaps"
+    assert job.tally.n_errors == 1
+
+
+def test_a_crash() -> None:
+    """The engine is loaded again and the row asked again; crashing once more it is an error, and the batch goes on."""
+    crash = EngineCrashed("it died")
+    kept, _, opened = run([row(1), row(2)], ScriptedEngine(crash), ScriptedEngine("a"))
+    assert [each["error"] for each in kept] == [None, None] and opened.opened == 2
+    kept, _, opened = run([row(1), row(2)], ScriptedEngine(crash), ScriptedEngine(crash), ScriptedEngine("a"))
+    assert [each["error"] and each["error"]["code"] for each in kept] == ["engine_crashed", None]
+    assert opened.opened == 3
+
+
+def test_every_row_crashes() -> None:
+    """Then it is not the rows: the batch ends, with what it has."""
+    opened, kept = Engines(ScriptedEngine(EngineCrashed("it died"))), Kept()
+    with pytest.raises(EngineCrashed):
+        Job(opened, "scripted").run([row(n) for n in range(1, 10)], kept)
+    assert len(kept) == 2
+
+
+def test_out_of_memory_ends_it() -> None:
+    opened, kept = Engines(ScriptedEngine("a", OutOfMemory("too much"))), Kept()
+    with pytest.raises(OutOfMemory):
+        Job(opened, "scripted").run([row(1), row(2), row(3)], kept)
+    assert len(kept) == 1
