@@ -100,13 +100,11 @@ class Job:
             code = kinds.get(type(error), "invalid_request")
             return {**head, "response": None, "error": {"code": code, "message": f"line {row.number}: {error.message}"}}
         response = {"status_code": 200, "request_id": row.id, "body": body}
-        wanted = row.request.answers.output_format
-        said = body["choices"][0]
-        problem_of_form = (
-            wanted.problem(said["message"]["content"] if "message" in said else said["text"]) if wanted else None
-        )
-        error = problem_of_form and {"code": "wrong_format", "message": f"line {row.number}: {problem_of_form}"}
-        return {**head, "response": response, "error": error or None}
+        wanted, said = row.request.answers.output_format, body["choices"][0]
+        text = said["message"]["content"] if "message" in said else said["text"]
+        problem_of_it = wanted.problem(text) if wanted else None
+        wrong = {"code": "wrong_format", "message": f"line {row.number}: {problem_of_it}"} if problem_of_it else None
+        return {**head, "response": response, "error": wrong or None}
 
     def _answered(self, request: Request, id_: str) -> dict[str, Any]:
         """Raises `EngineCrashed` only where it has crashed at this twice."""
