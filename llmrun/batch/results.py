@@ -95,8 +95,7 @@ class Results:
         if strange := self.done.keys() - set(ids):
             one = min(strange)
             raise UsageError(
-                f"{self._where} has results of other rows than these, such as {printable(one, 60)}: "
-                "the file of rows has changed, or it is another",
+                f"{self._where} has results of other rows or with other options than these: {printable(one, 60)}",
                 hint=_ANOTHER,
             )
 

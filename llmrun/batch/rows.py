@@ -63,16 +63,19 @@ class Line:
     text: str | None
     cells: Mapping[str, str] | None = None
 
-    @property
-    def id(self) -> str:
+    def id(self, asked: str) -> str:
+        """Of this row when it is `asked` so: with other options its result would be another."""
         said = self.text if self.text is not None else repr(sorted((self.cells or {}).items()))
-        return f"row-{self.number}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+        digest = hashlib.sha256("\n".join((asked, said)).encode(errors="replace")).hexdigest()
+        return f"row-{self.number}-{digest[:16]}"
 
 
 def form_of(data: bytes, name: str) -> Form:
-    """By the name's ending, else by the first line that is not blank."""
+    """By the name's ending (.csv, .tsv, .jsonl, .ndjson), else by the first line that is not blank."""
     if name.lower().endswith((".csv", ".tsv")):
         return "csv"
+    if name.lower().endswith((".jsonl", ".ndjson")):
+        return "jsonl"
     return "jsonl" if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "lines"
 
 
@@ -97,7 +100,9 @@ def _table(data: bytes, name: str) -> Iterator[Line]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{printable(name, 200)} is not UTF-8: byte {error.start}") from None
     csv.field_size_limit(_MAX_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), "excel-tab" if name.lower().endswith(".tsv") else "excel")
+    reader = csv.reader(
+        io.StringIO(text, newline=""), "excel-tab" if name.lower().endswith(".tsv") else "excel", strict=True
+    )
     try:
         columns = next(reader, [])
         if not columns or len(set(columns)) != len(columns):
@@ -118,10 +123,15 @@ class Reading:
     """Lines to rows, one after the other: a `custom_id` is there once."""
 
     def __init__(
-        self, form: Form, ask: Callable[[str | Mapping[str, str]], Request], hold: Callable[..., Request]
+        self,
+        form: Form,
+        ask: Callable[[str | Mapping[str, str]], Request],
+        hold: Callable[..., Request],
+        asked: str = "",
     ) -> None:
-        """`ask` makes a request of a plain line, or of the cells of a table; `hold` of a body and its url."""
-        self._form, self._ask, self._hold = form, ask, hold
+        """`ask` makes a request of a plain line, or of the cells of a table; `hold` of a body and its url. `asked`: as
+        in `Line.id`."""
+        self._form, self._ask, self._hold, self._asked = form, ask, hold, asked
         self._known: dict[str, int] = {}
 
     def rows(self, lines: Sequence[Line]) -> Iterator[Row]:
@@ -137,7 +147,7 @@ class Reading:
             request = ask()
         except Refused as error:
             problem = error
-        return Row(line.number, line.id, custom_id, request, problem)
+        return Row(line.number, line.id(self._asked), custom_id, request, problem)
 
     def _understood(self, line: Line) -> tuple[str, Callable[[], Request]]:
         """Its name, and what makes a request of it. Raises `Refused`."""
@@ -158,7 +168,7 @@ class Reading:
             read = codec.decode(text, _Line)
         except codec.Malformed as error:
             what = f"{error.place} {error.problem}".strip()
-            is_json = error.place or error.problem.startswith("must")
+            is_json = not error.problem.startswith(("Input data", "JSON is malformed", "Invalid"))
             raise Refused(what if is_json else f"it is not JSON: {what}", error.place or None, "invalid_row") from None
         if read.method != "POST":
             raise Refused(f"method is {read.method!r}: there is POST", "method")

@@ -87,7 +87,7 @@ def test_tables() -> None:
     assert tabs[0].request and tabs[0].request.asked == "Bonn"
 
 
-@pytest.mark.parametrize("data", [b"", b"a,a\n1,2\n", b"a\n\xff\n"])
+@pytest.mark.parametrize("data", [b"", b"a,a\n1,2\n", b"a\n\xff\n", b'a,b\n1,"open\n2,x\n'])
 def test_no_table(data: bytes) -> None:
     with pytest.raises(UsageError):
         read(data, "x.csv")
@@ -97,3 +97,4 @@ def test_ids_say_what_the_row_says() -> None:
     """So that results of another file are noticed."""
     one, other = read(b"a\nb\n"), read(b"a\nc\n")
     assert one[0].id == other[0].id and one[1].id != other[1].id and one[0].id != one[1].id
+    assert form_of(b"hi", "x.jsonl") == "jsonl" and form_of(b"hi", "x") == "lines"

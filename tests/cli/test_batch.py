@@ -71,7 +71,7 @@ def test_a_table(llmrun: RunLlmrun, tmp_path: Path) -> None:
     source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
     source.write_text('id,Mood,text\na,glad,"Once, upon"\nb,sad,a time\n')
     command = ("batch", "tiny", str(source), "-o", str(out), "--raw", "--template", "{mood}: {text} {what}")
-    assert "no value for {what}" in llmrun(*command).stderr
+    assert "no column is {what}; there are {id}, {mood}, {text}" in llmrun(*command).stderr
     done = llmrun(*command, "--field", "what=now", "--choice", "yes,no", "-q")
     assert done.returncode == 0 and not done.stderr
     assert [each["custom_id"] for each in results(out)] == ["a", "b"]
@@ -102,6 +102,15 @@ def test_other_rows(llmrun: RunLlmrun, tmp_path: Path) -> None:
     source.write_text("a\nc\n")
     done = llmrun("batch", "tiny", str(source), "-o", str(out), *STORIES)
     assert done.returncode == 2 and "other rows" in done.stderr and out.read_bytes() == before
+    source.write_text("a\nb\n")
+    for more in (["-n", "3"], ["--choice", "yes,no"], ["--template", "{input}!"]):
+        done = llmrun("batch", "tiny", str(source), "-o", str(out), *STORIES, *more)
+        assert done.returncode == 2 and "other options" in done.stderr and out.read_bytes() == before
+    assert llmrun("batch", "tiny", str(source), "-o", "-", *STORIES).stdout.count("\n") == 2
+    unknown = llmrun("batch", "tniy", str(source), "-o", str(tmp_path / "new.jsonl"))
+    assert unknown.returncode == 4 and not (tmp_path / "new.jsonl").exists()
+    closed = llmrun("batch", "tiny", "-", preexec_fn=lambda: os.close(0))
+    assert closed.returncode == 2 and "standard input" in closed.stderr
     assert llmrun("batch", "tiny", str(tmp_path / "none.txt")).returncode == 4
     csv = tmp_path / "in.csv"
     csv.write_text("a\n1\n")

@@ -82,6 +82,8 @@ def batch(
     from llmrun.gguf.rules import overridden
     from llmrun.wire import openai
 
+    if output is not None and str(output) == "-":
+        output = None
     if as_json and output is None:
         raise UsageError("--json tells what was done on standard output, where the results are", hint="-o FILE")
     answers = answer_options(answering, shape)
@@ -100,13 +102,16 @@ def batch(
     lines = rows.lines_of(data, form, name)
     if not lines:
         raise UsageError(f"{name} has no rows")
+    if form == "csv" and lines[0].cells is not None:
+        _check_columns(source, _fields_of(lines[0].cells), constants)
     with ExitStack() as stack:
-        results = stack.enter_context(Results(output)) if output is not None else None
-        if results is not None:
-            results.check(line.id for line in lines)
         found = load_model.found(model, quiet=quiet)
         header = overridden(found.header, load.override_kv)
         sampling, notes = recommended.sampling_of(invocation.given(model), header)
+        options_said = repr((found.name, source, sorted(constants.items()), system, raw, sampling, answers))
+        results = stack.enter_context(Results(output)) if output is not None else None
+        if results is not None:
+            results.check(line.id(options_said) for line in lines)
         asked = partial(asked_of, found, system=system, raw=raw, template=answers.chat_template)
 
         def ask(said: str | Mapping[str, str]) -> Request:
@@ -120,7 +125,7 @@ def batch(
             held = openai.request_of(body, url, sampling, answers)
             return replace(held, asked=_with_system(held.asked, system))
 
-        read = [*rows.Reading(form, ask, hold).rows(lines)]
+        read = [*rows.Reading(form, ask, hold, options_said).rows(lines)]
         done = results.done if results is not None else {}
         left = [row for row in read if row.id not in done]
         wanted = [row.request for row in left if row.request is not None]
@@ -161,6 +166,8 @@ def _read(file: Path) -> tuple[bytes, str]:
     from llmrun.cli.terminal import files
 
     if str(file) == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input is closed", hint="llmrun batch MODEL FILE")
         return sys.stdin.buffer.read(), "standard input"
     return files.read_bytes("FILE", str(file), most=_MOST_BYTES), str(file)
 
@@ -170,12 +177,26 @@ def _fields_of(cells: Mapping[str, str]) -> dict[str, str]:
     return {name.strip().lower().replace(" ", "_"): value for name, value in cells.items()}
 
 
+def _check_columns(template: str, columns: Mapping[str, str], constants: Mapping[str, str]) -> None:
+    """Raises `UsageError` for a field of the template that no column and no constant is."""
+    from llmrun.cli.answering.prompt import BUILT_IN
+
+    missing = {*_names_of(template)} - columns.keys() - constants.keys() - set(BUILT_IN)
+    if missing:
+        there = ", ".join(f"{{{name}}}" for name in [*columns][:10])
+        raise UsageError(f"--template: no column is {{{min(missing)}}}; there are {there}", hint="--field NAME=VALUE")
+
+
+def _names_of(template: str) -> list[str]:
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name]
+    except ValueError:
+        return []
+
+
 def _used(template: str, cells: Mapping[str, str]) -> dict[str, str]:
     """A table may have more columns than are asked about."""
-    try:
-        names = {name for _, name, _, _ in Formatter().parse(template)}
-    except ValueError:
-        return {}
+    names = _names_of(template)
     return {name: value for name, value in cells.items() if name in names}
 
 
