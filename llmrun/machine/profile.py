@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -314,13 +313,6 @@ class Profile:
             return None
         near = min(known, key=lambda each: (abs(math.log(each.n_tokens / n_tokens)), abs(each.n_threads - n_threads)))
         return near.seconds * n_state / near.n_state * n_tokens / near.n_tokens
-
-    # -- the machine as it is now ---
-
-    def read_bytes_per_s(self, n_threads: int | None, device: str = "CPU") -> float | None:
-        """The read ceiling beside the profile, its median; None where it was not measured with so many threads."""
-        found = [each for each in self.reads if (each.device, each.n_threads) == (device, n_threads)]
-        return statistics.median(found[0].bytes_per_s) if found and found[0].bytes_per_s else None
 
     def with_seen(self, seen: Seen) -> Profile:
         """The same, and what a bench has measured, in place of what one before it has."""

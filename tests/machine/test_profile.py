@@ -144,11 +144,6 @@ def test_overhead_of_the_nearest() -> None:
     assert replace(MADE, overheads=()).overhead(1, 1, 64) is None
 
 
-def test_the_read_ceiling() -> None:
-    """The median of what was read beside it."""
-    assert MADE.read_bytes_per_s(2) == 40e9 and MADE.read_bytes_per_s(4) is None
-
-
 # -- what is kept ---
 
 
