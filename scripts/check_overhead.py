@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 from llmrun.engine.child import native, params
-from llmrun.engine.child.raw_bench import Batch, RawBench
+from llmrun.engine.child.batch import Batch
+from llmrun.engine.child.raw_bench import RawBench
 from llmrun.engine.loader import settings_of
 from llmrun.engine.protocol import Trial
 from llmrun.gguf import synth
@@ -35,10 +36,11 @@ SHAPE = synth.Shape(8, 512, 1408, 8, 4, 8192)
 def bare(context: object, n_vocab: int, n_steps: int) -> float:
     """Tokens per second of a loop that only decodes."""
     llama.llama_memory_clear(llama.llama_get_memory(context), False)
-    batch = Batch([(0, 0, True)], lambda: 7 % n_vocab)
+    batch = Batch(1)
+    batch.add(0, [7 % n_vocab], 0, n_wanted=1)
     begin = time.perf_counter()
     for i in range(n_steps):
-        batch.raw.pos[0] = i
+        batch.put(0, 7 % n_vocab, i)
         llama.llama_decode(context, batch.raw)
         llama.llama_synchronize(context)
     return n_steps / (time.perf_counter() - begin)

@@ -15,7 +15,9 @@ What it was asked is in `calls`, in order: "generate", "count", "prepare", "tria
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ from typing import Any
 
 from llmrun.engine.buffers import FootprintCheck
 from llmrun.engine.generation import Pieces
-from llmrun.engine.interface import Engine, Generation
+from llmrun.engine.interface import Engine, Generation, Parallel, Submitted
 from llmrun.engine.meter import Meter
 from llmrun.engine.protocol import (
     Buffer,
@@ -36,7 +38,7 @@ from llmrun.engine.protocol import (
     Tokens,
     TrialResult,
 )
-from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.machine.device import Device
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
@@ -133,6 +135,8 @@ class ScriptedEngine(Engine):
         self.prompts: list[Sequence[dict[str, str]]] = []
         self.asked: list[PromptOptions] = []
         self.prepared: list[Sequence[dict[str, str]]] = []
+        self.most_at_once = 0  # answers that were asked for and had not ended
+        self.widths: list[int] = []  # of `parallel`
         self.left: list[tuple[str, str]] = []
         """Of an answer that the end of the context cut."""
 
@@ -194,13 +198,19 @@ class ScriptedEngine(Engine):
         *,
         options: PromptOptions | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
-    ) -> Generation:
+    ) -> ScriptedGeneration:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
         options = options or PromptOptions()
         self.calls.append("generate")
         self.prompts.append(messages)
         self.asked.append(options)
         return ScriptedGeneration(self, messages, on_prefill, sampling or SamplingConfig(), options)
+
+    @contextmanager
+    def parallel(self, n_seq: int, n_ctx: int) -> Iterator[ScriptedParallel]:
+        self.calls.append("parallel")
+        self.widths.append(n_seq)
+        yield ScriptedParallel(self, n_seq)
 
     def next_script(self) -> Script:
         found = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
@@ -210,7 +220,37 @@ class ScriptedEngine(Engine):
         return found
 
 
-class ScriptedGeneration(Generation):
+class ScriptedParallel(Parallel):
+    """Answers one after the other, in the order in which they were asked for."""
+
+    def __init__(self, engine: ScriptedEngine, n_seq: int) -> None:
+        self._scripted, self.n_seq = engine, n_seq
+        self._made: deque[ScriptedGeneration] = deque()
+
+    def submit(
+        self,
+        prompt: str | Sequence[dict[str, str]],
+        sampling: SamplingConfig | None = None,
+        *,
+        options: PromptOptions | None = None,
+    ) -> ScriptedGeneration:
+        self._made.append(self._scripted.generate(prompt, sampling, options=options))
+        self._scripted.most_at_once = max(self._scripted.most_at_once, len(self._made))
+        return self._made[-1]
+
+    def wait(self, timeout_s: float | None = None) -> ScriptedGeneration | None:
+        if not self._made:
+            return None
+        answer = self._made.popleft()
+        try:
+            for _ in answer:
+                pass
+        except (PromptTooLong, UsageError) as error:
+            answer.error = error
+        return answer
+
+
+class ScriptedGeneration(Generation, Submitted):
     def __init__(
         self,
         engine: ScriptedEngine,

@@ -1,24 +1,34 @@
-"""Answers the rows of a batch, one after the other, and keeps each result as soon as it is there.
+"""Answers the rows of a batch, several side by side, and keeps each result as soon as it is there.
 
-Rows that begin alike have their beginning computed once: each goes on with what the engine remembers of the one before.
-An engine that crashes is replaced; the row that it crashed at is asked once more, then it is an error.
+Rows that begin alike have their beginning computed once. Where there is no memory for so many, it is tried with half as
+many. An engine that crashes is replaced; the rows that it was
+answering are asked once more, one after the other: the one that it crashes at again is an error.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from llmrun import codec
 from llmrun.batch.rows import Row
-from llmrun.engine.interface import Engine
-from llmrun.errors import EngineCrashed, PromptTooLong, UsageError
+from llmrun.batch.width import Width
+from llmrun.engine.interface import Engine, Parallel, Submitted
+from llmrun.engine.protocol import PromptOptions
+from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong
 from llmrun.wire import openai
 from llmrun.wire.openai import Request
 
 _MOST_CRASHES = 3
 """Rows in a row that may crash the engine: then it is not the rows."""
+_MOST_OF_ONE = 2
+"""Crashes that a row may have been there at."""
+_AHEAD = 4
+"""Rows that wait in the engine."""
 
 
 @dataclass
@@ -58,12 +68,16 @@ class Job:
         open_engine: Callable[[], Engine],
         model: str,
         *,
+        width: Callable[[Engine], Width] = lambda _: Width(1, 0),
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._open, self._model, self._clock, self._now = open_engine, model, clock, now
+        """`width`: how many rows are answered side by side, asked once."""
+        self._open, self._model, self._find_width, self._clock, self._now = open_engine, model, width, clock, now
         self._engine: Engine | None = None
-        self._crashes = 0
+        self._width: Width | None = None
+        self._crashes: Counter[str] = Counter()
+        self._crashed_in_turn = 0
         self.tally = Tally()
 
     def close(self) -> None:
@@ -71,13 +85,18 @@ class Job:
             self._engine.close()
             self._engine = None
 
+    @property
+    def width(self) -> Width | None:
+        """What was chosen; None before there was a row to be answered."""
+        return self._width
+
     def run(self, rows: Iterable[Row], results: Keeps, on_row: Callable[[Tally], None] = lambda _: None) -> None:
         """Raises what loading a model does, `OutOfMemory`, `DiskError`, and `EngineCrashed` for the third row in
         turn."""
         begin_s = self._clock()
-        for row in rows:
-            result = self._result(row)
-            results.add(result)
+
+        def keep(row: Row, result: dict[str, Any]) -> None:
+            results.add({"id": row.id, "custom_id": row.custom_id, **result})
             if result["error"] is None:
                 self.tally.n_answered += 1
             else:
@@ -85,50 +104,104 @@ class Job:
             self.tally.seconds = self._clock() - begin_s
             on_row(self.tally)
 
-    def _result(self, row: Row) -> dict[str, Any]:
-        head = {"id": row.id, "custom_id": row.custom_id}
-        if row.request is None:
-            problem = row.problem
-            code, message = (problem.code, problem.message) if problem else ("invalid_row", "it can't be read")
-            return {**head, "response": None, "error": {"code": code, "message": f"line {row.number}: {message}"}}
-        try:
-            body = self._answered(row.request, row.id)
-        except (UsageError, PromptTooLong, EngineCrashed) as error:
-            if self._crashes >= _MOST_CRASHES:
-                raise
-            kinds = {PromptTooLong: "context_length_exceeded", EngineCrashed: "engine_crashed"}
-            code = kinds.get(type(error), "invalid_request")
-            return {**head, "response": None, "error": {"code": code, "message": f"line {row.number}: {error.message}"}}
-        response = {"status_code": 200, "request_id": row.id, "body": body}
-        wanted, said = row.request.answers.output_format, body["choices"][0]
-        text = said["message"]["content"] if "message" in said else said["text"]
-        problem_of_it = wanted.problem(text) if wanted else None
-        wrong = {"code": "wrong_format", "message": f"line {row.number}: {problem_of_it}"} if problem_of_it else None
-        return {**head, "response": response, "error": wrong or None}
+        waiting, suspects = deque(rows), deque[Row]()
+        while waiting or suspects:
+            # What crashed beside others is asked once more by itself: it is one of them.
+            alone = bool(suspects)
+            asked = suspects if alone else waiting
+            while asked and asked[0].request is None:
+                row = asked.popleft()
+                keep(row, _unreadable(row))
+            if not asked:
+                continue
+            made: dict[Submitted, Row] = {}
+            try:
+                with self._answers(alone=alone) as answers:
+                    self._fill(answers, asked, made, keep)
+                    while made:
+                        answer = answers.wait()
+                        assert answer is not None
+                        row = made.pop(answer)
+                        self._crashed_in_turn = 0
+                        if not alone:
+                            self._fill(answers, asked, made, keep)
+                        keep(row, self._result(row, answer))
+            except EngineCrashed as error:
+                self.close()
+                self._after_crash(error, [*made.values()], suspects, keep)
+            except OutOfMemory:
+                self.close()
+                if alone or self._width is None or self._width.n_seq == 1:
+                    raise
+                self._width = replace(self._width, n_seq=self._width.n_seq // 2)
+                waiting.extendleft(reversed(made.values()))
 
-    def _answered(self, request: Request, id_: str) -> dict[str, Any]:
-        """Raises `EngineCrashed` only where it has crashed at this twice."""
-        try:
-            return self._asked(request, id_)
-        except EngineCrashed:
-            self.close()
-        try:
-            return self._asked(request, id_)
-        except EngineCrashed:
-            self.close()
-            self._crashes += 1
-            raise
+    def _fill(
+        self, answers: Parallel, rows: deque[Row], made: dict[Submitted, Row], keep: Callable[[Row, Any], None]
+    ) -> None:
+        """Ask for as many as there is room for, and some more, so that none has to be waited for."""
+        ahead = min(answers.n_seq, _AHEAD) if answers.n_seq > 1 else 0
+        while rows and len(made) < answers.n_seq + ahead:
+            row = rows.popleft()
+            if row.request is None:
+                keep(row, _unreadable(row))
+                continue
+            made[answers.submit(row.request.asked, row.request.sampling, options=_options(row.request))] = row
 
-    def _asked(self, request: Request, id_: str) -> dict[str, Any]:
+    @contextmanager
+    def _answers(self, *, alone: bool) -> Iterator[Parallel]:
         if self._engine is None:
             self._engine = self._open()
-        options = request.answers.for_prompt(reuse=True)
-        generation = self._engine.generate(request.asked, request.sampling, options=options)
-        for _ in generation:
-            pass
-        self._crashes = 0
-        timing = generation.timing
+        if self._width is None:
+            self._width = self._find_width(self._engine)
+        with self._engine.parallel(1 if alone else self._width.n_seq, self._width.n_ctx) as answers:
+            yield answers
+
+    def _after_crash(
+        self, error: EngineCrashed, rows: list[Row], suspects: deque[Row], keep: Callable[[Row, Any], None]
+    ) -> None:
+        """Raises it again where it is not the rows."""
+        if not rows:
+            raise error
+        self._crashes.update(row.id for row in rows)
+        if len(rows) > 1 or self._crashes[rows[0].id] < _MOST_OF_ONE:
+            suspects.extendleft(reversed(rows))
+            return
+        self._crashed_in_turn += 1
+        if self._crashed_in_turn >= _MOST_CRASHES:
+            raise error
+        keep(rows[0], _failed(rows[0], error))
+
+    def _result(self, row: Row, answer: Submitted) -> dict[str, Any]:
+        assert row.request is not None
+        if answer.error is not None:
+            return _failed(row, answer.error)
+        timing = answer.timing
         self.tally.n_prompt += timing.n_prompt
         self.tally.n_cached += timing.n_cached
         self.tally.n_generated += timing.n_generated
-        return openai.answer_body(request, generation, id_=id_, model=self._model, created=int(self._now()))
+        body = openai.answer_body(row.request, answer, id_=row.id, model=self._model, created=int(self._now()))
+        response = {"status_code": 200, "request_id": row.id, "body": body}
+        wanted, said = row.request.answers.output_format, body["choices"][0]
+        text = said["message"]["content"] if "message" in said else said["text"]
+        problem = wanted.problem(text) if wanted else None
+        return {"response": response, "error": _error(row, "wrong_format", problem) if problem else None}
+
+
+def _options(request: Request) -> PromptOptions:
+    return codec.replace(request.answers.for_prompt(reuse=True), bulk=True)
+
+
+def _unreadable(row: Row) -> dict[str, Any]:
+    problem = row.problem
+    code, message = (problem.code, problem.message) if problem else ("invalid_row", "it can't be read")
+    return {"response": None, "error": _error(row, code, message)}
+
+
+def _failed(row: Row, error: LlmrunError) -> dict[str, Any]:
+    kinds = {PromptTooLong: "context_length_exceeded", EngineCrashed: "engine_crashed"}
+    return {"response": None, "error": _error(row, kinds.get(type(error), "invalid_request"), error.message)}
+
+
+def _error(row: Row, code: str, message: str) -> dict[str, str]:
+    return {"code": code, "message": f"line {row.number}: {message}"}

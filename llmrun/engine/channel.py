@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from llmrun.codec import Malformed
 from llmrun.engine import protocol
@@ -127,21 +127,27 @@ class Channel:
         """The next message about a request, or None at the deadline (on `time.monotonic`)."""
         mine = self._arrived[number]
         while not mine:
-            try:
-                line = self.child.line(deadline)
-            except Gone:
-                raise self.of_death(self.child.death()) from None
-            if line is None:
+            if not self._read(deadline):
                 return None
-            try:
-                about, message = protocol.decode(line)
-            except Malformed as error:
-                raise self.ended(f"sent what is {printable(str(error), 300)}") from None
-            if about in self._arrived:
-                self._arrived[about].append(message)
-            elif not NO_REQUEST <= about <= self._last:
-                raise self.ended("answered a request that was never made")
         return mine.popleft()
+
+    def _read(self, deadline: float) -> bool:
+        """Take in the next message, whatever it is about; False at the deadline."""
+        try:
+            line = self.child.line(deadline)
+        except Gone:
+            raise self.of_death(self.child.death()) from None
+        if line is None:
+            return False
+        try:
+            about, message = protocol.decode(line)
+        except Malformed as error:
+            raise self.ended(f"sent what is {printable(str(error), 300)}") from None
+        if about in self._arrived:
+            self._arrived[about].append(message)
+        elif not NO_REQUEST <= about <= self._last:
+            raise self.ended("answered a request that was never made")
+        return True
 
     def answer(self, number: int) -> Message:
         """The next message about a request, however long it takes, as long as the child computes."""
@@ -149,6 +155,19 @@ class Channel:
         while (message := self.receive(number, time.monotonic() + 1)) is None:
             watch = self._not_idle(watch)
         return message
+
+    def any_answer(self, numbers: Collection[int], deadline: float | None = None) -> tuple[int, Message] | None:
+        """The next message about any of these requests, and which it is about; None at the deadline. As `answer`."""
+        watch = None
+        while True:
+            for number in numbers:
+                if mine := self._arrived[number]:
+                    return number, mine.popleft()
+            soon = time.monotonic() + 1
+            if not self._read(soon if deadline is None else min(soon, deadline)):
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+                watch = self._not_idle(watch)
 
     def answer_within(self, number: int, limit_s: float) -> Message | None:
         """The only message about a request, or None after so many seconds; the request is forgotten."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from llmrun.engine import devices, failures
 from llmrun.engine.channel import Channel
@@ -90,6 +90,10 @@ class Connection(Channel):
     def receive(self, number: int, deadline: float) -> Message | None:
         self._check_open()
         return super().receive(number, deadline)
+
+    def any_answer(self, numbers: Collection[int], deadline: float | None = None) -> tuple[int, Message] | None:
+        self._check_open()
+        return super().any_answer(numbers, deadline)
 
     # -- errors ---
 

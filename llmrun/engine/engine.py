@@ -1,4 +1,4 @@
-"""The engine that computes: one model, loaded in a child process, which answers one request at a time.
+"""The engine that computes: one model, loaded in a child process, which answers one request, or several side by side.
 
     header, config ──► Loader.plan ──► LoadPlan ──► Loader.load ──► requests
                             ▲                                           │
@@ -25,8 +25,19 @@ from llmrun.engine.generation import ChildGeneration
 from llmrun.engine.interface import Engine, Generation, Messages, OnPrefill
 from llmrun.engine.limits import Limits
 from llmrun.engine.loader import Loader
+from llmrun.engine.parallel import Parallel
 from llmrun.engine.process import Child, spins_for
-from llmrun.engine.protocol import Count, Counted, Generate, Prepare, PromptOptions, Trial, TrialResult
+from llmrun.engine.protocol import (
+    Count,
+    Counted,
+    Generate,
+    Prepare,
+    PromptOptions,
+    Reserve,
+    Reserved,
+    Trial,
+    TrialResult,
+)
 from llmrun.errors import LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import overridden
@@ -67,6 +78,7 @@ class ChildEngine(Engine):
         child: Child | None = None,
         expected_tokens: int | None = None,
         least_tokens: int | None = None,
+        n_seq: int = 1,
         plan: LoadPlan | None = None,
     ) -> None:
         """Plan, and load.
@@ -75,6 +87,7 @@ class ChildEngine(Engine):
             child: one of `process.started_early`, for those who can't wait.
             expected_tokens: of prompt and answer together, where they are known: what the layout leaves memory for.
             least_tokens: would do, if not so many fit.
+            n_seq: answers side by side that it leaves memory for.
             plan: to load as it is, instead of one that is made now.
         """
         self.path = path
@@ -83,7 +96,7 @@ class ChildEngine(Engine):
         self.notes: list[str] = []
         self.reads = decode_reads(header, config.type_k, config.type_v)
         self._on_progress = on_progress
-        self._expected = Expected(expected_tokens, least_tokens)
+        self._expected = Expected(expected_tokens, least_tokens, n_seq)
         self._may_lengthen = self._may_retry = True
         self._running: ChildGeneration | None = None
         self._turn = threading.Lock()
@@ -171,6 +184,12 @@ class ChildEngine(Engine):
         options: PromptOptions | None = None,
         on_prefill: OnPrefill | None = None,
     ) -> ChildGeneration:
+        return ChildGeneration(self, self.request(prompt, sampling, options), on_prefill)
+
+    def request(
+        self, prompt: str | Messages, sampling: SamplingConfig | None = None, options: PromptOptions | None = None
+    ) -> Generate:
+        """What the child is asked for an answer, with a seed."""
         sampling = sampling or SamplingConfig()
         repeatable = sampling.seed is not None or sampling.temperature == 0
         if sampling.seed is None:
@@ -179,8 +198,26 @@ class ChildEngine(Engine):
         # JSON has no infinity; the largest number of single precision does the same to a logit.
         biases = ((token, max(-_FLOAT_MAX, min(bias, _FLOAT_MAX))) for token, bias in sampling.logit_bias.items())
         fields |= {"logit_bias": [*map(list, biases)], "stop": list(sampling.stop)}
-        request = Generate(fields, *_text_or_messages(prompt), options or PromptOptions(), repeatable)
-        return ChildGeneration(self, request, on_prefill)
+        # Batches round differently than single tokens do: the same text again is more than a faster one.
+        drafts = self.config.draft == "lookup" or (self.config.draft == "auto" and not repeatable)
+        return Generate(fields, *_text_or_messages(prompt), options or PromptOptions(), repeatable, drafts)
+
+    @contextmanager
+    def parallel(self, n_seq: int, n_ctx: int) -> Iterator[Parallel]:
+        with self._turn_taken():
+            self._reserve(Reserve(n_seq, n_ctx, max(n_ctx, self._loader.most_context(self.plan, n_seq))))
+            answers = Parallel(self, n_seq)
+            try:
+                yield answers
+            finally:
+                answers.close()
+                if self.alive:
+                    self._reserve(Reserve(1, 0, self.plan.n_ctx_most))
+
+    def _reserve(self, request: Reserve) -> None:
+        answer = self.connection.ask(request)
+        if not isinstance(answer, Reserved):
+            raise self.connection.unexpected(answer, "for a context of several sequences")
 
     def count(
         self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
@@ -279,7 +316,7 @@ class ChildEngine(Engine):
         if self.config.n_ctx or n_prompt > trained or (plan.n_ctx_most or 0) >= wanted or not self._may_lengthen:
             return False
         self._may_lengthen = False
-        self._expected = Expected(wanted, wanted)
+        self._expected = Expected(wanted, wanted, self._expected.n_seq)
         self._load_again(None)
         self.notes.append(f"the prompt has {n_prompt} tokens, more than was planned for: loaded again")
         return True

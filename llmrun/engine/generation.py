@@ -1,4 +1,4 @@
-"""One answer of a child: its request, its events, and how it ends; loading again where the model has to be."""
+"""An answer of a child: its request, its events, and how it ends; loading again where the model has to be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmrun.engine.interface import Generation, OnPrefill
+from llmrun.engine.interface import Answer, Generation, OnPrefill
 from llmrun.engine.meter import Meter
 from llmrun.engine.protocol import Buffer, Done, Failed, Generate, Message, Prefilled, Started, Tokens
 from llmrun.errors import LlmrunError, OutOfMemory
@@ -16,15 +16,39 @@ if TYPE_CHECKING:
     from llmrun.engine.engine import ChildEngine
 
 
-class ChildGeneration(Generation):
-    """An answer of a `ChildEngine`."""
+class ChildAnswer(Answer):
+    """What the messages about a request tell of its answer."""
 
-    def __init__(self, engine: ChildEngine, request: Generate, on_prefill: OnPrefill | None) -> None:
-        self._engine, self._request, self._on_prefill = engine, request, on_prefill
+    def __init__(self, engine: ChildEngine, request: Generate) -> None:
+        self._engine, self._request = engine, request
         self.meter = Meter(engine.reads)
         self.token_ids: list[int] = []
         self.buffers: list[Buffer] = []
         self.seed: int = request.sampling["seed"]
+
+    def take(self, event: Message) -> None:
+        """Note what an event says of this answer."""
+        self.meter.feed(event)
+        match event:
+            case Started():
+                self.n_ctx, self.buffers, self.thinks = event.n_ctx, event.buffers, event.thinks
+            case Tokens():
+                self.text += event.text
+                self.thinking += event.thought
+                self.token_ids += event.ids
+                self.n_thinking += event.n_thought
+            case Done():
+                self.done, self.stop_reason = event, event.stop_reason
+            case Failed():
+                self.stop_reason = "cancelled"
+
+
+class ChildGeneration(ChildAnswer, Generation):
+    """An answer of a `ChildEngine`, which is read as it is made."""
+
+    def __init__(self, engine: ChildEngine, request: Generate, on_prefill: OnPrefill | None) -> None:
+        super().__init__(engine, request)
+        self._on_prefill = on_prefill
         self._number: int | None = None  # of the request that is being answered
         self._cancel_asked = False
         self._events = self._run()
@@ -71,7 +95,7 @@ class ChildGeneration(Generation):
                             raise
                         self._ask()
                         continue
-                    self._take(event)
+                    self.take(event)
                     match event:
                         case Started():
                             n_prompt = event.n_prompt
@@ -105,22 +129,6 @@ class ChildGeneration(Generation):
             self._engine.connection.forget(self._number)
         self._number = None
 
-    def _take(self, event: Message) -> None:
-        """Note what an event says of this generation."""
-        self.meter.feed(event)
-        match event:
-            case Started():
-                self.n_ctx, self.buffers, self.thinks = event.n_ctx, event.buffers, event.thinks
-            case Tokens():
-                self.text += event.text
-                self.thinking += event.thought
-                self.token_ids += event.ids
-                self.n_thinking += event.n_thought
-            case Done():
-                self.done, self.stop_reason = event, event.stop_reason
-            case Failed():
-                self.stop_reason = "cancelled"
-
     def _drain(self, number: int) -> None:
         """The caller wants no more: have the child stop, and take what it still has to say."""
         engine = self._engine
@@ -131,7 +139,7 @@ class ChildGeneration(Generation):
             deadline = time.monotonic() + engine.connection.limits.cancel_s
             # None: deep in a native call, it will not end by asking.
             while self.stop_reason is None and (event := engine.connection.receive(number, deadline)):
-                self._take(event)
+                self.take(event)
         finally:
             if self.stop_reason is None:
                 self.stop_reason = "cancelled"

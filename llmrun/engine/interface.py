@@ -4,20 +4,22 @@
     session    one timeline in it: the tokens that it remembers, and what is generated behind them
     generation one answer of a session, as it is made
 
-`engine.engine.ChildEngine` is the one that computes, in a child process. It has one timeline, and so is its own
-session; that is a limit of that child, not of these. The tests have one that says what a script says
+`engine.engine.ChildEngine` is the one that computes, in a child process. It is its own session, with one timeline; or
+it makes several answers side by side (`Engine.parallel`). The tests have one that says what a script says
 (`tests/scripted_engine.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, TypeVar
 
 from llmrun.engine.buffers import FootprintCheck
 from llmrun.engine.meter import Meter, Timing
 from llmrun.engine.protocol import Buffer, Done, Loaded, PromptOptions, StopReason, TrialResult
+from llmrun.errors import LlmrunError
 from llmrun.gguf.reader import Header
 from llmrun.machine.device import Device
 from llmrun.options.load import LoadConfig
@@ -32,8 +34,8 @@ OnPrefill = Callable[[int, int], None]
 """Called with the tokens of the prompt that are computed, and all of them, after each batch."""
 
 
-class Generation(Protocol):
-    """One answer, as it is made: iterate for its text, then ask for `stop_reason`, `timing` and the rest.
+class Answer(Protocol):
+    """What is known of one answer.
 
     Attributes:
         text: the answer so far.
@@ -61,6 +63,14 @@ class Generation(Protocol):
     done: Done | None = None
     meter: Meter
 
+    @property
+    def timing(self) -> Timing:
+        return self.meter.timing()
+
+
+class Generation(Answer, Protocol):
+    """One answer, as it is made: iterate for its text, then ask for `stop_reason`, `timing` and the rest."""
+
     def __iter__(self) -> Iterator[str]:
         """Pieces of the answer. Closing the iterator closes the generation."""
 
@@ -73,9 +83,39 @@ class Generation(Protocol):
     def close(self) -> None:
         """End the generation if it still runs. The session is free for the next one afterwards."""
 
-    @property
-    def timing(self) -> Timing:
-        return self.meter.timing()
+
+class Submitted(Answer, Protocol):
+    """One of several answers that are made side by side.
+
+    Attributes:
+        error: why there is none: `PromptTooLong`, `UsageError`.
+    """
+
+    error: LlmrunError | None = None
+
+    def cancel(self) -> None:
+        """Have it end soon, with the stop reason "cancelled"."""
+
+
+class Parallel(Protocol):
+    """Answers side by side, all in one timeline of the engine.
+
+    Attributes:
+        n_seq: as many at a time; others wait for their turn.
+    """
+
+    n_seq: int
+
+    def submit(
+        self, prompt: str | Messages, sampling: SamplingConfig | None = None, *, options: PromptOptions | None = None
+    ) -> Submitted:
+        """As `Session.generate`; it is sent at once."""
+
+    def wait(self, timeout_s: float | None = None) -> Submitted | None:
+        """The next one that has ended, whichever it is; None after so many seconds, or if none is being made.
+
+        Raises `EngineCrashed`, `OutOfMemory`.
+        """
 
 
 class Session(Protocol):
@@ -163,6 +203,13 @@ class Engine(Session, Protocol):
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         """Bare speed: random tokens, nothing sampled (see `protocol.Trial`)."""
+
+    def parallel(self, n_seq: int, n_ctx: int) -> AbstractContextManager[Parallel]:
+        """While it is open up to `n_seq` answers are made side by side, and no other one. Each has a context of its
+        own, with room for `n_ctx` tokens from the beginning. What a conversation left in the memory is lost.
+
+        Raises `OutOfMemory`.
+        """
 
     def checks(self, generation: Generation) -> list[FootprintCheck]:
         """The footprint for the context that a generation had, beside what llama.cpp took."""

@@ -20,11 +20,15 @@ from llmrun.gguf.stub import stub_file
 from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.machine.proc import Proc
 from llmrun.options.load import LoadConfig
+from llmrun.planning.fit import CTX_STEP
 from llmrun.planning.fit import Measure as MeasureLayout
 from llmrun.planning.footprint import CPU, Footprint, footprint, repackable_types
 from llmrun.planning.layout import DeviceBudget, Layout, usable_devices
 from llmrun.planning.load_plan import Expected, LoadPlan, Planner, wants_repack
 from llmrun.units import duration, size
+
+_KV_SHARE = 0.9
+"""Of the memory that is free, that contexts of several sequences may grow to."""
 
 
 class Loader:
@@ -73,12 +77,29 @@ class Loader:
 
     def footprint(self, plan: LoadPlan, n_ctx: int) -> Footprint:
         """What the plan takes with a context of `n_ctx` tokens, which may not be the one that it was made for."""
-        found = footprint(self._header, plan.placement, n_ctx, self._config, self._adapters)
+        found = footprint(self._header, plan.placement, n_ctx, self._config, self._adapters, plan.n_seq)
         try:
             with stub_file(self._header) as path:
                 return found.with_compute(self._measure(path, self._config, plan.layout, n_ctx))
         except OSError:
             return found
+
+    def most_context(self, plan: LoadPlan, n_seq: int) -> int:
+        """Tokens of context that each of `n_seq` sequences can have, by what is free now beside the model."""
+        wanted = self._header.n_ctx_train or plan.n_ctx
+        needs = footprint(self._header, plan.placement, wanted, self._config).by_device
+        free = {budget.name: budget.free_bytes for budget in plan.budgets}
+        ram = available_memory()
+        # Pages of the file count as available, and are wanted again with every token.
+        free[CPU] = None if ram is None else ram - plan.footprint.span_bytes
+        share = 1.0
+        for name, need in needs.items():
+            there = free.get(name)
+            if need.kv and there is not None:
+                taken = plan.footprint.by_device[name].total - (plan.footprint.by_device[name].kv or 0)
+                room = there if name == CPU else there - taken
+                share = min(share, _KV_SHARE * max(0, room) / (n_seq * need.kv))
+        return int(share * wanted) // CTX_STEP * CTX_STEP if share < 1 else wanted
 
     def _measure(self, path: str, config: LoadConfig, layout: Layout, n_ctx: int) -> dict[str, int] | None:
         """Bytes that llama.cpp would compute in, by device; None where it can't lay the model out."""
@@ -164,6 +185,7 @@ def settings_of(
         "repack": repack,
         "plain_prefill": config.repack == "both",
         "guards_threads": config.guards_threads,
+        "n_draft": 0 if config.draft == "off" else config.draft_max,
         "n_gpu_layers": layout.n_gpu_layers,
         "devices": layout.devices,
         "tensor_split": layout.shares,

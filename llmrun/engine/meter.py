@@ -33,6 +33,8 @@ class Timing:
         n_generated: tokens that were made, the one that ends the answer not counted.
         read_bytes: bytes of weights and KV cache that the gaps read.
         peak_rss_bytes: the most memory resident in the engine's process, mapped weights included.
+        n_drafted, n_accepted: tokens that were guessed ahead, and those of them that were right: they came with the one
+            before them, and read nothing.
     """
 
     load_s: float | None
@@ -45,6 +47,8 @@ class Timing:
     read_bytes: int | None
     peak_rss_bytes: int | None
     queue_s: float | None = None
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @property
     def pp_tps(self) -> float | None:
@@ -107,6 +111,11 @@ class Meter:
         return len(self._token_s)
 
     @property
+    def token_s(self) -> tuple[float, ...]:
+        """When each token was made, on `time.perf_counter`."""
+        return tuple(self._token_s)
+
+    @property
     def n_context(self) -> int:
         """Tokens of context in use: prompt and answer so far."""
         return (self._started.n_prompt if self._started else 0) + len(self._token_s)
@@ -135,7 +144,10 @@ class Meter:
         read = self._reads
         per_step = [read.at_depth(n_prompt + i) for i in range(len(step_s))] if read else []
         known = [n for n in per_step if n is not None]
-        read_bytes = sum(known) if known and len(known) == len(step_s) else None
+        done = self._done
+        n_drafted, n_accepted = (done.n_drafted, done.n_accepted) if done else (0, 0)
+        n_steps = len(step_s) - min(n_accepted, len(step_s))
+        read_bytes = round(sum(known) * n_steps / len(known)) if known and len(known) == len(step_s) else None
         return Timing(
             load_s=self._loaded.end_s - self._loaded.begin_s if self._loaded else None,
             n_prompt=n_prompt,
@@ -145,6 +157,8 @@ class Meter:
             step_s=step_s,
             n_generated=len(token_s),
             read_bytes=read_bytes,
-            peak_rss_bytes=self._done.peak_rss_bytes if self._done else None,
+            peak_rss_bytes=done.peak_rss_bytes if done else None,
+            n_drafted=n_drafted,
+            n_accepted=n_accepted,
             queue_s=started.served_s - started.request_s if started and started.served_s is not None else None,
         )

@@ -1,9 +1,9 @@
 """The messages between the two sides of the engine, and how they travel: one a line, as `[7, "Tokens", {…}]`.
 
 The number is that of the request that a message is about: the request itself has it, a `Cancel` of it, and all that is
-answered. Numbers are given by the parent and count up from 1; 0 is about no request. A child may compute one request at
-a time; the protocol does not ask for that: whatever comes back tells which request it belongs to, and `Cancel` is for
-one alone. Times are seconds on `time.perf_counter()`, one clock for all processes of a machine (CLOCK_MONOTONIC).
+answered. Numbers are given by the parent and count up from 1; 0 is about no request. A child may answer several at a
+time: whatever comes back tells which request it belongs to, and `Cancel` is for one alone. Times are seconds on
+`time.perf_counter()`, one clock for all processes of a machine (CLOCK_MONOTONIC).
 
 JSON and not pickle, because a hostile model file may own the child: what comes back must stay data.
 """
@@ -38,6 +38,7 @@ class Settings(Struct):
         lora: [path, scale].
         guards_threads: fewer threads decode while other processes want the cores.
         plain_prefill: with `repack`: the weights are there a second time, as in the file, for long prompts.
+        n_draft: tokens that may be guessed and computed with the next one.
     """
 
     n_ctx: int | None
@@ -64,6 +65,7 @@ class Settings(Struct):
     lora: list[list[Any]]
     guards_threads: bool = False
     plain_prefill: bool = False
+    n_draft: int = 0
 
 
 class Load(Message):
@@ -103,6 +105,7 @@ class PromptOptions(Struct, frozen=True):
         grammar: what the answer has to keep to, for llguidance (`engine/grammar.py`).
         special: control tokens count as such where their names stand in what is given; False: they are text. None: in
             a prompt that is continued, not in messages, whose control tokens are their template's alone.
+        bulk: nobody watches the answer as it is made: its tokens come many at a time, and prompts of others hold it up.
     """
 
     template: str | None = None
@@ -112,6 +115,7 @@ class PromptOptions(Struct, frozen=True):
     think_budget: int | None = None
     grammar: str | None = None
     special: bool | None = None
+    bulk: bool = False
 
 
 class Generate(Message):
@@ -120,6 +124,7 @@ class Generate(Message):
     Attributes:
         sampling: the fields of `SamplingConfig` (`logit_bias` as [token, bias] pairs), seed already chosen.
         repeatable: the same request is to give the same text another time.
+        drafts: tokens may be guessed ahead, as far as the model was loaded for it.
     """
 
     sampling: dict[str, Any]
@@ -127,6 +132,27 @@ class Generate(Message):
     messages: list[dict[str, str]] | None = None
     options: PromptOptions = field(default_factory=PromptOptions)
     repeatable: bool = False
+    drafts: bool = False
+
+
+class Reserve(Message):
+    """Parent → child: from now on answer up to `n_seq` requests side by side, each in a context of its own.
+
+    Attributes:
+        n_ctx: tokens of prompt and answer that each has room for from the beginning, where no settings say.
+        n_ctx_most: tokens that it may grow to.
+    """
+
+    n_seq: int
+    n_ctx: int
+    n_ctx_most: int | None
+
+
+class Reserved(Message):
+    """Child → parent: the answer to `Reserve`. `n_ctx`: tokens that each has; 0: that is known with the first one."""
+
+    n_ctx: int
+    buffers: list[Buffer]
 
 
 class Prepare(Message):
@@ -470,6 +496,7 @@ class Done(Message):
         rss_bytes, anonymous_bytes: resident now, and the part of it that is not backed by a file.
         devices: those that the model uses, with the memory that is free on them now, by their own word.
         threads: [token, threads]: from that token of the answer on, so many threads have decoded, where they changed.
+        n_drafted, n_accepted: tokens that were guessed ahead, and those of them that were right.
     """
 
     stop_reason: StopReason
@@ -478,6 +505,8 @@ class Done(Message):
     anonymous_bytes: int | None
     devices: list[Device] = field(default_factory=list)
     threads: list[tuple[int, int]] = field(default_factory=list)
+    n_drafted: int = 0
+    n_accepted: int = 0
 
 
 FailureKind = Literal["model", "memory", "prompt", "usage", "port", "engine"]

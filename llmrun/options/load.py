@@ -34,6 +34,7 @@ from llmrun.options.spec import (
 
 AutoOnOff = Literal["auto", "on", "off"]
 Repack = Literal["auto", "on", "off", "both"]
+Draft = Literal["auto", "off", "lookup"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 """The types that llama.cpp takes for the KV cache (`kv_cache_types` in its common/arg.cpp)."""
 SplitMode = Literal["none", "layer", "row"]
@@ -73,6 +74,11 @@ def _adapter(text: str) -> tuple[Lora, ...]:
 def _scaled_adapter(text: str) -> tuple[Lora, ...]:
     path, scale = parse.scaled_file(text)
     return (Lora(path, scale),)
+
+
+def _check_draft(value: Any) -> None:
+    if value not in get_args(Draft):
+        raise ValueError(f"'{str(value)[:40]}' is none of {', '.join(get_args(Draft))}")
 
 
 def _check_layers(value: Any, most: int, *words: str) -> None:
@@ -272,6 +278,8 @@ class LoadConfig:
         n_threads: threads for decoding. None: one per physical core within the CPU quota.
         n_threads_batch: threads for prefill. None: the same as `n_threads`.
         thread_guard: fewer threads decode while other processes want the cores; "auto": where `n_threads` is None.
+        draft: what tokens are guessed ahead by; "auto": "lookup", unless the same text is wanted again.
+        draft_max: so many at once, at most.
         flash_attn: flash attention; "auto" leaves the choice to llama.cpp, which knows what the devices can do.
         repack: rearrange the weights at load for this CPU; "auto" chooses by the weights' type (see
             `planning/load_plan.py`). "both": they are there as in the file as well, and compute the prompts that are
@@ -311,6 +319,15 @@ class LoadConfig:
         help="Decode with fewer threads while others want the cores; auto: unless `n_threads` is given, and not in a"
         " bench.",
     )
+    draft: Draft = option(
+        "auto",
+        "draft",
+        Written(parse.draft, valid=_check_draft),
+        metavar="auto|off|lookup",
+        help="Guess tokens ahead by what the text repeats, where that is faster; auto: unless the same text is wanted"
+        " again (`temperature` 0, `seed`).",
+    )
+    draft_max: int = option(15, "draft-max", Whole(1, 63), help="Tokens that are guessed at once, at most.")
     flash_attn: AutoOnOff = option("auto", "flash-attn", Choice(AutoOnOff), short="fa", help="Flash attention.")
     repack: Repack = option(
         "auto",

@@ -22,6 +22,8 @@ _OF_KIND: dict[str, Callable[[str], KvValue]] = {
     "bool": {"true": True, "false": False}.__getitem__,
     "str": str,
 }
+MAX_PARALLEL = 256
+"""As many sequences as llama.cpp knows (LLAMA_MAX_SEQ)."""
 _WHOLE = re.compile(r"-?\d{1,18}")
 
 
@@ -49,6 +51,23 @@ def n_gpu_layers(text: str) -> int | Literal["auto", "all"]:
     if text in ("all", "-2"):
         return "all"
     return _whole(text, "auto, all, or a number of layers")
+
+
+def parallel(text: str) -> int | None:
+    """How many answers side by side; None for "auto"."""
+    if text == "auto":
+        return None
+    n = _whole(text, "auto or a number of answers")
+    if not 1 <= n <= MAX_PARALLEL:
+        raise ValueError(f"{n} is not from 1 to {MAX_PARALLEL}")
+    return n
+
+
+def draft(text: str) -> str:
+    """What to guess by. A number is how many with llama.cpp's tools, and must not become a model's name."""
+    if re.fullmatch(r"[+-]?\d+", text):
+        raise ValueError(f"'{text[:40]}' says how many, which is another option: draft-max")
+    return text
 
 
 def n_cpu_moe(text: str) -> int | Literal["all"]:

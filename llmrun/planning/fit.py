@@ -61,6 +61,7 @@ class Fit:
         ram_free: bytes of RAM that can be taken; None where the system doesn't tell.
         repacked: types of matrices that are rearranged for the CPU.
         adapters: headers of LoRA adapters.
+        n_seq: sequences, each with a context of its own.
     """
 
     header: Header
@@ -70,6 +71,7 @@ class Fit:
     measure: Measure
     repacked: frozenset[str] = frozenset()
     adapters: tuple[Header, ...] = ()
+    n_seq: int = 1
     _measured: dict[tuple[Layout, int], Mapping[str, int] | None] = field(default_factory=dict)
 
     def placement(self, layout: Layout) -> Placement:
@@ -84,7 +86,7 @@ class Fit:
 
     def of_placement(self, placement: Placement, n_ctx: int) -> Footprint:
         """What is computed of it; compute buffers are left unknown."""
-        return footprint(self.header, placement, n_ctx, self.config, self.adapters)
+        return footprint(self.header, placement, n_ctx, self.config, self.adapters, self.n_seq)
 
     def footprint(self, layout: Layout, n_ctx: int) -> Footprint:
         """All of it, compute buffers measured, once for each layout and context."""
@@ -142,7 +144,8 @@ class Fit:
         need = found.by_device[device]
         free = self.ram_free if device == CPU else next(each.free_bytes for each in self.budgets if each.name == device)
         assert free is not None
-        named = {"weights": need.weights, f"KV cache of {found.n_ctx} tokens": need.kv, "compute": need.compute}
+        of_each = f"{self.n_seq} x {found.n_ctx}" if self.n_seq > 1 else f"{found.n_ctx}"
+        named = {"weights": need.weights, f"KV cache of {of_each} tokens": need.kv, "compute": need.compute}
         parts = [f"{name} {size(n_bytes)}" for name, n_bytes in named.items() if n_bytes or name == "weights"]
         where = "RAM" if device == CPU else device
         message = f"needs {size(need.total)} of {where}, {size(free)} free: {', '.join(parts)}"

@@ -275,14 +275,17 @@ def footprint(
     n_ctx: int,
     config: LoadConfig = _DEFAULTS,
     adapters: Iterable[Header] = (),
+    n_seq: int = 1,
 ) -> Footprint:
-    """Weights and memory of a model (and of LoRA `adapters`) for `n_ctx` tokens; compute buffers are left unknown."""
+    """Weights and memory of a model (and of LoRA `adapters`) for `n_seq` sequences of `n_ctx` tokens each; compute
+    buffers are left unknown."""
     if placement.twice:
         once = replace(placement, twice=False)
         as_in_the_file = replace(once, repacked=frozenset())
         adapters = list(adapters)
-        both = (footprint(header, each, n_ctx, config, adapters) for each in (once, as_in_the_file))
-        return next(both).plus(next(both))
+        # Prompts are computed with the weights as in the file one after the other.
+        mine = footprint(header, once, n_ctx, config, adapters, n_seq)
+        return mine.plus(footprint(header, as_in_the_file, n_ctx, config, adapters))
     weights: Counter[str] = Counter()
     repacked, in_ram = 0, []
     for tensor in loaded_tensors(header):
@@ -299,7 +302,7 @@ def footprint(
     span = max((t.offset + t.n_bytes for t in in_ram), default=0) - min((t.offset for t in in_ram), default=0)
     if header.split_count > 1:  # every part is mapped by itself, and offsets begin anew in each
         span = sum(tensor.n_bytes for tensor in in_ram)
-    kv = {device: None if memory is None else memory.get(device, 0) for device in placement.devices}
+    kv = {device: None if memory is None else n_seq * memory.get(device, 0) for device in placement.devices}
     return Footprint({device: Need(weights[device], kv[device]) for device in kv}, n_ctx, repacked, span)
 
 

@@ -65,6 +65,7 @@ class LoadPlan:
         cut_from: the context that was asked for, where it was too long.
         budgets: the devices that it was made for.
         lacks_both: both layouts were asked for, and there is no memory for that.
+        n_seq: sequences that there is room for, each with a context of its own.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class LoadPlan:
     cut_from: int | None = None
     budgets: tuple[DeviceBudget, ...] = ()
     lacks_both: bool = False
+    n_seq: int = 1
 
     @property
     def plain_prefill(self) -> bool:
@@ -89,7 +91,7 @@ class LoadPlan:
         """For other plans of the model, by what is free on each device and in RAM; compute buffers as in this one."""
         compute = {name: need.compute or 0 for name, need in self.footprint.by_device.items()}
         budgets = tuple(DeviceBudget(budget.name, free[budget.name]) for budget in self.budgets)
-        expected, repacked = Expected(self.n_ctx, self.n_ctx), self.placement.repacked
+        expected, repacked = Expected(self.n_ctx, self.n_ctx, self.n_seq), self.placement.repacked
         return Planner(self.path, header, budgets, free[CPU], lambda *_: compute, expected, self.n_threads, repacked)
 
     def line(self) -> str | None:
@@ -126,10 +128,12 @@ class Expected:
     Attributes:
         tokens: of prompt and answer together, where they are known; None: `COMFORTABLE_CTX`.
         least: fewer than this are of no use; None: as many as are expected.
+        n_seq: answers that are made side by side, each with so much context.
     """
 
     tokens: int | None = None
     least: int | None = None
+    n_seq: int = 1
 
 
 def check_kv_types(header: Header, config: LoadConfig) -> None:
@@ -198,7 +202,8 @@ class Planner:
         header = self.header
         repack = wants_repack(header, config)
         repacked = self.repackable if repack else frozenset()
-        fit = Fit(header, config, self.budgets, self.ram_free, self.measure, repacked, self.adapters)
+        n_seq = self.expected.n_seq
+        fit = Fit(header, config, self.budgets, self.ram_free, self.measure, repacked, self.adapters, n_seq)
         layout, n_ctx, cut_from = _decided(fit, Placer(fit), self.expected)
         found = fit.footprint(layout, n_ctx)
         short = fit.shortage(found)
@@ -220,6 +225,7 @@ class Planner:
             auto=fit.is_auto,
             cut_from=cut_from,
             budgets=fit.budgets,
+            n_seq=n_seq,
         )
 
     def ways_out(

@@ -20,7 +20,7 @@ from llmrun.errors import UsageError
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.constrain.output_format import OutputFormat
-    from llmrun.engine.interface import Generation
+    from llmrun.engine.interface import Answer
     from llmrun.engine.meter import Timing
     from llmrun.options.sampling import SamplingConfig
 
@@ -264,7 +264,7 @@ def _grammar_of(text: str | None) -> OutputFormat | None:
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def answer_body(request: Request, generation: Generation, *, id_: str, model: str, created: int) -> dict[str, Any]:
+def answer_body(request: Request, generation: Answer, *, id_: str, model: str, created: int) -> dict[str, Any]:
     """The answer in OpenAI's form, with llama.cpp's `timings`."""
     finish = _FINISHED.get(generation.stop_reason or "")
     if request.is_chat:
@@ -307,6 +307,7 @@ def _timings(timing: Timing) -> dict[str, Any]:
         "predicted_n": timing.n_generated,
         "predicted_ms": _ms(timing.decode_s) if n_made else None,
         "predicted_per_second": timing.tg_tps,
+        **({"draft_n": timing.n_drafted, "draft_n_accepted": timing.n_accepted} if timing.n_drafted else {}),
     }
 
 

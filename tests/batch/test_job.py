@@ -9,6 +9,7 @@ from scripted_engine import Script, ScriptedEngine
 
 from llmrun.batch.job import Job
 from llmrun.batch.rows import Row
+from llmrun.batch.width import Width, fastest
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.constrain.output_format import of_choices
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
@@ -38,9 +39,9 @@ class Engines:
         return self.left.pop(0) if len(self.left) > 1 else self.left[0]
 
 
-def run(rows: list[Row], *engines: ScriptedEngine) -> tuple[Kept, Job, Engines]:
+def run(rows: list[Row], *engines: ScriptedEngine, n_seq: int = 1) -> tuple[Kept, Job, Engines]:
     opened, kept = Engines(*engines), Kept()
-    job = Job(opened, "scripted", clock=engines[0].clock, now=lambda: 7.0)
+    job = Job(opened, "scripted", width=lambda _: Width(n_seq, 100), clock=engines[0].clock, now=lambda: 7.0)
     job.run(rows, kept)
     return kept, job, opened
 
@@ -122,3 +123,69 @@ def test_out_of_memory_ends_it() -> None:
     with pytest.raises(OutOfMemory):
         Job(opened, "scripted").run([row(1), row(2), row(3)], kept)
     assert len(kept) == 1
+
+
+# -- side by side ---
+
+
+def test_so_many_at_a_time() -> None:
+    """And a few more that wait in the engine, so that none has to be waited for."""
+    engine = ScriptedEngine("a")
+    kept, _, _ = run([row(n) for n in range(1, 41)], engine, n_seq=8)
+    assert len(kept) == 40 and engine.widths == [8] and engine.most_at_once == 12
+    assert all(options.bulk for options in engine.asked)
+
+
+def test_a_crash_beside_others() -> None:
+    """All that were being answered are asked once more, one after the other: here it was the machine."""
+    rows = [row(n, f"prompt {n}") for n in range(1, 9)]
+    first, second = ScriptedEngine("a", EngineCrashed("it died")), ScriptedEngine("b")
+    kept, job, opened = run(rows, first, second, n_seq=3)
+    assert sorted(each["custom_id"] for each in kept) == [f"n{n}" for n in range(1, 9)]
+    assert all(each["error"] is None for each in kept) and opened.opened == 2 and job.tally.n_answered == 8
+    assert second.widths[0] == 1 and second.widths[-1] == 3
+
+
+def test_the_row_that_crashes_is_found() -> None:
+    """It crashes by itself as well, is an error, and the others are answered."""
+    crash = EngineCrashed("it died")
+    # Row 2 crashes beside 3 to 7, then alone; 3 to 7 are asked alone, 8 and 9 together again.
+    engines = ScriptedEngine("a", crash), ScriptedEngine(crash), ScriptedEngine("b")
+    kept, _, opened = run([row(n) for n in range(1, 10)], *engines, n_seq=3)
+    errors = {each["custom_id"]: each["error"] and each["error"]["code"] for each in kept}
+    assert errors == {f"n{n}": "engine_crashed" if n == 2 else None for n in range(1, 10)}
+    assert opened.opened == 3
+
+
+def test_less_memory_than_was_thought() -> None:
+    """Half as many; what was being answered is asked again."""
+    little, less, enough = (
+        ScriptedEngine("a", OutOfMemory("too much")),
+        ScriptedEngine(OutOfMemory("")),
+        ScriptedEngine("b"),
+    )
+    kept, job, _ = run([row(n) for n in range(1, 7)], little, less, enough, n_seq=8)
+    assert sorted(each["custom_id"] for each in kept) == [f"n{n}" for n in range(1, 7)]
+    assert (little.widths, less.widths, enough.widths) == ([8], [4], [2])
+    assert job.width is not None and job.width.n_seq == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "n_seq", "n_tried"),
+    [
+        ([0.10, 0.11, 0.14, 0.20, 0.30, 0.50], 64, 32, 6),  # ever faster
+        ([0.10, 0.11, 0.14, 0.28, 0.01], 64, 4, 4),  # 8 gain nothing: 16 are not tried
+        ([0.10, 0.10, 0.10, 0.10], 6, 6, 4),  # no more than there are rows
+        ([0.10, 0.21], 64, 1, 2),  # not even two
+    ],
+)
+def test_how_many_is_measured(seconds: list[float], most: int, n_seq: int, n_tried: int) -> None:
+    engine = ScriptedEngine(trials=seconds)
+    found = fastest(engine, most, 100)
+    assert (found.n_seq, len(found.tried)) == (n_seq, n_tried)
+    assert found.tried[1] == pytest.approx(10)
+
+
+def test_a_few_rows_are_not_measured() -> None:
+    engine = ScriptedEngine()
+    assert fastest(engine, 3, 100).n_seq == 3 and not engine.calls

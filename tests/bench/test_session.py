@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_engine import TOKEN_S, ScriptedEngine, Trials
+from scripted_engine import TOKEN_S, ScriptedEngine, ScriptedGeneration, Trials
 from scripted_engine import Script as Answer
 
 from llmrun.bench import journal
@@ -21,7 +21,6 @@ from llmrun.bench.run import Instruments
 from llmrun.bench.session import bench, bench_interleaved
 from llmrun.bench.spec import Case, MeasurementOptions, Test
 from llmrun.engine.devices import Found
-from llmrun.engine.interface import Generation
 from llmrun.engine.jobs.roofline import key_of
 from llmrun.engine.protocol import Probed, TrialResult
 from llmrun.errors import BadModel, EngineCrashed, LlmrunError, OutOfMemory
@@ -53,7 +52,7 @@ class Engine(ScriptedEngine):
 
     def generate(
         self, prompt: str | Sequence[dict[str, str]], sampling: SamplingConfig | None = None, **more: Any
-    ) -> Generation:
+    ) -> ScriptedGeneration:
         assert sampling and not isinstance(prompt, str)
         self._script.log(f"{self._name}: asks {self.n_tokens(prompt)},{sampling.max_tokens}")
         return super().generate(prompt, sampling, **more)

@@ -57,10 +57,10 @@ class Script:
         self.has_grammar = grammar
         self.accepted: list[str] = []
 
-    def sample(self, context: object) -> int:
+    def sample(self, context: object, index: int) -> int:
         return self._words.id(next(self._text))
 
-    def sample_constrained(self, context: object) -> int:
+    def sample_constrained(self, context: object, index: int) -> int:
         word = next(self._text)
         return self._words.id(word if word.startswith("<") else word.upper())
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from llmrun.engine.child.inbox import Inbox
-from llmrun.engine.protocol import Cancel, Count
+from llmrun.engine.protocol import Cancel, Count, Measure
 
 
 class Flag:
@@ -36,7 +36,7 @@ def served(inbox: Inbox, flag: Flag, *, then: Callable[[], None] = lambda: None)
     request = inbox.next()
     then()
     was_cancelled = flag.up
-    inbox.done()
+    inbox.done(request.number)
     return request.number, was_cancelled
 
 
@@ -83,3 +83,32 @@ def test_cancel_of_what_is_not_there(inbox: Inbox, flag: Flag) -> None:
     inbox.put(9, Cancel())
     inbox.put(2, Count("b"))
     assert served(inbox, flag) == (2, False)
+
+
+def test_several_are_served(inbox: Inbox, flag: Flag) -> None:
+    """What is computed for two is broken off when both are cancelled, and not for one of them."""
+    for number in (1, 2, 3):
+        inbox.put(number, Count("a"))
+    first, second = inbox.next(), inbox.take(Count)
+    assert second is not None and (first.number, second.number) == (1, 2)
+    inbox.put(2, Cancel())
+    assert not flag.up and inbox.cancelled == {2}
+    inbox.put(1, Cancel())
+    assert (flag.up, inbox.cancelled) == (True, {1, 2})
+    inbox.done(1)
+    assert (flag.up, inbox.cancelled) == (True, {2})
+    third = inbox.take(Count)  # which is wanted: the flag would break off what is computed for it
+    assert third is not None and (flag.up, inbox.cancelled) == (False, {2})
+    inbox.done(2)
+    assert (flag.up, inbox.cancelled) == (False, set())
+
+
+def test_what_is_taken_is_the_next_one(inbox: Inbox) -> None:
+    """Nobody overtakes: a request of another kind waits for its turn, and those behind it wait for it."""
+    assert inbox.take(Count) is None
+    inbox.put(1, Measure("a", None))  # type: ignore[arg-type]
+    inbox.put(2, Count("a"))
+    assert inbox.take(Count) is None
+    assert inbox.next().number == 1
+    second = inbox.take(Count)
+    assert second is not None and second.number == 2

@@ -117,7 +117,7 @@ def test_remembered_is_as_good_as_computed(
     if name == "micro":
         assert all(n > 0 for n in cached[1:5]) and cached[6] > 0
     if name == "mamba2-2.7b":
-        assert cached[4] == 0  # a state can't be rolled back
+        assert all(0 < n < 300 for n in cached[3:5])  # it can't be rolled back, but was kept where prompts had parted
 
 
 def test_the_context_grows_and_forgets_nothing(tmp_path: Path) -> None:

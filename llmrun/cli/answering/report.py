@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 _FIGURES = (
-    "load_s n_prompt n_cached prefill_s pp_tps ttft_s n_generated decode_s tg_tps read_bytes read_bytes_per_s".split()
+    "load_s n_prompt n_cached prefill_s pp_tps ttft_s n_generated decode_s tg_tps read_bytes read_bytes_per_s"
+    " n_drafted n_accepted".split()
 )
 """Of the meter, as they stand in the `--json` document."""
 
@@ -66,6 +67,7 @@ def meter_line(run: Run) -> str:
             f"{bandwidth(timing.read_bytes_per_s)} read",
             f"peak RAM {size(timing.peak_rss_bytes)}",
             *[f"{device} {size(n_bytes)}" for device, n_bytes in run.device_bytes.items()],
+            *([f"{timing.n_accepted} of {timing.n_drafted} guessed"] if timing.n_drafted else []),
             *([_chosen_layout(run.engine)] if run.tuned else []),
         ]
     )
@@ -90,6 +92,7 @@ def details(run: Run) -> list[str]:
         f"decode    {timing.n_generated} tokens in {duration(timing.decode_s)}, {rate(timing.tg_tps)},"
         f" gaps median {duration(timing.gap_s(0.5))}, p95 {duration(timing.gap_s(0.95))}",
         f"read      {size(engine.reads.weight_bytes)} of weights per token, {bandwidth(timing.read_bytes_per_s)}",
+        *([f"drafts    {timing.n_accepted} of {timing.n_drafted} tokens guessed right"] if timing.n_drafted else []),
         *_thread_changes(generation),
         f"stopped   {generation.stop_reason}, seed {generation.seed}",
     ]

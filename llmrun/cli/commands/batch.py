@@ -19,13 +19,16 @@ from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading.tuned import TuningArguments
 from llmrun.cli.terminal import screen
 from llmrun.errors import RowsFailed, UsageError
+from llmrun.options.defaults import COMFORTABLE_CTX
 from llmrun.options.load import LoadConfig
+from llmrun.options.parse import parallel as parse_parallel
 from llmrun.options.sampling import SamplingConfig
-from llmrun.options.spec import TEXT
+from llmrun.options.spec import TEXT, Written
 
 if TYPE_CHECKING:
-    from llmrun.batch.job import Tally
+    from llmrun.batch.job import Job, Tally
     from llmrun.batch.rows import Row
+    from llmrun.batch.width import Width
     from llmrun.engine.interface import Engine
     from llmrun.wire.openai import Request
 
@@ -48,6 +51,17 @@ def batch(
             metavar="NAME|FILE|TEXT",
             help="A prompt with {fields}: {input} is a plain line; of a .csv, each column is a field.",
             panel=TEXT,
+        ),
+    ] = None,
+    parallel: Annotated[
+        int | None,
+        Option(
+            "-np",
+            "--parallel",
+            metavar="auto|N",
+            kind=Written(parse_parallel, wanted="auto or a number"),
+            help="Answers made side by side; auto: as many as make it faster here, by measurement.",
+            without="auto",
         ),
     ] = None,
     field: Annotated[
@@ -75,6 +89,7 @@ def batch(
     from llmrun.batch import rows
     from llmrun.batch.job import Job
     from llmrun.batch.results import Results
+    from llmrun.batch.width import Width, fastest, most_that_fit
     from llmrun.cli.answering import prompt
     from llmrun.cli.answering.single_answer import about_tokens, asked_of, expected_tokens
     from llmrun.cli.loading import load_model, recommended
@@ -133,17 +148,26 @@ def batch(
         lengths = [each.sampling.max_tokens for each in wanted]
         most = -1 if -1 in lengths else max(lengths, default=0)
         load, _ = tuning.settled(model, found, load, invocation.given, n_prompt, quiet=quiet)
+        # An answer without a bound begins with some room, and gets more while it grows.
+        room = load.n_ctx or n_prompt + (most if most >= 0 else COMFORTABLE_CTX // 8)
 
         def opened() -> Engine:
-            expected = expected_tokens(n_prompt, most)
-            engine = load_model.loaded(model, found, load, None, *expected, quiet=quiet)
+            expected = (room, room) if parallel else expected_tokens(n_prompt, most)
+            n_seq = min(parallel or 1, max(1, len(wanted)))
+            engine = load_model.loaded(model, found, load, None, *expected, n_seq=n_seq, quiet=quiet)
             for note in () if quiet else engine.notes:
                 screen.note(note)
             return engine
 
+        def found_width(engine: Engine) -> Width:
+            n_ctx = min(room, engine.n_ctx_most)
+            if parallel:
+                return Width(min(parallel, len(wanted)), n_ctx)
+            return fastest(engine, min(len(wanted), most_that_fit(engine, n_ctx)), n_ctx)
+
         for note in () if quiet else notes:
             screen.note(note)
-        job = Job(opened, found.name)
+        job = Job(opened, found.name, width=found_width)
         stack.callback(job.close)
         job.tally.n_errors, job.tally.n_answered = sum(done.values()), len(done) - sum(done.values())
         if done and not quiet:
@@ -159,7 +183,7 @@ def batch(
                 screen.note(f"{len(results.done)} of {len(read)} rows have a result; the same command goes on")
             raise
         shown.stop()
-        _tell(job.tally, read, found.name, as_json=as_json, quiet=quiet)
+        _tell(job, read, found.name, as_json=as_json, quiet=quiet)
 
 
 def _read(file: Path) -> tuple[bytes, str]:
@@ -213,10 +237,11 @@ def _speed(tally: Tally) -> str:
     return rate(tally.tokens_per_s)
 
 
-def _tell(tally: Tally, read: Sequence[Row], model: str, *, as_json: bool, quiet: bool) -> None:
+def _tell(job: Job, read: Sequence[Row], model: str, *, as_json: bool, quiet: bool) -> None:
     """The summary; raises `RowsFailed` where there are errors."""
     from llmrun.units import duration, rate
 
+    tally, width = job.tally, job.width
     if as_json:
         screen.out_json(
             {
@@ -227,6 +252,8 @@ def _tell(tally: Tally, read: Sequence[Row], model: str, *, as_json: bool, quiet
                 "prompt_tokens": tally.n_prompt,
                 "cached_tokens": tally.n_cached,
                 "completion_tokens": tally.n_generated,
+                "parallel": width.n_seq if width else None,
+                "parallel_tried": {str(n): rate for n, rate in width.tried.items()} if width else {},
                 "seconds": tally.seconds,
                 "tokens_per_s": tally.tokens_per_s,
             }
@@ -235,7 +262,7 @@ def _tell(tally: Tally, read: Sequence[Row], model: str, *, as_json: bool, quiet
         screen.note(
             f"{tally.n_answered} of {len(read)} rows answered · prompts {tally.n_prompt:,} tokens,"
             f" {tally.n_cached:,} of them shared · {tally.n_generated:,} tokens {rate(tally.tokens_per_s)}"
-            f" · {duration(tally.seconds)}"
+            f" · {duration(tally.seconds)}{f', {width.n_seq} side by side' if width and width.n_seq > 1 else ''}"
         )
     if tally.n_errors:
         raise RowsFailed(f"{tally.n_errors} of {len(read)} rows are errors")

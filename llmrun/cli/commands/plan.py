@@ -108,9 +108,10 @@ def plan(
     if curve:
         layer_curve.tell(model or [], asked, output)
         return
+    models = report.looked_up(model or [], asked)
     with _source(what_if, load, probe=probe, quiet=quiet) as source:
-        if model:
-            report.tell(model, source, asked, _called(what_if))
+        if models:
+            report.tell(models, source, asked, _called(what_if))
         else:
             report.rank(source, asked, _called(what_if))
 
@@ -141,8 +142,9 @@ def probe(
     costs = Costs(state.download_rate())
     size = _within(load, n_prompt, 512), _within(load, n_gen, 128)
     asked = Asked(*size, depths, load, None, costs, offline=offline, as_json=as_json, quiet=quiet)
+    models = report.looked_up(model, asked)
     with _source(None, load, probe=True, quiet=quiet) as source:
-        report.tell(model, source, asked, "this machine")
+        report.tell(models, source, asked, "this machine")
 
 
 def _within(load: LoadConfig, asked: int | None, usual: int) -> int:

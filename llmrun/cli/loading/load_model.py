@@ -43,6 +43,7 @@ def loaded(
     expected_tokens: int,
     least_tokens: int,
     *,
+    n_seq: int = 1,
     limits: Limits | None = None,
     quiet: bool,
 ) -> Engine:
@@ -61,6 +62,7 @@ def loaded(
                 child=child,
                 expected_tokens=expected_tokens,
                 least_tokens=least_tokens,
+                n_seq=n_seq,
             )
         except DoesNotFit as error:
             from llmrun.cli.loading.fit_hints import with_smaller_quantization

@@ -16,16 +16,24 @@ if TYPE_CHECKING:
     from llmrun.planning.predict.prediction import Prediction, Question, Range, Source
 
 
-def tell(models: list[str], source: Source, asked: Asked, machine: str) -> None:
-    """Each model, every level of it."""
+def looked_up(models: list[str], asked: Asked) -> list[tuple[Levels, Question]]:
+    """The levels of each, and what is to be known of them. Raises what is wrong with either, before anything is
+    measured."""
     from llmrun.models.levels import levels_of
 
-    documents, shown = [], []
+    found = []
     for name in models:
         levels = levels_of(name, offline=asked.offline)
         if levels.note and not asked.quiet:
             screen.note(levels.note)
-        question = asked.question(levels)
+        found.append((levels, asked.question(levels)))
+    return found
+
+
+def tell(models: list[tuple[Levels, Question]], source: Source, asked: Asked, machine: str) -> None:
+    """Each model, every level of it."""
+    documents, shown = [], []
+    for levels, question in models:
         rows = [(file, source.predict(file.header, question)) for file in levels.files]
         documents.append(document(levels, source, rows, question, asked.costs))
         shown.append((levels, rows, question))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmrun.engine.child import native
@@ -41,35 +43,45 @@ class Constraint:
         return np.flatnonzero(bits).astype(np.int32)
 
 
+class Making:
+    """A constraint that is being made on a thread of its own."""
+
+    def __init__(self, make: Callable[[], Constraint]) -> None:
+        self._make = make
+        self._made: Constraint | Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> Constraint | Exception:
+        """What was asked for, or why it can't be."""
+        self._thread.join()
+        assert self._made is not None
+        return self._made
+
+    def _run(self) -> None:
+        try:
+            self._made = self._make()
+        except Exception as error:  # noqa: BLE001  # raised where it is asked for
+            self._made = error
+
+
 class ConstraintMaker:
-    """Makes constraints for one vocabulary, each on a thread of its own: `begin`, and later `finish`."""
+    """Makes constraints for one vocabulary."""
 
     def __init__(self, vocab: native.Vocab) -> None:
         self._vocab = vocab
         self._tokens: LLTokenizer | None = None
-        self._thread: threading.Thread | None = None
-        self._made: Constraint | Exception | None = None
+        self._making_tokens = threading.Lock()
 
-    def begin(self, grammar: str) -> None:
-        self.finish()
-        self._thread = threading.Thread(target=self._make, args=(grammar,), daemon=True)
-        self._thread.start()
+    def begin(self, grammar: str) -> Making:
+        return Making(partial(self._make, grammar))
 
-    def finish(self) -> Constraint | Exception | None:
-        """What `begin` was asked for, or why it can't be."""
-        if self._thread is not None:
-            self._thread.join()
-        made, self._thread, self._made = self._made, None, None
-        return made
-
-    def _make(self, grammar: str) -> None:
+    def _make(self, grammar: str) -> Constraint:
         import numpy  # noqa: F401  # here, beside the prefill, and not before the first token
 
         from llmrun.engine import grammar as llguidance
 
-        try:
+        with self._making_tokens:
             if self._tokens is None:
                 self._tokens = llguidance.of_llama(*self._vocab.for_llguidance())
-            self._made = Constraint(llguidance.compiled(grammar, self._tokens), self._vocab.n_tokens)
-        except Exception as error:  # noqa: BLE001  # raised where it is asked for
-            self._made = error
+        return Constraint(llguidance.compiled(grammar, self._tokens), self._vocab.n_tokens)

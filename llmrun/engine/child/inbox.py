@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import queue
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from llmrun.engine import protocol
-from llmrun.engine.protocol import NO_REQUEST, Cancel, Message
+from llmrun.engine.protocol import Cancel, Message
 
 # All others end something that the parent waits for.
 _UNAWAITED = (protocol.Progress, protocol.Started, protocol.Prefilled, protocol.Tokens, protocol.QuantizingTensor)
@@ -39,43 +39,74 @@ class Flag(Protocol):
 
 
 class Inbox:
-    """Between the thread that reads the pipe (`put`) and the one that computes (`next`, `done`).
+    """Between the thread that reads the pipe (`put`) and the one that computes (`next`, `take`, `done`).
 
-    The flag is up exactly while the request being served is one that was cancelled, before its turn or during it.
+    The flag is up exactly while all requests being served are such as were cancelled, before their turn or during it:
+    a computation for several is not broken off for one of them.
+
+    Attributes:
+        cancelled: numbers of those that are served and not wanted any more.
     """
 
     def __init__(self, flag: Flag, clock: Callable[[], float] = time.perf_counter) -> None:
         self._flag, self._clock = flag, clock
-        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._served = NO_REQUEST
-        self._waiting: dict[int, bool] = {}  # number → whether it was cancelled
+        self._requests: deque[Request] = deque()
+        self._changed = threading.Condition()
+        self._served: set[int] = set()
+        self._unwanted: set[int] = set()  # of those that wait
+        self.cancelled: set[int] = set()
 
     def put(self, number: int, message: Message) -> None:
         """A message as it comes in."""
         received_s = self._clock()
-        with self._lock:
+        with self._changed:
             if not isinstance(message, Cancel):
-                self._waiting[number] = False
-                self._requests.put(Request(number, message, received_s))
-            elif number == self._served:
-                self._flag.set()
-            elif number in self._waiting:
-                self._waiting[number] = True
+                self._requests.append(Request(number, message, received_s))
+                self._changed.notify()
+            elif number in self._served:
+                self.cancelled.add(number)
+                self._set_flag()
+            elif any(request.number == number for request in self._requests):
+                self._unwanted.add(number)
 
     def next(self) -> Request:
         """Wait for the next request, which is then being served."""
-        request = self._requests.get()
-        with self._lock:
-            self._served = request.number
-            if self._waiting.pop(request.number):
-                self._flag.set()
+        with self._changed:
+            while not self._requests:
+                self._changed.wait()
+            return self._serve()
+
+    def take(self, kind: type[Message]) -> Request | None:
+        """The next request, to be served beside others, if there is one and it is of that kind."""
+        if not self.has(kind):
+            return None
+        with self._changed:
+            return self._serve()
+
+    def has(self, kind: type[Message]) -> bool:
+        """Whether `take` would find one."""
+        return bool(self._requests) and isinstance(self._requests[0].message, kind)
+
+    def done(self, number: int) -> None:
+        """The request is answered: who cancels it now is too late."""
+        with self._changed:
+            self._served.discard(number)
+            self.cancelled.discard(number)
+            self._set_flag()
+
+    def _serve(self) -> Request:
+        request = self._requests.popleft()
+        self._served.add(request.number)
+        if request.number in self._unwanted:
+            self._unwanted.remove(request.number)
+            self.cancelled.add(request.number)
+        self._set_flag()
         return request
 
-    def done(self) -> None:
-        """The request is answered: who cancels it now is too late."""
-        with self._lock:
-            self._served = NO_REQUEST
+    def _set_flag(self) -> None:
+        if self._served and self._served <= self.cancelled:
+            self._flag.set()
+        else:
             self._flag.clear()
 
 

@@ -1,4 +1,6 @@
-"""The child: loads one model, serves one request at a time, and dies with its parent.
+"""The child: loads one model, serves what it is asked in order, and dies with its parent.
+
+Answers may be made side by side (`slots.py`), everything else is done one after the other.
 
 stdin carries the parent's messages, stdout ours, stderr llama.cpp's log. A thread reads stdin all the time: `Cancel`
 must be seen in the middle of a decode, and the end of stdin means that the parent is gone.
@@ -23,15 +25,25 @@ from llmrun.engine.child import bootstrap
 from llmrun.engine.child.inbox import Inbox, Outbox, Request
 from llmrun.engine.child.kv_context import KVContext
 from llmrun.engine.child.template_process import TemplateProcess
-from llmrun.engine.protocol import NO_REQUEST, Buffer, Failed, FailureKind, Message, RequestFailed, Settings
+from llmrun.engine.protocol import (
+    NO_REQUEST,
+    Buffer,
+    Done,
+    Failed,
+    FailureKind,
+    Message,
+    RequestFailed,
+    Settings,
+    StopReason,
+)
 from llmrun.machine.proc import Proc
 from llmrun.options.defaults import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
     from llmrun.engine.child import native
-    from llmrun.engine.child.generate import Generator
     from llmrun.engine.child.raw_bench import RawBench
     from llmrun.engine.child.roofline import Products
+    from llmrun.engine.child.slots import Slots
 
 _NO_VOCABULARY = "it has no vocabulary, so no text can be given to it"
 _OF_A_MODEL = ("model", "LoRA")
@@ -59,14 +71,16 @@ class Worker:
         self.in_context: dict[Any, list[Buffer]] = {}
         self.raw_bench: RawBench | None = None
         self.products: Products | None = None
-        self.generator: Generator | None = None
+        self.slots: Slots | None = None
         self.vocab: native.Vocab
+        self.inbox = Inbox(self.cancelled)
         self.request: Request
         self.serves: dict[type[Message], Callable[[Any], None]] = {
             protocol.Load: self.load,
-            protocol.Generate: self.generate,
-            protocol.Count: lambda message: self._generator().count(message),
-            protocol.Prepare: lambda message: self._generator().prepare(message),
+            protocol.Generate: lambda _: self._slots().run(self.request),
+            protocol.Count: lambda message: self._slots().count(message),
+            protocol.Prepare: lambda message: self._slots().prepare(message),
+            protocol.Reserve: lambda message: self._slots().reserve(message),
             protocol.Measure: self.measure,
             protocol.FindDevices: self.find_devices,
             protocol.Trial: self.trial,
@@ -85,10 +99,13 @@ class Worker:
         self.request = request
         try:
             self.serves.get(type(request.message), self._refuse)(request.message)
-        except RequestFailed as error:
-            self.send(error.failed)
-        except MemoryError:
-            self.send(Failed("memory", "Python could not allocate memory"))
+        except (RequestFailed, MemoryError) as error:
+            self.fail(request.number, error)
+
+    def fail(self, number: int, error: RequestFailed | MemoryError) -> None:
+        """The end of a request that can't be served."""
+        no_memory = Failed("memory", "Python could not allocate memory")
+        self.outbox.send(number, error.failed if isinstance(error, RequestFailed) else no_memory)
 
     def _refuse(self, message: Message) -> None:
         raise RequestFailed("engine", f"this child does not serve {type(message).__name__}")
@@ -154,7 +171,7 @@ class Worker:
         if self.model is None:
             return
         self._end_raw_bench()
-        self.generator = None
+        self.slots = None
         self._close_contexts()
         self.adapters.clear()  # llama.cpp frees them with the model
         for model in (self.model, self.plain):
@@ -217,7 +234,7 @@ class Worker:
 
     def _n_outputs(self, settings: Settings, n_ctx: int) -> int:
         """Tokens of a batch whose logits are wanted."""
-        return 1
+        return 1 + settings.n_draft
 
     def measure(self, message: protocol.Measure) -> None:
         """Lay the model out with llama.cpp's own allocator; nothing is allocated but recurrent states."""
@@ -290,22 +307,21 @@ class Worker:
 
     # -- generate -----------------------------------------------------------------------------------------------------
 
-    def generate(self, request: protocol.Generate) -> None:
-        generator = self._generator()
-        reason = generator.generate(request)
+    def done(self, reason: StopReason, threads: list[tuple[int, int]], n_drafted: int, n_accepted: int) -> Done:
+        """The end of an answer."""
         used = (self.ggml.by_name(name) for name in self.settings.devices)
         devices = [self.ggml.describe(handle) for handle in used if handle is not None]
-        self.send(protocol.Done(reason, *resident_memory(), devices, generator.threads.changes))
+        return Done(reason, *resident_memory(), devices, threads, n_drafted, n_accepted)
 
-    def _generator(self) -> Generator:
+    def _slots(self) -> Slots:
         self._end_raw_bench()  # two contexts would be two KV caches
         if self.vocab.kind == self.llama.LLAMA_VOCAB_TYPE_NONE:  # a slice of a model, to be measured
             raise RequestFailed("model", _NO_VOCABULARY)
-        if self.generator is None:
-            from llmrun.engine.child.generate import Generator
+        if self.slots is None:
+            from llmrun.engine.child.slots import Slots
 
-            self.generator = Generator(self)
-        return self.generator
+            self.slots = Slots(self)
+        return self.slots
 
     def _end_raw_bench(self) -> None:
         if self.raw_bench is not None:
@@ -339,7 +355,7 @@ def main(kind: type[Worker] = Worker) -> None:
     templates = TemplateProcess()  # forks: first of all
     lines, descriptor = bootstrap.begin()
     worker = kind(Outbox(descriptor), templates)
-    inbox = Inbox(worker.cancelled)
+    inbox = worker.inbox
 
     def listen() -> None:
         for line in lines:
@@ -348,8 +364,9 @@ def main(kind: type[Worker] = Worker) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        worker.serve(inbox.next())
-        inbox.done()
+        request = inbox.next()
+        worker.serve(request)
+        inbox.done(request.number)
 
 
 if __name__ == "__main__":

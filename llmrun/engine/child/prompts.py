@@ -25,10 +25,10 @@ class Prompts:
         self._own_template = chat_template(model)
         self._special = vocab.special_texts(model)
 
-    def of(self, request: Generate, known: Sequence[int]) -> tuple[list[int], Thinking | None]:
+    def of(self, request: Generate, known: Sequence[Sequence[int]]) -> tuple[list[int], Thinking | None]:
         """The tokens of a request's prompt, and how its answer thinks; None: it does not, as far as one can tell.
 
-        `known` is what the context holds: see `with_known_tokens`.
+        `known` is what the context holds, of each sequence: see `with_known_tokens`.
         """
         options = request.options
         if request.messages is None:
@@ -95,11 +95,14 @@ class Prompts:
         text, _ = self.render(messages, request.template, thinks=request.thinks, special=request.special)
         return tokens_of(self._vocab, text, self._source(request.template))
 
-    def _tokens(self, text: Written, markers: str, request: Generate, known: Sequence[int]) -> list[int]:
+    def _tokens(self, text: Written, markers: str, request: Generate, known: Sequence[Sequence[int]]) -> list[int]:
         tokens = tokens_of(self._vocab, text, markers)
         if not tokens:
             raise RequestFailed("usage", "the prompt is empty and this model has no token to begin with")
-        return with_known_tokens(self._vocab, text, markers, tokens, known) if request.options.reuse else tokens
+        if not request.options.reuse:
+            return tokens
+        likest = max(known, key=lambda each: common_prefix(each, tokens))
+        return with_known_tokens(self._vocab, text, markers, tokens, likest)
 
 
 def _said(text: str, special: bool) -> Written:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Protocol
 
 from llmrun import codec
+from llmrun.engine.child.batch import Batch
 from llmrun.engine.child.kv_context import PLAIN_TOKENS, restore, saved
 from llmrun.engine.child.native import Vocab, llama
 from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, preemptions
@@ -118,6 +118,7 @@ class RawBench:
             flash_attn=trial.flash_attn or own.flash_attn,
             type_k=trial.kv_type or own.type_k,
             type_v=trial.kv_type or own.type_v,
+            n_draft=0,
         )
         contexts = self._contexts[plain]
         context = next((each for each in contexts if each.settings == wanted), None)
@@ -165,19 +166,32 @@ class RawBench:
             del context.states[next(iter(context.states))]
         context.states[n_depth] = [saved(llama, context.handle, sequence) for sequence in range(n_seq)]
 
-    def _prompts(self, n_tokens: int, n_past: int, n_seq: int) -> list[Any]:
+    def _prompts(self, n_tokens: int, n_past: int, n_seq: int) -> list[Batch]:
         """Batches of at most n_batch tokens, sequence after sequence; logits for the last token of each sequence."""
-        flat = [(n_past + i, sequence, i == n_tokens - 1) for sequence in range(n_seq) for i in range(n_tokens)]
-        return [Batch(flat[i : i + self._n_batch], self._token) for i in range(0, len(flat), self._n_batch)]
+        batches: list[Batch] = []
+        room = 0
+        for sequence in range(n_seq):
+            done = 0
+            while done < n_tokens:
+                if not room:
+                    batches.append(Batch(min(self._n_batch, (n_seq - sequence) * n_tokens - done), n_seq))
+                    room = self._n_batch
+                n = min(room, n_tokens - done)
+                tokens = [self._token() for _ in range(n)]
+                batches[-1].add(sequence, tokens, n_past + done, n_wanted=int(done + n == n_tokens))
+                done, room = done + n, room - n
+        return batches
 
     def _generate(self, of: _Context, n_gen: int, n_past: int, n_seq: int) -> list[float]:
         """Seconds of every step, each one token for every sequence."""
         if not n_gen:
             return []
-        batch = Batch([(n_past, sequence, True) for sequence in range(n_seq)], self._token)
+        batch = Batch(n_seq, n_seq)
+        for sequence in range(n_seq):
+            batch.add(sequence, [self._token()], n_past, n_wanted=1)
         guard = of.guard
         decode, synchronize, context, raw = llama.llama_decode, llama.llama_synchronize, of.handle, batch.raw
-        tokens, positions, token = raw.token, raw.pos, self._token
+        put, token = batch.put, self._token
         at_s = [clock()]
         for i in range(n_gen):
             if guard:
@@ -190,8 +204,7 @@ class RawBench:
             if guard:
                 guard.after(at_s[-1] - at_s[-2])
             for sequence in range(n_seq):
-                tokens[sequence] = token()
-                positions[sequence] = n_past + i + 1
+                put(sequence, token(), n_past + i + 1)
         if guard:
             guard.end()
         return [after - before for before, after in pairwise(at_s)]
@@ -203,20 +216,3 @@ class RawBench:
 
     def _token(self) -> int:
         return self._random.randrange(self._vocab.n_tokens)
-
-
-class Batch:
-    """A `llama_batch` of (position, sequence, whether its logits are wanted) with the next tokens. Freed with it."""
-
-    def __init__(self, places: list[tuple[int, int, bool]], token: Callable[[], int]) -> None:
-        self.raw = llama.llama_batch_init(len(places), 0, 1)
-        self.raw.n_tokens = len(places)
-        for i, (position, sequence, wanted) in enumerate(places):
-            self.raw.token[i] = token()
-            self.raw.pos[i] = position
-            self.raw.n_seq_id[i] = 1
-            self.raw.seq_id[i][0] = sequence
-            self.raw.logits[i] = wanted
-
-    def __del__(self) -> None:
-        llama.llama_batch_free(self.raw)

@@ -161,19 +161,20 @@ class Scorer(worker.Worker):
         """Of a chunk's second half, batch by batch: (n, n_vocab), to be used before the next one is asked for."""
         import numpy as np
 
-        from llmrun.engine.child.raw_bench import Batch
+        from llmrun.engine.child.batch import Batch
 
         llama, first = self.llama, first_counted(self.n_ctx)
         llama.llama_memory_clear(llama.llama_get_memory(self.kv.context), True)
+        batch = Batch(self.settings.n_batch)
         for begin in range(0, len(chunk), self.settings.n_batch):
             tokens = chunk[begin : begin + self.settings.n_batch]
-            end = begin + len(tokens)
-            batch = Batch([(at, 0, at >= first) for at in range(begin, end)], iter(tokens).__next__)
+            n = max(0, begin + len(tokens) - max(begin, first))
+            batch.clear()
+            batch.add(0, tokens, begin, n_wanted=n)
             status = llama.llama_decode(self.kv.context, batch.raw)
             if status:
                 self.fail_from_log("engine", f"llama_decode failed with {status}")
-            n = end - max(begin, first)
-            if n > 0:
+            if n:
                 address = ctypes.cast(llama.llama_get_logits(self.kv.context), ctypes.POINTER(ctypes.c_float))
                 if not address:
                     raise RequestFailed("model", "llama.cpp computes no logits of it")

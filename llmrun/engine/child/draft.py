@@ -1,0 +1,143 @@
+"""Tokens that are guessed ahead and computed with the next one, where that pays. Pure: no model, no clock.
+
+Decoding reads all weights for one token, and for a few at once it takes little longer. A text that repeats something,
+its prompt for one, is guessed by looking up where its last tokens were seen before (prompt look-up: Saxena 2023;
+llama.cpp's `lookup`). A guess is right if the sampler, asked as always, says the same: nothing changes in what is
+sampled, at any temperature. What is wrong is computed in vain.
+
+How many are guessed is decided by measurement alone: what steps of each size take here, and how many guesses were
+right. Guesses count whether they are computed or not, since the text shows it: to learn that they fail costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+N_GRAMS = (6, 3, 2)
+"""Lengths of the ends of a text that are looked up, the longest first."""
+MOST = 15
+"""Tokens that are guessed at once."""
+_GAIN = 1.03
+"""By so much a step with guesses must be better than one without, as figures are worth."""
+_OPTIMISM = 0.06
+"""What each token more is believed to add to a step of a size that was never seen, as a share of one token's."""
+_DECAY = 0.97
+"""By how much less each earlier guess counts."""
+_FORGOTTEN = 512
+"""Steps."""
+_PRIOR_RIGHT, _PRIOR_ALL = 0.5, 1.0
+
+
+class Lookup:
+    """A text, and where its last tokens were seen before."""
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self._tokens: list[int] = []
+        self._seen: dict[tuple[int, ...], int] = {}  # the end of a text → where what followed begins, the last time
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        """The text goes on."""
+        tokens = self._tokens
+        n = len(tokens)
+        for length in N_GRAMS:
+            if n >= length:
+                self._seen[tuple(tokens[n - length :])] = n
+        tokens.append(token)
+
+    def guess(self, most: int) -> tuple[list[int], int]:
+        """How it may go on, and how many tokens were found alike. A text that has begun to repeat itself goes on so."""
+        tokens = self._tokens
+        n = len(tokens)
+        for length in N_GRAMS:
+            at = self._seen.get(tuple(tokens[n - length :])) if n >= length else None
+            if at is not None:
+                period = n - at
+                return [tokens[at + i % period] for i in range(most)], length
+        return [], 0
+
+
+class Drafts:
+    """Guesses for one answer. Ask `next` before a step; tell `took` and `add` after it.
+
+    Attributes:
+        n_drafted, n_accepted: tokens that were computed ahead, and those that were right.
+    """
+
+    def __init__(self, prompt: Sequence[int], costs: StepCosts, most: int = MOST) -> None:
+        self._text, self._costs, self._most = Lookup(prompt), costs, most
+        self._right = dict.fromkeys(N_GRAMS, _PRIOR_RIGHT)
+        self._all = dict.fromkeys(N_GRAMS, _PRIOR_ALL)
+        self._open: tuple[list[int], int, int] | None = None  # a guess, how many alike, and how much of it came true
+        self.n_drafted = self.n_accepted = 0
+
+    def next(self, most: int) -> list[int]:
+        """The tokens to compute behind the next one: none where that would not be faster. At most so many."""
+        guess, length = self._text.guess(min(self._most, most))
+        if not guess:
+            self._open = None
+            return []
+        if self._open is None:
+            self._open = guess, length, 0
+        n = self._costs.best(self._right[length] / self._all[length], len(guess))
+        self.n_drafted += n
+        return guess[:n]
+
+    def add(self, token: int) -> None:
+        """The text goes on, computed ahead or not."""
+        self._text.add(token)
+        if self._open is None:
+            return
+        guess, length, n = self._open
+        is_right = guess[n] == token
+        self._right[length] = _DECAY * self._right[length] + is_right
+        self._all[length] = _DECAY * self._all[length] + 1
+        self._open = (guess, length, n + 1) if is_right and n + 1 < len(guess) else None
+
+
+class StepCosts:
+    """What steps take, by how many tokens are computed in one."""
+
+    def __init__(self) -> None:
+        self._s: dict[int, float] = {}
+        self._when: dict[int, int] = {}
+        self._n_steps = 0
+
+    def took(self, n_tokens: int, seconds: float) -> None:
+        """Slow ones may have been disturbed: they count less, and what was long ago is forgotten, to be tried again."""
+        known = self._s.get(n_tokens)
+        self._s[n_tokens] = seconds if known is None else known + (seconds - known) * (0.05 if seconds > known else 0.2)
+        self._n_steps += 1
+        self._when[n_tokens] = self._n_steps
+        if self._n_steps % _FORGOTTEN == 0:
+            for n in [n for n, when in self._when.items() if n > 1 and self._n_steps - when > _FORGOTTEN]:
+                del self._s[n], self._when[n]
+
+    def best(self, rate: float, most: int) -> int:
+        """How many guesses are computed with a token, where each is right so often if those before it are.
+
+        Of k guesses 1 + r + r² + … + r^k tokens come (Leviathan et al. 2023, arXiv:2211.17192, eq. 1), in the time of
+        a step of k + 1.
+        """
+        one_s = self._s.get(1)
+        if one_s is None:
+            return 0
+        best, best_n, expected = _GAIN / one_s, 0, 1.0
+        for n in range(1, most + 1):
+            expected += rate**n
+            gained = expected / self._estimate(n + 1, one_s)
+            if gained > best:
+                best, best_n = gained, n
+        return best_n
+
+    def _estimate(self, n_tokens: int, one_s: float) -> float:
+        """Of a size that was not seen: from the nearest smaller one on as little more as can be hoped for, and no more
+        than a larger one took."""
+        known = self._s.get(n_tokens)
+        if known is not None:
+            return known
+        below = max(n for n in self._s if n < n_tokens)
+        above = min((s for n, s in self._s.items() if n > n_tokens), default=None)
+        hoped = self._s[below] + _OPTIMISM * one_s * (n_tokens - below)
+        return hoped if above is None else min(hoped, above)

@@ -1,0 +1,48 @@
+"""How much of a prompt is computed beside running answers, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmrun.engine.child.pace import LEAST, SHARE, Pace
+
+
+def settled(step_s: float, token_s: float, fixed_s: float = 0.0, *, most: int = 2048) -> Pace:
+    """After some parts that took so long."""
+    pace = Pace(most)
+    for _ in range(20):
+        pace.step_took(step_s)
+        pace.part_took(pace.n_tokens, fixed_s + pace.n_tokens * token_s)
+    return pace
+
+
+@pytest.mark.parametrize(("step_s", "token_s"), [(0.05, 0.001), (0.05, 0.0002), (0.4, 0.004)])
+def test_a_part_takes_as_long_as_a_step_and_a_half(step_s: float, token_s: float) -> None:
+    """To within the eight tokens that it is rounded down to."""
+    n = settled(step_s, token_s).n_tokens
+    assert n % 8 == 0 and SHARE * step_s - 8 * token_s <= n * token_s <= SHARE * step_s
+
+
+def test_bounds() -> None:
+    """Never fewer than pay, whatever they take; never more than a batch holds."""
+    assert settled(0.001, 1.0).n_tokens == LEAST
+    assert settled(10.0, 0.00001, most=512).n_tokens == 512
+    assert Pace(8).n_tokens == LEAST  # of a batch that is smaller than that
+
+
+def test_one_disturbance() -> None:
+    """A part that took ten times as long halves the next one, and no more."""
+    pace = settled(0.05, 0.001)
+    before = pace.n_tokens
+    pace.part_took(before, 10 * before * 0.001)
+    assert before // 2 - 8 <= pace.n_tokens <= before // 2
+    pace.part_took(pace.n_tokens, pace.n_tokens * 0.001)
+    assert pace.n_tokens > before // 2
+
+
+def test_before_anything_is_known() -> None:
+    """The first part is small."""
+    assert Pace(2048).n_tokens == 2 * LEAST
+    pace = Pace(2048)
+    pace.part_took(32, 0.001)  # of no use without a step to compare with
+    assert pace.n_tokens == 2 * LEAST
