@@ -17,19 +17,26 @@ _CLASSES = ((256, "short"), (1025, "medium"))
 
 @dataclass(frozen=True)
 class Workload:
-    """Tokens of prompt and of answer that a run has."""
+    """Tokens of prompt and of answer that a run has, or each of `n_seq` answers that are made at once."""
 
     n_prompt: int
     n_gen: int
+    n_seq: int = 1
 
     def seconds(self, prefill_tps: float, decode_tps: float) -> float:
         """P / prefill + N / decode."""
         return self.n_prompt / prefill_tps + self.n_gen / decode_tps
 
 
-WORKLOADS = {"short": Workload(64, 256), "medium": Workload(512, 256), "long": Workload(2048, 256)}
+MANY = 16
+WORKLOADS = {
+    "short": Workload(64, 256),
+    "medium": Workload(512, 256),
+    "long": Workload(2048, 256),
+    "many": Workload(128, 64, MANY),
+}
 """What stands for the runs of a class. A class follows from the length of the prompt alone, never from the bound on the
-answer: the same command gives the same text, whatever that bound is."""
+answer: the same command gives the same text, whatever that bound is. "many": answers side by side."""
 
 
 def class_of(n_prompt: int) -> str:

@@ -22,7 +22,7 @@ from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import repackable_types
 from llmrun.planning.load_plan import wants_repack
 from llmrun.tuning import kept
-from llmrun.tuning.dials import WORKLOADS, Dials, Layout, Workload, class_of
+from llmrun.tuning.dials import MANY, WORKLOADS, Dials, Layout, Workload, class_of
 from llmrun.tuning.kept import Choice, Tried
 from llmrun.tuning.search import WORTH_TWICE
 from llmrun.tuning.slice_runner import SliceRunner, slices_within
@@ -33,6 +33,7 @@ _MOST_SLICE = 3 << 28
 _WORTH = 0.03
 """What a setting must gain for the one of before to give way: less may be noise."""
 _ROWS, _STEPS, _ROUNDS = 64, 10, 3
+_MANY_STEPS = 4
 
 
 def is_small(header: Header) -> bool:
@@ -72,10 +73,10 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
             for repack in repacks[:2]:
                 runner.trial(Trial(8, 1, n_ctx=_ROWS, layout=repack))  # pages and caches
 
-        def seconds(dials: Dials, n_prompt: int, n_gen: int) -> float:
+        def seconds(dials: Dials, n_prompt: int, n_gen: int, n_seq: int = 1) -> float:
             """Of the whole model: both slices at once, so that what drifts hits both."""
             layout, n = dials.repack or "off", dials.n_threads or 0
-            trial = Trial(n_prompt, n_gen, n_ctx=_ROWS, n_threads=n, layout=layout)
+            trial = Trial(n_prompt, n_gen, n_seq=n_seq, n_ctx=_ROWS, n_threads=n, layout=layout)
             found = [runner.trial(trial) for runner in (small, large)]
             of = [done.prefill_s or sorted(done.step_s)[n_gen // 4] for done in found]
             return slices.whole(of[0], of[1])
@@ -85,7 +86,8 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
         for _ in range(_ROUNDS):
             for dials, found in decode_s.items():
                 found.append(seconds(dials, 0, _STEPS))
-    measured = [Tried(each, prefill_s[each] / _ROWS, statistics.median(decode_s[each])) for each in tries]
+        many_s = {dials: seconds(dials, 0, _MANY_STEPS, MANY) / MANY for dials in tries}
+    measured = [Tried(each, prefill_s[each] / _ROWS, statistics.median(decode_s[each]), many_s[each]) for each in tries]
     if "both" in repacks:  # each does what it does alone; to hand a state over takes milliseconds
         plain, repacked = measured[:2]
         measured.append(Tried(Dials("both", threads[0]), plain.prefill_s, repacked.decode_s))
@@ -95,19 +97,23 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
 def chosen(tried: Sequence[Tried], workload: Workload, default: Layout) -> Dials:
     """The fastest for a workload; the default layout and the most threads where nothing gains more than noise."""
 
+    def token_s(one: Tried) -> float:
+        return one.many_s if workload.n_seq > 1 and one.many_s is not None else one.decode_s
+
     def seconds(one: Tried) -> float:
-        return workload.seconds(1 / one.prefill_s, 1 / one.decode_s)
+        return workload.seconds(1 / one.prefill_s, 1 / token_s(one))
 
     by_layout = {each.dials.repack: each for each in reversed(tried)}  # with the most threads
     best = by_layout.get(default, tried[0])
-    for layout, worth in (("off", _WORTH), ("on", _WORTH), ("both", WORTH_TWICE)):
-        other = by_layout.get(layout)  # type: ignore[call-overload]
+    ways: list[tuple[Layout, float]] = [("off", _WORTH), ("on", _WORTH), ("both", WORTH_TWICE)]
+    for layout, worth in ways[:2] if workload.n_seq > 1 else ways:  # several answers have but one of both
+        other = by_layout.get(layout)
         if other is not None and seconds(other) < seconds(best) * (1 - worth):
             best = other
     alike = [each for each in tried if each.dials.repack == tried[0].dials.repack]
-    fewer = min(alike, key=lambda each: each.decode_s)
+    fewer = min(alike, key=token_s)
     n_threads = None  # as many as usual, whatever that will be
-    if fewer.decode_s < alike[0].decode_s * (1 - _WORTH):
+    if token_s(fewer) < token_s(alike[0]) * (1 - _WORTH):
         n_threads = fewer.dials.n_threads
     return Dials(best.dials.repack, n_threads)
 
@@ -127,6 +133,7 @@ def settled(
     config: LoadConfig,
     n_prompt: int,
     *,
+    many: bool = False,
     model: str,
     given: Collection[str] = (),
     on_measure: Callable[[], None] = lambda: None,
@@ -134,7 +141,7 @@ def settled(
 ) -> tuple[LoadConfig, Choice | None]:
     """The config with what is kept for this model on this machine, or is measured now, and the choice.
 
-    `given`: fields that somebody has set; they stay. `on_measure` is called before anything is measured, `on_unkept`
+    `many`: for answers side by side. `given`: fields that somebody has set; they stay. `on_measure` is called before anything is measured, `on_unkept`
     where it can't be kept. Nothing is changed where nothing could be measured.
     """
     if config.rpc:
@@ -142,15 +149,16 @@ def settled(
     fixed = {*given, *(("repack",) if config.repack != "auto" else ())}
     key = kept.key_of(header, config)
     known = kept.read(key)
-    name = class_of(n_prompt)
+    name = "many" if many else class_of(n_prompt)
     if name not in known:
         on_measure()
         try:
-            known = choices(header, config)
+            made = choices(header, config)
         except (LlmrunError, OSError):  # it is only about speed: the model may run all the same
             return config, None
+        known = {**made, **known}  # what was kept stays: the same command gives the same text
         try:
-            kept.keep(key, model, known)
+            kept.keep(key, model, {each: made[each] for each in made if known[each] is made[each]})
         except DiskError as error:
             on_unkept(error)
     choice = known[name]

@@ -35,11 +35,13 @@ class Tried:
 
     Attributes:
         prefill_s, decode_s: seconds of a token of the prompt, and of the answer.
+        many_s: of a token where `MANY` answers are made at once; None: not measured.
     """
 
     dials: Dials
     prefill_s: float
     decode_s: float
+    many_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,27 @@ def test_both_layouts_for_what_they_take() -> None:
     assert choices == ["on", "both", "off"]
 
 
+def test_many_answers_are_a_workload_of_their_own() -> None:
+    """One by one repacked weights are the faster ones, 16 at once they are not; and both at once are not to be had."""
+    tried = [
+        Tried(PLAIN, 1 / 643, 1 / 60, 1 / 255),
+        Tried(REPACKED, 1 / 451, 1 / 75, 1 / 269),
+        Tried(Dials("both", 2), 1 / 643, 1 / 75),
+    ]
+    assert first_use.chosen(tried, WORKLOADS["short"], "off").repack == "on"
+    assert first_use.chosen(tried, WORKLOADS["many"], "off").repack == "off"
+    assert first_use.chosen(tried, WORKLOADS["long"], "off").repack == "both"
+
+
+def test_what_was_tuned_stays(header: Header) -> None:
+    """A class that lacks is measured, and the others keep what was found for them."""
+    key = kept.key_of(header, LoadConfig())
+    kept.keep(key, "m", {"short": Choice(Dials("off", 1), "tune")})
+    first_use.settled(header, LoadConfig(), 10, model="m", many=True)
+    found = kept.read(key)
+    assert found["short"] == Choice(Dials("off", 1), "tune", found["short"].made) and set(found) == set(WORKLOADS)
+
+
 def test_the_default_stays_where_nothing_is_gained() -> None:
     tried = [Tried(PLAIN, 1 / 300, 1 / 15), Tried(REPACKED, 1 / 301, 1 / 15)]
     assert first_use.chosen(tried, WORKLOADS["short"], default="on") == replace(REPACKED, n_threads=None)
@@ -88,8 +109,10 @@ def test_measured_once(header: Header) -> None:
     settled(5000)
     twin = replace(header, metadata={**header.metadata, "general.name": "another"})
     settled(10, twin)
+    many = settled(10, many=True)[1]
+    assert many is not None and all(each.many_s for each in many.tried if each.dials.repack != "both")
     assert asked == [10]
-    assert [(model, [*found]) for _, model, found in kept.entries()] == [("m", ["short", "medium", "long"])]
+    assert [(model, [*found]) for _, model, found in kept.entries()] == [("m", ["short", "medium", "long", "many"])]
     assert settled(10, given={"repack", "n_threads"})[0] == LoadConfig()  # what somebody has set stays
 
 

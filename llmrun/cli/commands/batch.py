@@ -95,6 +95,7 @@ def batch(
     from llmrun.cli.loading import load_model, recommended
     from llmrun.cli.terminal import progress
     from llmrun.gguf.rules import overridden
+    from llmrun.tuning.dials import MANY
     from llmrun.wire import openai
 
     if output is not None and str(output) == "-":
@@ -147,7 +148,8 @@ def batch(
         n_prompt = max((about_tokens(each.asked) for each in wanted), default=0)
         lengths = [each.sampling.max_tokens for each in wanted]
         most = -1 if -1 in lengths else max(lengths, default=0)
-        load, _ = tuning.settled(model, found, load, invocation.given, n_prompt, quiet=quiet)
+        many = min(parallel or MANY, len(wanted)) >= MANY // 2
+        load, _ = tuning.settled(model, found, load, invocation.given, n_prompt, many=many, quiet=quiet)
         # An answer without a bound begins with some room, and gets more while it grows.
         room = load.n_ctx or n_prompt + (most if most >= 0 else COMFORTABLE_CTX // 8)
 

@@ -39,10 +39,18 @@ class TuningArguments:
         check(self)
 
     def settled(
-        self, reference: str, model: Model, load: LoadConfig, chosen: Chosen, n_prompt: int, *, quiet: bool
+        self,
+        reference: str,
+        model: Model,
+        load: LoadConfig,
+        chosen: Chosen,
+        n_prompt: int,
+        *,
+        many: bool = False,
+        quiet: bool,
     ) -> tuple[LoadConfig, Choice | None]:
-        """What `load` leaves open, decided for a prompt of about so many tokens, and the choice that decided it. What
-        somebody has set stays."""
+        """What `load` leaves open, decided for a prompt of about so many tokens, or for many answers side by side, and
+        the choice that decided it. What somebody has set stays."""
         if not self.tune or load.override_kv or load.lora:
             return load, None
         from llmrun import fs
@@ -68,6 +76,7 @@ class TuningArguments:
             model.header,
             load,
             n_prompt,
+            many=many,
             model=model.name,
             given=given,
             on_measure=on_measure,

@@ -24,7 +24,7 @@ class Batch:
         self._tokens = (llama.llama_token * n_tokens)()
         self._positions = (llama.llama_pos * n_tokens)()
         self._n_ids = (ctypes.c_int32 * n_tokens)(*[1] * n_tokens)
-        self._of = (pointer * n_tokens)(*[self._pointers[0]] * n_tokens)
+        self._of = (pointer * n_tokens)()
         self._wanted = (ctypes.c_int8 * n_tokens)()
         self.raw = llama.llama_batch(0, self._tokens, None, self._positions, self._n_ids, self._of, self._wanted)
 

@@ -1,0 +1,98 @@
+"""Answers with tokens that were guessed ahead: the same as without, and told how many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import EXACT
+from test_kv_context import text
+
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.generation import ChildGeneration
+from llmrun.engine.protocol import PromptOptions
+from llmrun.errors import UsageError
+from llmrun.gguf import synth
+from llmrun.gguf.reader import open_header
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
+
+LOOKUP = replace(EXACT, draft="lookup")
+GREEDY = SamplingConfig(temperature=0, max_tokens=150, ignore_eos=True)
+
+
+def answered(engine: ChildEngine, prompt: str, sampling: SamplingConfig, **options: object) -> ChildGeneration:
+    generation = engine.generate(prompt, sampling, options=PromptOptions(**options))  # type: ignore[arg-type]
+    list(generation)
+    return generation
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-1.2b", "gemma3-1b", "gpt-oss-20b", "mamba2-2.7b", "lfm2-1.2b", "qwen3-30b-a3b"]
+)
+def test_the_same_text(tmp_path: Path, name: str) -> None:
+    """Greedily and by chance, in a conversation and behind a window: models of random weights repeat themselves soon."""
+    path = tmp_path / "model.gguf"
+    synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=4096), "F32")
+    story = text(60)
+    asked = [(story, GREEDY), (story + text(20, 1), GREEDY), (story, replace(GREEDY, temperature=0.7, seed=3))]
+    asked += [(story * 3, replace(GREEDY, max_tokens=n)) for n in (1, 2, 17)]
+    found = {}
+    for config in (EXACT, LOOKUP):
+        with ChildEngine(path, open_header(path), config) as engine:
+            found[config.draft] = [answered(engine, prompt, sampling, reuse=True) for prompt, sampling in asked]
+    for plain, guessed in zip(found["auto"], found["lookup"], strict=True):
+        assert guessed.token_ids == plain.token_ids and guessed.stop_reason == plain.stop_reason
+        assert guessed.text == plain.text and plain.timing.n_drafted == 0
+        assert len(guessed.timing.step_s) == len(plain.timing.step_s)
+    timings = [each.timing for each in found["lookup"]]
+    assert all(timing.n_accepted <= timing.n_drafted for timing in timings)
+    if name in ("mamba2-2.7b", "lfm2-1.2b"):
+        assert not any(timing.n_drafted for timing in timings)  # a state can't be taken back
+
+
+def test_an_answer_that_repeats_itself(exact: Path) -> None:
+    """What it said is said again: most of it comes ahead, and a bandwidth is that of the steps, not of the tokens."""
+    with ChildEngine(exact, open_header(exact), LOOKUP) as engine:
+        found = answered(engine, "a b c d " * 30, replace(GREEDY, max_tokens=600))
+        timing = found.timing
+        assert 0 < timing.n_accepted <= timing.n_drafted
+        reads = engine.reads
+        n_steps = len(timing.step_s) - timing.n_accepted
+        assert timing.read_bytes is not None
+        least, most = (n_steps * (reads.at_depth(n) or 0) for n in (timing.n_prompt, timing.n_prompt + 600))
+        assert least <= timing.read_bytes <= most
+
+
+def test_stop_strings_and_grammars(exact: Path) -> None:
+    """A guess behind the end is no part of the answer, and a grammar is kept to."""
+    repeats = "a b c d " * 30
+    grammar = 'start: ("a b c d ")+ "z"'
+    answers = []
+    for load in (EXACT, LOOKUP):
+        with ChildEngine(exact, open_header(exact), load) as engine:
+            stopped = answered(engine, repeats, replace(GREEDY, stop=("c",), max_tokens=200), reuse=True)
+            bound = answered(engine, repeats, replace(GREEDY, max_tokens=60), reuse=True, grammar=grammar)
+            again = answered(engine, repeats, GREEDY, reuse=True)
+            answers.append([(each.text, each.token_ids, each.stop_reason) for each in (stopped, bound, again)])
+    assert answers[0] == answers[1]
+
+
+def test_when_it_is_done(exact: Path) -> None:
+    """By itself only where nobody wants the same text again."""
+    repeats = "a b c d " * 30
+    chance = SamplingConfig(temperature=0.01, max_tokens=300, ignore_eos=True)
+    drafted = {}
+    for draft in ("auto", "off", "lookup"):
+        with ChildEngine(exact, open_header(exact), replace(EXACT, draft=draft)) as engine:
+            for name, sampling in (("chance", chance), ("seed", replace(chance, seed=1)), ("greedy", GREEDY)):
+                drafted[draft, name] = answered(engine, repeats, sampling).timing.n_drafted > 0
+    assert drafted["auto", "chance"] and drafted["lookup", "seed"] and drafted["lookup", "greedy"]
+    assert not any(drafted[key] for key in (("auto", "seed"), ("auto", "greedy"), ("off", "chance"), ("off", "greedy")))
+
+
+@pytest.mark.parametrize(("value", "problem"), [("ngram", "none of auto, off, lookup"), ("", "none of")])
+def test_words(value: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        LoadConfig(draft=value)  # type: ignore[arg-type]
