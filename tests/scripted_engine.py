@@ -175,6 +175,9 @@ class ScriptedEngine(Engine):
         self.calls.append("close")
         self.is_alive = False
 
+    def flush(self) -> None:
+        self.calls.append("flush")
+
     def count(self, prompt: str | Sequence[dict[str, str]], **_: Any) -> int:
         self.calls.append("count")
         return self.n_tokens(prompt)

@@ -85,6 +85,11 @@ class Job:
             self._engine.close()
             self._engine = None
 
+    def flush(self) -> None:
+        """What is kept for the next process is on the disk then."""
+        if self._engine is not None:
+            self._engine.flush()
+
     @property
     def width(self) -> Width | None:
         """What was chosen; None before there was a row to be answered."""

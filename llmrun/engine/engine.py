@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +30,7 @@ from llmrun.engine.process import Child, spins_for
 from llmrun.engine.protocol import (
     Count,
     Counted,
+    Flush,
     Generate,
     Prepare,
     PromptOptions,
@@ -49,6 +50,8 @@ from llmrun.planning.layout import DeviceBudget
 from llmrun.planning.load_plan import Expected, LoadPlan, Planner, less
 
 _FLOAT_MAX = 3.4028234e38
+FLUSH_S = 10.0
+"""Long enough for 4 GB on a disk of today."""
 
 E = TypeVar("E", bound="ChildEngine")
 
@@ -80,6 +83,7 @@ class ChildEngine(Engine):
         least_tokens: int | None = None,
         n_seq: int = 1,
         plan: LoadPlan | None = None,
+        keeps_prefixes: str | None = None,
     ) -> None:
         """Plan, and load.
 
@@ -89,13 +93,15 @@ class ChildEngine(Engine):
             least_tokens: would do, if not so many fit.
             n_seq: answers side by side that it leaves memory for.
             plan: to load as it is, instead of one that is made now.
+            keeps_prefixes: a name of the model to show: what the beginnings of long prompts are computed to is kept on
+                disk, and taken from there.
         """
         self.path = path
         self.config = config = config or LoadConfig()
         self.header = header = overridden(header, config.override_kv)
         self.notes: list[str] = []
         self.reads = decode_reads(header, config.type_k, config.type_v)
-        self._on_progress = on_progress
+        self._on_progress, self._keeps_prefixes = on_progress, keeps_prefixes
         self._expected = Expected(expected_tokens, least_tokens, n_seq)
         self._may_lengthen = self._may_retry = True
         self._running: ChildGeneration | None = None
@@ -173,6 +179,11 @@ class ChildEngine(Engine):
     def close(self) -> None:
         """End the child, whatever it is doing, and wait until it is gone. Safe to call twice."""
         self.connection.close()
+
+    def flush(self, timeout_s: float = FLUSH_S) -> None:
+        if self._keeps_prefixes is not None and self.alive:
+            with self._turn_taken(), suppress(LlmrunError):
+                self.connection.ask(Flush(timeout_s))
 
     # -- the session ---
 
@@ -339,7 +350,7 @@ class ChildEngine(Engine):
     def _load(self) -> None:
         found = self._loader.found
         self.devices, self.system_info, self.versions = found.devices, found.system_info, found.versions
-        self.loaded = self._loader.load(self.plan, self._on_progress)
+        self.loaded = self._loader.load(self.plan, self._on_progress, keeps_prefixes=self._keeps_prefixes)
         if self.loaded.warnings:
             self.notes.append("the model is not locked in RAM: the limit on locked memory (ulimit -l) is too small")
 

@@ -32,6 +32,7 @@ class ChildAnswer(Answer):
         match event:
             case Started():
                 self.n_ctx, self.buffers, self.thinks = event.n_ctx, event.buffers, event.thinks
+                self._engine.notes += event.notes
             case Tokens():
                 self.text += event.text
                 self.thinking += event.thought

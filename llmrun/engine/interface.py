@@ -214,6 +214,9 @@ class Engine(Session, Protocol):
     def checks(self, generation: Generation) -> list[FootprintCheck]:
         """The footprint for the context that a generation had, beside what llama.cpp took."""
 
+    def flush(self) -> None:
+        """Wait, not for long, until what is kept for the next process is on the disk."""
+
     def close(self) -> None:
         """Unload. Safe to call twice."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """In seconds, but for `header_bytes`; a child beyond one of them counts as hung, and is ended.
+    """In seconds, but for `header_bytes`; a child beyond one of them counts as hung, and is ended, but for `prefix_s`.
 
     Attributes:
         start_s: from its start to `Ready`: Python and llama.cpp's libraries, from a cold disk.
@@ -16,6 +16,7 @@ class Limits:
         idle_s: without using the CPU, in any later phase: a deadlock, or a device or worker that does not answer.
             A busy child is given as long as it takes: a prompt can take hours on a slow machine.
         cancel_s: from `Cancel` to the end of the generation.
+        prefix_s: what a prompt must take for what it was computed to be kept on disk; 0: any.
     """
 
     start_s: float = 120
@@ -23,3 +24,4 @@ class Limits:
     header_bytes: int = 4 << 30
     idle_s: float = 300
     cancel_s: float = 0.5
+    prefix_s: float = 1.0

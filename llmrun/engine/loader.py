@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from llmrun import codec
 from llmrun.engine.buffers import by_device
 from llmrun.engine.connection import Connection
 from llmrun.engine.devices import Found
-from llmrun.engine.protocol import Failed, Load, Loaded, Measure, Measured, Progress, Settings
+from llmrun.engine.protocol import Failed, Load, Loaded, Measure, Measured, PrefixStore, Progress, Settings
 from llmrun.errors import EngineCrashed
 from llmrun.gguf.rules import open_adapter
 from llmrun.gguf.stub import stub_file
 from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.machine.proc import Proc
+from llmrun.models.quants import split_parts
 from llmrun.options.load import LoadConfig
 from llmrun.planning.fit import CTX_STEP
 from llmrun.planning.fit import Measure as MeasureLayout
@@ -126,8 +128,11 @@ class Loader:
 
     # -- loading ---
 
-    def load(self, plan: LoadPlan, on_progress: Callable[[float], None] | None = None) -> Loaded:
-        """Load as planned. `on_progress` gets the share that is loaded, 0 to 1."""
+    def load(
+        self, plan: LoadPlan, on_progress: Callable[[float], None] | None = None, *, keeps_prefixes: str | None = None
+    ) -> Loaded:
+        """Load as planned. `on_progress` gets the share that is loaded, 0 to 1. `keeps_prefixes`: the model's name,
+        where the beginnings of prompts are kept on disk."""
         connection, config = self._connection, plan.config
         connection.situation = replace(connection.situation, plan=plan)
         n_ctx = None if config.n_ctx is None else plan.n_ctx
@@ -135,6 +140,8 @@ class Loader:
         settings = settings_of(config, plan.layout, n_ctx=n_ctx, n_ctx_most=most, n_threads=threads, repack=plan.repack)
         # Not resolved: in the cache a name links to a blob, and the other parts lie beside the name.
         path = os.fspath(plan.path.absolute())
+        if keeps_prefixes is not None:
+            settings = codec.replace(settings, prefixes=self._store(plan.path, settings, keeps_prefixes))
         number = connection.request(Load(path, settings, self._header.chat_template is not None))
         try:
             loaded = self._wait(number, on_progress)
@@ -142,6 +149,21 @@ class Loader:
             connection.forget(number)
         self._holds_model = True
         return loaded
+
+    def _store(self, path: Path, settings: Settings, model: str) -> PrefixStore | None:
+        """Where beginnings are kept for this model, build and settings; None where that can't be told."""
+        from llmrun.engine import prefixes
+
+        files = [path.with_name(name) for name in split_parts(path.name)]
+        what = {"build": self.found.system_info, "versions": self.found.versions, "settings": codec.plain(settings)}
+        for name in ("n_ctx", "n_ctx_most", "guards_threads", "load_mode", "n_draft"):  # they change no state
+            what["settings"].pop(name)
+        try:
+            key = prefixes.key_of([*files, *(adapter.path for adapter in self._config.lora)], what)
+        except OSError:
+            return None
+        where, least_s = os.fspath(prefixes.folder() / key), self._connection.limits.prefix_s
+        return PrefixStore(where, key, model, prefixes.LIMIT_BYTES, least_s)
 
     def _wait(self, number: int, on_progress: Callable[[float], None] | None) -> Loaded:
         connection = self._connection

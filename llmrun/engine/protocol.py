@@ -25,6 +25,23 @@ class Message(Struct):
     """What one side may say to the other."""
 
 
+class PrefixStore(Struct):
+    """Where a child keeps what the beginnings of prompts were computed to (`engine/prefixes.py`).
+
+    Attributes:
+        folder: of this key, which stands for model, build and settings.
+        model: a name to show.
+        limit_bytes: of all keys together.
+        least_s: what a prompt must have taken to be kept.
+    """
+
+    folder: str
+    key: str
+    model: str
+    limit_bytes: int
+    least_s: float = 1.0
+
+
 class Settings(Struct):
     """How llama.cpp is to load a model and to make its context: checked and decided, down to the last number.
 
@@ -39,6 +56,7 @@ class Settings(Struct):
         guards_threads: fewer threads decode while other processes want the cores.
         plain_prefill: with `repack`: the weights are there a second time, as in the file, for long prompts.
         n_draft: tokens that may be guessed and computed with the next one.
+        prefixes: where the beginnings of prompts are kept on disk; None: nowhere.
     """
 
     n_ctx: int | None
@@ -66,6 +84,7 @@ class Settings(Struct):
     guards_threads: bool = False
     plain_prefill: bool = False
     n_draft: int = 0
+    prefixes: PrefixStore | None = None
 
 
 class Load(Message):
@@ -153,6 +172,18 @@ class Reserved(Message):
 
     n_ctx: int
     buffers: list[Buffer]
+
+
+class Flush(Message):
+    """Parent → child: wait until what is being written to the disk is there, for at most so long."""
+
+    timeout_s: float
+
+
+class Flushed(Message):
+    """Child → parent: the answer to `Flush`. `is_done`: it is there."""
+
+    is_done: bool
 
 
 class Prepare(Message):
@@ -445,6 +476,7 @@ class Started(Message):
         n_ctx: tokens of context that prompt and answer share.
         buffers: what llama.cpp holds now, by device.
         thinks: the template has tags for thinking, so that an answer may begin with it.
+        notes: what a user should be told, one sentence each.
     """
 
     n_prompt: int
@@ -455,6 +487,7 @@ class Started(Message):
     buffers: list[Buffer]
     thinks: bool = False
     served_s: float | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Prefilled(Message):

@@ -141,8 +141,8 @@ def settled(
 ) -> tuple[LoadConfig, Choice | None]:
     """The config with what is kept for this model on this machine, or is measured now, and the choice.
 
-    `many`: for answers side by side. `given`: fields that somebody has set; they stay. `on_measure` is called before anything is measured, `on_unkept`
-    where it can't be kept. Nothing is changed where nothing could be measured.
+    `many`: for answers side by side. `given`: fields that somebody has set; they stay. `on_measure` is called before
+    anything is measured, `on_unkept` where it can't be kept. Nothing is changed where nothing could be measured.
     """
     if config.rpc:
         return config, None

@@ -32,7 +32,7 @@ def answered(engine: ChildEngine, prompt: str, sampling: SamplingConfig, **optio
     "name", ["llama-1.2b", "gemma3-1b", "gpt-oss-20b", "mamba2-2.7b", "lfm2-1.2b", "qwen3-30b-a3b"]
 )
 def test_the_same_text(tmp_path: Path, name: str) -> None:
-    """Greedily and by chance, in a conversation and behind a window: models of random weights repeat themselves soon."""
+    """Greedily and by chance, in a conversation and behind a window: random weights repeat themselves soon."""
     path = tmp_path / "model.gguf"
     synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=4096), "F32")
     story = text(60)

@@ -49,7 +49,8 @@ def converse(
     store = None if ephemeral else _store(required=resume is not None)
     with store or nullcontext():
         resumed = store.read(store.find(resume)) if store is not None and resume is not None else None
-        open_ = partial(_open, load=load, chosen=chosen, tuning=tuning, quiet=quiet)
+        keeps = tuning.prompt_cache and not ephemeral
+        open_ = partial(_open, load=load, chosen=chosen, tuning=tuning, keeps_prefixes=keeps, quiet=quiet)
         found, engine = open_(model, child)
 
         from llmrun.chat.conversation import Chat
@@ -72,6 +73,7 @@ def converse(
             elif screen.is_terminal(sys.stdin):
                 repl.say(f"{found.name}: /help lists commands, Ctrl-D leaves")
             repl.run(read)
+            chat.engine.flush()
         finally:
             repl.close()
 
@@ -83,6 +85,7 @@ def _open(
     load: LoadConfig,
     chosen: recommended.Chosen,
     tuning: TuningArguments,
+    keeps_prefixes: bool,
     quiet: bool,
 ) -> tuple[Model, Engine]:
     """Finds the model, pulls it if need be, loads it."""
@@ -92,7 +95,15 @@ def _open(
     limits = replace(Limits(), cancel_s=CANCEL_S)
     load, _ = tuning.settled(reference, found, load, chosen, 0, quiet=quiet)
     engine = load_model.loaded(
-        reference, found, load, child, EXPECTED_TOKENS, COMFORTABLE_CTX // 2, limits=limits, quiet=quiet
+        reference,
+        found,
+        load,
+        child,
+        EXPECTED_TOKENS,
+        COMFORTABLE_CTX // 2,
+        keeps_prefixes=keeps_prefixes,
+        limits=limits,
+        quiet=quiet,
     )
     return found, engine
 

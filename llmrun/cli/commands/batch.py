@@ -156,7 +156,9 @@ def batch(
         def opened() -> Engine:
             expected = (room, room) if parallel else expected_tokens(n_prompt, most)
             n_seq = min(parallel or 1, max(1, len(wanted)))
-            engine = load_model.loaded(model, found, load, None, *expected, n_seq=n_seq, quiet=quiet)
+            engine = load_model.loaded(
+                model, found, load, None, *expected, n_seq=n_seq, keeps_prefixes=tuning.prompt_cache, quiet=quiet
+            )
             for note in () if quiet else engine.notes:
                 screen.note(note)
             return engine
@@ -185,6 +187,7 @@ def batch(
                 screen.note(f"{len(results.done)} of {len(read)} rows have a result; the same command goes on")
             raise
         shown.stop()
+        job.flush()
         _tell(job, read, found.name, as_json=as_json, quiet=quiet)
 
 

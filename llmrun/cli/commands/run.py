@@ -123,7 +123,8 @@ def run(
         n_prompt = about_tokens(before)
         expected = expected_tokens(n_prompt, sampling.max_tokens)
         load, tuned = tuning.settled(model, found, load, invocation.given, n_prompt, quiet=quiet)
-        engine = load_model.loaded(model, found, load, child, *expected, quiet=quiet)
+        keeps = tuning.prompt_cache
+        engine = load_model.loaded(model, found, load, child, *expected, keeps_prefixes=keeps, quiet=quiet)
         sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
         chat = None
         if store is not None:
@@ -138,9 +139,8 @@ def run(
             special = answers.special or (None if raw else False)
             answer = Answer(engine, asked, sampling, answers, chat, special=special, on_prefill=on_prefill)
         stack.callback(answer.close)
-        if not quiet:
-            for note in (*notes, *engine.notes):
-                screen.note(note)
+        for note in () if quiet else (*notes, *engine.notes):
+            screen.note(note)
         if as_json:
             answer.finish()
         else:
@@ -153,6 +153,7 @@ def run(
             for line in (report.meter_line(done), *(report.details(done) if verbose else ())):
                 screen.note(line)
         _keep_score(done)
+        engine.flush()
         if chat is not None and chat.id is not None and not quiet:
             screen.note(f"kept as {chat.id}; llmrun chat --resume {chat.id}")
         if copy:

@@ -9,6 +9,9 @@ from llmrun.cli.loading import fetch
 from llmrun.cli.terminal import progress, screen
 from llmrun.options.load import LoadConfig
 
+_WORTH_KEEPING = 48 << 20
+"""Bytes of weights: prompts of smaller models are computed before a file is read."""
+
 if TYPE_CHECKING:
     from llmrun.engine.interface import Engine
     from llmrun.engine.limits import Limits
@@ -44,10 +47,13 @@ def loaded(
     least_tokens: int,
     *,
     n_seq: int = 1,
+    keeps_prefixes: bool = False,
     limits: Limits | None = None,
     quiet: bool,
 ) -> Engine:
-    """The engine; what does not fit gets a smaller quantization among its ways out."""
+    """The engine; `keeps_prefixes`: what long prompts were computed to is kept on disk, for a model that is not small.
+
+    What does not fit gets a smaller quantization among its ways out."""
     from llmrun.engine.engine import ChildEngine
     from llmrun.planning.fit import DoesNotFit
 
@@ -63,6 +69,7 @@ def loaded(
                 expected_tokens=expected_tokens,
                 least_tokens=least_tokens,
                 n_seq=n_seq,
+                keeps_prefixes=model.name if keeps_prefixes and model.header.weight_bytes >= _WORTH_KEEPING else None,
             )
         except DoesNotFit as error:
             from llmrun.cli.loading.fit_hints import with_smaller_quantization

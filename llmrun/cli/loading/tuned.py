@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuningArguments:
-    """Whether a model is loaded with settings that were measured.
+    """What is kept from one run to the next to be faster.
 
     Attributes:
-        tune: False has the defaults, whatever is faster here.
+        tune: a model is loaded with settings that were measured; False has the defaults, whatever is faster here.
+        prompt_cache: what the beginnings of long prompts were computed to is kept on disk, and taken from there.
     """
 
     tune: bool = option(
@@ -33,6 +34,14 @@ class TuningArguments:
         panel=SPEED,
         negated=True,
         help="Keep to the default weight layout and threads; else the fastest here, measured at a model's first use.",
+    )
+    prompt_cache: bool = option(
+        True,
+        "no-prompt-cache",
+        Flag(),
+        panel=SPEED,
+        negated=True,
+        help="Compute all of the prompt; else its beginning comes from the disk, where it once took long to compute.",
     )
 
     def __post_init__(self) -> None:

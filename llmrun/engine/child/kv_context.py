@@ -219,6 +219,10 @@ class KVContext:
         window = self._n_swa + self._settings.n_ubatch
         return not self._has_state and (not self._n_swa or n <= window)
 
+    def n_state_bytes(self, sequence: int) -> int:
+        """What `saved` would have."""
+        return int(self._llama.llama_state_seq_get_size(self.context, sequence))
+
     def saved(self, sequence: int) -> Any:
         return saved(self._llama, self.context, sequence)
 

@@ -81,6 +81,7 @@ class Worker:
             protocol.Count: lambda message: self._slots().count(message),
             protocol.Prepare: lambda message: self._slots().prepare(message),
             protocol.Reserve: lambda message: self._slots().reserve(message),
+            protocol.Flush: self.flush,
             protocol.Measure: self.measure,
             protocol.FindDevices: self.find_devices,
             protocol.Trial: self.trial,
@@ -312,6 +313,12 @@ class Worker:
         used = (self.ggml.by_name(name) for name in self.settings.devices)
         devices = [self.ggml.describe(handle) for handle in used if handle is not None]
         return Done(reason, *resident_memory(), devices, threads, n_drafted, n_accepted)
+
+    def flush(self, message: protocol.Flush) -> None:
+        if self.slots is None:
+            self.send(protocol.Flushed(is_done=True))
+        else:
+            self.slots.flush(message)
 
     def _slots(self) -> Slots:
         self._end_raw_bench()  # two contexts would be two KV caches

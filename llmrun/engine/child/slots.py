@@ -33,6 +33,7 @@ from llmrun.engine.protocol import RequestFailed, StopReason
 from llmrun.options.defaults import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
+    from llmrun.engine.child.kept_prefixes import KeptPrefixes
     from llmrun.engine.child.main import Worker
 
 clock = time.perf_counter
@@ -73,6 +74,7 @@ class Slot:
         self.state: GenerationState
         self.thinking: Thinking | None = None
         self.making: Making | None = None
+        self.notes: list[str] = []
         self.drafts: Drafts | None = None
 
     @property
@@ -108,6 +110,11 @@ class Slots:
         self._batch = Batch(host.settings.n_batch)
         self._pace = Pace(host.settings.n_batch)
         self._costs = StepCosts()
+        self._kept: KeptPrefixes | None = None
+        if host.settings.prefixes is not None:
+            from llmrun.engine.child.kept_prefixes import KeptPrefixes
+
+            self._kept = KeptPrefixes(host.settings.prefixes)
         self.threads = GuardedThreads(
             host.settings.n_threads,
             self._set_threads,
@@ -141,6 +148,10 @@ class Slots:
         n_ctx = self._reserved(request.n_ctx, keep=False) if request.n_seq > 1 else 0
         self._host.send(protocol.Reserved(n_ctx, self._host.buffers()))
 
+    def flush(self, request: protocol.Flush) -> None:
+        is_done = self._kept is None or self._kept.wait(request.timeout_s)
+        self._host.send(protocol.Flushed(is_done))
+
     def prepare(self, request: protocol.Prepare) -> None:
         sequence = self._kv.sequences[0]
         self._make_room(0, -1, keep=True)
@@ -150,7 +161,11 @@ class Slots:
         known = self._prompts.common_beginning(request)
         if known:
             sequence.reuse_prefix([*known, -1])
+            if self._kept is not None:
+                self._kept.read_into(sequence, [*known, -1], rolls_back=self._kv.rolls_back)
+            n_before, begin_s = len(sequence.tokens), clock()
             self._prepare(sequence, known)
+            self._offer(sequence, len(sequence.tokens) - n_before, clock() - begin_s)
         self._host.send(protocol.Prepared(len(sequence.tokens)))
 
     def _prepare(self, sequence: KVSequence, known: list[int]) -> None:
@@ -216,6 +231,7 @@ class Slots:
         elif not self._find_shared(slot):
             sequence.reuse_prefix(tokens)
         if slot.waits_for is None:
+            self._read_prefix(slot)
             self._begin(slot)
         return slot
 
@@ -232,6 +248,7 @@ class Slots:
             begin_s=slot.begin_s,
             buffers=self._host.buffers(),
             thinks=slot.thinking is not None,
+            notes=slot.notes,
         )
         self._host.outbox.send(slot.number, started)
         slot.source.accept_prompt(slot.prompt)
@@ -393,6 +410,24 @@ class Slots:
         self._keep(slot.sequence)
         return True
 
+    def _read_prefix(self, slot: Slot) -> None:
+        """Take from the disk what is kept there of its prompt."""
+        if self._kept is None:
+            return
+        rolls_back = self._kv.rolls_back
+        if note := self._kept.read_into(slot.sequence, slot.prompt, rolls_back=rolls_back):
+            slot.notes.append(note)
+        if not rolls_back and len(slot.prompt) - len(slot.sequence.tokens) > SHARED_TOKENS:
+            slot.cuts.add(len(slot.prompt) - 1)  # what is behind can't be taken back
+
+    def _offer(self, sequence: KVSequence, n_tokens: int, seconds: float, *, but_the_last: bool = False) -> None:
+        """Keep on the disk what a sequence holds, where the tokens that were computed for it took that long."""
+        if self._kept is None or not self._kept.is_worth_it(n_tokens, seconds, self._kv.n_state_bytes(sequence.id)):
+            return
+        snapshot = sequence.snapshot()
+        if snapshot is not None:
+            self._kept.write(snapshot.tokens[:-1] if but_the_last else snapshot.tokens, snapshot)
+
     def _keep(self, sequence: KVSequence) -> None:
         """Remember what it holds, for other sequences."""
         snapshot = sequence.snapshot()
@@ -513,11 +548,13 @@ class Slots:
         if slot.n_done in slot.cuts and len(slot.sequence.tokens) == slot.n_done:
             slot.cuts.discard(slot.n_done)
             self._keep(slot.sequence)
+            self._offer(slot.sequence, slot.n_done - slot.n_cached, clock() - slot.begin_s)
 
     def _first_token(self, slot: Slot, index: int) -> None:
         """The prompt is computed."""
+        prefill_s = clock() - slot.begin_s
         if all(each.token is None for each in self._live):
-            self.threads.begin(clock() - slot.begin_s)
+            self.threads.begin(prefill_s)
         source, thinking, options = slot.source, slot.thinking, slot.message.options
         try:
             if slot.making is not None:
@@ -533,6 +570,8 @@ class Slots:
             self._end(slot, slot.state.stop_reason)
         else:
             self._sample(slot, index)
+        if not slot.is_bulk and self._kv.rolls_back and len(slot.sequence.tokens) == len(slot.prompt):
+            self._offer(slot.sequence, len(slot.prompt) - slot.n_cached, prefill_s, but_the_last=True)
 
     # -- token by token ---
 

@@ -1,0 +1,210 @@
+"""Beginnings of prompts on disk: taken as a whole, from the same model, or not at all."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import EXACT
+from test_kv_context import text
+
+from llmrun.engine import prefixes
+from llmrun.engine.child.kept_prefixes import is_worth_it
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.limits import Limits
+from llmrun.engine.protocol import PrefixStore, PromptOptions
+from llmrun.gguf import synth
+from llmrun.gguf.reader import open_header
+from llmrun.options.load import LoadConfig
+from llmrun.options.sampling import SamplingConfig
+
+TOKENS = [*range(1000)]
+STATE = memoryview(bytes(range(256)) * 40)
+GREEDY = SamplingConfig(temperature=0, max_tokens=12)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PrefixStore:
+    return PrefixStore(str(tmp_path / "prompts" / "key"), "key", "a model", 1 << 30)
+
+
+def kept(store: PrefixStore, n: int = 600) -> Path:
+    prefixes.write(store, TOKENS[:n], STATE)
+    found = prefixes.longest(store, TOKENS, 0)
+    assert found is not None
+    return found
+
+
+def test_written_and_read(store: PrefixStore) -> None:
+    path = kept(store)
+    found = prefixes.read(store, path, TOKENS)
+    assert found.tokens == TOKENS[:600] and found.data[found.offset : found.offset + found.n_bytes] == STATE
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o077 == 0
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_the_longest_that_a_prompt_begins_with(store: PrefixStore) -> None:
+    """Token by token; the last one of the prompt is left to be computed."""
+    for n in (300, 600, 900):
+        kept(store, n)
+    prefixes.write(store, [*TOKENS[:700], -1], STATE)  # of another prompt
+
+    def n_found(tokens: list[int], more_than: int = 0) -> int:
+        path = prefixes.longest(store, tokens, more_than)
+        return int(path.name.partition("-")[0]) if path else 0
+
+    assert n_found(TOKENS) == 900 and n_found(TOKENS[:900]) == 600 and n_found(TOKENS[:601]) == 600
+    assert n_found([*TOKENS[:650], 7, 7]) == 600 and n_found([7, *TOKENS]) == 0
+    assert n_found(TOKENS, more_than=900) == 0 and n_found([*TOKENS[:700], -1, 3]) == 701
+
+
+def test_every_damage_is_noticed(store: PrefixStore) -> None:
+    """Any bit, any length; a whole file of another key, or under another prompt's name."""
+    path = kept(store)
+    whole = path.read_bytes()
+    chance = random.Random(1)
+    places = [0, 1, len(whole) - 1, len(whole) - 32, *(chance.randrange(len(whole)) for _ in range(30))]
+    damaged = [bytes([*whole[:i], whole[i] ^ 1 << chance.randrange(8), *whole[i + 1 :]]) for i in places]
+    damaged += [whole[:n] for n in (0, 1, 31, 32, 33, 100, len(whole) // 2, len(whole) - 1)] + [
+        whole + b"\0",
+        whole[1:],
+    ]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(prefixes.Damaged):
+            prefixes.read(store, path, TOKENS)
+    path.write_bytes(whole)
+    for other, tokens in ((replace_key(store, "other"), TOKENS), (store, [5, *TOKENS])):
+        with pytest.raises(prefixes.Damaged):
+            prefixes.read(other, path, tokens)
+
+
+def replace_key(store: PrefixStore, key: str) -> PrefixStore:
+    return PrefixStore(store.folder, key, store.model, store.limit_bytes)
+
+
+def test_the_oldest_make_room(store: PrefixStore) -> None:
+    """By when they were used last; what a dead writer left goes as well, what a living one writes stays."""
+    paths = [kept(store, n) for n in (300, 400, 500)]
+    for age, path in zip((30, 10, 20), paths, strict=True):
+        os.utime(path, (time.time() - age, time.time() - age))
+    dead, alive = (Path(store.folder) / f".{pid}-1.part" for pid in (2**22 + 1, os.getpid()))
+    dead.touch()
+    alive.touch()
+    prefixes.make_room(Path(store.folder).parent, sum(path.stat().st_size for path in paths[1:]))
+    assert [path.exists() for path in paths] == [False, True, True]
+    assert alive.exists() and not dead.exists()
+    small = PrefixStore(store.folder, "key", "a model", 20_000)
+    prefixes.write(small, TOKENS[:700], STATE)
+    assert sum(each.n_bytes for each in prefixes.entries(Path(store.folder).parent)) <= 20_000
+    prefixes.write(PrefixStore(store.folder, "key", "a model", 100), TOKENS[:800], STATE)  # larger than all may be
+    assert prefixes.longest(store, TOKENS, 700) is None
+
+
+def test_entries(store: PrefixStore) -> None:
+    kept(store, 300)
+    (broken := kept(store, 400)).write_bytes(b"?")
+    os.utime(broken, (0, 0))
+    found = prefixes.entries(Path(store.folder).parent)
+    assert [(each.model, each.n_tokens) for each in found] == [("a model", 300), ("", 400)]
+    assert len({each.id for each in found}) == 2 and prefixes.entries(Path(store.folder)) == []
+
+
+def test_a_key_is_of_content(tmp_path: Path) -> None:
+    """The same file under another name has the same; a byte anywhere that is looked at, or a setting, another one."""
+    one, same, other = (tmp_path / name for name in "abc")
+    data = bytearray(random.Random(0).randbytes(100_000))
+    one.write_bytes(data)
+    same.write_bytes(data)
+    data[50_000] ^= 1
+    other.write_bytes(data)
+    keys = [prefixes.key_of([path], {"a": 1}) for path in (one, same, other)]
+    assert keys[0] == keys[1] != keys[2]
+    assert prefixes.key_of([one], {"a": 2}) != keys[0] != prefixes.key_of([one, same], {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "seconds", "n_bytes", "worth"),
+    [
+        (4000, 16.0, 260_000_000, True),
+        (4000, 2.0, 260_000_000, False),  # read in 0.65 s, assumed
+        (4000, 0.9, 1000, False),
+        (200, 60.0, 1000, False),
+    ],
+)
+def test_what_is_worth_it(n_tokens: int, seconds: float, n_bytes: int, worth: bool) -> None:
+    assert is_worth_it(n_tokens, seconds, n_bytes, least_s=1.0) is worth
+    assert is_worth_it(300, seconds, n_bytes, least_s=0.0)
+
+
+# -- with a model ---
+
+
+KEEPS = replace(Limits(), prefix_s=0.0)
+"""Whatever a prompt took."""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLMRUN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", ["llama-1.2b", "gemma3-1b", "mamba2-2.7b", "lfm2-1.2b", "deepseek-v2-lite"])
+def test_the_next_process_has_it(tmp_path: Path, home: Path, name: str) -> None:
+    """Attention, windows, states: as good as computed; a longer prompt and the same again take it from the disk."""
+    path = tmp_path / "model.gguf"
+    synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=4096), "F32")
+    header, prompt = open_header(path), text(200)
+
+    def answer(
+        asked: str, config: LoadConfig = EXACT, *, keeps: str | None = "m", reuse: bool = False
+    ) -> tuple[str, int]:
+        """And how many tokens of the prompt were known."""
+        with ChildEngine(path, header, config, limits=KEEPS, keeps_prefixes=keeps) as engine:
+            generation = engine.generate(asked, GREEDY, options=PromptOptions(reuse=reuse))
+            answered = "".join(generation)
+            engine.flush()
+            notes.extend(engine.notes)
+            return answered, generation.timing.n_cached
+
+    notes: list[str] = []
+    wanted, longer = answer(prompt, keeps=None), answer(prompt + text(20, 1), keeps=None)
+    assert answer(prompt) == wanted and wanted[1] == 0
+    (entry,) = prefixes.entries()
+    assert entry.path.is_relative_to(home) and entry.model == "m"
+    assert answer(prompt) == (wanted[0], entry.n_tokens)
+    assert answer(prompt + text(20, 1), reuse=True) == (longer[0], entry.n_tokens)
+    assert answer(prompt, keeps=None) == wanted
+    for other in (replace(EXACT, type_k="f16", type_v="f16"), replace(EXACT, n_ubatch=64)):
+        assert answer(prompt, other)[1] == 0  # another key
+    data = bytearray(entry.path.read_bytes())
+    data[-100] ^= 1
+    entry.path.write_bytes(data)
+    notes.clear()
+    assert answer(prompt) == wanted and "damaged, and removed" in notes[-1]
+    assert entry.path.read_bytes() != data  # computed and kept anew
+    assert answer(prompt) == (wanted[0], entry.n_tokens)
+
+
+def test_a_row_of_a_batch(exact: Path, home: Path) -> None:
+    """Of answers that nobody watches what several prompts begin with is kept, and not each prompt."""
+    system = text(100)
+    asked = [system + text(20, i) for i in range(1, 5)]
+    cached = []
+    for _ in range(2):
+        with ChildEngine(exact, open_header(exact), EXACT, limits=KEEPS, keeps_prefixes="m") as engine:
+            with engine.parallel(2, 1000) as answers:
+                options = PromptOptions(reuse=True, bulk=True)
+                made = [answers.submit(prompt, GREEDY, options=options) for prompt in asked]
+                while answers.wait():
+                    pass
+            engine.flush()
+            cached.append([each.timing.n_cached for each in made])
+    kept_tokens = {each.n_tokens for each in prefixes.entries()}
+    assert kept_tokens and all(n < made[0].timing.n_prompt - 10 for n in kept_tokens)
+    assert cached[0][0] == 0 < cached[1][0]
