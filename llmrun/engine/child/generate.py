@@ -61,8 +61,8 @@ class TokenBatch:
 
 
 class TokenSource(Protocol):
-    """Where tokens come from: `sampler.Sampler`, on the logits that a llama.cpp context has of a token of its last batch,
-    by index. Tests have scripted ones."""
+    """Where tokens come from: `sampler.Sampler`, on the logits that a llama.cpp context has of one of the last batch's
+    tokens, by index. Tests have scripted ones."""
 
     has_grammar: bool
 
