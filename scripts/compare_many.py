@@ -100,7 +100,7 @@ def throughput(model: Path, args: argparse.Namespace) -> str:
             prompts = Prompts(engine, round_)
             texts = [prompts.text(n_prompt) for _ in range(n_rows)]
             calls = [Call(text, answer(n_gen)) for text in texts]
-            with engine.parallel(n_seq, n_prompt + n_gen) as answers:
+            with engine.parallel(n_seq, n_prompt + n_gen + 16) as answers:  # prompts are a token or two longer
                 drive(answers, closed_loop([Call("a", answer(2))], 1), BULK)
                 ours.append(rates(drive(answers, closed_loop(calls[:n_seq], n_seq), BULK), n_prompt))
                 whole.append(drive(answers, closed_loop(calls, n_seq + 4), BULK).seconds)

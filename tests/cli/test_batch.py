@@ -39,7 +39,8 @@ def test_plain_lines(llmrun: RunLlmrun, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n".join(prompts) + "\n")
     done = llmrun("batch", "tiny", str(tmp_path / "in.txt"), *STORIES)
     assert done.returncode == 0, done.stderr
-    texts = [json.loads(line)["response"]["body"]["choices"][0]["text"] for line in done.stdout.splitlines()]
+    found = sorted(map(json.loads, done.stdout.splitlines()), key=lambda each: int(each["custom_id"]))
+    texts = [each["response"]["body"]["choices"][0]["text"] for each in found]
     assert texts == [llmrun("run", "tiny", each, *STORIES, "-q", "--no-newline").stdout for each in prompts]
     (line,) = done.stderr.splitlines()
     assert line.startswith("3 of 3 rows answered") and "t/s" in line
@@ -161,3 +162,21 @@ def test_ctrl_c(tmp_path: Path, busy: Path) -> None:
     _, said = process.communicate(timeout=HANGS_S)
     assert process.returncode == 130 and "Traceback" not in said
     assert "0 of 2 rows have a result" in said and out.read_text() == ""
+
+
+def test_side_by_side(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """So many as are asked for, each answer its own row's; what was found to be fastest is told."""
+    prompts = [f"Once upon a time there was a number {n}" for n in range(12)]
+    (tmp_path / "in.txt").write_text("\n".join(prompts))
+    summaries = {}
+    for n in ("1", "5", "auto"):
+        out = tmp_path / f"{n}.jsonl"
+        done = llmrun("batch", "tiny", str(tmp_path / "in.txt"), "-o", str(out), "--json", "-np", n, *STORIES)
+        assert done.returncode == 0, done.stderr
+        summaries[n] = json.loads(done.stdout)
+        assert {each["custom_id"] for each in results(out)} == {str(i) for i in range(1, 13)}
+        assert all(each["response"]["body"]["usage"]["completion_tokens"] for each in results(out))
+    assert [summaries[n]["parallel"] for n in ("1", "5")] == [1, 5] and not summaries["5"]["parallel_tried"]
+    assert 1 <= summaries["auto"]["parallel"] <= 12 and "1" in summaries["auto"]["parallel_tried"]
+    for wrong in ("0", "257", "many"):
+        assert llmrun("batch", "tiny", str(tmp_path / "in.txt"), "-np", wrong).returncode == 2

@@ -171,10 +171,11 @@ class KVContext:
             return self.reserve(n_needed)
         if n_ctx <= self.n_ctx:
             return self.n_ctx
-        n_ctx = max(n_ctx, self.clamp_n_ctx(2 * self.n_ctx))
-        if self._is_enough(n_ctx):
-            self.n_ctx = n_ctx
-            return n_ctx
+        twice = max(n_ctx, self.clamp_n_ctx(2 * self.n_ctx))
+        if self._is_enough(n_ctx):  # there are more cells than were asked for
+            self.n_ctx = min(twice, int(self._llama.llama_n_ctx_seq(self.context)))
+            return self.n_ctx
+        n_ctx = twice
         before, pending = self.n_ctx, [sequence.pending for sequence in self.sequences]
         held = [sequence.snapshot() if sequence.tokens else None for sequence in self.sequences]
         self.close()

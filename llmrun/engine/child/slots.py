@@ -329,11 +329,12 @@ class Slots:
 
     def _grow(self) -> bool:
         """Whether the context could be made longer than it is, with all that it holds."""
-        n_ctx = self._kv.n_ctx
+        n_ctx, context = self._kv.n_ctx, self._kv.context
         longer = self._grown(n_ctx + 1)
         if longer is None:
             self._host.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens again", n_ctx=n_ctx)
-        self.threads.in_new_context()
+        if self._kv.context is not context:
+            self.threads.in_new_context()
         return longer > n_ctx
 
     def _grown(self, n_needed: int) -> int | None:
