@@ -45,6 +45,7 @@ COMMANDS = {
     "tune": Entry("tune", "tune", "Find the fastest settings for a model on this machine, and keep them."),
     "tune list": Entry("tune", "list_", "Show what was measured to be fastest, by model and length of prompt."),
     "tune rm": Entry("tune", "rm", "Forget it: the next run measures anew."),
+    "prompt-cache": Entry("prompt_cache", "list_", "Show what is kept of long prompts, the last used first."),
     "prompt-cache list": Entry("prompt_cache", "list_", "Show what is kept of long prompts, the last used first."),
     "prompt-cache rm": Entry("prompt_cache", "rm", "Remove it from the disk."),
     "plan": Entry("plan", "plan", "Predict whether a model fits, and how fast it would be."),

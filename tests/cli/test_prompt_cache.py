@@ -20,7 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_listed_and_removed(llmrun: RunLlmrun, home: Path) -> None:
     """By id, or all of it; nothing is left in the folder that could be read."""
-    assert llmrun("prompt-cache", "list").returncode == 0
+    assert llmrun("prompt-cache", "list").returncode == 0 == llmrun("prompt-cache").returncode
     assert "nothing is kept" in llmrun("prompt-cache", "rm", "--all").stderr
     for n in (300, 500):
         store = PrefixStore(str(prefixes.folder() / "key"), "key", "user/repo:Q4_K_M", 1 << 30)

@@ -194,7 +194,7 @@ def test_the_next_process_has_it(tmp_path: Path, home: Path, name: str) -> None:
 def test_a_row_of_a_batch(exact: Path, home: Path) -> None:
     """Of answers that nobody watches what several prompts begin with is kept, and not each prompt."""
     system = text(100)
-    asked = [system + text(20, i) for i in range(1, 5)]
+    asked = [f"{system} {i} {text(20, i)}" for i in range(1, 5)]  # all of them part at the same token
     cached = []
     for _ in range(2):
         with ChildEngine(exact, open_header(exact), EXACT, limits=KEEPS, keeps_prefixes="m") as engine:

@@ -109,6 +109,7 @@ class Slots:
         self._candidates: sampler.Candidates | None = None
         self._batch = Batch(host.settings.n_batch)
         self._pace = Pace(host.settings.n_batch)
+        self._prompt_token_s = 0.0  # what a token of the last long prompt took
         self._costs = StepCosts()
         self._kept: KeptPrefixes | None = None
         if host.settings.prefixes is not None:
@@ -409,6 +410,7 @@ class Slots:
             return False
         slot.sequence.reuse_prefix(tokens)
         self._keep(slot.sequence)
+        self._offer(slot.sequence, n_held, n_held * self._prompt_token_s)
         return True
 
     def _read_prefix(self, slot: Slot) -> None:
@@ -553,7 +555,9 @@ class Slots:
 
     def _first_token(self, slot: Slot, index: int) -> None:
         """The prompt is computed."""
-        prefill_s = clock() - slot.begin_s
+        prefill_s, n_new = clock() - slot.begin_s, len(slot.prompt) - slot.n_cached
+        if n_new >= SHARED_TOKENS:
+            self._prompt_token_s = prefill_s / n_new
         if all(each.token is None for each in self._live):
             self.threads.begin(prefill_s)
         source, thinking, options = slot.source, slot.thinking, slot.message.options
@@ -572,7 +576,7 @@ class Slots:
         else:
             self._sample(slot, index)
         if not slot.is_bulk and self._kv.rolls_back and len(slot.sequence.tokens) == len(slot.prompt):
-            self._offer(slot.sequence, len(slot.prompt) - slot.n_cached, prefill_s, but_the_last=True)
+            self._offer(slot.sequence, n_new, prefill_s, but_the_last=True)
 
     # -- token by token ---
 
