@@ -53,11 +53,11 @@ def test_the_same_text(tmp_path: Path, name: str) -> None:
 
 
 def test_an_answer_that_repeats_itself(exact: Path) -> None:
-    """What it said is said again: most of it comes ahead, and a bandwidth is that of the steps, not of the tokens."""
+    """What it said is guessed to be said again; a bandwidth is that of the steps, not of the tokens."""
     with ChildEngine(exact, open_header(exact), LOOKUP) as engine:
         found = answered(engine, "a b c d " * 30, replace(GREEDY, max_tokens=600))
         timing = found.timing
-        assert 0 < timing.n_accepted <= timing.n_drafted
+        assert 0 <= timing.n_accepted <= timing.n_drafted > 0  # how many pay is measured
         reads = engine.reads
         n_steps = len(timing.step_s) - timing.n_accepted
         assert timing.read_bytes is not None

@@ -208,3 +208,16 @@ def test_a_row_of_a_batch(exact: Path, home: Path) -> None:
     kept_tokens = {each.n_tokens for each in prefixes.entries()}
     assert kept_tokens and all(n < made[0].timing.n_prompt - 10 for n in kept_tokens)
     assert cached[0][0] == 0 < cached[1][0]
+
+
+def test_the_same_text_the_next_time(micro: Path, home: Path) -> None:
+    """To the last bit, in a quantized model of noise too: what is left to be computed is the same as it was then."""
+    header, sampling = open_header(micro), SamplingConfig(temperature=0, max_tokens=60, ignore_eos=True)
+    found = []
+    for _ in range(2):
+        with ChildEngine(micro, header, LoadConfig(n_threads=1), limits=KEEPS, keeps_prefixes="m") as engine:
+            generation = engine.generate(text(90), sampling)
+            list(generation)
+            engine.flush()
+            found.append((generation.token_ids, generation.timing.n_cached))
+    assert found[0][0] == found[1][0] and found[0][1] == 0 < found[1][1]

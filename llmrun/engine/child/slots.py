@@ -59,6 +59,7 @@ class Slot:
         state: the answer.
         token: the last one, which is not computed yet; None while there is none.
         cuts: numbers of its tokens at which others wait for what is computed.
+        last_alone: the last token of the prompt is computed by itself.
         waits_for: the slot whose prompt begins as this one does, and with how many tokens.
     """
 
@@ -68,6 +69,7 @@ class Slot:
         self.n_done = self.n_cached = 0
         self.token: int | None = None
         self.cuts: set[int] = set()
+        self.last_alone = False
         self.waits_for: tuple[Slot, int] | None = None
         self.served_s = self.begin_s = 0.0
         self.source: sampler.Sampler
@@ -88,7 +90,8 @@ class Slot:
 
     def next_part(self, limit: int) -> list[int]:
         """Of the prompt, what comes next: at most so many tokens, and none behind what others wait for."""
-        ends = [self.n_done + limit, len(self.prompt), *(cut for cut in self.cuts if cut > self.n_done)]
+        last = len(self.prompt) - (self.last_alone and self.n_left > 1)
+        ends = [self.n_done + limit, last, *(cut for cut in self.cuts if cut > self.n_done)]
         return self.prompt[self.n_done : min(ends)]
 
 
@@ -420,8 +423,11 @@ class Slots:
         rolls_back = self._kv.rolls_back
         if note := self._kept.read_into(slot.sequence, slot.prompt, rolls_back=rolls_back):
             slot.notes.append(note)
-        if not rolls_back and len(slot.prompt) - len(slot.sequence.tokens) > SHARED_TOKENS:
-            slot.cuts.add(len(slot.prompt) - 1)  # what is behind can't be taken back
+        if len(slot.prompt) - len(slot.sequence.tokens) > SHARED_TOKENS:
+            # Alone, as it will be the next time, when the others come from the disk: the same text comes of it then.
+            slot.last_alone = True
+            if not rolls_back:
+                slot.cuts.add(len(slot.prompt) - 1)  # what is behind can't be taken back
 
     def _offer(self, sequence: KVSequence, n_tokens: int, seconds: float, *, but_the_last: bool = False) -> None:
         """Keep on the disk what a sequence holds, where the tokens that were computed for it took that long."""
