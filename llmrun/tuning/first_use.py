@@ -55,8 +55,9 @@ def decode_threads(n: int) -> list[int]:
     return [n, *(each for each in (3 * n // 4, n // 2, n // 4) if each >= 2)] if n >= 4 else [n]
 
 
-def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list[Tried]:
+def measured(header: Header, config: LoadConfig, threads: Sequence[int], *, many: bool = False) -> list[Tried]:
     """Every layout that there is to try, with the first number of threads; and the first layout with all of them.
+    `many`: many answers at once as well, which takes another second.
 
     Nothing where layers may lie on devices: what is slow there is not the layout in RAM. Raises `EngineCrashed`,
     `OSError`.
@@ -86,8 +87,10 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int]) -> list
         for _ in range(_ROUNDS):
             for dials, found in decode_s.items():
                 found.append(seconds(dials, 0, _STEPS))
-        many_s = {dials: seconds(dials, 0, _MANY_STEPS, MANY) / MANY for dials in tries}
-    measured = [Tried(each, prefill_s[each] / _ROWS, statistics.median(decode_s[each]), many_s[each]) for each in tries]
+        many_s = {dials: seconds(dials, 0, _MANY_STEPS, MANY) / MANY for dials in tries if many}
+    measured = [
+        Tried(each, prefill_s[each] / _ROWS, statistics.median(decode_s[each]), many_s.get(each)) for each in tries
+    ]
     if "both" in repacks:  # each does what it does alone; to hand a state over takes milliseconds
         plain, repacked = measured[:2]
         measured.append(Tried(Dials("both", threads[0]), plain.prefill_s, repacked.decode_s))
@@ -118,13 +121,15 @@ def chosen(tried: Sequence[Tried], workload: Workload, default: Layout) -> Dials
     return Dials(best.dials.repack, n_threads)
 
 
-def choices(header: Header, config: LoadConfig) -> dict[str, Choice]:
-    """For all classes of workloads, by one measurement. Raises `EngineCrashed`, `OSError`."""
-    tried = measured(header, config, decode_threads(config.n_threads or hardware.default_threads()))
+def choices(header: Header, config: LoadConfig, *, many: bool = False) -> dict[str, Choice]:
+    """For all classes of workloads, with `many` that of many answers too, by one measurement. Raises `EngineCrashed`,
+    `OSError`."""
+    tried = measured(header, config, decode_threads(config.n_threads or hardware.default_threads()), many=many)
     usual: Layout = "on" if wants_repack(header) else "off"
     return {
         name: Choice(chosen(tried, workload, usual) if tried else Dials(), "first use", tried=tuple(tried))
         for name, workload in WORKLOADS.items()
+        if many or workload.n_seq == 1
     }
 
 
@@ -153,7 +158,7 @@ def settled(
     if name not in known:
         on_measure()
         try:
-            made = choices(header, config)
+            made = choices(header, config, many=many)
         except (LlmrunError, OSError):  # it is only about speed: the model may run all the same
             return config, None
         known = {**made, **known}  # what was kept stays: the same command gives the same text

@@ -47,7 +47,7 @@ def test_first_use_then_kept(llmrun: RunLlmrun, measurable: Path, home: dict[str
     assert "measuring" not in said and plain["repack"] is True  # Q4_0 by default
     listed = json.loads(llmrun("tune", "list", "--json", env=home).stdout)
     assert [(each["prompts"], each["by"]) for each in listed] == [
-        (name, "first use") for name in ("short", "medium", "long", "many")
+        (name, "first use") for name in ("short", "medium", "long")
     ]
     assert llmrun("tune", "rm", listed[0]["id"], env=home).returncode == 0
     assert json.loads(llmrun("tune", "list", "--json", env=home).stdout) == []
