@@ -13,86 +13,33 @@ a prompt is computed than takes about as long as a token.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrun.engine import protocol
 from llmrun.engine.child import sampler
 from llmrun.engine.child.batch import Batch
+from llmrun.engine.child.beginnings import Beginnings
 from llmrun.engine.child.constraint import Constraint, ConstraintMaker, Making
 from llmrun.engine.child.draft import Drafts, StepCosts
 from llmrun.engine.child.generate import BULK_S, COALESCE_S, GenerationState
 from llmrun.engine.child.inbox import Request
-from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence, Snapshot, common_prefix
+from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence
 from llmrun.engine.child.pace import Pace
 from llmrun.engine.child.prompts import Prompts
-from llmrun.engine.child.thinking import Thinking
+from llmrun.engine.child.slot import Slot, is_apart, together
 from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, preemptions
 from llmrun.engine.protocol import RequestFailed, StopReason
 from llmrun.options.defaults import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
-    from llmrun.engine.child.kept_prefixes import KeptPrefixes
     from llmrun.engine.child.main import Worker
 
 clock = time.perf_counter
 
-SHARED_TOKENS = 32
-"""So many tokens must be saved for the state of another sequence to be copied."""
-_SMALL_PROMPT = 32
-"""Tokens: prompts that are shorter are computed together, whatever their lengths."""
-_SNAPSHOT_BYTES = 1 << 29
-"""Of all that is kept of what prompts begin with."""
 _PATIENCE = 4
 """Steps that answers which lie apart are computed in two parts, until they are moved together: another one may come to
 lie between them by then."""
-
-
-class Slot:
-    """One answer, from its request to its end.
-
-    Attributes:
-        number: of the request.
-        sequence: of the context, which it has alone.
-        prompt: its tokens, and `n_done` of them that are computed or were known.
-        state: the answer.
-        token: the last one, which is not computed yet; None while there is none.
-        cuts: numbers of its tokens at which others wait for what is computed.
-        last_alone: the last token of the prompt is computed by itself.
-        waits_for: the slot whose prompt begins as this one does, and with how many tokens.
-    """
-
-    def __init__(self, request: Request, message: protocol.Generate, sequence: KVSequence, prompt: list[int]) -> None:
-        self.number, self.request, self.message = request.number, request, message
-        self.sequence, self.prompt = sequence, prompt
-        self.n_done = self.n_cached = 0
-        self.token: int | None = None
-        self.cuts: set[int] = set()
-        self.last_alone = False
-        self.waits_for: tuple[Slot, int] | None = None
-        self.served_s = self.begin_s = 0.0
-        self.source: sampler.Sampler
-        self.state: GenerationState
-        self.thinking: Thinking | None = None
-        self.making: Making | None = None
-        self.notes: list[str] = []
-        self.drafts: Drafts | None = None
-
-    @property
-    def is_bulk(self) -> bool:
-        return self.message.options.bulk
-
-    @property
-    def n_left(self) -> int:
-        """Tokens of the prompt that are to be computed."""
-        return len(self.prompt) - self.n_done
-
-    def next_part(self, limit: int) -> list[int]:
-        """Of the prompt, what comes next: at most so many tokens, and none behind what others wait for."""
-        last = len(self.prompt) - (self.last_alone and self.n_left > 1)
-        ends = [self.n_done + limit, last, *(cut for cut in self.cuts if cut > self.n_done)]
-        return self.prompt[self.n_done : min(ends)]
 
 
 class Slots:
@@ -106,19 +53,13 @@ class Slots:
         self._plain = host.plain_kv
         self._live: list[Slot] = []
         self._in_plain: Slot | None = None  # whose prompt is being computed with the weights as in the file
-        self._snapshots: list[Snapshot] = []  # the one that was used last at the end
         self._n_ctx = 0
         self._n_apart = 0  # steps in which the answers lay apart
         self._candidates: sampler.Candidates | None = None
         self._batch = Batch(host.settings.n_batch)
         self._pace = Pace(host.settings.n_batch)
-        self._prompt_token_s = 0.0  # what a token of the last long prompt took
         self._costs = StepCosts()
-        self._kept: KeptPrefixes | None = None
-        if host.settings.prefixes is not None:
-            from llmrun.engine.child.kept_prefixes import KeptPrefixes
-
-            self._kept = KeptPrefixes(host.settings.prefixes)
+        self._beginnings = Beginnings(self._kv, host.settings.prefixes)
         self.threads = GuardedThreads(
             host.settings.n_threads,
             self._set_threads,
@@ -145,7 +86,7 @@ class Slots:
         if request.n_seq > 1 and self._plain is not None:
             self._kv, self._plain = self._plain, None
         self._kv.divide(request.n_seq, request.n_ctx_most)
-        self._snapshots.clear()
+        self._beginnings.forget(self._kv)
         self._batch = Batch(max(self._host.settings.n_batch, request.n_seq), request.n_seq)
         self._candidates = sampler.Candidates(self._vocab.n_tokens) if request.n_seq > 1 else None
         self._n_ctx = request.n_ctx
@@ -153,8 +94,7 @@ class Slots:
         self._host.send(protocol.Reserved(n_ctx, self._host.buffers()))
 
     def flush(self, request: protocol.Flush) -> None:
-        is_done = self._kept is None or self._kept.wait(request.timeout_s)
-        self._host.send(protocol.Flushed(is_done))
+        self._host.send(protocol.Flushed(self._beginnings.wait(request.timeout_s)))
 
     def prepare(self, request: protocol.Prepare) -> None:
         sequence = self._kv.sequences[0]
@@ -165,11 +105,10 @@ class Slots:
         known = self._prompts.common_beginning(request)
         if known:
             sequence.reuse_prefix([*known, -1])
-            if self._kept is not None:
-                self._kept.read_into(sequence, [*known, -1], rolls_back=self._kv.rolls_back)
+            self._beginnings.read_into(sequence, [*known, -1])
             n_before, begin_s = len(sequence.tokens), clock()
             self._prepare(sequence, known)
-            self._offer(sequence, len(sequence.tokens) - n_before, clock() - begin_s)
+            self._beginnings.write(sequence, len(sequence.tokens) - n_before, clock() - begin_s)
         self._host.send(protocol.Prepared(len(sequence.tokens)))
 
     def _prepare(self, sequence: KVSequence, known: list[int]) -> None:
@@ -194,7 +133,9 @@ class Slots:
                 self._admit(more)
                 more = inbox.take(protocol.Generate) if len(self._live) < n_most else None
             self._end_cancelled()
-            self._share()
+            for slot in self._live:
+                if slot.waits_for is not None and self._beginnings.is_ready(slot, self._live):
+                    self._begin(slot)
             if self._live and not self._compute_prompts():
                 self._decode()
             more = inbox.take(protocol.Generate) if len(self._live) < n_most else None
@@ -232,10 +173,10 @@ class Slots:
         slot.state = GenerationState(slot.source, self._vocab, send, thinking=thinking, coalesce_s=wait_s, **asked)
         if not options.reuse:
             sequence.clear()
-        elif not self._find_shared(slot):
+        elif not self._beginnings.find(slot, self._live):
             sequence.reuse_prefix(tokens)
         if slot.waits_for is None:
-            self._read_prefix(slot)
+            self._beginnings.read(slot)
             self._begin(slot)
         return slot
 
@@ -370,97 +311,13 @@ class Slots:
         """Have these lie side by side, where others have ended between them and no more come."""
         taken = {slot.sequence.id: slot for slot in slots}
         free = {each.id: each for each in self._free()}
-        while _is_apart(taken):
+        while is_apart(taken):
             hole, last = next((i for i in range(min(taken), max(taken)) if i in free), None), max(taken)
             if hole is None or not free[hole].take_over(taken[last].sequence):
                 return
             slot = taken[hole] = taken.pop(last)
             free[last], slot.sequence = slot.sequence, free.pop(hole)
             free[last].clear()
-
-    # -- what prompts begin with ---
-
-    def _find_shared(self, slot: Slot) -> bool:
-        """Whether more of its prompt than its own sequence holds is known, or will be soon: then it is put there, or
-        waited for."""
-        tokens, own = slot.prompt, slot.sequence.n_reusable(slot.prompt)
-        if not self._kv.rolls_back and own < len(slot.sequence.tokens):
-            own = 0  # unless a window reaches back so far
-        if len(self._kv.sequences) == 1 and self._kv.rolls_back:
-            return False
-        least = own + SHARED_TOKENS
-        kept = max(self._snapshots, key=lambda each: _n_known(each.tokens, tokens), default=None)
-        n_kept = _n_known(kept.tokens, tokens) if kept else 0
-        others = [
-            (min(common_prefix(each.prompt, tokens), len(tokens) - 1), each) for each in self._live if each.n_left
-        ]
-        n_soon, other = max(others, key=lambda way: way[0], default=(0, None))
-        if other is not None and n_soon >= max(least, n_kept + SHARED_TOKENS) and n_soon > other.n_done:
-            slot.waits_for = other, n_soon
-            other.cuts.add(n_soon)
-            return True
-        if kept is not None and n_kept >= least:
-            self._snapshots.remove(kept)
-            self._snapshots.append(kept)
-            return slot.sequence.restore(kept)
-        n_held, holder = max(((each.n_reusable(tokens), each) for each in self._kv.sequences), key=lambda way: way[0])
-        if n_held < least:
-            return False
-        if not self._kv.rolls_back and n_held < len(holder.tokens):
-            slot.cuts.add(n_held)  # it can't be had from there; those that come will want it as well
-            return False
-        if not slot.sequence.take_over(holder):
-            return False
-        slot.sequence.reuse_prefix(tokens)
-        self._keep(slot.sequence)
-        self._offer(slot.sequence, n_held, n_held * self._prompt_token_s)
-        return True
-
-    def _read_prefix(self, slot: Slot) -> None:
-        """Take from the disk what is kept there of its prompt."""
-        if self._kept is None:
-            return
-        rolls_back = self._kv.rolls_back
-        if note := self._kept.read_into(slot.sequence, slot.prompt, rolls_back=rolls_back):
-            slot.notes.append(note)
-        if len(slot.prompt) - len(slot.sequence.tokens) > SHARED_TOKENS:
-            # Alone, as it will be the next time, when the others come from the disk: the same text comes of it then.
-            slot.last_alone = True
-            if not rolls_back:
-                slot.cuts.add(len(slot.prompt) - 1)  # what is behind can't be taken back
-
-    def _offer(self, sequence: KVSequence, n_tokens: int, seconds: float, *, but_the_last: bool = False) -> None:
-        """Keep on the disk what a sequence holds, where the tokens that were computed for it took that long."""
-        if self._kept is None or not self._kept.is_worth_it(n_tokens, seconds, self._kv.n_state_bytes(sequence.id)):
-            return
-        snapshot = sequence.snapshot()
-        if snapshot is not None:
-            self._kept.write(snapshot.tokens[:-1] if but_the_last else snapshot.tokens, snapshot)
-
-    def _keep(self, sequence: KVSequence) -> None:
-        """Remember what it holds, for other sequences."""
-        snapshot = sequence.snapshot()
-        if snapshot is not None and len(snapshot.state) <= _SNAPSHOT_BYTES:
-            self._snapshots.append(snapshot)
-            while sum(len(each.state) for each in self._snapshots) > _SNAPSHOT_BYTES:
-                del self._snapshots[0]
-
-    def _share(self) -> None:
-        """Have those begin whose beginning is computed by now, or will not be."""
-        for slot in self._live:
-            if slot.waits_for is None:
-                continue
-            other, n = slot.waits_for
-            if other in self._live and (other.waits_for is not None or len(other.sequence.tokens) < n):
-                continue
-            slot.waits_for = None
-            kept = next((each for each in reversed(self._snapshots) if _n_known(each.tokens, slot.prompt) == n), None)
-            if kept is not None:
-                slot.sequence.restore(kept)
-            elif self._kv.rolls_back:
-                slot.sequence.take_over(other.sequence)
-            slot.sequence.reuse_prefix(slot.prompt)
-            self._begin(slot)
 
     # -- prompts ---
 
@@ -532,7 +389,7 @@ class Slots:
         self._keep_at_cut(slot)
 
     def _compute_here(self, first: Slot, waiting: list[Slot], limit: int) -> None:
-        parts = _together(first, waiting, limit, self._host.settings.n_ubatch)
+        parts = together(first, waiting, limit, self._host.settings.n_ubatch)
         reason = self._compute_prompt([(slot.sequence, part) for slot, part in parts], self._kv)
         if reason is not None:
             for slot, _ in parts:
@@ -556,14 +413,12 @@ class Slots:
     def _keep_at_cut(self, slot: Slot) -> None:
         if slot.n_done in slot.cuts and len(slot.sequence.tokens) == slot.n_done:
             slot.cuts.discard(slot.n_done)
-            self._keep(slot.sequence)
-            self._offer(slot.sequence, slot.n_done - slot.n_cached, clock() - slot.begin_s)
+            self._beginnings.keep(slot.sequence, slot.n_done - slot.n_cached, clock() - slot.begin_s)
 
     def _first_token(self, slot: Slot, index: int) -> None:
         """The prompt is computed."""
         prefill_s, n_new = clock() - slot.begin_s, len(slot.prompt) - slot.n_cached
-        if n_new >= SHARED_TOKENS:
-            self._prompt_token_s = prefill_s / n_new
+        self._beginnings.prompt_took(n_new, prefill_s)
         if all(each.token is None for each in self._live):
             self.threads.begin(prefill_s)
         source, thinking, options = slot.source, slot.thinking, slot.message.options
@@ -582,7 +437,7 @@ class Slots:
         else:
             self._sample(slot, index)
         if not slot.is_bulk and self._kv.rolls_back and len(slot.sequence.tokens) == len(slot.prompt):
-            self._offer(slot.sequence, n_new, prefill_s, but_the_last=True)
+            self._beginnings.write(slot.sequence, n_new, prefill_s, but_the_last=True)
 
     # -- token by token ---
 
@@ -596,10 +451,10 @@ class Slots:
             return
         kv, inbox, threads, batch, n_all = self._kv, self._host.inbox, self.threads, self._batch, len(self._live)
         may_come = n_all < len(kv.sequences)
-        if is_apart := _is_apart([slot.sequence.id for slot in slots]):
+        if apart := is_apart([slot.sequence.id for slot in slots]):
             if self._n_apart >= _PATIENCE and n_all == len(slots):
                 self._close_ranks(slots)
-                is_apart, self._n_apart = False, 0
+                apart, self._n_apart = False, 0
         else:
             self._n_apart = 0
         slots.sort(key=lambda slot: slot.sequence.id)
@@ -625,7 +480,7 @@ class Slots:
                 slot.sequence.tokens.append(slot.token)  # type: ignore[arg-type]
                 slot.token = None
                 sample(slot, index)
-            self._n_apart += is_apart
+            self._n_apart += apart
             if n_all != len(self._live) or n_all > len(slots) or self._n_apart == _PATIENCE:
                 break
             if may_come and inbox.has(protocol.Generate):
@@ -746,37 +601,6 @@ class Slots:
     def _set_threads(self, n: int) -> None:
         if self._kv.context is not None:
             self._llama.llama_set_n_threads(self._kv.context, n, self._host.settings.n_threads_batch)
-
-
-def _together(first: Slot, waiting: Iterable[Slot], limit: int, n_ubatch: int) -> list[tuple[Slot, list[int]]]:
-    """What is computed at once of prompts, by slot: all in one micro-batch, or `first` alone.
-
-    llama.cpp computes sequences together only as far as they are of one length, and if they are neighbours.
-    """
-    part = first.next_part(limit)
-    parts, n = [(first, part)], len(part)
-    at = first.sequence.id
-    for slot in sorted(waiting, key=lambda slot: slot.sequence.id):
-        if slot.sequence.id != at + 1 or (len(parts) + 1) * n > min(limit, n_ubatch):
-            continue
-        other = slot.next_part(n)
-        if len(other) < n or (slot.n_left > n and n > _SMALL_PROMPT):
-            continue
-        parts.append((slot, other))
-        at = slot.sequence.id
-    return parts
-
-
-def _n_known(known: list[int], tokens: list[int]) -> int:
-    """How many tokens of a prompt are known where these are: all of them, or none."""
-    n = len(known)
-    return n if n < len(tokens) and known == tokens[:n] else 0
-
-
-def _is_apart(ids: Iterable[int]) -> bool:
-    """Whether there are others between these."""
-    ids = [*ids]
-    return max(ids) - min(ids) >= len(ids)
 
 
 def _not_handed_over(n_tokens: int) -> RequestFailed:

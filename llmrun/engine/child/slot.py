@@ -1,0 +1,94 @@
+"""One answer while it is made, and which of several are computed together. Child process only.
+
+Pure but for what its parts hold: no call of llama.cpp is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from llmrun.engine import protocol
+from llmrun.engine.child.inbox import Request
+from llmrun.engine.child.kv_context import KVSequence
+
+if TYPE_CHECKING:
+    from llmrun.engine.child import sampler
+    from llmrun.engine.child.constraint import Making
+    from llmrun.engine.child.draft import Drafts
+    from llmrun.engine.child.generate import GenerationState
+    from llmrun.engine.child.thinking import Thinking
+
+_SMALL_PROMPT = 32
+"""Tokens: prompts that are shorter are computed together, whatever their lengths."""
+
+
+class Slot:
+    """One answer, from its request to its end.
+
+    Attributes:
+        number: of the request.
+        sequence: of the context, which it has alone.
+        prompt: its tokens, and `n_done` of them that are computed or were known.
+        state: the answer.
+        token: the last one, which is not computed yet; None while there is none.
+        cuts: numbers of its tokens at which others wait for what is computed.
+        last_alone: the last token of the prompt is computed by itself.
+        waits_for: the slot whose prompt begins as this one does, and with how many tokens.
+    """
+
+    def __init__(self, request: Request, message: protocol.Generate, sequence: KVSequence, prompt: list[int]) -> None:
+        self.number, self.request, self.message = request.number, request, message
+        self.sequence, self.prompt = sequence, prompt
+        self.n_done = self.n_cached = 0
+        self.token: int | None = None
+        self.cuts: set[int] = set()
+        self.last_alone = False
+        self.waits_for: tuple[Slot, int] | None = None
+        self.served_s = self.begin_s = 0.0
+        self.source: sampler.Sampler
+        self.state: GenerationState
+        self.thinking: Thinking | None = None
+        self.making: Making | None = None
+        self.notes: list[str] = []
+        self.drafts: Drafts | None = None
+
+    @property
+    def is_bulk(self) -> bool:
+        return self.message.options.bulk
+
+    @property
+    def n_left(self) -> int:
+        """Tokens of the prompt that are to be computed."""
+        return len(self.prompt) - self.n_done
+
+    def next_part(self, limit: int) -> list[int]:
+        """Of the prompt, what comes next: at most so many tokens, and none behind what others wait for."""
+        last = len(self.prompt) - (self.last_alone and self.n_left > 1)
+        ends = [self.n_done + limit, last, *(cut for cut in self.cuts if cut > self.n_done)]
+        return self.prompt[self.n_done : min(ends)]
+
+
+def together(first: Slot, waiting: Iterable[Slot], limit: int, n_ubatch: int) -> list[tuple[Slot, list[int]]]:
+    """What is computed at once of prompts, by slot: all in one micro-batch, or `first` alone.
+
+    llama.cpp computes sequences together only as far as they are of one length, and if they are neighbours.
+    """
+    part = first.next_part(limit)
+    parts, n = [(first, part)], len(part)
+    at = first.sequence.id
+    for slot in sorted(waiting, key=lambda slot: slot.sequence.id):
+        if slot.sequence.id != at + 1 or (len(parts) + 1) * n > min(limit, n_ubatch):
+            continue
+        other = slot.next_part(n)
+        if len(other) < n or (slot.n_left > n and n > _SMALL_PROMPT):
+            continue
+        parts.append((slot, other))
+        at = slot.sequence.id
+    return parts
+
+
+def is_apart(ids: Iterable[int]) -> bool:
+    """Whether there are others between these."""
+    ids = [*ids]
+    return max(ids) - min(ids) >= len(ids)
