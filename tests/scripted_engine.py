@@ -178,6 +178,9 @@ class ScriptedEngine(Engine):
     def flush(self) -> None:
         self.calls.append("flush")
 
+    def most_context(self, n_seq: int) -> int:
+        return self._n_ctx
+
     def count(self, prompt: str | Sequence[dict[str, str]], **_: Any) -> int:
         self.calls.append("count")
         return self.n_tokens(prompt)

@@ -55,6 +55,7 @@ DOORS = {
     "pygments": {"cli"},
     "sqlite3": {"chat", "models.store.state"},
     "matplotlib": {"bench"},
+    "distributed": {"batch.cluster"},
 }
 
 # Modules of the core that still spell options of the command line; each goes with the work on its package.

@@ -116,7 +116,7 @@ class Job:
             asked = suspects if alone else waiting
             while asked and asked[0].request is None:
                 row = asked.popleft()
-                keep(row, _unreadable(row))
+                keep(row, unreadable(row))
             if not asked:
                 continue
             made: dict[Submitted, Row] = {}
@@ -149,7 +149,7 @@ class Job:
         while rows and len(made) < answers.n_seq + ahead:
             row = rows.popleft()
             if row.request is None:
-                keep(row, _unreadable(row))
+                keep(row, unreadable(row))
                 continue
             made[answers.submit(row.request.asked, row.request.sampling, options=_options(row.request))] = row
 
@@ -175,12 +175,12 @@ class Job:
         self._crashed_in_turn += 1
         if self._crashed_in_turn >= _MOST_CRASHES:
             raise error
-        keep(rows[0], _failed(rows[0], error))
+        keep(rows[0], failed(rows[0], error))
 
     def _result(self, row: Row, answer: Submitted) -> dict[str, Any]:
         assert row.request is not None
         if answer.error is not None:
-            return _failed(row, answer.error)
+            return failed(row, answer.error)
         timing = answer.timing
         self.tally.n_prompt += timing.n_prompt
         self.tally.n_cached += timing.n_cached
@@ -197,13 +197,13 @@ def _options(request: Request) -> PromptOptions:
     return codec.replace(request.answers.for_prompt(reuse=True), bulk=True)
 
 
-def _unreadable(row: Row) -> dict[str, Any]:
+def unreadable(row: Row) -> dict[str, Any]:
     problem = row.problem
     code, message = (problem.code, problem.message) if problem else ("invalid_row", "it can't be read")
     return {"response": None, "error": _error(row, code, message)}
 
 
-def _failed(row: Row, error: LlmrunError) -> dict[str, Any]:
+def failed(row: Row, error: LlmrunError) -> dict[str, Any]:
     kinds = {PromptTooLong: "context_length_exceeded", EngineCrashed: "engine_crashed"}
     return {"response": None, "error": _error(row, kinds.get(type(error), "invalid_request"), error.message)}
 

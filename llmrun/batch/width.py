@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmrun.engine.interface import Engine
-from llmrun.machine.hardware import available_memory
-from llmrun.planning.footprint import CPU, footprint
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 UNMEASURED = 4
 """So many are always faster than fewer: a batch of four takes less than three times as long as one everywhere."""
 _STEPS = 5
 _GAIN = 1.05
-_MEMORY = 0.9
-"""Of the memory that is free."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +48,13 @@ def fastest(engine: Engine, most: int, n_ctx: int) -> Width:
 
 
 def most_that_fit(engine: Engine, n_ctx: int) -> int:
-    """Answers of so many tokens that there is memory for, beside the model, wherever their keys and values lie."""
-    plan = engine.plan
-    needs = footprint(engine.header, plan.placement, n_ctx, engine.config).by_device
-    free = {budget.name: budget.free_bytes for budget in plan.budgets}
-    ram = available_memory()
-    # Pages of the file count as available, and are wanted again with every token.
-    free[CPU] = None if ram is None else ram - plan.footprint.span_bytes
-    most = CANDIDATES[-1]
-    for name, need in needs.items():
-        if need.kv is None:
-            return UNMEASURED
-        there = free.get(name)
-        if need.kv and there is not None:
-            taken = 0 if name == CPU else plan.footprint.by_device[name].total
-            most = min(most, int(_MEMORY * max(0, there - taken) / need.kv))
-    return max(1, most)
+    """Answers of so many tokens that there is memory for beside the model."""
+    return max((n for n in CANDIDATES if engine.most_context(n) >= n_ctx), default=1)
+
+
+def chosen(engine: Engine, room: int, parallel: int | None, n_rows: int) -> Width:
+    """As many as are asked for, or as are the fastest; each with so much room as the model has for it."""
+    n_ctx = min(room, engine.n_ctx_most)
+    if parallel:
+        return Width(min(parallel, n_rows), n_ctx)
+    return fastest(engine, min(n_rows, most_that_fit(engine, n_ctx)), n_ctx)

@@ -10,7 +10,7 @@ from llmrun.options.spec import TEXT, Choice, Flag, Text, Whole, check, option
 
 if TYPE_CHECKING:
     from llmrun.constrain.output_format import OutputFormat
-    from llmrun.engine.protocol import PromptOptions
+    from llmrun.engine.protocol import Done, PromptOptions
 
 Overflow = Literal["drop", "stop"]
 Think = Literal["show", "fold", "hide", "off"]
@@ -28,6 +28,7 @@ class AnswerOptions:
         chat_template: Jinja, instead of the model's own; None: the model's.
         special: control tokens whose names stand in messages count as such; False: they are text, as all of it.
         output_format: the format that every answer has; None: free text.
+        weighs: of choices, how likely each is to be the answer is found as well.
         ctx_overflow: what happens when the context is full: "drop" the oldest turns, or "stop".
     """
 
@@ -56,6 +57,7 @@ class AnswerOptions:
         False, "special", Flag(), help="Control tokens written in prompts and files count as such, and are not text."
     )
     output_format: OutputFormat | None = None
+    weighs: bool = False
     ctx_overflow: Overflow = "drop"
 
     def __post_init__(self) -> None:
@@ -75,9 +77,21 @@ class AnswerOptions:
         """What every answer keeps to, for llguidance."""
         return self.output_format.grammar if self.output_format else None
 
+    def choice_probabilities(self, done: Done | None) -> dict[str, float] | None:
+        """How likely each choice was to be the answer that has ended so; None where they were not weighed."""
+        if done is None or done.choices is None or self.output_format is None:
+            return None
+        return dict(zip(self.output_format.choices, done.choices, strict=True))
+
     def for_prompt(self, **more: Any) -> PromptOptions:
         """The same for the engine, with what more is to be said there."""
         from llmrun.engine.protocol import PromptOptions
 
-        mine = {"template": self.chat_template, "thinks": self.thinks, "think_budget": self.think_budget}
+        mine: dict[str, Any] = {
+            "template": self.chat_template,
+            "thinks": self.thinks,
+            "think_budget": self.think_budget,
+        }
+        if self.weighs and self.output_format is not None and self.output_format.choices:
+            mine["choices"] = list(self.output_format.choices)
         return PromptOptions(**mine | {"grammar": self.grammar, "special": self.special} | more)

@@ -168,6 +168,9 @@ class ChildEngine(Engine):
         known = [n for n in (self.header.n_ctx_train, self.plan.n_ctx_most) if n]
         return min(known, default=COMFORTABLE_CTX)
 
+    def most_context(self, n_seq: int) -> int:
+        return self._loader.most_context(self.plan, n_seq)
+
     @property
     def alive(self) -> bool:
         return self.connection.child.alive
@@ -210,13 +213,13 @@ class ChildEngine(Engine):
         biases = ((token, max(-_FLOAT_MAX, min(bias, _FLOAT_MAX))) for token, bias in sampling.logit_bias.items())
         fields |= {"logit_bias": [*map(list, biases)], "stop": list(sampling.stop)}
         # Batches round differently than single tokens do: the same text again is more than a faster one.
-        drafts = self.config.draft == "lookup" or (self.config.draft == "auto" and not repeatable)
+        drafts = not repeatable if self.config.draft == "auto" else self.config.draft != "off"
         return Generate(fields, *_text_or_messages(prompt), options or PromptOptions(), repeatable, drafts)
 
     @contextmanager
     def parallel(self, n_seq: int, n_ctx: int) -> Iterator[Parallel]:
         with self._turn_taken():
-            self._reserve(Reserve(n_seq, n_ctx, max(n_ctx, self._loader.most_context(self.plan, n_seq))))
+            self._reserve(Reserve(n_seq, n_ctx, max(n_ctx, self.most_context(n_seq))))
             answers = Parallel(self, n_seq)
             try:
                 yield answers

@@ -214,6 +214,10 @@ class Engine(Session, Protocol):
     def checks(self, generation: Generation) -> list[FootprintCheck]:
         """The footprint for the context that a generation had, beside what llama.cpp took."""
 
+    def most_context(self, n_seq: int) -> int:
+        """Tokens that each of so many answers side by side can have, by what is free now beside the model; 0: there is
+        no room for so many."""
+
     def flush(self) -> None:
         """Wait, not for long, until what is kept for the next process is on the disk."""
 

@@ -9,28 +9,51 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from llmrun import codec
 from llmrun.engine.buffers import by_device
 from llmrun.engine.connection import Connection
 from llmrun.engine.devices import Found
-from llmrun.engine.protocol import Failed, Load, Loaded, Measure, Measured, PrefixStore, Progress, Settings
-from llmrun.errors import EngineCrashed
+from llmrun.engine.protocol import (
+    DraftSettings,
+    Failed,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    PrefixStore,
+    Progress,
+    Settings,
+)
+from llmrun.errors import Change, EngineCrashed, UsageError
+from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import open_adapter
 from llmrun.gguf.stub import stub_file
 from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.machine.proc import Proc
 from llmrun.models.quants import split_parts
-from llmrun.options.load import LoadConfig
+from llmrun.options.defaults import COMFORTABLE_CTX
+from llmrun.options.load import Draft, LoadConfig
 from llmrun.planning.fit import CTX_STEP
 from llmrun.planning.fit import Measure as MeasureLayout
-from llmrun.planning.footprint import CPU, Footprint, footprint, repackable_types
+from llmrun.planning.footprint import CPU, Footprint, Placement, footprint, loaded_tensors, repackable_types
+from llmrun.planning.kv_layout import layer_memories
 from llmrun.planning.layout import DeviceBudget, Layout, usable_devices
 from llmrun.planning.load_plan import Expected, LoadPlan, Planner, wants_repack
 from llmrun.units import duration, size
 
+if TYPE_CHECKING:
+    from llmrun.models.resolve import Model
+
+_STATE_BYTES = 4
+"""Of an element of a recurrent state: F32."""
+_MTP_TOKENS = 4
+"""A head is trained for one token, and of a recurrent model every one more at once is a copy of all its states."""
 _KV_SHARE = 0.9
 """Of the memory that is free, that contexts of several sequences may grow to."""
+_UNKNOWN_SEQ = 4
+"""Sequences that are believed to fit, of a model whose memory for each is not known."""
 
 
 class Loader:
@@ -47,9 +70,14 @@ class Loader:
         self._header, self._config = situation.header, situation.config
         self._n_threads = self._config.n_threads or default_threads()
         self._adapters = tuple(open_adapter(each.path, self._header.architecture) for each in self._config.lora)
+        self.drafter = drafting_model(self._config)
+        if self._config.draft == "mtp":
+            self._extra_ram_bytes += head_bytes(self._header, self._config)
         self._may_measure = True
         self._holds_model = False
         self.found: Found = connection.find_devices()
+        if self.drafter is not None:
+            self._extra_ram_bytes += self._bytes_beside(self.drafter.header)
 
     def start_again(self) -> None:
         """With a new child."""
@@ -87,7 +115,7 @@ class Loader:
             return found
 
     def most_context(self, plan: LoadPlan, n_seq: int) -> int:
-        """Tokens of context that each of `n_seq` sequences can have, by what is free now beside the model."""
+        """Tokens of context that each of `n_seq` sequences can have, by what is free now beside the model; 0: none."""
         wanted = self._header.n_ctx_train or plan.n_ctx
         needs = footprint(self._header, plan.placement, wanted, self._config).by_device
         free = {budget.name: budget.free_bytes for budget in plan.budgets}
@@ -97,11 +125,23 @@ class Loader:
         share = 1.0
         for name, need in needs.items():
             there = free.get(name)
+            if need.kv is None and n_seq > _UNKNOWN_SEQ:
+                return 0
             if need.kv and there is not None:
                 taken = plan.footprint.by_device[name].total - (plan.footprint.by_device[name].kv or 0)
                 room = there if name == CPU else there - taken
                 share = min(share, _KV_SHARE * max(0, room) / (n_seq * need.kv))
         return int(share * wanted) // CTX_STEP * CTX_STEP if share < 1 else wanted
+
+    def _bytes_beside(self, header: Header) -> int:
+        """Of RAM that a model takes which guesses ahead: weights, keys and values of a usual context, and compute
+        buffers."""
+        n_ctx = min(header.n_ctx_train or COMFORTABLE_CTX, COMFORTABLE_CTX)
+        config = LoadConfig(n_batch=self._config.n_batch, n_ubatch=self._config.n_ubatch)
+        found = footprint(header, Placement((CPU,) * ((header.n_layer or 0) + 1)), n_ctx)
+        with suppress(OSError), stub_file(header) as path:
+            found = found.with_compute(self._measure(path, config, Layout(0), n_ctx))
+        return found.by_device[CPU].total
 
     def _measure(self, path: str, config: LoadConfig, layout: Layout, n_ctx: int) -> dict[str, int] | None:
         """Bytes that llama.cpp would compute in, by device; None where it can't lay the model out."""
@@ -140,6 +180,9 @@ class Loader:
         settings = settings_of(config, plan.layout, n_ctx=n_ctx, n_ctx_most=most, n_threads=threads, repack=plan.repack)
         # Not resolved: in the cache a name links to a blob, and the other parts lie beside the name.
         path = os.fspath(plan.path.absolute())
+        if self.drafter is not None:
+            repack = wants_repack(self.drafter.header)
+            settings = codec.replace(settings, draft=DraftSettings(os.fspath(self.drafter.path.absolute()), repack))
         if keeps_prefixes is not None:
             settings = codec.replace(settings, prefixes=self._store(plan.path, settings, keeps_prefixes))
         number = connection.request(Load(path, settings, self._header.chat_template is not None))
@@ -156,7 +199,15 @@ class Loader:
 
         files = [path.with_name(name) for name in split_parts(path.name)]
         what = {"build": self.found.system_info, "versions": self.found.versions, "settings": codec.plain(settings)}
-        for name in ("n_ctx", "n_ctx_most", "guards_threads", "load_mode", "n_draft"):  # they change no state
+        for name in (
+            "n_ctx",
+            "n_ctx_most",
+            "guards_threads",
+            "load_mode",
+            "n_draft",
+            "draft",
+            "mtp",
+        ):  # they change no state
             what["settings"].pop(name)
         try:
             key = prefixes.key_of([*files, *(adapter.path for adapter in self._config.lora)], what)
@@ -190,6 +241,34 @@ class Loader:
             raise connection.ended(f"{did} (the file is probably damaged)")
 
 
+def drafting_model(config: LoadConfig) -> Model | None:
+    """The model that guesses ahead, where the configuration names one. Raises what `find_model` does."""
+    if config.draft in get_args(Draft):
+        return None
+    from llmrun.models.resolve import find_model
+
+    return find_model(config.draft)
+
+
+def head_bytes(header: Header, config: LoadConfig) -> int:
+    """Of RAM that a model's own head takes, with the copies of recurrent states that guesses need. Raises `UsageError`
+    where it has none."""
+    n_ahead = header.hparam("nextn_predict_layers")
+    if not isinstance(n_ahead, int) or not n_ahead:
+        why = "the model has no head of its own that predicts tokens ahead"
+        raise UsageError(why, field="draft", value="mtp", hint=Change({"draft": "lookup"}))
+    loaded = {tensor.name for tensor in loaded_tensors(header)}
+    weights = sum(tensor.n_bytes for tensor in header.tensors if tensor.name not in loaded)
+    states = sum(_STATE_BYTES * layer.n_state for layer in layer_memories(header) or ())
+    return weights + n_drafted_at_once(config) * states
+
+
+def n_drafted_at_once(config: LoadConfig) -> int:
+    if config.draft == "off":
+        return 0
+    return min(config.draft_max, _MTP_TOKENS) if config.draft == "mtp" else config.draft_max
+
+
 def _unmeasured(*_: object) -> None:
     """Of nothing is known what llama.cpp computes in."""
 
@@ -207,7 +286,9 @@ def settings_of(
         "repack": repack,
         "plain_prefill": config.repack == "both",
         "guards_threads": config.guards_threads,
-        "n_draft": 0 if config.draft == "off" else config.draft_max,
+        "n_draft": n_drafted_at_once(config),
+        "mtp": config.draft == "mtp",
+        "draft": None,
         "n_gpu_layers": layout.n_gpu_layers,
         "devices": layout.devices,
         "tensor_split": layout.shares,

@@ -42,6 +42,13 @@ class PrefixStore(Struct):
     least_s: float = 1.0
 
 
+class DraftSettings(Struct):
+    """A model that guesses what another one says. `repack`: its weights are rearranged."""
+
+    path: str
+    repack: bool
+
+
 class Settings(Struct):
     """How llama.cpp is to load a model and to make its context: checked and decided, down to the last number.
 
@@ -56,6 +63,8 @@ class Settings(Struct):
         guards_threads: fewer threads decode while other processes want the cores.
         plain_prefill: with `repack`: the weights are there a second time, as in the file, for long prompts.
         n_draft: tokens that may be guessed and computed with the next one.
+        draft: the model that guesses them; None: what the text repeats does.
+        mtp: the model's own head does.
         prefixes: where the beginnings of prompts are kept on disk; None: nowhere.
     """
 
@@ -84,6 +93,8 @@ class Settings(Struct):
     guards_threads: bool = False
     plain_prefill: bool = False
     n_draft: int = 0
+    draft: DraftSettings | None = None
+    mtp: bool = False
     prefixes: PrefixStore | None = None
 
 
@@ -125,6 +136,7 @@ class PromptOptions(Struct, frozen=True):
         special: control tokens count as such where their names stand in what is given; False: they are text. None: in
             a prompt that is continued, not in messages, whose control tokens are their template's alone.
         bulk: nobody watches the answer as it is made: its tokens come many at a time, and prompts of others hold it up.
+        choices: texts of which `grammar` allows one: how likely each is, is found as well.
     """
 
     template: str | None = None
@@ -135,6 +147,7 @@ class PromptOptions(Struct, frozen=True):
     grammar: str | None = None
     special: bool | None = None
     bulk: bool = False
+    choices: list[str] | None = None
 
 
 class Generate(Message):
@@ -530,6 +543,7 @@ class Done(Message):
         devices: those that the model uses, with the memory that is free on them now, by their own word.
         threads: [token, threads]: from that token of the answer on, so many threads have decoded, where they changed.
         n_drafted, n_accepted: tokens that were guessed ahead, and those of them that were right.
+        choices: how likely each of the request's choices was to be the answer; None: it had none, or was cancelled.
     """
 
     stop_reason: StopReason
@@ -540,6 +554,7 @@ class Done(Message):
     threads: list[tuple[int, int]] = field(default_factory=list)
     n_drafted: int = 0
     n_accepted: int = 0
+    choices: list[float] | None = None
 
 
 FailureKind = Literal["model", "memory", "prompt", "usage", "port", "engine"]

@@ -135,6 +135,7 @@ class Shape:
         n_ff_shexp: width of the shared experts together, which every token uses.
         n_dense_lead: the first layers, which have no experts.
         attn_layers: layers with attention; the others are `recurrent`. None is all. Those beyond n_layer don't count.
+        n_nextn: layers behind the last that predict the token after the next (of qwen35 one at most).
         longrope: factors of rotation for long and short contexts, as tensors.
         keys: more of the header, without the architecture's name in front; goes before what follows from the shape.
     """
@@ -160,6 +161,7 @@ class Shape:
     window: Window | None = None
     recurrent: Mamba2 | ShortConv | None = None
     mla: Mla | None = None
+    n_nextn: int = 0
     longrope: bool = False
     keys: Mapping[str, Value] = field(default_factory=dict)
 
@@ -204,6 +206,9 @@ def tensors(shape: Shape) -> Iterator[tuple[str, Dims]]:
     for i in range(shape.n_layer):
         for name, dims in _layer(shape, i):
             yield f"blk.{i}.{name}", dims
+    for i in range(shape.n_layer, shape.n_layer + shape.n_nextn):
+        for name, dims in _next_layer(shape):
+            yield f"blk.{i}.{name}", dims
     yield ("token_embd_norm.weight" if shape.arch == "lfm2" else "output_norm.weight"), (d,)
     if not shape.tied:
         yield "output.weight", (d, shape.n_vocab)
@@ -227,6 +232,17 @@ def _layer(shape: Shape, layer: int) -> Iterator[tuple[str, Dims]]:
         yield from _mixture(shape)
     elif shape.n_ff:
         yield from _feed_forward(shape)
+
+
+def _next_layer(shape: Shape) -> Iterator[tuple[str, Dims]]:
+    """One with attention, over the hidden state and the next token's embedding together."""
+    d = shape.n_embd
+    yield "attn_norm.weight", (d,)
+    yield from _attention(shape)
+    yield from _feed_forward(shape)
+    yield "nextn.eh_proj.weight", (2 * d, d)
+    for name in ("enorm", "hnorm", "shared_head_norm"):
+        yield f"nextn.{name}.weight", (d,)
 
 
 def _attention(shape: Shape) -> Iterator[tuple[str, Dims]]:
@@ -341,7 +357,7 @@ _EXPERTS_ARE_FF = frozenset({"llama", "granitehybrid"})  # the width of an exper
 def hparams(shape: Shape) -> dict[str, Value]:
     """The header's hyperparameters, without the architecture's name in front."""
     keys: dict[str, Value] = {
-        "block_count": shape.n_layer,
+        "block_count": shape.n_layer + shape.n_nextn,
         "context_length": shape.n_ctx_train,
         "embedding_length": shape.n_embd,
         "feed_forward_length": shape.n_ff,
@@ -351,6 +367,8 @@ def hparams(shape: Shape) -> dict[str, Value]:
     if shape.n_head:
         per_layer = tuple(shape.n_head_kv if shape.attends(i) else 0 for i in range(shape.n_layer))
         keys["attention.head_count_kv"] = per_layer if shape.arch in _HEADS_PER_LAYER else shape.n_head_kv
+    if shape.n_nextn:
+        keys["nextn_predict_layers"] = shape.n_nextn
     if shape.head_dim is not None:
         keys |= {"attention.key_length": shape.head_dim, "attention.value_length": shape.head_dim}
     n_rot = shape.n_rot or (shape.n_embd_head if shape.arch == "llama" else None)
@@ -391,7 +409,10 @@ def _recurrent_keys(shape: Shape) -> dict[str, Value]:
                 "ssm.group_count": ssm.n_group,
             }
             if isinstance(ssm, DeltaNet):
-                keys["attention.recurrent_layers"] = tuple(not shape.attends(i) for i in range(shape.n_layer))
+                keys["attention.recurrent_layers"] = (
+                    *(not shape.attends(i) for i in range(shape.n_layer)),
+                    *[False] * shape.n_nextn,
+                )
             return keys
         case ShortConv() as conv:
             return {"shortconv.l_cache": conv.l_cache}

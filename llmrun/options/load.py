@@ -34,7 +34,8 @@ from llmrun.options.spec import (
 
 AutoOnOff = Literal["auto", "on", "off"]
 Repack = Literal["auto", "on", "off", "both"]
-Draft = Literal["auto", "off", "lookup"]
+Draft = Literal["auto", "off", "lookup", "mtp"]
+"""What `draft` may be beside a model."""
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 """The types that llama.cpp takes for the KV cache (`kv_cache_types` in its common/arg.cpp)."""
 SplitMode = Literal["none", "layer", "row"]
@@ -77,8 +78,7 @@ def _scaled_adapter(text: str) -> tuple[Lora, ...]:
 
 
 def _check_draft(value: Any) -> None:
-    if value not in get_args(Draft):
-        raise ValueError(f"'{str(value)[:40]}' is none of {', '.join(get_args(Draft))}")
+    parse.draft(value)
 
 
 def _check_layers(value: Any, most: int, *words: str) -> None:
@@ -278,7 +278,8 @@ class LoadConfig:
         n_threads: threads for decoding. None: one per physical core within the CPU quota.
         n_threads_batch: threads for prefill. None: the same as `n_threads`.
         thread_guard: fewer threads decode while other processes want the cores; "auto": where `n_threads` is None.
-        draft: what tokens are guessed ahead by; "auto": "lookup", unless the same text is wanted again.
+        draft: what tokens are guessed ahead by: "lookup", what the text repeats, "mtp", the model's own head for that,
+            or another model's name or file; "auto": "lookup", unless the same text is wanted again.
         draft_max: so many at once, at most.
         flash_attn: flash attention; "auto" leaves the choice to llama.cpp, which knows what the devices can do.
         repack: rearrange the weights at load for this CPU; "auto" chooses by the weights' type (see
@@ -319,13 +320,23 @@ class LoadConfig:
         help="Decode with fewer threads while others want the cores; auto: unless `n_threads` is given, and not in a"
         " bench.",
     )
-    draft: Draft = option(
+    draft: str = option(
         "auto",
         "draft",
         Written(parse.draft, valid=_check_draft),
-        metavar="auto|off|lookup",
-        help="Guess tokens ahead by what the text repeats, where that is faster; auto: unless the same text is wanted"
-        " again (`temperature` 0, `seed`).",
+        metavar="auto|off|lookup|mtp|MODEL",
+        help="Guess tokens ahead where that is faster: by what the text repeats, by the model's own head for it (mtp),"
+        " by a smaller model of the same vocabulary; auto: by the text, unless the same one is wanted again"
+        " (`temperature` 0, `seed`).",
+        also=(
+            Option(
+                "model-draft",
+                Written(parse.draft, valid=_check_draft),
+                short="md",
+                metavar="MODEL",
+                help="The same, of a model.",
+            ),
+        ),
     )
     draft_max: int = option(15, "draft-max", Whole(1, 63), help="Tokens that are guessed at once, at most.")
     flash_attn: AutoOnOff = option("auto", "flash-attn", Choice(AutoOnOff), short="fa", help="Flash attention.")

@@ -65,6 +65,8 @@ def parallel(text: str) -> int | None:
 
 def draft(text: str) -> str:
     """What to guess by. A number is how many with llama.cpp's tools, and must not become a model's name."""
+    if not text.strip():
+        raise ValueError("it says neither auto, off or lookup nor which model")
     if re.fullmatch(r"[+-]?\d+", text):
         raise ValueError(f"'{text[:40]}' says how many, which is another option: draft-max")
     return text

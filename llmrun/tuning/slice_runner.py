@@ -180,7 +180,7 @@ class SliceRunner:
         """Load the slice with these layers, in place of the one before. `repack`: not "auto". `header`: of another
         model from now on."""
         self._header = header or self._header
-        config, _ = replace(self._config, repack=repack), self.found
+        config, _ = replace(self._config, repack=repack, draft="off"), self.found
         settings = settings_of(
             config, layout, n_ctx=n_ctx, n_ctx_most=None, n_threads=n_threads, repack=repack != "off"
         )

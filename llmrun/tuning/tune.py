@@ -78,7 +78,7 @@ class WholeModel:
         if wanted not in self._engines:
             if self._engines and (hardware.available_memory() or 0) < 3 * self._model.header.weight_bytes:
                 self.close()
-            load = replace(self._config, repack=repack, load_mode=load_mode)
+            load = replace(self._config, repack=repack, load_mode=load_mode, draft="off")
             self._engines[wanted] = ChildEngine(self._model.path, self._model.header, load)
         return self._engines[wanted]
 

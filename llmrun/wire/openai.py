@@ -274,6 +274,8 @@ def answer_body(request: Request, generation: Answer, *, id_: str, model: str, c
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
     else:
         choice = {"index": 0, "text": generation.text, "finish_reason": finish, "logprobs": None}
+    if (weighed := request.answers.choice_probabilities(generation.done)) is not None:
+        choice["choice_probabilities"] = weighed
     timing = generation.timing
     return {
         "id": id_,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llmrun.engine.child.draft import Drafts, Lookup, StepCosts
+from llmrun.engine.child.draft import Drafts, Lookup, LookupDrafts, ModelDrafts, StepCosts
 
 
 def test_a_text_goes_on_as_before() -> None:
@@ -31,12 +31,18 @@ def simulated(
     answer: list[int], prompt: list[int], step_s: Callable[[int], float], costs: StepCosts | None = None
 ) -> tuple[float, Drafts]:
     """Seconds for an answer that is known, by what steps take."""
-    costs = costs or StepCosts()
-    drafts, at, seconds = Drafts(prompt, costs), 0, 0.0
+    return run(LookupDrafts(prompt, costs or StepCosts()), answer, step_s)
+
+
+def run(
+    drafts: Drafts, answer: list[int], step_s: Callable[[int], float], guessing: Callable[[], float] = lambda: 0.0
+) -> tuple[float, Drafts]:
+    """`guessing`: what guesses have taken so far."""
+    at, seconds = 0, 0.0
     while at < len(answer):
         guess = drafts.next(15)
         took = step_s(1 + len(guess))
-        costs.took(1 + len(guess), took)
+        drafts.took(1 + len(guess), took)
         seconds += took
         for i in range(len(guess) + 1):
             drafts.add(answer[at])
@@ -44,7 +50,7 @@ def simulated(
             if at == len(answer) or i == len(guess) or guess[i] != answer[at - 1]:
                 break
             drafts.n_accepted += 1
-    return seconds, drafts
+    return seconds + guessing(), drafts
 
 
 SHAPES: dict[str, Callable[[int], float]] = {
@@ -88,3 +94,49 @@ def test_wrong_guesses_cost_nothing_to_learn_from() -> None:
     story = [*range(100, 300)]
     _, after = simulated([*noise, *story * 4], [], SHAPES["AVX2, plain"], costs)
     assert after.n_accepted - before.n_accepted > 300
+
+
+class Guesser:
+    """A model that is right so often, and takes so long for each token."""
+
+    def __init__(self, answer: list[int], right: float, token_s: float) -> None:
+        self.answer, self.right, self.token_s = answer, right, token_s
+        self.random, self.now, self.n_asked = random.Random(3), 0.0, 0
+
+    def __call__(self, tokens: list[int], most: int) -> list[int]:
+        self.n_asked += 1
+        n = len(tokens)
+        self.now += most * self.token_s
+        return [each if self.random.random() < self.right else -1 for each in self.answer[n : n + most]]
+
+    def drafts(self) -> ModelDrafts:
+        return ModelDrafts([], StepCosts(), self, clock=lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("right", "token_s", "least", "most"),
+    [(0.9, 0.05, 2.5, 9.0), (0.7, 0.1, 1.4, 9.0), (0.1, 0.1, 0.97, 1.1), (0.8, 1.0, 0.95, 1.0)],
+    ids=["a good one", "a fair one", "one that knows nothing", "one as slow as the model"],
+)
+def test_a_model_that_guesses(right: float, token_s: float, least: float, most: float) -> None:
+    """It gains where it is fast and right, its own time counted; where not it is hardly asked, and costs little."""
+    chance = random.Random(4)
+    answer = [chance.randrange(1000) for _ in range(3000)]
+    guesser = Guesser(answer, right, token_s)
+    seconds, drafts = run(guesser.drafts(), answer, SHAPES["next to nothing for more"], lambda: guesser.now)
+    assert least <= len(answer) / seconds <= most
+    if most <= 1.1:
+        assert guesser.n_asked < 60 and drafts.n_drafted < 300
+
+
+def test_a_model_that_becomes_right() -> None:
+    """It is asked again now and then, and taken as soon as it is worth it."""
+    chance = random.Random(5)
+    answer = [chance.randrange(1000) for _ in range(6000)]
+    guesser = Guesser(answer, 0.0, 0.05)
+    drafts = guesser.drafts()
+    run(drafts, answer[:2000], SHAPES["next to nothing for more"])
+    guesser.answer, guesser.right = answer, 0.95
+    before = guesser.now
+    seconds, _ = run(drafts, answer[2000:], SHAPES["next to nothing for more"], lambda: guesser.now - before)
+    assert 4000 / seconds > 1.8

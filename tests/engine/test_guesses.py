@@ -12,7 +12,7 @@ from test_kv_context import text
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.generation import ChildGeneration
 from llmrun.engine.protocol import PromptOptions
-from llmrun.errors import UsageError
+from llmrun.errors import NotFound, UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.options.load import Draft, LoadConfig
@@ -92,7 +92,45 @@ def test_when_it_is_done(exact: Path) -> None:
                 assert answered(engine, repeats, chance).timing.n_drafted == 0
 
 
-@pytest.mark.parametrize(("value", "problem"), [("ngram", "none of auto, off, lookup"), ("", "none of")])
+def test_a_model_that_guesses(exact: Path) -> None:
+    """Its text is the same greedily and by chance, with a grammar and in the next turn. One that says the same is right
+    whenever it is asked; one of another vocabulary is refused, and so is what is no model."""
+    chance = replace(GREEDY, temperature=0.7, seed=3)
+    story = text(40)
+    found = {}
+    for draft in ("off", str(exact)):
+        with ChildEngine(exact, open_header(exact), replace(EXACT, draft=draft)) as engine:
+            made = [
+                answered(engine, prompt, how, reuse=True)
+                for prompt in (story, story + text(20, 1))
+                for how in (GREEDY, chance)
+            ]
+            made.append(answered(engine, story, replace(GREEDY, max_tokens=60), grammar='start: ("a b c d ")+ "z"'))
+            found[draft] = made
+            if draft != "off":
+                checks = engine.checks(made[0])
+                taken, computed = (sum(getattr(each, name) for each in checks) for name in ("taken", "computed"))
+                assert taken == pytest.approx(computed, rel=0.2)
+    for plain, guessed in zip(found["off"], found[str(exact)], strict=True):
+        assert guessed.token_ids == plain.token_ids and guessed.stop_reason == plain.stop_reason
+    greedy = [each.timing for each in found[str(exact)][::2]]
+    assert sum(timing.n_drafted for timing in greedy) > 0
+    assert all(timing.n_accepted >= timing.n_drafted - 15 for timing in greedy[:2])  # the last guess may be cut
+    with pytest.raises(UsageError, match="another vocabulary"):
+        ChildEngine(exact, open_header(exact), replace(EXACT, draft="tiny"))
+    with pytest.raises(NotFound):
+        ChildEngine(exact, open_header(exact), replace(EXACT, draft=str(exact.with_name("none.gguf"))))
+
+
+def test_a_model_that_can_t_guess(tmp_path: Path) -> None:
+    """One whose states can't be taken back."""
+    path = tmp_path / "model.gguf"
+    synth.write(path, synth.small(synth.SHAPES["mamba2-2.7b"]), "F32")
+    with pytest.raises(UsageError, match="recurrent layers"):
+        ChildEngine(path, open_header(path), replace(EXACT, draft=str(path)))
+
+
+@pytest.mark.parametrize(("value", "problem"), [("3", "says how many"), ("", "which model")])
 def test_words(value: str, problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
-        LoadConfig(draft=value)  # type: ignore[arg-type]
+        LoadConfig(draft=value)

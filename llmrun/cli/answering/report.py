@@ -17,6 +17,7 @@ from llmrun.text import sanitize
 from llmrun.units import UNKNOWN, bandwidth, count, duration, fixed, percent, rate, size
 
 if TYPE_CHECKING:
+    from llmrun.chat.answer_options import AnswerOptions
     from llmrun.engine.buffers import FootprintCheck
     from llmrun.engine.interface import Engine, Generation
     from llmrun.machine.sampler import Usage
@@ -40,6 +41,7 @@ class Run:
     generation: Generation
     load: LoadConfig
     sampling: SamplingConfig
+    answers: AnswerOptions
     usage: Usage
     tuned: Choice | None = None
 
@@ -190,6 +192,7 @@ def as_document(run: Run) -> dict[str, Any]:
         "answer": generation.text,
         "thinking": generation.thinking,
         "stop_reason": generation.stop_reason,
+        "choices": run.answers.choice_probabilities(done),
         "model": {
             "name": found.name,
             "path": os.fspath(found.path),

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any
 
+from llmrun import __version__
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.cli.answering.answer_options import AnswerShape, answer_options
 from llmrun.cli.framework import options
@@ -23,9 +24,10 @@ from llmrun.options.defaults import COMFORTABLE_CTX
 from llmrun.options.load import LoadConfig
 from llmrun.options.parse import parallel as parse_parallel
 from llmrun.options.sampling import SamplingConfig
-from llmrun.options.spec import TEXT, Written
+from llmrun.options.spec import TEXT, Written, options_of
 
 if TYPE_CHECKING:
+    from llmrun.batch.cluster import Cluster
     from llmrun.batch.job import Job, Tally
     from llmrun.batch.rows import Row
     from llmrun.batch.width import Width
@@ -64,6 +66,10 @@ def batch(
             without="auto",
         ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        Option("--cluster", metavar="TCP://HOST:PORT", help="Spread the rows over the members of this Dask cluster."),
+    ] = None,
     field: Annotated[
         list[str] | None,
         Option("--field", metavar="NAME=VALUE", help="A field that is the same in every row.", panel=TEXT),
@@ -89,7 +95,7 @@ def batch(
     from llmrun.batch import rows
     from llmrun.batch.job import Job
     from llmrun.batch.results import Results
-    from llmrun.batch.width import Width, fastest, most_that_fit
+    from llmrun.batch.width import chosen
     from llmrun.cli.answering import prompt
     from llmrun.cli.answering.single_answer import about_tokens, asked_of, expected_tokens
     from llmrun.cli.loading import load_model, recommended
@@ -102,7 +108,7 @@ def batch(
         output = None
     if as_json and output is None:
         raise UsageError("--json tells what was done on standard output, where the results are", hint="-o FILE")
-    answers = answer_options(answering, shape)
+    answers = replace(answer_options(answering, shape), weighs=True)
     data, name = _read(file)
     form = rows.form_of(data, name)
     if form == "jsonl":
@@ -149,7 +155,9 @@ def batch(
         lengths = [each.sampling.max_tokens for each in wanted]
         most = -1 if -1 in lengths else max(lengths, default=0)
         many = min(parallel or MANY, len(wanted)) >= MANY // 2
-        load, _ = tuning.settled(model, found, load, invocation.given, n_prompt, many=many, quiet=quiet)
+        asked_load = load
+        if cluster is None:
+            load, _ = tuning.settled(model, found, load, invocation.given, n_prompt, many=many, quiet=quiet)
         # An answer without a bound begins with some room, and gets more while it grows.
         room = load.n_ctx or n_prompt + (most if most >= 0 else COMFORTABLE_CTX // 8)
 
@@ -163,15 +171,31 @@ def batch(
                 screen.note(note)
             return engine
 
-        def found_width(engine: Engine) -> Width:
-            n_ctx = min(room, engine.n_ctx_most)
-            if parallel:
-                return Width(min(parallel, len(wanted)), n_ctx)
-            return fastest(engine, min(len(wanted), most_that_fit(engine, n_ctx)), n_ctx)
+        def width(engine: Engine) -> Width:
+            return chosen(engine, room, parallel, len(wanted))
+
+        def spread() -> Cluster:
+            from llmrun.batch.cluster import Cluster
+            from llmrun.batch.member import Work, digests
+
+            given = frozenset(each.field for each in options_of(LoadConfig) if each.key in invocation.given(model))
+            work = Work(
+                __version__,
+                model,
+                digests(found),
+                asked_load,
+                given,
+                room,
+                n_prompt,
+                len(wanted),
+                parallel,
+                tuning.tune,
+            )
+            return Cluster(str(cluster), work, on_note=screen.note)
 
         for note in () if quiet else notes:
             screen.note(note)
-        job = Job(opened, found.name, width=found_width)
+        job: Job | Cluster = Job(opened, found.name, width=width) if cluster is None else spread()
         stack.callback(job.close)
         job.tally.n_errors, job.tally.n_answered = sum(done.values()), len(done) - sum(done.values())
         if done and not quiet:
@@ -242,11 +266,12 @@ def _speed(tally: Tally) -> str:
     return rate(tally.tokens_per_s)
 
 
-def _tell(job: Job, read: Sequence[Row], model: str, *, as_json: bool, quiet: bool) -> None:
+def _tell(job: Job | Cluster, read: Sequence[Row], model: str, *, as_json: bool, quiet: bool) -> None:
     """The summary; raises `RowsFailed` where there are errors."""
     from llmrun.units import duration, rate
 
     tally, width = job.tally, job.width
+    members: dict[str, int] = getattr(job, "members", {})
     if as_json:
         screen.out_json(
             {
@@ -259,6 +284,7 @@ def _tell(job: Job, read: Sequence[Row], model: str, *, as_json: bool, quiet: bo
                 "completion_tokens": tally.n_generated,
                 "parallel": width.n_seq if width else None,
                 "parallel_tried": {str(n): rate for n, rate in width.tried.items()} if width else {},
+                "members": members,
                 "seconds": tally.seconds,
                 "tokens_per_s": tally.tokens_per_s,
             }
@@ -268,6 +294,7 @@ def _tell(job: Job, read: Sequence[Row], model: str, *, as_json: bool, quiet: bo
             f"{tally.n_answered} of {len(read)} rows answered · prompts {tally.n_prompt:,} tokens,"
             f" {tally.n_cached:,} of them shared · {tally.n_generated:,} tokens {rate(tally.tokens_per_s)}"
             f" · {duration(tally.seconds)}{f', {width.n_seq} side by side' if width and width.n_seq > 1 else ''}"
+            f"{f', {len(members)} members' if members else ''}"
         )
     if tally.n_errors:
         raise RowsFailed(f"{tally.n_errors} of {len(read)} rows are errors")

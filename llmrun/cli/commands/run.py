@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from llmrun.chat.answer_options import AnswerOptions
@@ -71,7 +72,7 @@ def run(
         child = stack.enter_context(started_early(model))
         from llmrun.cli.answering import prompt
 
-        answers = answer_options(answering, shape)
+        answers = replace(answer_options(answering, shape), weighs=as_json)
         if raw and (continue_ or save):
             raise UsageError("--raw continues a text, which is not a conversation: neither --continue nor --save")
         if copy:
@@ -146,7 +147,7 @@ def run(
         else:
             answer.show(thoughts, quiet=quiet, newline=not no_newline or screen.is_terminal(sys.stdout))
         generation = answer.generation
-        done = report.Run(found, engine, generation, load, sampling, sampler.summary(), tuned)
+        done = report.Run(found, engine, generation, load, sampling, answers, sampler.summary(), tuned)
         if as_json:
             screen.out_json(report.as_document(done))
         elif not quiet:

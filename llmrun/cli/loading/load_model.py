@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from llmrun.cli.loading import fetch
 from llmrun.cli.terminal import progress, screen
-from llmrun.options.load import LoadConfig
+from llmrun.options.load import Draft, LoadConfig
 
 _WORTH_KEEPING = 48 << 20
 """Bytes of weights: prompts of smaller models are computed before a file is read."""
@@ -57,6 +59,8 @@ def loaded(
     from llmrun.engine.engine import ChildEngine
     from llmrun.planning.fit import DoesNotFit
 
+    if load.draft not in get_args(Draft):
+        load = replace(load, draft=os.fspath(found(load.draft, quiet=quiet).path))
     with progress.bar(f"loading {model.name}", shown=not quiet) as bar:
         try:
             return ChildEngine(

@@ -26,6 +26,10 @@ class Constraint:
         self._n_tokens = n_tokens
         self._mask = ctypes.create_string_buffer((n_tokens + 31) // 32 * 4)
 
+    def copy(self) -> Constraint:
+        """Another one that stands where this one does."""
+        return Constraint(self._matcher.deep_copy(), self._n_tokens)
+
     def allows(self, token: int) -> bool:
         return bool(self._matcher.validate_tokens([token]) == 1)
 

@@ -1,17 +1,21 @@
-"""Tokens that are guessed ahead and computed with the next one, where that pays. Pure: no model, no clock.
+"""Tokens that are guessed ahead and computed with the next one, where that pays. Pure: no model.
 
 Decoding reads all weights for one token, and for a few at once it takes little longer. A text that repeats something,
 its prompt for one, is guessed by looking up where its last tokens were seen before (prompt look-up: Saxena 2023;
-llama.cpp's `lookup`). A guess is right if the sampler, asked as always, says the same: nothing changes in what is
-sampled, at any temperature. What is wrong is computed in vain.
+llama.cpp's `lookup`); any text by a smaller model (Leviathan et al. 2023, arXiv:2211.17192). A guess is right if the
+sampler, asked as always, says the same: nothing changes in what is sampled, at any temperature. What is wrong is
+computed in vain.
 
 How many are guessed is decided by measurement alone: what steps of each size take here, and how many guesses were
-right. Guesses count whether they are computed or not, since the text shows it: to learn that they fail costs nothing.
+right. What is looked up counts whether it is computed or not, since the text shows it: to learn that it fails costs
+nothing. A model's guesses take time, so while they don't pay they are tried again more and more seldom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 N_GRAMS = (6, 3, 2)
 """Lengths of the ends of a text that are looked up, the longest first."""
@@ -26,6 +30,10 @@ _DECAY = 0.97
 _FORGOTTEN = 512
 """Steps."""
 _PRIOR_RIGHT, _PRIOR_ALL = 0.5, 1.0
+_TRIED_AGAIN, _LONGEST_PAUSE = 32, 512
+"""Tokens without a model's guess, where they did not pay: twice as many each time."""
+_TRIAL = 2
+"""Tokens that are guessed then."""
 
 
 class Lookup:
@@ -58,12 +66,28 @@ class Lookup:
         return [], 0
 
 
-class Drafts:
+class Drafts(Protocol):
     """Guesses for one answer. Ask `next` before a step; tell `took` and `add` after it.
 
     Attributes:
         n_drafted, n_accepted: tokens that were computed ahead, and those that were right.
     """
+
+    n_drafted: int
+    n_accepted: int
+
+    def next(self, most: int) -> list[int]:
+        """The tokens to compute behind the next one: none where that would not be faster. At most so many."""
+
+    def took(self, n_tokens: int, seconds: float) -> None:
+        """A step of so many tokens, the guesses among them, took so long to compute."""
+
+    def add(self, token: int) -> None:
+        """The text goes on, computed ahead or not."""
+
+
+class LookupDrafts(Drafts):
+    """By what the text repeats."""
 
     def __init__(self, prompt: Sequence[int], costs: StepCosts, most: int = MOST) -> None:
         self._text, self._costs, self._most = Lookup(prompt), costs, most
@@ -73,7 +97,6 @@ class Drafts:
         self.n_drafted = self.n_accepted = 0
 
     def next(self, most: int) -> list[int]:
-        """The tokens to compute behind the next one: none where that would not be faster. At most so many."""
         guess, length = self._text.guess(min(self._most, most))
         if not guess:
             self._open = None
@@ -84,8 +107,10 @@ class Drafts:
         self.n_drafted += n
         return guess[:n]
 
+    def took(self, n_tokens: int, seconds: float) -> None:
+        self._costs.took(n_tokens, seconds)
+
     def add(self, token: int) -> None:
-        """The text goes on, computed ahead or not."""
         self._text.add(token)
         if self._open is None:
             return
@@ -94,6 +119,63 @@ class Drafts:
         self._right[length] = _DECAY * self._right[length] + is_right
         self._all[length] = _DECAY * self._all[length] + 1
         self._open = (guess, length, n + 1) if is_right and n + 1 < len(guess) else None
+
+
+class ModelDrafts(Drafts):
+    """By another model, whose time counts as the step's."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        costs: StepCosts,
+        guess: Callable[[list[int], int], list[int]],
+        *,
+        read: Callable[[list[int]], None] = lambda _: None,
+        most: int = MOST,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`guess` says how a text may go on, by at most so many tokens; `read` has it take in what it does not know of
+        the text yet."""
+        self._tokens, self._costs, self._most = list(prompt), costs, most
+        self._guess, self._read, self._clock = guess, read, clock
+        self._right, self._all = _PRIOR_RIGHT, _PRIOR_ALL
+        self._open: list[int] = []  # of a guess, what can still come true
+        self._guess_s = 0.0  # what guessing took, where it is no part of a step yet
+        self._waited, self._pause = 0, _TRIED_AGAIN
+        self.n_drafted = self.n_accepted = 0
+
+    def next(self, most: int) -> list[int]:
+        self._open = []
+        most = min(self._most, most)
+        n = self._costs.best(self._right / self._all, most)
+        if n:
+            self._pause = _TRIED_AGAIN
+        elif self._waited >= self._pause:
+            n, self._pause = min(_TRIAL, most), min(2 * self._pause, _LONGEST_PAUSE)
+        else:
+            self._waited += 1
+        if n <= 0:
+            return []
+        self._waited = 0
+        self._read(self._tokens)  # a whole prompt, the first time: no step's time
+        begin_s = self._clock()
+        self._open = guess = self._guess(self._tokens, n)
+        self._guess_s += self._clock() - begin_s
+        self.n_drafted += len(guess)
+        return guess
+
+    def took(self, n_tokens: int, seconds: float) -> None:
+        if n_tokens > 1:
+            seconds, self._guess_s = seconds + self._guess_s, 0.0
+        self._costs.took(n_tokens, seconds)
+
+    def add(self, token: int) -> None:
+        self._tokens.append(token)
+        if self._open:
+            is_right = self._open[0] == token
+            self._right = _DECAY * self._right + is_right
+            self._all = _DECAY * self._all + 1
+            self._open = self._open[1:] if is_right else []
 
 
 class StepCosts:

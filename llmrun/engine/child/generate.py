@@ -158,6 +158,14 @@ class GenerationState:
         return token
 
     @property
+    def is_constrained(self) -> bool:
+        """Whether the next token is sampled under a grammar."""
+        thinking = self._thinking
+        if thinking and thinking.forced:
+            return False
+        return thinking.is_constrained if thinking else self._source.has_grammar
+
+    @property
     def n_left(self) -> int:
         """Tokens that may still be made."""
         return self._max_tokens - self.n_tokens if self._max_tokens >= 0 else 1 << 30
@@ -173,8 +181,7 @@ class GenerationState:
             token = thinking.forced.popleft()
             source.accept(token)
             return token
-        is_constrained = thinking.is_constrained if thinking else source.has_grammar
-        return source.sample_constrained(context, index) if is_constrained else source.sample(context, index)
+        return source.sample_constrained(context, index) if self.is_constrained else source.sample(context, index)
 
     def _flush(self) -> None:
         message = self._batch.take(self._clock(), self._thinking.n_tokens if self._thinking else 0)

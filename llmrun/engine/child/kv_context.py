@@ -118,13 +118,17 @@ class KVContext:
         sequences: at least one.
     """
 
-    def __init__(self, llama: Any, model: Any, settings: Settings, make: Callable[[int, int], Any]) -> None:
-        """`make` makes a context of so many tokens for all of so many sequences, or returns None."""
+    def __init__(
+        self, llama: Any, model: Any, settings: Settings, make: Callable[[int, int], Any], *, attends: bool = False
+    ) -> None:
+        """`make` makes a context of so many tokens for all of so many sequences, or returns None. `attends`: there are
+        no recurrent layers in it, whatever the model has."""
         self._llama, self._settings, self._make = llama, settings, make
         self._n_ctx_train: int = llama.llama_model_n_ctx_train(model)
         self._n_swa: int = llama.llama_model_n_swa(model)
         self._n_ctx_most: int | None = settings.n_ctx_most
-        self._has_state = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+        has_state = llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
+        self._has_state = bool(has_state) and not attends
         self.rolls_back = not self._n_swa and not self._has_state
         """Whether what is held of a sequence can be cut anywhere."""
         self.context: Any = None
@@ -217,8 +221,9 @@ class KVContext:
 
     def takes_back(self, n: int) -> bool:
         """Whether the last of `n` tokens of a sequence can be removed for certain: its window has not moved yet."""
-        window = self._n_swa + self._settings.n_ubatch
-        return not self._has_state and (not self._n_swa or n <= window)
+        if self._has_state and self._llama.llama_n_rs_seq(self.context) < max(1, self._settings.n_draft):
+            return False
+        return not self._n_swa or n <= self._n_swa + self._settings.n_ubatch
 
     def n_state_bytes(self, sequence: int) -> int:
         """What `saved` would have."""

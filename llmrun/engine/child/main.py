@@ -41,6 +41,8 @@ from llmrun.options.defaults import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
     from llmrun.engine.child import native
+    from llmrun.engine.child.draft_model import DraftModel
+    from llmrun.engine.child.mtp import Head
     from llmrun.engine.child.raw_bench import RawBench
     from llmrun.engine.child.roofline import Products
     from llmrun.engine.child.slots import Slots
@@ -66,6 +68,10 @@ class Worker:
         self.kv: KVContext
         self.plain: Any = None  # the model once more, its weights as they are in the file
         self.plain_kv: KVContext | None = None
+        self.drafter: DraftModel | None = None
+        self.head: Head | None = None
+        self._drafting: Any = None  # the model that guesses
+        self.of_drafter: list[Buffer] = []
         self.settings: Settings
         self.adapters: dict[Any, list[tuple[Any, float]]] = {}
         self.in_context: dict[Any, list[Buffer]] = {}
@@ -147,11 +153,15 @@ class Worker:
         if self.llama.llama_model_has_encoder(self.model):
             raise RequestFailed("model", "it has an encoder; only decoder models can continue a text here")
         self._adapt(self.model)
+        if settings.mtp:
+            self._open_head(settings)
         self.kv = KVContext(self.llama, self.model, settings, self._make_context)
         if settings.plain_prefill:
             self.plain = self._opened(message.path, self.params.model_params(_as_in_the_file(settings)))
             self._adapt(self.plain)
             self.plain_kv = KVContext(self.llama, self.plain, settings, partial(self._make_context, model=self.plain))
+        if settings.draft is not None:
+            self._load_drafter(settings)
         description = ctypes.create_string_buffer(256)
         self.llama.llama_model_desc(self.model, description, len(description))
         self.send(
@@ -175,16 +185,39 @@ class Worker:
         self.slots = None
         self._close_contexts()
         self.adapters.clear()  # llama.cpp frees them with the model
-        for model in (self.model, self.plain):
+        for model in (self.model, self.plain, self._drafting):
             if model is not None:
                 self.llama.llama_model_free(model)
-        self.model = self.plain = self.plain_kv = None
+        self.model = self.plain = self.plain_kv = self.drafter = self._drafting = self.head = None
 
     def _opened(self, path: str, params: Any) -> Any:
         model = self.llama.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             self.fail_from_log("model", "llama.cpp can't load it")
         return model
+
+    def _open_head(self, settings: Settings) -> None:
+        from llmrun.engine.child.mtp import Head
+
+        make = partial(self._make_context, is_head=True)
+        its = codec.replace(settings, n_ctx=None, n_ctx_most=None)
+        self.head = Head(self.model, KVContext(self.llama, self.model, its, make, attends=True), settings.n_draft)
+
+    def _load_drafter(self, settings: Settings) -> None:
+        """The model that guesses what this one says."""
+        from llmrun.engine.child import draft_model
+
+        assert settings.draft is not None
+        its = draft_model.settings_of(settings)
+        n_before = len(self.log.buffers)
+        self._drafting = model = self._opened(settings.draft.path, self.params.model_params(its))
+        self.of_drafter = [self.log.buffers.pop() for _ in self.log.buffers[n_before:]]
+        vocab = self.native.Vocab(model)
+        draft_model.check_vocabulary(self.vocab, vocab)
+        kv = KVContext(self.llama, model, its, partial(self._make_context, settings=its, model=model))
+        if not kv.rolls_back:
+            raise RequestFailed("usage", "a draft model can't have recurrent layers or windows", field="draft")
+        self.drafter = draft_model.DraftModel(self.llama, kv, vocab.n_tokens, self.vocab.n_tokens, its.n_batch)
 
     def _adapt(self, model: Any) -> None:
         """Load the adapters for it."""
@@ -195,9 +228,11 @@ class Worker:
             self.adapters.setdefault(model, []).append((adapter, scale))
 
     def _close_contexts(self) -> None:
-        for kv in (self.kv, self.plain_kv):
+        for kv in (self.kv, self.plain_kv, self.drafter.kv if self.drafter else None):
             if kv is not None:
                 kv.close()
+        if self.head is not None:
+            self.head.close()
         self.in_context.clear()
 
     def fail_from_log(self, kind: FailureKind, what: str, *, n_ctx: int | None = None) -> NoReturn:
@@ -209,14 +244,31 @@ class Worker:
         raise RequestFailed(kind, f"{what}: {reason}", {} if n_ctx is None else {"n_ctx": n_ctx})
 
     def buffers(self) -> list[Buffer]:
-        """What llama.cpp holds."""
-        return [*self.log.buffers, *(buffer for taken in self.in_context.values() for buffer in taken)]
+        """What llama.cpp holds; what a model that guesses takes, in one piece."""
+        held, guessing = [*self.log.buffers], [*self.of_drafter]
+        for of, taken in self.in_context.items():
+            (guessing if of in (self._drafting, "head") else held).extend(taken)
+        if guessing:
+            held.append(Buffer("CPU", "compute", sum(buffer.n_bytes for buffer in guessing)))
+        return held
 
-    def _make_context(self, n_ctx: int, n_seq: int = 1, settings: Settings | None = None, *, model: Any = None) -> Any:
+    def _make_context(
+        self,
+        n_ctx: int,
+        n_seq: int = 1,
+        settings: Settings | None = None,
+        *,
+        model: Any = None,
+        is_head: bool = False,
+    ) -> Any:
         """A context of a loaded model with its adapters, or None with the reason in the log."""
         model = model or self.model
-        context = self._new_context(model, settings or self.settings, n_ctx, n_seq)
-        self.in_context[model] = [buffer for buffer in self.log.buffers if buffer.kind not in _OF_A_MODEL]
+        context = self._new_context(model, settings or self.settings, n_ctx, n_seq, is_head=is_head)
+        if context is not None and self.head is not None and not is_head and model is not self._drafting:
+            self.head.watch(context)
+        self.in_context["head" if is_head else model] = [
+            buffer for buffer in self.log.buffers if buffer.kind not in _OF_A_MODEL
+        ]
         self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in _OF_A_MODEL]
         if context is not None and (adapters := self.adapters.get(model)):
             n, pointer = len(adapters), self.llama.llama_adapter_lora_p_ctypes
@@ -225,11 +277,13 @@ class Worker:
             self.llama.llama_set_adapters_lora(context, handles, n, scales)
         return context
 
-    def _new_context(self, model: Any, settings: Settings, n_ctx: int, n_seq: int = 1) -> Any:
-        """A context, or None with the reason in the log."""
+    def _new_context(self, model: Any, settings: Settings, n_ctx: int, n_seq: int = 1, *, is_head: bool = False) -> Any:
+        """A context, or None with the reason in the log. `is_head`: for the layer behind the last."""
         params = self.params.context_params(settings, n_ctx, self._n_outputs(settings, n_ctx), n_seq)
         params.abort_callback = self.cancelled.callback
         params.abort_callback_data = self.cancelled.data
+        if is_head:
+            params.ctx_type, params.n_rs_seq = self.llama.LLAMA_CONTEXT_TYPE_MTP, 0
         self.log.lines.clear()
         return self.llama.llama_init_from_model(model, params) or None
 

@@ -36,6 +36,7 @@ def model_params(settings: Settings) -> Any:
     params.load_mode = _LOAD_MODES[settings.load_mode]
     params.main_gpu = settings.main_gpu
     params.use_extra_bufts = settings.repack
+    params.load_mtp = settings.mtp
     # Always set, if only to an empty list: left to itself llama.cpp takes all devices that it finds.
     devices = (ctypes.c_void_p * (len(settings.devices) + 1))(*[_handle(name) for name in settings.devices], None)
     params.devices = ctypes.cast(devices, ctypes.c_void_p)
@@ -87,6 +88,7 @@ def context_params(settings: Settings, n_ctx: int, n_outputs: int = 1, n_seq: in
     # To generate, only the last token's logits are asked for; room for a whole batch of them would be hundreds of MB.
     params.n_outputs_max = max(n_outputs, n_seq)
     params.n_seq_max = n_seq
+    params.n_rs_seq = settings.n_draft if settings.mtp else 0  # states that guesses may be taken back to
     params.n_threads, params.n_threads_batch = settings.n_threads, settings.n_threads_batch
     params.flash_attn_type = _FLASH_ATTN[settings.flash_attn]
     params.type_k, params.type_v = _TYPE_IDS[settings.type_k], _TYPE_IDS[settings.type_v]

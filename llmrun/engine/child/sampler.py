@@ -98,6 +98,10 @@ class Sampler:
             constraint.accept(token)
         return token
 
+    def logits(self, context: Any, index: int) -> Any:
+        """Of all tokens: an array that holds until the next computation. Only a sampler with a grammar can tell."""
+        return self._candidates.logits(context, index)
+
     def argmax(self, context: Any, index: int) -> int:
         """The likeliest token, without the grammar. It is not accepted. Only a sampler with a grammar can tell."""
         return self._candidates.argmax(context, index)
@@ -114,14 +118,14 @@ class Candidates:
         self._all_ids = np.arange(n_vocab, dtype=np.int32)
         self._array = llama.llama_token_data_array()
 
-    def _logits(self, context: Any, index: int) -> Any:
+    def logits(self, context: Any, index: int) -> Any:
         address = ctypes.cast(llama.llama_get_logits_ith(context, index), ctypes.c_void_p).value
         assert address
         return self._np.frombuffer(memoryview((ctypes.c_float * self._n).from_address(address)), self._np.float32)
 
     def sample(self, chain: Any, context: Any, index: int, ids: Any = None) -> int:
         """The chain's choice among the tokens `ids`, None: all. The array is filled anew: samplers sort and cut it."""
-        logits = self._logits(context, index)
+        logits = self.logits(context, index)
         n = self._n if ids is None else len(ids)
         self._data["id"][:n] = self._all_ids if ids is None else ids
         self._data["logit"][:n] = logits if ids is None else logits[ids]
@@ -135,7 +139,7 @@ class Candidates:
 
         The n-th of the largest logits of blocks is at most the n-th of all: whatever is smaller is not among them.
         """
-        logits, np = self._logits(context, index), self._np
+        logits, np = self.logits(context, index), self._np
         if n == 1:
             return int(logits.argmax())
         whole = self._n // _BLOCK * _BLOCK
@@ -144,4 +148,4 @@ class Candidates:
         return self.sample(chain, context, index, ids) if n <= len(ids) <= _BLOCK * n else None
 
     def argmax(self, context: Any, index: int) -> int:
-        return int(self._logits(context, index).argmax())
+        return int(self.logits(context, index).argmax())

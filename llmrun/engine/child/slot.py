@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from llmrun.engine import protocol
 from llmrun.engine.child.inbox import Request
-from llmrun.engine.child.kv_context import KVSequence
+from llmrun.engine.child.kv_context import KVSequence, Snapshot
 
 if TYPE_CHECKING:
     from llmrun.engine.child import sampler
+    from llmrun.engine.child.choice_weights import ChoiceWeights
     from llmrun.engine.child.constraint import Making
     from llmrun.engine.child.draft import Drafts
     from llmrun.engine.child.generate import GenerationState
@@ -34,6 +35,8 @@ class Slot:
         token: the last one, which is not computed yet; None while there is none.
         cuts: numbers of its tokens at which others wait for what is computed.
         last_alone: the last token of the prompt is computed by itself.
+        weights: of its choices; `n_before`: tokens before the first one's, and `before`, what the sequence held then,
+            where it can't be cut.
         waits_for: the slot whose prompt begins as this one does, and with how many tokens.
     """
 
@@ -52,10 +55,18 @@ class Slot:
         self.making: Making | None = None
         self.notes: list[str] = []
         self.drafts: Drafts | None = None
+        self.weights: ChoiceWeights | None = None
+        self.n_before = 0
+        self.before: Snapshot | None = None
 
     @property
     def is_bulk(self) -> bool:
         return self.message.options.bulk
+
+    @property
+    def is_to_be_weighed(self) -> bool:
+        """The answer is there, and its choices are not all looked into."""
+        return self.token is None and not self.n_left and self.weights is not None
 
     @property
     def n_left(self) -> int:

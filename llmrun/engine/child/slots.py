@@ -21,7 +21,7 @@ from llmrun.engine.child import sampler
 from llmrun.engine.child.batch import Batch
 from llmrun.engine.child.beginnings import Beginnings
 from llmrun.engine.child.constraint import Constraint, ConstraintMaker, Making
-from llmrun.engine.child.draft import Drafts, StepCosts
+from llmrun.engine.child.draft import Drafts, LookupDrafts, ModelDrafts, StepCosts
 from llmrun.engine.child.generate import BULK_S, COALESCE_S, GenerationState
 from llmrun.engine.child.inbox import Request
 from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence
@@ -33,6 +33,7 @@ from llmrun.engine.protocol import RequestFailed, StopReason
 from llmrun.options.defaults import COMFORTABLE_CTX
 
 if TYPE_CHECKING:
+    from llmrun.engine.child.choice_weights import ChoiceWeights
     from llmrun.engine.child.main import Worker
 
 clock = time.perf_counter
@@ -133,6 +134,8 @@ class Slots:
                 self._admit(more)
                 more = inbox.take(protocol.Generate) if len(self._live) < n_most else None
             self._end_cancelled()
+            for slot in [slot for slot in self._live if slot.is_to_be_weighed]:
+                self._weigh(slot)
             for slot in self._live:
                 if slot.waits_for is not None and self._beginnings.is_ready(slot, self._live):
                     self._begin(slot)
@@ -166,7 +169,7 @@ class Slots:
             self._vocab, sampling, n_ctx, has_grammar=making is not None, candidates=self._candidates
         )
         if message.drafts and self._host.settings.n_draft:
-            slot.drafts = Drafts(tokens, self._costs, self._host.settings.n_draft)
+            slot.drafts = self._drafts(tokens)
         asked = {name: sampling[name] for name in ("max_tokens", "stop", "ignore_eos")}
         wait_s = BULK_S if slot.is_bulk else COALESCE_S
         send = partial(self._host.outbox.send, slot.number)
@@ -180,9 +183,19 @@ class Slots:
             self._begin(slot)
         return slot
 
+    def _drafts(self, prompt: list[int]) -> Drafts:
+        most, model = self._host.settings.n_draft, self._host.drafter
+        if (head := self._host.head) is not None:
+            return ModelDrafts(prompt, self._costs, head.guess, most=head.most)
+        if model is None:
+            return LookupDrafts(prompt, self._costs, most)
+        return ModelDrafts(prompt, self._costs, model.guess, read=model.read, most=most)
+
     def _begin(self, slot: Slot) -> None:
         """Its sequence holds what is known of the prompt: the rest is computed from now on."""
         slot.n_done = slot.n_cached = len(slot.sequence.tokens)
+        if self._host.head is not None:
+            self._host.head.begin(slot.sequence.tokens)
         slot.begin_s = clock()
         started = protocol.Started(
             n_prompt=len(slot.prompt),
@@ -206,7 +219,10 @@ class Slots:
         slot.sequence.pending = [] if pending is None or not slot.sequence.tokens else [pending]
         changes, drafts = self.threads.changes if len(self._live) == 1 else [], slot.drafts
         guessed = (drafts.n_drafted, drafts.n_accepted) if drafts else (0, 0)
-        self._host.outbox.send(slot.number, self._host.done(reason, changes, *guessed))
+        done = self._host.done(reason, changes, *guessed)
+        if slot.weights is not None and reason != "cancelled" and not slot.weights.is_new:
+            done.choices = slot.weights.probabilities()
+        self._host.outbox.send(slot.number, done)
         self._forget(slot)
 
     def _fail(self, slot: Slot, error: RequestFailed | MemoryError) -> None:
@@ -424,7 +440,10 @@ class Slots:
         source, thinking, options = slot.source, slot.thinking, slot.message.options
         try:
             if slot.making is not None:
-                source.constrain(self._constraint(slot.making))
+                constraint = self._constraint(slot.making)
+                source.constrain(constraint)
+                if options.choices:
+                    slot.weights = self._weights(options.choices, constraint.copy())
                 if thinking is not None:
                     answer_begun = not options.thinks or bool(options.assistant_prefix)
                     argmax = partial(source.argmax, self._kv.context, index)
@@ -483,6 +502,8 @@ class Slots:
             self._n_apart += apart
             if n_all != len(self._live) or n_all > len(slots) or self._n_apart == _PATIENCE:
                 break
+            if any(slot.is_to_be_weighed for slot in slots):
+                break
             if may_come and inbox.has(protocol.Generate):
                 break
             for index, slot in enumerate(slots):
@@ -493,7 +514,9 @@ class Slots:
 
     def _sample(self, slot: Slot, index: int) -> int | None:
         """Sample the next token of an answer, which is then to be computed; None: it has ended."""
-        state = slot.state
+        state, weights = slot.state, slot.weights
+        if weights is not None and weights.is_new and state.is_constrained:
+            self._look_at_choices(slot, weights, index)
         try:
             token = state.step(self._kv.context, index)
         except sampler.DeadEnd:
@@ -503,15 +526,53 @@ class Slots:
         if token is not None and slot.drafts is not None:
             slot.drafts.add(token)
         if state.stop_reason is not None:
-            self._end(slot, state.stop_reason, pending=token)
-            return None
+            if weights is None or weights.is_new or weights.next() is None:
+                self._end(slot, state.stop_reason, pending=token)
+            return None  # others of the batch are sampled first: what is computed for the choices overwrites logits
         slot.token = token
         return token
 
+    # -- choices ---
+
+    def _weights(self, choices: list[str], constraint: Constraint) -> ChoiceWeights:
+        from llmrun.engine.child.choice_weights import ChoiceWeights
+
+        return ChoiceWeights(choices, constraint, self._vocab.piece, self._vocab.is_end)
+
+    def _look_at_choices(self, slot: Slot, weights: ChoiceWeights, index: int) -> None:
+        """The first token of the answer is about to be sampled."""
+        first = weights.next()
+        assert first is not None
+        weights.look(first, slot.source.logits(self._kv.context, index))
+        slot.n_before = len(slot.sequence.tokens)
+        if weights.next() is not None and not self._kv.rolls_back:
+            slot.before = slot.sequence.snapshot()
+
+    def _weigh(self, slot: Slot) -> None:
+        """Compute what its choices have in common, and end it."""
+        weights, sequence, reason = slot.weights, slot.sequence, slot.state.stop_reason
+        assert weights is not None and reason is not None
+        while (node := weights.next()) is not None and not self._host.inbox.cancelled:
+            if slot.before is not None:
+                sequence.restore(slot.before)
+            else:
+                sequence.roll_back(slot.n_before)
+            if len(sequence.tokens) != slot.n_before or len(sequence.tokens) + len(node.tokens) > self._kv.n_ctx:
+                break
+            try:
+                if self._compute_prompt([(sequence, node.tokens)], self._kv) is not None:
+                    break
+            except RequestFailed as error:
+                self._fail(slot, error)
+                return
+            weights.look(node, slot.source.logits(self._kv.context, -1))
+        self._end(slot, reason)
+
     def _decode_ahead(self, slot: Slot, drafts: Drafts) -> None:
         """As `_decode`, of the only answer: with every token some that are guessed to follow it, where that pays."""
-        kv, inbox, threads, batch, costs = self._kv, self._host.inbox, self.threads, self._batch, self._costs
+        kv, inbox, threads, batch = self._kv, self._host.inbox, self.threads, self._batch
         sequence, may_come, most = slot.sequence, len(kv.sequences) > 1, self._host.settings.n_draft
+        head = self._host.head
         while not inbox.cancelled:
             n_past = len(sequence.tokens)
             if n_past >= kv.n_ctx and not self._has_room([slot]):
@@ -525,13 +586,16 @@ class Slots:
                 threads.before(n_past, slot.state.n_tokens, repeatable=slot.message.repeatable)
             begin_s = clock()
             status = self._llama.llama_decode(kv.context, batch.raw)
+            if head is not None and not status:
+                self._llama.llama_synchronize(kv.context)
+                head.computed(kv.context, [slot.token, *guess], n_past)
             step_s = clock() - begin_s
             if status:
                 self._broken_off([slot], status)
                 return
             if not guess:
                 threads.after(step_s)
-            costs.took(1 + len(guess), step_s)
+            drafts.took(1 + len(guess), step_s)
             sequence.tokens.append(slot.token)
             for index in range(1 + len(guess)):
                 slot.token = None
@@ -542,6 +606,8 @@ class Slots:
                 drafts.n_accepted += 1
             if guess:
                 kv.remove(sequence.id, len(sequence.tokens))
+                if head is not None:
+                    head.accept(len(sequence.tokens) - n_past)
             if token is None or (may_come and inbox.has(protocol.Generate)):
                 return
 
@@ -590,6 +656,9 @@ class Slots:
         for sequence, tokens in parts:
             sequence.tokens += tokens
         self._llama.llama_synchronize(of.context)  # devices compute behind our back; the time is theirs
+        if self._host.head is not None and len(parts) == 1:
+            ((sequence, tokens),) = parts
+            self._host.head.computed(of.context, tokens, len(sequence.tokens) - len(tokens))
         return None
 
     def _reason_of(self, status: int) -> StopReason:
@@ -599,8 +668,11 @@ class Slots:
         return "context" if status == 1 else "cancelled"
 
     def _set_threads(self, n: int) -> None:
+        n_batch = self._host.settings.n_threads_batch
         if self._kv.context is not None:
-            self._llama.llama_set_n_threads(self._kv.context, n, self._host.settings.n_threads_batch)
+            self._llama.llama_set_n_threads(self._kv.context, n, n_batch)
+        if self._host.drafter is not None:
+            self._host.drafter.set_threads(n, n_batch)
 
 
 def _not_handed_over(n_tokens: int) -> RequestFailed:

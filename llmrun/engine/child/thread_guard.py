@@ -81,14 +81,23 @@ class ThreadGuard:
             self._recent.clear()
             self.n_threads = self._rungs[1]
 
-    def after(self, step_s: float, n_preempted: int = 0, has_idle_core: Callable[[], bool] = lambda: True) -> int:
-        """Threads for the next step, after one that took so long, and in which threads lost their core so often.
+    def after(
+        self,
+        step_s: float,
+        n_preempted: int = 0,
+        has_idle_core: Callable[[], bool] = lambda: True,
+        *,
+        n_steps: int = 1,
+    ) -> int:
+        """Threads for the next step, after `n_steps` that took so long each, and in which threads lost their core so
+        often.
 
         `has_idle_core` is asked before more threads are tried.
         """
         if self._from is not None:
             self._judge(step_s)
         else:
+            self._since_s += n_steps * step_s
             self._watch(step_s, n_preempted, has_idle_core)
         self.n_threads = self._rungs[self._rung]
         return self.n_threads
@@ -96,7 +105,6 @@ class ThreadGuard:
     def _watch(self, step_s: float, n_preempted: int, has_idle_core: Callable[[], bool]) -> None:
         recent = self._recent
         recent.append((step_s, n_preempted))
-        self._since_s += step_s
         times = [each for each, _ in recent]
         # Half of the steps may be disturbed before the usual is: it is what the faster ones take.
         if self._rung == 0 and len(recent) == _WINDOW:
@@ -169,6 +177,8 @@ class ThreadGuard:
         self._recent.clear()
 
 
+_TOGETHER_S = 0.002
+"""Steps are told to the guard when they have taken so long: asking for each is a twentieth of a small model's step."""
 _IDLE = 0.6
 """Of a core: so much of it must have been idle for it to be free."""
 SPLIT_TOKENS = 512
@@ -200,6 +210,7 @@ class GuardedThreads:
         self._is_free = False
         self._preemptions, self._n_before = preemptions, 0
         self._has_idle_core = has_idle_core
+        self._n_untold, self._untold_s = 0, 0.0  # steps that the guard does not know of yet
         self.changes: list[tuple[int, int]] = []
 
     def before_prefill(self) -> None:
@@ -208,6 +219,7 @@ class GuardedThreads:
     def begin(self, prefill_s: float = 0.0) -> None:
         """Another answer, behind a prompt that took so long since `before_prefill`."""
         self.changes = []
+        self._n_untold, self._untold_s = 0, 0.0
         if self._guard and is_surely_disturbed(prefill_s, self._preemptions() - self._n_before):
             self._guard.begin_with_fewer()
 
@@ -233,9 +245,14 @@ class GuardedThreads:
 
     def after(self, step_s: float) -> None:
         """The step took so long."""
-        if self._guard and self._is_free:
+        if not self._guard or not self._is_free:
+            return
+        self._n_untold, self._untold_s = self._n_untold + 1, self._untold_s + step_s
+        if self._untold_s >= _TOGETHER_S:
             before, self._n_before = self._n_before, self._preemptions()
-            self._guard.after(step_s, self._n_before - before, self._has_idle_core)
+            n_steps, mean_s = self._n_untold, self._untold_s / self._n_untold
+            self._n_untold, self._untold_s = 0, 0.0
+            self._guard.after(mean_s, self._n_before - before, self._has_idle_core, n_steps=n_steps)
 
     def end(self) -> None:
         """All of them again, as the next answer begins."""
