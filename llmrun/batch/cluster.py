@@ -26,6 +26,7 @@ from llmrun.batch.member import Answered, Work
 from llmrun.batch.rows import Row
 from llmrun.batch.width import Width
 from llmrun.errors import EngineCrashed, NetworkError, UsageError
+from llmrun.units import duration
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -114,7 +115,7 @@ class Cluster:
                 seen_s = self._clock()
             elif self._clock() - seen_s > self._members_s:
                 raise NetworkError(
-                    f"no member of the cluster is there since {self._members_s:.0f} s",
+                    f"no member of the cluster is there since {duration(self._members_s)}",
                     hint="docs/cluster.md says how to begin",
                 )
             self._send(members, waiting)

@@ -356,6 +356,7 @@ class TimeAttention(Message):
         flash: in one operation; else by two products and a softmax, with the values turned, which only F16 allows.
         kind: ggml type of keys and values.
         head_size: elements of a head.
+        value_size: so many of the first elements of a key are its value (latent attention); 0: values are of their own.
         n_head, n_head_kv: of queries, and of keys and values.
         n_bytes: of keys and values together that take turns, where there is one token: as in a model, in no cache.
         n_depths, n_tokens, n_threads: each depth with each number of tokens with each number of threads.
@@ -373,6 +374,7 @@ class TimeAttention(Message):
     n_threads: list[int]
     seconds: float
     flash: bool = True
+    value_size: int = 0
 
 
 class TimeTransfers(Message):

@@ -85,6 +85,7 @@ class AttentionTime:
         n_depth: tokens that they are of.
         n_tokens: that were computed at once.
         seconds: of one layer, the lower quartile of some.
+        value_size: values are the first elements of keys, so many (latent attention); 0: they are of their own.
         flash: in one operation; else by two products and a softmax.
     """
 
@@ -98,12 +99,13 @@ class AttentionTime:
     n_threads: _Count | None
     seconds: _Figure
     flash: bool = True
+    value_size: int = 0
 
     @property
     def n_bytes(self) -> int:
         """Of keys and values."""
-        kind = _TYPES[self.kind]
-        return 2 * self.n_head_kv * self.n_depth * self.head_size // kind.block_size * kind.type_size
+        kind, kinds = _TYPES[self.kind], 1 if self.value_size else 2
+        return kinds * self.n_head_kv * self.n_depth * self.head_size // kind.block_size * kind.type_size
 
     @property
     def flops_per_s(self) -> float:

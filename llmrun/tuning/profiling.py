@@ -62,6 +62,8 @@ class Extent:
         n_columns: tokens at once.
         n_experts, n_used: as models have them; one column, and the most of `n_columns`.
         kv_kinds, head_sizes, n_depths: of flash attention, with one token and with `n_tokens`; without flash F16.
+        latent: of latent attention, elements of the row that is kept of a token, how many of them are values, and
+            heads: as all DeepSeek models since V2 have them.
         overheads: tokens at once, the width of the models for it and how many layers the two of them have. For one
             token they are wide and thin: next to no products, whose noise would drown the rest. What many tokens take
             beside products grows with all that a layer has.
@@ -89,6 +91,7 @@ class Extent:
     head_sizes: Sequence[int] = (64, 128)
     n_depths: Sequence[int] = (256, 1024, 4096)
     n_tokens: int = 512
+    latent: tuple[int, int, tuple[int, int]] = (576, 512, (16, 1))
     overheads: Sequence[tuple[int, int, tuple[int, int]]] = (
         *((1, 1024, (8, 40)), (1, 2048, (8, 40))),
         (256, 1024, (2, 6)),
@@ -225,10 +228,14 @@ class _Measuring:
                     for size in extent.head_sizes:
                         with self.timed("attention"):
                             self.attended(device, kind, size, heads, n_depths, n_tokens, flash=flash)
+        for n_depths, n_tokens in ((extent.n_depths, 1), (extent.n_depths[:1], extent.n_tokens)):
+            with self.timed("attention", "latent"):
+                size, of_values, heads = extent.latent
+                self.attended(device, "F16", size, heads, n_depths, n_tokens, flash=True, value_size=of_values)
 
     def attended(
         self, device: Device, kind: str, size: int, heads: tuple[int, int], n_depths: Sequence[int], n_tokens: int, *,
-        flash: bool,
+        flash: bool, value_size: int = 0,
     ) -> None:  # fmt: skip
         n_threads, extent = _threads_of(device), self.extent
         asked = TimeAttention(
@@ -243,10 +250,11 @@ class _Measuring:
             n_threads=[n or 1 for n in n_threads],
             seconds=extent.seconds,
             flash=flash,
+            value_size=value_size,
         )
         places = [(n_depth, n) for n_depth in n_depths for n in n_threads]
         made = [
-            AttentionTime(device.name, kind, size, *heads, n_depth, n_tokens, n, seconds, flash)
+            AttentionTime(device.name, kind, size, *heads, n_depth, n_tokens, n, seconds, flash, value_size)
             for (n_depth, n), seconds in zip(places, self.prober.seconds_of(asked), strict=False)
         ]
         self.made = replace(self.made, attention=(*self.made.attention, *made))

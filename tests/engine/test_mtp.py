@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def make_it_repeat(path: Path) -> None:
     """Have the head say what the model has just said: its layer adds nothing to the hidden state, which it takes."""
     header, last, d = open_header(path), SHAPE.n_layer, SHAPE.n_embd
     norm = read(path, "output_norm.weight")
-    wanted = {
+    wanted: dict[str, Any] = {
         "attn_output.weight": 0.0,
         "ffn_down.weight": 0.0,
         "nextn.eh_proj.weight": np.hstack([np.zeros((d, d)), np.eye(d)]),

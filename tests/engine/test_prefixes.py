@@ -154,7 +154,25 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize("name", ["llama-1.2b", "gemma3-1b", "mamba2-2.7b", "lfm2-1.2b", "deepseek-v2-lite"])
+IN_FULL = ["llama-1.2b", "gemma3-1b", "mamba2-2.7b", "lfm2-1.2b", "deepseek-v2-lite"]
+
+
+@pytest.mark.parametrize("name", sorted(synth.SHAPES.keys() - {*IN_FULL}))
+def test_every_shape(tmp_path: Path, home: Path, name: str) -> None:
+    """What is read is as good as computed."""
+    path = tmp_path / "model.gguf"
+    synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=4096), "F32")
+    found = []
+    for keeps in (None, "m", "m"):
+        with ChildEngine(path, open_header(path), EXACT, limits=KEEPS, keeps_prefixes=keeps) as engine:
+            generation = engine.generate(text(200), GREEDY)
+            found.append("".join(generation))
+            engine.flush()
+    (entry,) = prefixes.entries()
+    assert found[1:] == found[:1] * 2 and generation.timing.n_cached == entry.n_tokens > 150
+
+
+@pytest.mark.parametrize("name", IN_FULL)
 def test_the_next_process_has_it(tmp_path: Path, home: Path, name: str) -> None:
     """Attention, windows, states: as good as computed; a longer prompt and the same again take it from the disk."""
     path = tmp_path / "model.gguf"

@@ -158,16 +158,16 @@ def test_peaks_are_each_for_itself() -> None:
 
 
 def test_the_interval_follows_the_cost() -> None:
-    """2 ms of CPU per sample are 0.8 % of 0.25 s: the next waits 0.4 s. Cheap again, it is 0.25 s again."""
+    """2 ms of CPU per sample are 0.4 % of 0.5 s: the next waits a second. Cheap again, it is 0.5 s again."""
     cost = Clock(per_look=0.002)
     watched = sampler(Scripted(), cost_clock=cost)
     for _ in range(3):
         watched.sample()
-        assert watched.interval_s == pytest.approx(0.4)
+        assert watched.interval_s == pytest.approx(1.0)
     assert watched.summary().cost_s == pytest.approx(0.006)
     cost.per_look = 0.00004
     watched.sample()
-    assert watched.interval_s == 0.25
+    assert watched.interval_s == 0.5
     cost.per_look = 1.0
     watched.sample()
     assert watched.interval_s == MAX_INTERVAL_S

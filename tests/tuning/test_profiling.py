@@ -65,9 +65,13 @@ def test_a_small_profile(prober: Prober) -> None:
     assert plain == [(kind, n, t) for kind in SMALL.kinds for n in (1, 8) for t in n_threads]
     experts = [e for e in made.products if e.n_experts and not e.repack]
     assert {(e.n_experts, e.n_used, e.n_weights) for e in experts} == {(8, 2, 256 * 256)}
-    attended = [(e.n_depth, e.n_tokens, e.n_head, e.flash) for e in made.attention if e.n_threads == 1]
+    of_their_own = [e for e in made.attention if e.n_threads == 1 and not e.value_size]
+    attended = [(e.n_depth, e.n_tokens, e.n_head, e.flash) for e in of_their_own]
     ways = ((64, 1, 16), (64, 1, 32), (256, 1, 16), (256, 1, 32), (64, 16, 16))
     assert sorted(attended) == sorted((*way, flash) for way in ways for flash in (False, True))
+    latent = [(e.n_depth, e.n_tokens, e.head_size, e.n_bytes) for e in made.attention if e.value_size]
+    asked = ((64, 1), (256, 1), (64, 16))
+    assert latent == [(depth, n, 576, depth * 576 * 2) for depth, n in asked for _ in n_threads]
     assert [(e.n_tokens, e.n_threads, e.n_embd) for e in made.overheads] == [(1, n, 64) for n in n_threads]
     assert all(e.layer_s >= 0 and e.token_s >= 0 for e in made.overheads)
     states = [(e.kind, e.n_tokens, e.n_threads) for e in made.states]

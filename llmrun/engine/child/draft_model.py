@@ -65,8 +65,8 @@ class DraftModel:
             self._compute(tokens[len(self._sequence.tokens) : -1])
 
     def guess(self, tokens: Sequence[int], most: int) -> list[int]:
-        """How a text goes on most likely, by at most so many tokens; fewer where the model is in doubt, none where there
-        is no room."""
+        """How a text goes on most likely, by at most so many tokens; fewer where the model is in doubt, none where
+        there is no room."""
         found: list[int] = []
         if not self._has_room(len(tokens) + most):
             return found

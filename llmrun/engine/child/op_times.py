@@ -206,16 +206,19 @@ def _attending(
 
     def pair() -> tuple[int, int]:
         keys = tensors.new(context, type_id, size, asked.n_head_kv, n_depth)
+        if asked.value_size:
+            return keys, tensors.beginnings(context, keys, asked.value_size, asked.n_head_kv, n_depth)
         turned = (n_depth, size, asked.n_head_kv)
         return keys, tensors.new(context, type_id, *((size, asked.n_head_kv, n_depth) if asked.flash else turned))
 
     pairs = [pair()]
-    n_sets = math.ceil(asked.n_bytes / (2 * tensors.size_of(pairs[0][0]))) if n_tokens == 1 else 1
+    n_sets = math.ceil(asked.n_bytes / (tensors.size_of(pairs[0][0]) * (1 if asked.value_size else 2)))
+    n_sets = n_sets if n_tokens == 1 else 1
     pairs += [pair() for _ in range(min(_MOST_SETS, n_sets) - 1)]
     query = tensors.new(context, F32, size, asked.n_head, n_tokens)
     mask = tensors.new(context, F16, n_depth, n_tokens)
     inputs.buffer(context, device.usual)
-    for tensor in (each for pair in pairs for each in pair):
+    for tensor in (each for pair in pairs for each in (pair[:1] if asked.value_size else pair)):
         tensors.fill(tensor, type_id)
     tensors.fill(query, F32)
     tensors.set_bytes(mask, bytes(2 * n_depth * n_tokens))  # every token sees all of them

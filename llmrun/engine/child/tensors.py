@@ -99,6 +99,13 @@ def is_supported(device: ctypes.c_void_p, result: int) -> bool:
     return bool(base("ggml_backend_dev_supports_op", ctypes.c_bool, _pointer, _pointer)(device, result))
 
 
+def beginnings(context: int, tensor: int, n: int, *of: int) -> int:
+    """The first `n` elements of each row of a tensor with two dimensions of rows, as a view."""
+    row = size_of(tensor) // math.prod(of)
+    view = base("ggml_view_3d", _pointer, *[_pointer] * 2, *[ctypes.c_int64] * 3, *[ctypes.c_size_t] * 3)
+    return int(view(context, tensor, n, *of, row, row * of[0], 0))
+
+
 def size_of(tensor: int) -> int:
     """In bytes."""
     return int(base("ggml_nbytes", ctypes.c_size_t, _pointer)(tensor))
