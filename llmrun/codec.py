@@ -29,6 +29,7 @@ Raw = msgspec.Raw
 
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _NAMES = {
     "int": "a whole number",
@@ -56,6 +57,9 @@ class Malformed(ValueError):
         if missing := _MISSING.fullmatch(self.problem):
             self.place = f"{self.place}.{missing[1]}".lstrip(".")
             self.problem = "is missing"
+        elif unknown := _UNKNOWN.fullmatch(self.problem):
+            self.place = f"{self.place}.{unknown[1]}".lstrip(".")
+            self.problem = "is a field that is not known here"
         elif wrong := _EXPECTED.fullmatch(self.problem):
             self.problem = f"must be {_in_words(wrong[1])}, not {_in_words(wrong[2])}"
         elif self.problem.startswith("Invalid enum value "):

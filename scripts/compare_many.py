@@ -132,7 +132,7 @@ def shared(model: Path, args: argparse.Namespace) -> str:
     for text in texts[:n_alone]:
         begin = time.perf_counter()
         command = [sys.executable, "-m", "llmrun", "run", str(model), text, "--raw", "--temp", "0", "-n", "64",
-                   "--ignore-eos", "-q", "--repack", args.repack]  # fmt: skip
+                   "--ignore-eos", "-q", "--no-prompt-cache", "--repack", args.repack]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
         alone.append(time.perf_counter() - begin)
     one_by_one = n_rows * statistics.median(alone)

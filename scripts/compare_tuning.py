@@ -88,7 +88,7 @@ def beside(n_busy: int) -> Iterator[None]:
             other.wait()
 
 
-def busy(models: list[Path], peers: Path, rounds: int) -> None:
+def busy(models: list[Path], peers: Path, rounds: int, busy_processes: list[int]) -> None:
     print(
         "| model | beside | ours | worst step | "
         + " | ".join(f"llama-bench {name}" for name in PEERS)
@@ -99,7 +99,7 @@ def busy(models: list[Path], peers: Path, rounds: int) -> None:
         header = open_header(model)
         choice = first_use.choices(header, LoadConfig())["short"]
         config = choice.dials.applied(LoadConfig())
-        for n_busy in (0, 1, 2):
+        for n_busy in busy_processes:
             with beside(n_busy):
                 mine: list[tuple[float, float]] = []
                 theirs: dict[str, list[float]] = {name: [] for name in PEERS}
@@ -291,6 +291,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beside", nargs="*", type=int, default=[0, 1, 2], metavar="N", help="so many busy processes")
     parser.add_argument("--seconds", type=float, default=20, help="for each search")
     parser.add_argument("--workload", nargs="*", default=[], metavar="P,N", help="these alone, such as 512,128")
     asked = parser.parse_args()
@@ -300,7 +301,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["LLMRUN_HOME"] = home  # what is found is not to be kept
         if asked.what == "busy":
-            busy(models, asked.peers, asked.rounds)
+            busy(models, asked.peers, asked.rounds, asked.beside)
         elif asked.what == "workloads":
             chosen = [Workload(*map(int, each.split(","))) for each in asked.workload]
             workloads(models, asked.peers, asked.rounds, asked.seconds, chosen or [*ASKED])

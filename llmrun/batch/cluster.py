@@ -75,6 +75,7 @@ class Cluster:
         self._flying: dict[Future, tuple[str, list[Row]]] = {}
         self.members: dict[str, int] = {}
         self.width = None
+        self.notes: list[str] = []
         self.tally = Tally()
 
     def close(self) -> None:

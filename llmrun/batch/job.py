@@ -91,6 +91,11 @@ class Job:
             self._engine.flush()
 
     @property
+    def notes(self) -> list[str]:
+        """What the engine has to say by now."""
+        return self._engine.notes if self._engine is not None else []
+
+    @property
     def width(self) -> Width | None:
         """What was chosen; None before there was a row to be answered."""
         return self._width

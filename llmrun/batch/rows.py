@@ -30,6 +30,10 @@ _MAX_CELL = 1 << 24
 _ID_COLUMNS = ("custom_id", "id")
 
 
+class _Named(Struct):
+    custom_id: str
+
+
 class _Line(Struct, forbid_unknown_fields=True):
     custom_id: str
     url: str
@@ -119,6 +123,14 @@ def _table(data: bytes, name: str) -> Iterator[Line]:
         raise UsageError(f"{printable(name, 200)}, line {reader.line_num}: {error}") from None
 
 
+def _name_of(text: str | None) -> str | None:
+    """What a row calls itself, whatever else is wrong with it."""
+    try:
+        return codec.decode(text or "", _Named).custom_id
+    except codec.Malformed:
+        return None
+
+
 class Reading:
     """Lines to rows, one after the other: a `custom_id` is there once."""
 
@@ -139,7 +151,7 @@ class Reading:
             yield self._row(line)
 
     def _row(self, line: Line) -> Row:
-        custom_id = None if self._form == "jsonl" else str(line.number)
+        custom_id = _name_of(line.text) if self._form == "jsonl" else str(line.number)
         request, problem = None, None
         try:
             custom_id, ask = self._understood(line)

@@ -104,6 +104,7 @@ class Outcome:
         asked_s: when it was to come.
         token_s: when each token of its answer was made.
         n_prompt, n_cached: tokens of its prompt, and those that were known already.
+        n_drafted, n_accepted: tokens of its answer that were guessed ahead, and those that were right.
         error: why there is no answer.
     """
 
@@ -112,6 +113,8 @@ class Outcome:
     n_prompt: int = 0
     n_cached: int = 0
     error: str | None = None
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @property
     def ttft_s(self) -> float | None:
@@ -230,4 +233,5 @@ def _is_due(load: Load, call: Call, n_asked: int, now_s: float) -> bool:
 def _outcome(answer: Submitted, asked_s: float) -> Outcome:
     timing = answer.timing
     error = None if answer.error is None else answer.error.message
-    return Outcome(asked_s, answer.meter.token_s, timing.n_prompt, timing.n_cached, error)
+    guessed = timing.n_drafted, timing.n_accepted
+    return Outcome(asked_s, answer.meter.token_s, timing.n_prompt, timing.n_cached, error, *guessed)

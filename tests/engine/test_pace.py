@@ -17,7 +17,7 @@ def settled(step_s: float, token_s: float, fixed_s: float = 0.0, *, most: int = 
 
 
 @pytest.mark.parametrize(("step_s", "token_s"), [(0.05, 0.001), (0.05, 0.0002), (0.4, 0.004)])
-def test_a_part_takes_as_long_as_a_step_and_a_half(step_s: float, token_s: float) -> None:
+def test_a_part_takes_somewhat_longer_than_a_step(step_s: float, token_s: float) -> None:
     """To within the eight tokens that it is rounded down to."""
     n = settled(step_s, token_s).n_tokens
     assert n % 8 == 0 and SHARE * step_s - 8 * token_s <= n * token_s <= SHARE * step_s
@@ -27,7 +27,13 @@ def test_bounds() -> None:
     """Never fewer than pay, whatever they take; never more than a batch holds."""
     assert settled(0.001, 1.0).n_tokens == LEAST
     assert settled(10.0, 0.00001, most=512).n_tokens == 512
-    assert Pace(8).n_tokens == LEAST  # of a batch that is smaller than that
+    assert Pace(8).n_tokens == 8  # of a batch that is smaller than the first part
+
+
+def test_where_few_take_as_long_each_as_many() -> None:
+    """Sixteen tokens would take two steps: ten do not."""
+    assert settled(0.115, 0.0165).n_tokens == 8
+    assert settled(0.115, 0.029).n_tokens == 4
 
 
 def test_one_disturbance() -> None:
@@ -42,7 +48,7 @@ def test_one_disturbance() -> None:
 
 def test_before_anything_is_known() -> None:
     """The first part is small."""
-    assert Pace(2048).n_tokens == 2 * LEAST
+    assert Pace(2048).n_tokens == 32
     pace = Pace(2048)
     pace.part_took(32, 0.001)  # of no use without a step to compare with
-    assert pace.n_tokens == 2 * LEAST
+    assert pace.n_tokens == 32

@@ -13,7 +13,7 @@ from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile
 from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import CPU, Placement
 from llmrun.planning.kv_layout import layer_memories
-from llmrun.planning.predict.from_profile import GraphTimes
+from llmrun.planning.predict.from_profile import GraphTimes, operations_by_layer
 
 SHAPE = Shape(n_layer=3, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, n_vocab=1024)
 LAYER = 256 * (256 + 128 + 128 + 256) + 3 * 256 * 512
@@ -145,3 +145,36 @@ def test_what_was_not_measured() -> None:
     assert of(PROFILE, header_of(SHAPE, "Q2_K")).step_s(0) is None
     assert of(replace(PROFILE, attention=())).step_s(0) is None
     assert of(replace(PROFILE, overheads=())).step_s(0) is None
+
+
+# As a callback of llama.cpp's scheduler counted them, in its last layer: all but views, reshapes and turned tensors.
+COUNTED = {
+    "llama-1.2b": 19,
+    "qwen3-0.6b": 23,
+    "qwen3-30b-a3b": 38,
+    "mixtral-8x7b": 28,
+    "gemma2-2b": 24,
+    "gemma3-1b": 28,
+    "phi3-mini": 17,
+    "gpt-oss-20b": 35,
+    "deepseek-v2-lite": 42,
+    "command-r7b": 17,
+    "llama4-scout": 33,
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_operations_of_a_layer(name: str) -> None:
+    """By the names of its tensors: within an eighth of what llama.cpp computes."""
+    assert operations_by_layer(header_of(SHAPES[name], "F16"))[-1] == pytest.approx(COUNTED[name], rel=0.125)
+
+
+def test_a_layer_of_more_operations_takes_longer() -> None:
+    """Threads wait behind each: of one token, in proportion; of many, what a layer is wide counts."""
+    for shape, n in ((SHAPE, 19), (replace(SHAPE, arch="qwen3"), 23)):
+        header = header_of(shape, "Q8_0")
+        for n_tokens in (1, 512):
+            beside = Overhead(n_tokens, 2, shape.n_embd, 0.001, 0.0)
+            of_graph = of(replace(PROFILE, products=tuple(times("Q8_0", 1e-15)), overheads=(beside,)), header)
+            taken = of_graph.step_s(10) if n_tokens == 1 else of_graph.prefill_s(512)
+            assert taken == pytest.approx(0.003 * (n / 19 if n_tokens == 1 else 1), rel=0.02)

@@ -161,14 +161,20 @@ def batch(
         # An answer without a bound begins with some room, and gets more while it grows.
         room = load.n_ctx or n_prompt + (most if most >= 0 else COMFORTABLE_CTX // 8)
 
+        told: set[str] = set()
+
+        def tell(notes: Sequence[str]) -> None:
+            for note in () if quiet else [note for note in notes if note not in told]:
+                screen.note(note)
+            told.update(notes)
+
         def opened() -> Engine:
             expected = (room, room) if parallel else expected_tokens(n_prompt, most)
             n_seq = min(parallel or 1, max(1, len(wanted)))
             engine = load_model.loaded(
                 model, found, load, None, *expected, n_seq=n_seq, keeps_prefixes=tuning.prompt_cache, quiet=quiet
             )
-            for note in () if quiet else engine.notes:
-                screen.note(note)
+            tell(engine.notes)
             return engine
 
         def width(engine: Engine) -> Width:
@@ -193,8 +199,7 @@ def batch(
             )
             return Cluster(str(cluster), work, on_note=screen.note)
 
-        for note in () if quiet else notes:
-            screen.note(note)
+        tell(notes)
         job: Job | Cluster = Job(opened, found.name, width=width) if cluster is None else spread()
         stack.callback(job.close)
         job.tally.n_errors, job.tally.n_answered = sum(done.values()), len(done) - sum(done.values())
@@ -211,6 +216,7 @@ def batch(
                 screen.note(f"{len(results.done)} of {len(read)} rows have a result; the same command goes on")
             raise
         shown.stop()
+        tell(job.notes)
         job.flush()
         _tell(job, read, found.name, as_json=as_json, quiet=quiet)
 

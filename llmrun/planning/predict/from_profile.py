@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmrun.gguf.reader import Header, TensorInfo
+from llmrun.gguf.reader import Header, TensorInfo, layer_of
 from llmrun.gguf.types import GGML_TYPES
 from llmrun.machine.profile import Profile
 from llmrun.options.load import LoadConfig
@@ -30,6 +30,11 @@ _NEAREST = {
     "Q6_K": "Q8_0",
 }
 """A type that takes about as long for each byte, where one was not measured."""
+
+
+MEASURED_OPERATIONS = 19
+"""Of a layer of the models whose overhead is measured: two norms, seven matrices, and `_OF_A_LAYER`."""
+_OF_A_LAYER, _OF_ROUTING = 8, 7
 
 
 @dataclass(frozen=True)
@@ -164,10 +169,43 @@ class GraphTimes:
 
     def _overhead_s(self, n_tokens: int, n_threads: int) -> float | None:
         found = self.profile.overhead(n_tokens, n_threads, self.header.n_embd or 1)
-        return None if found is None else (len(self.placement.layers) - 1) * found.layer_s + found.token_s
+        if found is None:
+            return None
+        n_layers = float(len(self.placement.layers) - 1)
+        if n_tokens == 1:  # threads wait for each other behind every operation, whatever it computes
+            n_layers = sum(operations_by_layer(self.header)[: int(n_layers)]) / MEASURED_OPERATIONS
+        return n_layers * found.layer_s + found.token_s
 
     def _drift(self, device: str) -> float:
         return (self.drift or {}).get(device, 1.0)
+
+
+def operations_by_layer(header: Header) -> list[int]:
+    """Operations of llama.cpp's graph for one token, by layer, those left out that only turn or cut.
+
+    A norm is two, a matrix and a bias one each; then rotation (two), what is stored of keys and values (two),
+    attention, two sums with what was there before, and the product of gate and up. A mixture has the choice of its
+    experts as well (softmax, order, weights, their sum and quotient, and the product with them), and a sum for each
+    expert but the first. A recurrent layer counts as one with attention: what it has more was measured as its state.
+    """
+    memories = layer_memories(header) or ()
+    found = [_OF_A_LAYER] * (header.n_layer or 0)
+    routed = set()
+    for tensor in loaded_tensors(header):
+        layer = layer_of(tensor)
+        if layer is None:
+            continue
+        is_state = layer < len(memories) and memories[layer].n_state > 0
+        if tensor.name.endswith("ffn_gate_inp.weight"):
+            routed.add(layer)
+        if not is_state:
+            found[layer] += 2 if "norm" in tensor.name and tensor.name.endswith("weight") else 1
+    for layer, memory in enumerate(memories):
+        if memory.n_state:
+            found[layer] = MEASURED_OPERATIONS
+    for layer in routed:
+        found[layer] += _OF_ROUTING + max(0, header.n_expert_used - 1)
+    return found
 
 
 def _bytes_per_weight(kind: str) -> float:
