@@ -4,11 +4,12 @@
     scripts/compare_many.py shared MODEL...                      a system prompt of 1,000 tokens, beside one by one
     scripts/compare_many.py gaps MODEL...                        a prompt of 2,000 tokens beside 8 running answers
     scripts/compare_many.py equal MODEL...                       texts beside those of one by one; first differences
-    scripts/compare_many.py soak MODEL --minutes N               random lengths and cancels: memory, and whose tokens
+    scripts/compare_many.py soak exact --minutes N               random lengths and cancels: memory, and whose tokens
     scripts/compare_many.py kills MODEL                          a batch of 200, killed at 20 random points
 
 FOLDER has llama.cpp's own tools, of the same commit. Words of prompts are drawn at random: no two begin alike, unless a
-shared prefix is what is measured. `--repack`, `-t`: as for `llmrun run`.
+shared prefix is what is measured. `--repack`, `-t`: as for `llmrun run`. `exact` is a small synthetic model in F32, all of
+which is computed in F32: only there a token that differs is another answer's, and not a matter of rounding.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from llmrun.bench.load import Call, Result, closed_loop, drive  # noqa: E402
 from llmrun.engine.engine import ChildEngine  # noqa: E402
 from llmrun.engine.interface import Submitted  # noqa: E402
 from llmrun.engine.protocol import PromptOptions  # noqa: E402
+from llmrun.gguf import synth  # noqa: E402
 from llmrun.gguf.reader import open_header  # noqa: E402
 from llmrun.machine.proc import Proc  # noqa: E402
 from llmrun.models.resolve import find_model  # noqa: E402
@@ -71,9 +74,19 @@ class Prompts:
         return " ".join(words[:low])
 
 
+EXACT = LoadConfig(type_k="f32", type_v="f32", flash_attn="off", repack="off")
+
+
+def exact_model() -> Path:
+    path = Path(tempfile.gettempdir()) / "llmrun-compare" / "exact.gguf"
+    path.parent.mkdir(exist_ok=True)
+    synth.write(path, replace(synth.SHAPES["micro"], n_ctx_train=4096), "F32")
+    return path
+
+
 @contextmanager
 def opened(model: Path, args: argparse.Namespace) -> Iterator[ChildEngine]:
-    config = LoadConfig(repack=args.repack, n_threads=args.threads)
+    config = EXACT if model.name == "exact.gguf" else LoadConfig(repack=args.repack, n_threads=args.threads)
     with ChildEngine(model, open_header(model), config) as engine:
         yield engine
 
@@ -245,7 +258,7 @@ def soak(model: Path, args: argparse.Namespace) -> str:
     answer must begin as that says."""
     chance = random.Random(1)
     with opened(model, args) as engine:
-        texts = [" ".join(chance.choices(WORDS, k=chance.randrange(3, 200))) for _ in range(40)]
+        texts = [" ".join(chance.choices(WORDS, k=chance.randrange(3, 80))) for _ in range(40)]
         known = {text: engine.generate(text, answer(120)) for text in texts}
         for each in known.values():
             "".join(each)
@@ -290,7 +303,7 @@ def kills(model: Path, args: argparse.Namespace) -> str:
         for _ in range(20):
             process = subprocess.Popen(command)
             try:
-                process.wait(chance.uniform(0.3, 0.9 * whole_s))
+                process.wait(chance.uniform(0.02, 0.1) * whole_s)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -326,7 +339,7 @@ def main() -> None:
     print(HEADS[kind])
     print("|---" * (HEADS[kind].count("|") - 1) + "|", flush=True)
     for name in args.models:
-        print(kind(find_model(name).path, args), flush=True)
+        print(kind(exact_model() if name == "exact" else find_model(name).path, args), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import copyreg
 import logging
+import re
+import socket
+import threading
 import time
 import warnings
 from collections import Counter, deque
@@ -26,6 +29,7 @@ from llmrun.batch.member import Answered, Work
 from llmrun.batch.rows import Row
 from llmrun.batch.width import Width
 from llmrun.errors import EngineCrashed, NetworkError, UsageError
+from llmrun.text import printable
 from llmrun.units import duration
 
 if TYPE_CHECKING:
@@ -213,6 +217,7 @@ class Cluster:
 
 
 def _connected(address: str) -> Client:
+    host, port = _place(address)
     try:
         from distributed import Client
     except ImportError:
@@ -220,12 +225,41 @@ def _connected(address: str) -> Client:
             "a cluster needs Dask, which is not installed", hint="pip install 'llmrun-cli[cluster]'"
         ) from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of what is told here
+
+    class Quiet(Client):  # type: ignore[misc]
+        def __del__(self) -> None:
+            """Nothing: of one that never connected it would wait for twenty seconds."""
+
+    made: list[Client] = []
+    why = "it says nothing"
+
+    def connect() -> None:
+        nonlocal why
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of versions that differ a little
+                url = address if "://" in address else f"tcp://{address}"
+                made.append(Quiet(url, timeout=_CONNECT_S, set_as_default=False))
+        except (OSError, TimeoutError, ValueError) as error:
+            why = str(error)
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of versions that differ a little
-            return Client(address, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise NetworkError(
-            f"no Dask scheduler answers at {address[:200]}: {str(error)[:200]}",
-            hint="docs/cluster.md says how to begin",
-        ) from None
+        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        why = str(error)
+    else:  # on a thread of its own: of whoever is there and says nothing Dask waits for an answer without end
+        connecting = threading.Thread(target=connect, daemon=True)
+        connecting.start()
+        connecting.join(1.5 * _CONNECT_S)
+    if not made:
+        problem = f"no Dask scheduler answers at {address[:200]}: {why[:200]}"
+        raise NetworkError(problem, hint="docs/cluster.md says how to begin")
+    return made[0]
+
+
+def _place(address: str) -> tuple[str, int]:
+    """Host and port. Raises `UsageError`."""
+    found = re.fullmatch(r"(?:tcp://)?(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", address)
+    if found is None or not 0 < int(found[2]) < 1 << 16:
+        raise UsageError(f"a scheduler's address is tcp://HOST:PORT, not '{printable(address, 100)}'")
+    return found[1].strip("[]"), int(found[2])

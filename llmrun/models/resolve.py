@@ -13,6 +13,7 @@ from llmrun.gguf import rules
 from llmrun.gguf.reader import Header
 from llmrun.models import quants
 from llmrun.models.reference import Embedded, HubFile, LocalFile, parse
+from llmrun.text import printable
 
 if TYPE_CHECKING:
     from llmrun.models.store.listing import StoredModel
@@ -67,6 +68,8 @@ def open_whole(path: Path) -> tuple[Path, Header]:
 
     Raises `NotFound` for a part that is not there, `BadModel` for what can't be run.
     """
+    if not path.name:  # "/" and "."
+        raise BadModel(f"{printable(str(path), 200)} is a folder", hint="a file's name")
     parts = [path.with_name(name) for name in quants.split_parts(path.name)]
     return parts[0], rules.open_whole(parts)
 

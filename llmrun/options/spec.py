@@ -360,6 +360,6 @@ def field_values(options: Iterable[Option], values: Mapping[str, Any]) -> dict[s
             continue
         if len(given) > 1 and values[first.key] not in last.agrees:
             typed = "".join(f" {text}" for text in first.texts(values[first.key]))
-            raise UsageError(f"says the same as `{first.key}`{typed} in another way: one of the two", field=last.key)
+            raise UsageError(f"sets what `{first.key}`{typed} sets as well: one of the two", field=last.key)
         found[flat] = meant[-1]
     return found

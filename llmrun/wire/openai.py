@@ -45,7 +45,9 @@ class Refused(Exception):
         return {"message": self.message, "type": "invalid_request_error", "param": self.param, "code": self.code}
 
 
-class _Part(Struct, forbid_unknown_fields=True):
+class _Part(Struct):
+    """Of the other types than text there are (images, audio) none is read here, so their fields need no names."""
+
     type: str
     text: str | None = None
 

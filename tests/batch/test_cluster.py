@@ -121,6 +121,26 @@ def test_a_member_that_dies(llmrun: RunLlmrun, tmp_path: Path, scheduler: str, b
     assert len(ids) == 60 == len(set(ids))
 
 
+@pytest.mark.parametrize(
+    "address", ["", "x", "http://127.0.0.1:9", "tcp://", "tcp://a:0", "tcp://a:70000", "tcp://a b:1"]
+)
+def test_what_is_no_address(llmrun: RunLlmrun, tmp_path: Path, address: str) -> None:
+    (tmp_path / "in.txt").write_text("a\n")
+    done = llmrun("batch", "tiny", str(tmp_path / "in.txt"), "--cluster", address)
+    assert done.returncode == 2 and "tcp://HOST:PORT" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_somebody_else_there(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Who answers nothing is no scheduler; it ends soon, and with one line."""
+    (tmp_path / "in.txt").write_text("a\n")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        done = llmrun("batch", "tiny", str(tmp_path / "in.txt"), "--cluster", address)
+    assert done.returncode == 5 and "no Dask scheduler answers" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_nobody_there(llmrun: RunLlmrun, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\n")
     done = llmrun("batch", "tiny", str(tmp_path / "in.txt"), "--cluster", "tcp://127.0.0.1:9")

@@ -132,6 +132,20 @@ def test_as_often_as_it_is_said(tmp_path: Path, name: str) -> None:
     assert squares < 18.5  # four degrees of freedom: one in a thousand is above
 
 
+def test_the_same_whatever_is_left_of_the_answer(exact: Path) -> None:
+    """An answer that is cut, and beginnings that are long: what is computed for it has room, or nothing is told."""
+    choices = ["the quick brown fox", "the quick brown dog"]
+    with ChildEngine(exact, open_header(exact), EXACT) as engine:
+        whole = weighed(engine, choices, "a b c", temperature=0)[1]
+        assert whole is not None
+        for n in (1, 2, 4):
+            assert weighed(engine, choices, "a b c", temperature=0, max_tokens=n)[1] == pytest.approx(whole, rel=1e-4)
+        long = weighed(engine, ["a " * 60 + "b", "a " * 60 + "c"], "a b c", temperature=0, max_tokens=200)[1]
+        assert long is None or abs(long[0] - 0.5) > 1e-6
+    with ChildEngine(exact, open_header(exact), replace(EXACT, n_ctx=8)) as engine:
+        assert weighed(engine, ["the quick brown fox", "the quick brown dog"], "a b", temperature=0)[1] is None
+
+
 def test_the_greedy_answer_is_the_likeliest_first_token(llmrun: RunLlmrun) -> None:
     """From the command line, and none without choices."""
     done = llmrun("run", "tiny", "Is the sky blue?", "--choice", "yes,no,perhaps", "--json", "--temp", "0")

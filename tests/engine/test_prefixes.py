@@ -67,7 +67,7 @@ def test_every_damage_is_noticed(store: PrefixStore) -> None:
     path = kept(store)
     whole = path.read_bytes()
     chance = random.Random(1)
-    places = [0, 1, len(whole) - 1, len(whole) - 32, *(chance.randrange(len(whole)) for _ in range(30))]
+    places = [0, 1, len(whole) - 1, len(whole) - 32, *(chance.randrange(len(whole)) for _ in range(40))]
     damaged = [bytes([*whole[:i], whole[i] ^ 1 << chance.randrange(8), *whole[i + 1 :]]) for i in places]
     damaged += [whole[:n] for n in (0, 1, 31, 32, 33, 100, len(whole) // 2, len(whole) - 1)] + [
         whole + b"\0",

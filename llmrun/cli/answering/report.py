@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.engine.buffers import FootprintCheck
     from llmrun.engine.interface import Engine, Generation
+    from llmrun.engine.meter import Timing
     from llmrun.machine.sampler import Usage
     from llmrun.models.resolve import Model
     from llmrun.tuning.kept import Choice
@@ -30,6 +31,8 @@ _FIGURES = (
     " n_drafted n_accepted".split()
 )
 """Of the meter, as they stand in the `--json` document."""
+_FEW = 32
+"""Tokens of a prompt whose rate says nothing."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def meter_line(run: Run) -> str:
     timing = run.generation.timing
     return " · ".join(
         [
-            f"prompt {timing.n_prompt} tokens {rate(timing.pp_tps)}",
+            _prompt(timing),
             f"TTFT {duration(timing.ttft_s)}",
             f"{timing.n_generated} tokens {rate(timing.tg_tps)}",
             f"{bandwidth(timing.read_bytes_per_s)} read",
@@ -73,6 +76,13 @@ def meter_line(run: Run) -> str:
             *([_chosen_layout(run.engine)] if run.tuned else []),
         ]
     )
+
+
+def _prompt(timing: Timing) -> str:
+    """What of it was known is no part of its rate; of a few tokens there is none."""
+    known = f", {timing.n_cached} of them known" if timing.n_cached else ""
+    few = timing.n_cached and timing.n_prompt - timing.n_cached < _FEW
+    return f"prompt {timing.n_prompt} tokens{known}{'' if few else f' {rate(timing.pp_tps)}'}"
 
 
 def details(run: Run) -> list[str]:

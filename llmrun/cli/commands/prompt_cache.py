@@ -48,10 +48,11 @@ def rm(
 
     there = {each.id: each for each in prefixes.entries()}
     if bool(ids) == all_:
-        raise UsageError("name what to remove, or give --all", hint="llmrun prompt-cache list")
+        problem = "IDs and --all: one of the two" if all_ else "name what to remove, or give --all"
+        raise UsageError(problem, hint="llmrun prompt-cache list")
     if not there and all_:
         screen.note("nothing is kept")
-    for id in there if all_ else ids or ():
+    for id in there if all_ else dict.fromkeys(ids or ()):
         if id not in there:
             raise NotFound(f"nothing is kept as '{id[:40]}'", hint="llmrun prompt-cache list")
         entry = there[id]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from llmrun.cli.loading import fetch
 from llmrun.cli.terminal import progress, screen
+from llmrun.errors import LlmrunError
 from llmrun.options.load import Draft, LoadConfig
 
 _WORTH_KEEPING = 48 << 20
@@ -60,7 +61,11 @@ def loaded(
     from llmrun.planning.fit import DoesNotFit
 
     if load.draft not in get_args(Draft):
-        load = replace(load, draft=os.fspath(found(load.draft, quiet=quiet).path))
+        try:
+            load = replace(load, draft=os.fspath(found(load.draft, quiet=quiet).path))
+        except LlmrunError as error:
+            error.message = f"the model that is to guess ahead: {error.message}"
+            raise
     with progress.bar(f"loading {model.name}", shown=not quiet) as bar:
         try:
             return ChildEngine(

@@ -20,8 +20,8 @@ from llmrun.engine.child.constraint import Constraint
 
 _LEFT = 1e-3
 """Of all: so little need not be looked into. It is shared as what is known is."""
-_MOST_NODES = 64
-"""Computations for one answer."""
+_MOST_NODES = 1024
+"""Computations of a token for one answer: words that begin alike for hundreds of tokens."""
 _NEGLIGIBLE = 1e-6
 
 
@@ -101,13 +101,15 @@ class ChoiceWeights:
             constraint.accept(token)
             self._open.append(Node(probability, [*node.tokens, token], text, choices, constraint))
 
-    def probabilities(self) -> list[float]:
-        """Of the choices, in their order; their sum is 1."""
+    def probabilities(self) -> list[float] | None:
+        """Of the choices, in their order; their sum is 1. None: too little was looked into to tell."""
         found = list(self._known)
+        if sum(node.probability for node in self._open) >= _LEFT:
+            return None
         for node in self._open:
             among = sum(self._known[i] for i in node.choices)
             for i in node.choices:
                 share = self._known[i] / among if among else 1 / len(node.choices)
                 found[i] += node.probability * share
         total = sum(found)
-        return [each / total for each in found] if total else found
+        return [each / total for each in found] if total else None

@@ -24,7 +24,7 @@ from llmrun.engine.child.constraint import Constraint, ConstraintMaker, Making
 from llmrun.engine.child.draft import Drafts, LookupDrafts, ModelDrafts, StepCosts
 from llmrun.engine.child.generate import BULK_S, COALESCE_S, GenerationState
 from llmrun.engine.child.inbox import Request
-from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence
+from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence, common_prefix
 from llmrun.engine.child.pace import Pace
 from llmrun.engine.child.prompts import Prompts
 from llmrun.engine.child.slot import Slot, is_apart, together
@@ -160,7 +160,10 @@ class Slots:
         making = self._constraints.begin(options.grammar) if options.grammar is not None else None
         free = self._free()
         tokens, thinking = self._prompts.of(message, [each.tokens + each.pending for each in free])
-        n_ctx = self._make_room(len(tokens), sampling["max_tokens"], keep=options.reuse)
+        n_answer = sampling["max_tokens"]
+        if options.choices and n_answer >= 0:  # what choices have in common is computed, however short the answer is
+            n_answer = max(n_answer, *(len(choice.encode()) for choice in options.choices))
+        n_ctx = self._make_room(len(tokens), n_answer, keep=options.reuse)
         self._check_bias(sampling["logit_bias"])
         sequence = self._best_of(free, tokens if options.reuse else [])
         slot = Slot(request, message, sequence, tokens)
@@ -553,14 +556,19 @@ class Slots:
         weights, sequence, reason = slot.weights, slot.sequence, slot.state.stop_reason
         assert weights is not None and reason is not None
         while (node := weights.next()) is not None and not self._host.inbox.cancelled:
-            if slot.before is not None:
+            n_same = common_prefix(sequence.tokens[slot.n_before :], node.tokens[:-1])
+            if n_same == 0 and slot.before is not None:
                 sequence.restore(slot.before)
-            else:
-                sequence.roll_back(slot.n_before)
-            if len(sequence.tokens) != slot.n_before or len(sequence.tokens) + len(node.tokens) > self._kv.n_ctx:
+            else:  # a beginning that goes on is computed by its last token alone
+                sequence.roll_back(slot.n_before + n_same)
+            held = sequence.tokens[slot.n_before :]
+            if len(sequence.tokens) < slot.n_before and slot.before is not None:
+                sequence.restore(slot.before)
+                held = []
+            if len(sequence.tokens) < slot.n_before or slot.n_before + len(node.tokens) > self._kv.n_ctx:
                 break
             try:
-                if self._compute_prompt([(sequence, node.tokens)], self._kv) is not None:
+                if self._compute_prompt([(sequence, node.tokens[len(held) :])], self._kv) is not None:
                     break
             except RequestFailed as error:
                 self._fail(slot, error)
