@@ -65,6 +65,7 @@ class Cluster:
         work: Work,
         *,
         on_note: Callable[[str], None] = lambda _: None,
+        connect_s: float = _CONNECT_S,
         members_s: float = _MEMBERS_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,7 +73,7 @@ class Cluster:
         # Defaults of options are read-only mappings, which pickle does not know.
         copyreg.pickle(MappingProxyType, lambda mapping: (MappingProxyType, (dict(mapping),)))
         self._work, self._note, self._members_s, self._clock = work, on_note, members_s, clock
-        self._client = _connected(address)
+        self._client = _connected(address, connect_s)
         self._rates: dict[str, float] = {}  # rows per second, by member
         self._useless: set[str] = set()
         self._deaths: Counter[str] = Counter()
@@ -216,7 +217,7 @@ class Cluster:
             self._note(f"{name} can't help: {problem}")
 
 
-def _connected(address: str) -> Client:
+def _connected(address: str, connect_s: float) -> Client:
     host, port = _place(address)
     try:
         from distributed import Client
@@ -239,18 +240,18 @@ def _connected(address: str) -> Client:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of versions that differ a little
                 url = address if "://" in address else f"tcp://{address}"
-                made.append(Quiet(url, timeout=_CONNECT_S, set_as_default=False))
+                made.append(Quiet(url, timeout=connect_s, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
             why = str(error)
 
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+        socket.create_connection((host, port), timeout=connect_s).close()
     except OSError as error:
         why = str(error)
     else:  # on a thread of its own: of whoever is there and says nothing Dask waits for an answer without end
         connecting = threading.Thread(target=connect, daemon=True)
         connecting.start()
-        connecting.join(1.5 * _CONNECT_S)
+        connecting.join(1.5 * connect_s)
     if not made:
         problem = f"no Dask scheduler answers at {address[:200]}: {why[:200]}"
         raise NetworkError(problem, hint="docs/cluster.md says how to begin")

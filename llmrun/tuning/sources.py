@@ -38,7 +38,7 @@ from llmrun.tuning.probe import probe
 from llmrun.tuning.score import Compared
 from llmrun.units import fixed
 
-_DECODE_FACTOR, _PREFILL_FACTOR = 1.19, 1.13
+_DECODE_FACTOR, _PREFILL_FACTOR = 1.19, 1.22
 """What predictions are divided and multiplied by for the range (docs/prediction.md)."""
 _PROBE_FACTOR = 1.08
 """The same of what was measured by slices: three rounds do not show all that the machine does."""

@@ -16,6 +16,11 @@ import pytest
 from conftest import RunLlmrun
 from waiting import HANGS_S, until
 
+from llmrun.batch.cluster import Cluster
+from llmrun.batch.member import Work
+from llmrun.errors import NetworkError, UsageError
+from llmrun.options.load import LoadConfig
+
 STORY = ("--raw", "-n", "24", "--temp", "0", "--ignore-eos", "-t", "1")
 
 
@@ -121,24 +126,24 @@ def test_a_member_that_dies(llmrun: RunLlmrun, tmp_path: Path, scheduler: str, b
     assert len(ids) == 60 == len(set(ids))
 
 
+WORK = Work("0", "tiny", (), LoadConfig(), frozenset(), 64, 8, 1, 1, tune=False)
+
+
 @pytest.mark.parametrize(
     "address", ["", "x", "http://127.0.0.1:9", "tcp://", "tcp://a:0", "tcp://a:70000", "tcp://a b:1"]
 )
-def test_what_is_no_address(llmrun: RunLlmrun, tmp_path: Path, address: str) -> None:
-    (tmp_path / "in.txt").write_text("a\n")
-    done = llmrun("batch", "tiny", str(tmp_path / "in.txt"), "--cluster", address)
-    assert done.returncode == 2 and "tcp://HOST:PORT" in done.stderr and "Traceback" not in done.stderr
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
+        Cluster(address, WORK)
 
 
-def test_somebody_else_there(llmrun: RunLlmrun, tmp_path: Path) -> None:
-    """Who answers nothing is no scheduler; it ends soon, and with one line."""
-    (tmp_path / "in.txt").write_text("a\n")
+def test_somebody_else_there() -> None:
+    """Who answers nothing is no scheduler, and is not waited for without end."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        address = f"127.0.0.1:{other.getsockname()[1]}"
-        done = llmrun("batch", "tiny", str(tmp_path / "in.txt"), "--cluster", address)
-    assert done.returncode == 5 and "no Dask scheduler answers" in done.stderr and "Traceback" not in done.stderr
+        with pytest.raises(NetworkError, match="it says nothing"):
+            Cluster(f"127.0.0.1:{other.getsockname()[1]}", WORK, connect_s=0.2)
 
 
 def test_nobody_there(llmrun: RunLlmrun, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def settled(step_s: float, token_s: float, fixed_s: float = 0.0, *, most: int = 
 
 
 @pytest.mark.parametrize(("step_s", "token_s"), [(0.05, 0.001), (0.05, 0.0002), (0.4, 0.004)])
-def test_a_part_takes_as_long_as_a_step(step_s: float, token_s: float) -> None:
+def test_a_part_takes_its_share_of_a_step(step_s: float, token_s: float) -> None:
     """To within the eight tokens that it is rounded down to."""
     n = settled(step_s, token_s).n_tokens
     assert n % 8 == 0 and SHARE * step_s - 8 * token_s <= n * token_s <= SHARE * step_s
@@ -31,8 +31,8 @@ def test_bounds() -> None:
 
 
 def test_where_few_take_as_long_each_as_many() -> None:
-    """Sixteen tokens would take two steps: six do not."""
-    assert settled(0.115, 0.0165).n_tokens == 6
+    """Sixteen tokens would take two steps: five do not."""
+    assert settled(0.115, 0.0165).n_tokens == 5
     assert settled(0.115, 0.029).n_tokens == 4
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-SHARE = 1.0
-"""A part of a prompt takes so many times as long as a step of the others: gaps are twice the usual, and below three
-times with what disturbs."""
+SHARE = 0.75
+"""A part of a prompt takes so many times as long as a step of the others. Steps become longer themselves while a long
+prompt is computed, and some are disturbed: gaps stay below three times what they were before."""
 LEAST, _BEGIN = 4, 32.0
 """Tokens. Where few take as long each as many do (K-quants as they are in the file), sixteen take two steps."""
 _OF = 8
