@@ -8,8 +8,8 @@
     scripts/compare_many.py kills MODEL                          a batch of 200, killed at 20 random points
 
 FOLDER has llama.cpp's own tools, of the same commit. Words of prompts are drawn at random: no two begin alike, unless a
-shared prefix is what is measured. `--repack`, `-t`: as for `llmrun run`. `exact` is a small synthetic model in F32, all of
-which is computed in F32: only there a token that differs is another answer's, and not a matter of rounding.
+shared prefix is what is measured. `--repack`, `-t`: as for `llmrun run`. `exact` is a small synthetic model in F32,
+all of which is computed in F32: only there a token that differs is another answer's, and not a matter of rounding.
 """
 
 from __future__ import annotations

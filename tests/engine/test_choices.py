@@ -91,6 +91,7 @@ def test_little_is_not_looked_into() -> None:
     made.look(first, logits(no=0.9995, y=0.0005))
     assert made.next() is None
     found = made.probabilities()
+    assert found is not None
     assert found == pytest.approx([0.00025, 0.00025, 0.9995], abs=1e-6) and sum(found) == pytest.approx(1)
 
 
