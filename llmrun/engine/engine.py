@@ -43,6 +43,7 @@ from llmrun.errors import LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import overridden
 from llmrun.machine.hardware import slow_instructions
+from llmrun.options.defaults import SMALL_MODEL_BYTES
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig, Rope
 from llmrun.options.sampling import MAX_SEED, SamplingConfig
 from llmrun.planning.footprint import Footprint, decode_reads
@@ -213,7 +214,8 @@ class ChildEngine(Engine):
         biases = ((token, max(-_FLOAT_MAX, min(bias, _FLOAT_MAX))) for token, bias in sampling.logit_bias.items())
         fields |= {"logit_bias": [*map(list, biases)], "stop": list(sampling.stop)}
         # Batches round differently than single tokens do: the same text again is more than a faster one.
-        drafts = not repeatable if self.config.draft == "auto" else self.config.draft != "off"
+        by_itself = not repeatable and self.header.weight_bytes >= SMALL_MODEL_BYTES
+        drafts = by_itself if self.config.draft == "auto" else self.config.draft != "off"
         return Generate(fields, *_text_or_messages(prompt), options or PromptOptions(), repeatable, drafts)
 
     @contextmanager

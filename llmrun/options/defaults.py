@@ -3,3 +3,6 @@
 COMFORTABLE_CTX = 4096
 """Tokens of context for a request that bounds neither context nor answer, as the neighbours have it; and the fewest
 that a context as long as memory allows is cut to before layers are."""
+SMALL_MODEL_BYTES = 48 << 20
+"""Of weights: steps of smaller models take less than a millisecond, so nothing is measured, kept or guessed for them
+unless it is asked for."""

@@ -18,6 +18,7 @@ from llmrun.engine.protocol import Trial
 from llmrun.errors import DiskError, LlmrunError
 from llmrun.gguf.reader import Header
 from llmrun.machine import hardware
+from llmrun.options.defaults import SMALL_MODEL_BYTES
 from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import repackable_types
 from llmrun.planning.load_plan import wants_repack
@@ -27,8 +28,6 @@ from llmrun.tuning.kept import Choice, Tried
 from llmrun.tuning.search import WORTH_TWICE
 from llmrun.tuning.slice_runner import SliceRunner, slices_within
 
-LEAST_WEIGHTS = 48 << 20
-"""A smaller model answers before anything could be measured."""
 _MOST_SLICE = 3 << 28
 _WORTH = 0.03
 """What a setting must gain for the one of before to give way: less may be noise."""
@@ -38,7 +37,7 @@ _MANY_STEPS = 4
 
 def is_small(header: Header) -> bool:
     """Whether a model is too small to be worth it, or has too few layers for slices."""
-    return header.weight_bytes < LEAST_WEIGHTS or (header.n_layer or 0) < 3
+    return header.weight_bytes < SMALL_MODEL_BYTES or (header.n_layer or 0) < 3
 
 
 def layouts(header: Header, repackable: Iterable[str]) -> tuple[Layout, ...]:

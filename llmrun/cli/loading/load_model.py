@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, get_args
 from llmrun.cli.loading import fetch
 from llmrun.cli.terminal import progress, screen
 from llmrun.errors import LlmrunError
+from llmrun.options.defaults import SMALL_MODEL_BYTES
 from llmrun.options.load import Draft, LoadConfig
-
-_WORTH_KEEPING = 48 << 20
-"""Bytes of weights: prompts of smaller models are computed before a file is read."""
 
 if TYPE_CHECKING:
     from llmrun.engine.interface import Engine
@@ -78,7 +76,9 @@ def loaded(
                 expected_tokens=expected_tokens,
                 least_tokens=least_tokens,
                 n_seq=n_seq,
-                keeps_prefixes=model.name if keeps_prefixes and model.header.weight_bytes >= _WORTH_KEEPING else None,
+                keeps_prefixes=model.name
+                if keeps_prefixes and model.header.weight_bytes >= SMALL_MODEL_BYTES
+                else None,
             )
         except DoesNotFit as error:
             from llmrun.cli.loading.fit_hints import with_smaller_quantization

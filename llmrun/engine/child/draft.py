@@ -25,6 +25,8 @@ _GAIN = 1.03
 """By so much a step with guesses must be better than one without, as figures are worth."""
 _OPTIMISM = 0.06
 """What each token more is believed to add to a step of a size that was never seen, as a share of one token's."""
+_NEGLIGIBLE = 0.02
+"""A guess that is right so seldom is not looked at."""
 _DECAY = 0.97
 """By how much less each earlier guess counts."""
 _FORGOTTEN = 512
@@ -183,6 +185,7 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._s: dict[int, float] = {}
+        self._largest = 0
         self._when: dict[int, int] = {}
         self._n_steps = 0
 
@@ -190,11 +193,14 @@ class StepCosts:
         """Slow ones may have been disturbed: they count less, and what was long ago is forgotten, to be tried again."""
         known = self._s.get(n_tokens)
         self._s[n_tokens] = seconds if known is None else known + (seconds - known) * (0.05 if seconds > known else 0.2)
+        if known is None:
+            self._largest = max(self._largest, n_tokens)
         self._n_steps += 1
         self._when[n_tokens] = self._n_steps
         if self._n_steps % _FORGOTTEN == 0:
             for n in [n for n, when in self._when.items() if n > 1 and self._n_steps - when > _FORGOTTEN]:
                 del self._s[n], self._when[n]
+            self._largest = max(self._s)
 
     def best(self, rate: float, most: int) -> int:
         """How many guesses are computed with a token, where each is right so often if those before it are.
@@ -205,21 +211,21 @@ class StepCosts:
         one_s = self._s.get(1)
         if one_s is None:
             return 0
-        best, best_n, expected = _GAIN / one_s, 0, 1.0
+        best, best_n, expected, right = _GAIN / one_s, 0, 1.0, 1.0
+        known, n_below, below_s = self._s, 1, one_s
         for n in range(1, most + 1):
-            expected += rate**n
-            gained = expected / self._estimate(n + 1, one_s)
-            if gained > best:
-                best, best_n = gained, n
+            right *= rate
+            if right < _NEGLIGIBLE:
+                break
+            expected += right
+            seconds = known.get(n + 1)
+            if seconds is None:
+                # From the nearest smaller one on as little more as can be hoped for, and no more than larger ones took.
+                seconds = below_s + _OPTIMISM * one_s * (n + 1 - n_below)
+                if n + 1 < self._largest:
+                    seconds = min(seconds, min(s for size, s in known.items() if size > n + 1))
+            else:
+                n_below, below_s = n + 1, seconds
+            if expected / seconds > best:
+                best, best_n = expected / seconds, n
         return best_n
-
-    def _estimate(self, n_tokens: int, one_s: float) -> float:
-        """Of a size that was not seen: from the nearest smaller one on as little more as can be hoped for, and no more
-        than a larger one took."""
-        known = self._s.get(n_tokens)
-        if known is not None:
-            return known
-        below = max(n for n in self._s if n < n_tokens)
-        above = min((s for n, s in self._s.items() if n > n_tokens), default=None)
-        hoped = self._s[below] + _OPTIMISM * one_s * (n_tokens - below)
-        return hoped if above is None else min(hoped, above)

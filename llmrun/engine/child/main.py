@@ -129,6 +129,12 @@ class Worker:
     # -- load ---------------------------------------------------------------------------------------------------------
 
     def load(self, message: protocol.Load) -> None:
+        # While nobody waits yet for a first token.
+        from llmrun.engine.child import slots  # noqa: F401
+
+        if message.settings.prefixes is not None:
+            from llmrun.engine.child import kept_prefixes  # noqa: F401
+
         begin_s = clock()
         self.unload()
         self.settings = settings = message.settings

@@ -580,7 +580,7 @@ class Slots:
         """As `_decode`, of the only answer: with every token some that are guessed to follow it, where that pays."""
         kv, inbox, threads, batch = self._kv, self._host.inbox, self.threads, self._batch
         sequence, may_come, most = slot.sequence, len(kv.sequences) > 1, self._host.settings.n_draft
-        head = self._host.head
+        head, is_single = self._host.head, False
         while not inbox.cancelled:
             n_past = len(sequence.tokens)
             if n_past >= kv.n_ctx and not self._has_room([slot]):
@@ -588,8 +588,12 @@ class Slots:
             room = min(kv.n_ctx - n_past - 1, slot.state.n_left - 1)
             guess = drafts.next(room) if kv.takes_back(n_past + 1 + most) else []
             assert slot.token is not None
-            batch.clear()
-            batch.add(sequence.id, [slot.token, *guess], n_past, n_wanted=1 + len(guess))
+            if guess or not is_single:
+                batch.clear()
+                batch.add(sequence.id, [slot.token, *guess], n_past, n_wanted=1 + len(guess))
+            else:
+                batch.put(0, slot.token, n_past)
+            is_single = not guess
             if not guess:
                 threads.before(n_past, slot.state.n_tokens, repeatable=slot.message.repeatable)
             begin_s = clock()
