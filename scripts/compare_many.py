@@ -303,7 +303,7 @@ def kills(model: Path, args: argparse.Namespace) -> str:
         for _ in range(20):
             process = subprocess.Popen(command)
             try:
-                process.wait(chance.uniform(0.02, 0.1) * whole_s)
+                process.wait(chance.uniform(0.01, 0.06) * whole_s)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
