@@ -115,8 +115,9 @@ class Cluster:
             else:
                 waiting.append(row)
         while waiting or self._flying:
-            members = self._members()
-            self._take_back(members, waiting, keep)
+            there = [*self._client.nthreads()]
+            self._take_back(there, waiting, keep)
+            members = self._of_use(there)
             if members:
                 seen_s = self._clock()
             elif self._clock() - seen_s > self._members_s:
@@ -127,10 +128,9 @@ class Cluster:
             self._send(members, waiting)
             self._collect(waiting, keep)
 
-    def _members(self) -> list[str]:
-        """Those that are there, the fastest first."""
-        there = [name for name in self._client.nthreads() if name not in self._useless]
-        return sorted(there, key=lambda name: -self._rates.get(name, 0.0))
+    def _of_use(self, there: Iterable[str]) -> list[str]:
+        """Those that can answer, the fastest first."""
+        return sorted(set(there) - self._useless, key=lambda name: -self._rates.get(name, 0.0))
 
     def _send(self, members: list[str], waiting: deque[Row]) -> None:
         for _ in range(_AHEAD):
@@ -190,10 +190,10 @@ class Cluster:
             known = self._rates.get(name)
             self._rates[name] = rate if known is None else (known + rate) / 2
 
-    def _take_back(self, members: list[str], waiting: deque[Row], keep: Callable[[dict[str, Any]], None]) -> None:
+    def _take_back(self, there: list[str], waiting: deque[Row], keep: Callable[[dict[str, Any]], None]) -> None:
         """Rows of members that are gone."""
         for future, (name, rows) in [*self._flying.items()]:
-            if name not in members and name not in self._useless:
+            if name not in there:
                 del self._flying[future]
                 future.cancel()
                 self._gave_back(name, rows, waiting, keep, "it is gone")

@@ -171,7 +171,7 @@ class Slots:
         slot.source = sampler.Sampler(
             self._vocab, sampling, n_ctx, has_grammar=making is not None, candidates=self._candidates
         )
-        if message.drafts and self._host.settings.n_draft:
+        if message.drafts and self._host.settings.n_draft and not options.choices:
             slot.drafts = self._drafts(tokens)
         asked = {name: sampling[name] for name in ("max_tokens", "stop", "ignore_eos")}
         wait_s = BULK_S if slot.is_bulk else COALESCE_S
