@@ -385,10 +385,30 @@ class TimeTransfers(Message):
     seconds: float
 
 
+class TimeLayers(Message):
+    """Parent → child: how long does a device take for square linear layers with a residual, x + W·x in F32, one behind
+    the other?
+
+    Attributes:
+        width: elements of a row, which is as many as there are rows.
+        n_layers: each with weights of its own.
+        n_columns, n_threads: inputs at once; each number of them with each number of threads.
+        seconds: of each, about; three passes are the least.
+    """
+
+    device: str
+    width: int
+    n_layers: int
+    n_columns: list[int]
+    n_threads: list[int]
+    seconds: float
+
+
 class OpTimes(Message):
     """Child → parent: the answer to `TimeProducts`, `TimeAttention` and `TimeTransfers`: the seconds of one
     operation, the lower quartile of some, in the order of the question's lists, the last one fastest. Empty where there
-    is no room, or no way. `TimeTransfers` has two for each size, written and read.
+    is no room, or no way. `TimeTransfers` has two for each size, written and read; `TimeLayers` the median of a pass
+    through all layers.
     """
 
     seconds: list[float]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import product as every
 
 from llmrun import paths
 from llmrun.clock import utc
@@ -43,7 +44,7 @@ _HEADS, _MORE_HEADS = (16, 8), (32, 8)
 _OVERHEAD_TYPE, _OVERHEAD_LEVEL = "Q8_0", "Q4_K_S"
 """Of models for one token, and for many, which are computed fastest where products are fast."""
 _SHORT_CONV = replace(SHAPES["lfm2-1.2b"], n_vocab=512, attn_layers=(0,))
-_FOR_THE_END_S = 9.0
+_FOR_THE_END_S = 11.0
 """What overheads, states and the last read take, about."""
 
 
@@ -53,12 +54,13 @@ class Extent:
 
     Attributes:
         seconds: of each product and attention, about.
-        budget_s: of all. No type is begun when so much is gone.
+        budget_s: of all. What is not usual is not begun when so much is gone.
         n_bytes: of the matrices of a type together; None: twice the last-level caches, 64 to 256 MiB.
         read_bytes: of the matrix of the read ceiling; None: `peaks.read_size`.
         n_row: of a square matrix, elements.
         kinds, expert_kinds: types of matrices, of experts.
-        n_twice: of how many of them all threads are measured a second time, some seconds later; the faster counts.
+        n_usual: how many of them are measured whatever time it takes, and with all threads a second time, some seconds
+            later, if there is time; the faster counts.
         n_columns: tokens at once.
         n_experts, n_used: as models have them; one column, and the most of `n_columns`.
         kv_kinds, head_sizes, n_depths: of flash attention, with one token and with `n_tokens`; without flash F16.
@@ -82,7 +84,7 @@ class Extent:
     kinds: Sequence[str] = (
         *("Q4_K", "Q6_K", "Q8_0", "Q4_0", "F16", "Q5_K", "Q3_K", "IQ4_XS", "IQ4_NL", "BF16", "Q5_0", "Q2_K", "MXFP4"),
     )
-    n_twice: int = 5
+    n_usual: int = 5
     expert_kinds: Sequence[str] = ("Q4_K", "Q6_K", "Q8_0", "MXFP4")
     n_columns: Sequence[int] = (1, 8, 64, 512)
     n_experts: int = 32
@@ -109,7 +111,9 @@ class Extent:
     def of_matrices(self) -> int:
         if self.n_bytes is not None:
             return self.n_bytes
-        return max(64 * MIB, min(2 * hardware.last_level_cache_bytes(), _MOST_BYTES))
+        # Of a large cache that a virtual machine shares with others it is told the whole.
+        cache = min(hardware.last_level_cache_bytes(), max(64, 12 * hardware.default_threads()) * MIB)
+        return max(64 * MIB, min(2 * cache, _MOST_BYTES))
 
 
 def threads() -> list[int]:
@@ -156,17 +160,18 @@ class _Measuring:
             self.transfers(device)
         for device in self.devices:
             self.attention(device)
-        middle = len(self.extent.kinds) // 2
-        for i, kind in enumerate(self.extent.kinds):
-            if i == middle:
-                self.reads()
+        usual, more = self.extent.kinds[: self.extent.n_usual], self.extent.kinds[self.extent.n_usual :]
+        for kind in usual:
             for device in self.devices:
-                if time.monotonic() < self.end_s - _FOR_THE_END_S:
-                    self.products(device, kind, _threads_of(device))
-        for kind in self.extent.kinds[: self.extent.n_twice]:
+                self.products(device, kind, _threads_of(device))
+        self.reads()
+        # What is left of the time is for what fewer models need, and for a second look at what most do.
+        for device in self.devices:
+            self.more_attention(device)
+        for kind, again in [*((each, False) for each in more), *((each, True) for each in usual)]:
             for device in self.devices:
-                if time.monotonic() < self.end_s - _FOR_THE_END_S:
-                    self.products(device, kind, _threads_of(device)[-1:])
+                if self.has_time:
+                    self.products(device, kind, _threads_of(device)[-1 if again else 0 :])
         self.overheads()
         self.reads()
         took_s, now_s = time.monotonic() - begin_s, self._others_s()
@@ -216,22 +221,34 @@ class _Measuring:
                 made = Transfer(device.name, latency_s, self.extent.transfer_bytes, write_s, read_s)
                 self.made = replace(self.made, transfers=(*self.made.transfers, made))
 
+    @property
+    def has_time(self) -> bool:
+        return time.monotonic() < self.end_s - _FOR_THE_END_S
+
     def attention(self, device: Device) -> None:
+        """Over F16, with flash attention and without. Many tokens compute as fast at the greatest depth as before it,
+        and take longest there."""
         extent = self.extent
-        ways = [(kind, True) for kind in extent.kv_kinds] + [("F16", False)]
-        # Many tokens compute as fast at the greatest depth as before it, and take longest there.
         for n_depths, n_tokens in ((extent.n_depths, 1), (extent.n_depths[:-1], extent.n_tokens)):
-            for kind, flash in ways:
-                # What one token takes grows with both kinds of heads: two numbers of them tell how.
-                both = n_tokens == 1 and kind == "F16" and device.kind == "cpu"
-                for heads in (_HEADS, _MORE_HEADS) if both else (_HEADS,):
-                    for size in extent.head_sizes:
-                        with self.timed("attention"):
-                            self.attended(device, kind, size, heads, n_depths, n_tokens, flash=flash)
+            for size, flash in every(extent.head_sizes, (True, False)):
+                with self.timed("attention"):
+                    self.attended(device, "F16", size, _HEADS, n_depths, n_tokens, flash=flash)
+
+    def more_attention(self, device: Device) -> None:
+        """Latent; with more heads, as what one token takes grows with both kinds of them; and over other types."""
+        extent = self.extent
+        size, of_values, heads = extent.latent
         for n_depths, n_tokens in ((extent.n_depths, 1), (extent.n_depths[:1], extent.n_tokens)):
-            with self.timed("attention", "latent"):
-                size, of_values, heads = extent.latent
-                self.attended(device, "F16", size, heads, n_depths, n_tokens, flash=True, value_size=of_values)
+            if self.has_time:
+                with self.timed("attention", "latent"):
+                    self.attended(device, "F16", size, heads, n_depths, n_tokens, flash=True, value_size=of_values)
+        ways = [("F16", _MORE_HEADS, 1, flash) for flash in (True, False) if device.kind == "cpu"]
+        ways += [(kind, _HEADS, n, True) for n in (1, extent.n_tokens) for kind in extent.kv_kinds if kind != "F16"]
+        for (kind, heads, n_tokens, flash), size in every(ways, extent.head_sizes):
+            if self.has_time:
+                with self.timed("attention"):
+                    n_depths = extent.n_depths if n_tokens == 1 else extent.n_depths[:1]
+                    self.attended(device, kind, size, heads, n_depths, n_tokens, flash=flash)
 
     def attended(
         self, device: Device, kind: str, size: int, heads: tuple[int, int], n_depths: Sequence[int], n_tokens: int, *,

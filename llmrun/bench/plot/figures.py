@@ -48,6 +48,7 @@ class Point:
         n: samples.
         label: what stands beside it; empty: nothing.
         limit: roofline only: y of the roof at this x; None: not measured.
+        low, high: where the error bar ends, in place of `err`; of a prediction its range.
     """
 
     x: float
@@ -56,6 +57,15 @@ class Point:
     n: int = 1
     label: str = ""
     limit: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def bar(self) -> tuple[float, float] | None:
+        """How far the error bar reaches below and above y; None: there is none."""
+        if self.low is not None and self.high is not None:
+            return self.y - self.low, self.high - self.y
+        return None if self.err is None else (self.err, self.err)
 
 
 @dataclass(frozen=True)

@@ -204,10 +204,12 @@ def _draw_lines(axes: Any, panel: Panel, looks: _Looks) -> None:
     _draw_labels(axes, [p for series in panel.series for p in series.points if p.label])
 
 
-def _errors(series: Series) -> list[float] | None:
-    if all(point.err is None for point in series.points):
+def _errors(series: Series) -> list[list[float]] | None:
+    """Below and above each point."""
+    bars = [point.bar for point in series.points]
+    if not any(bars):
         return None
-    return [point.err if point.err is not None else math.nan for point in series.points]
+    return [[max(0.0, bar[side]) if bar else math.nan for bar in bars] for side in (0, 1)]
 
 
 def _draw_labels(axes: Any, points: Sequence[Point]) -> None:
@@ -246,7 +248,7 @@ def _draw_bars(axes: Any, panel: Panel, looks: _Looks) -> None:
         ys = [point.y for point in series.points]
         axes.bar(at, ys, width * 0.9, color=look["color"], yerr=_errors(series), error_kw={"elinewidth": 1.0})
         for x, point in zip(at, series.points, strict=True):
-            top = point.y + (point.err or 0.0)
+            top = point.y + (point.bar or (0.0, 0.0))[1]
             said = significant(point.y)
             axes.annotate(said, (x, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7.5)
     axes.margins(y=0.12)

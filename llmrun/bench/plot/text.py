@@ -87,4 +87,6 @@ def _rows(rows: Sequence[tuple[str, float, str]], width: int, align: str = "<") 
 
 def _value(point: Point) -> str:
     spread = "" if point.err is None else f" ± {significant(point.err, 2)}"
+    if point.low is not None and point.high is not None:
+        spread = f" ({significant(point.low)} to {significant(point.high)})"
     return (significant(point.y) if point.y else UNKNOWN) + spread

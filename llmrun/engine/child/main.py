@@ -95,6 +95,7 @@ class Worker:
             protocol.TimeProducts: self.time_operations,
             protocol.TimeAttention: self.time_operations,
             protocol.TimeTransfers: self.time_operations,
+            protocol.TimeLayers: self.time_operations,
         }
         outbox.send(NO_REQUEST, protocol.Ready(self.llama.llama_print_system_info().decode(errors="replace")))
 
@@ -347,7 +348,9 @@ class Worker:
             self.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens", n_ctx=n_ctx)
         return context
 
-    def time_operations(self, message: protocol.TimeProducts | protocol.TimeAttention | protocol.TimeTransfers) -> None:
+    def time_operations(
+        self, message: protocol.TimeProducts | protocol.TimeAttention | protocol.TimeTransfers | protocol.TimeLayers
+    ) -> None:
         from llmrun.engine.child import op_times
 
         self.send(protocol.OpTimes(op_times.seconds_of(self._device(message.device), message)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import statistics
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +21,12 @@ from itertools import product as every
 
 from llmrun.engine.child import ggml, tensors
 from llmrun.engine.child.tensors import F16, F32, I32, Owner, ProductFailed
-from llmrun.engine.protocol import TimeAttention, TimeProducts, TimeTransfers
+from llmrun.engine.protocol import TimeAttention, TimeLayers, TimeProducts, TimeTransfers
 from llmrun.gguf.types import GGML_TYPES
 
 clock = time.perf_counter
 
-_LONGEST_S = 0.1
+_LONGEST_S = 0.05
 """Of one graph: where all sets would take longer, fewer take turns."""
 _MOST_SETS = 256
 _PRECISION_F32 = 10
@@ -37,7 +38,9 @@ MakeResults = Callable[[int, int], Sequence[int]]
 """The results, in this context, of the operation with so many of the sets."""
 
 
-def seconds_of(device: ctypes.c_void_p, message: TimeProducts | TimeAttention | TimeTransfers) -> list[float]:
+def seconds_of(
+    device: ctypes.c_void_p, message: TimeProducts | TimeAttention | TimeTransfers | TimeLayers
+) -> list[float]:
     """As `OpTimes` has them."""
     try:
         match message:
@@ -47,6 +50,8 @@ def seconds_of(device: ctypes.c_void_p, message: TimeProducts | TimeAttention | 
                 return _attention(device, message)
             case TimeTransfers():
                 return _transfers(device, message)
+            case TimeLayers():
+                return _layers(device, message)
     except ProductFailed:
         return []
 
@@ -62,25 +67,35 @@ class _Device:
         """Of one operation, by passes over the sets for about so long. Raises `ProductFailed`."""
         ggml.set_threads(self.handle, _pointer(self._backend), n_threads)
         with Owner() as owner:
-            compute = self._graph(make, 1, owner)
+            compute = self.graph(make(owner.context(_CONTEXT_BYTES), 1), owner)
             compute()  # pages and kernels
             found = [compute()]
             n = max(1, min(n_sets, int(_LONGEST_S / max(found[0], 1e-9))))
             if n > 1:
-                compute = self._graph(make, n, owner)
-                compute()
+                compute = self.graph(make(owner.context(_CONTEXT_BYTES), n), owner)
                 found = [compute()]
+                if found[0] < seconds:  # the first one alone would count much
+                    found = [compute()]
             end = clock() + seconds - found[0]
             while clock() < end:
                 found.append(compute())
         return _quarter(found) / n
 
-    def _graph(self, make: MakeResults, n_sets: int, owner: Owner) -> Callable[[], float]:
-        """What computes it once and returns the seconds. Raises `ProductFailed` where the device can't."""
-        results = make(owner.context(_CONTEXT_BYTES), n_sets)
+    def passes(self, compute: Callable[[], float], n_threads: int, seconds: float) -> float:
+        """The median of what it takes, computed for about so long."""
+        ggml.set_threads(self.handle, _pointer(self._backend), n_threads)
+        compute()  # pages and kernels
+        found, end = list[float](), clock() + seconds
+        while len(found) < _LEAST_PASSES or clock() < end:
+            found.append(compute())
+        return statistics.median(found)
+
+    def graph(self, results: Sequence[int], owner: Owner, n_nodes: int = 0) -> Callable[[], float]:
+        """What computes them once, in their order, and returns the seconds. Raises `ProductFailed` where the device
+        can't. `n_nodes`: of the graph, where they may be more than ggml makes room for by itself."""
         if not tensors.is_supported(self.handle, results[0]):
             raise ProductFailed("the device can't compute it")
-        graph = tensors.graph_of(owner.context(_CONTEXT_BYTES), results)
+        graph = tensors.graph_of(owner.context(_CONTEXT_BYTES + n_nodes * _NODE_BYTES), results, n_nodes)
         owner.allocate(graph, self.usual)
 
         def compute() -> float:
@@ -198,28 +213,63 @@ def _attention(handle: ctypes.c_void_p, asked: TimeAttention) -> list[float]:
         return found
 
 
+class _Filled:
+    """Memory full of noise of one type, kept for the next question: to take and to fill it takes longer than to attend
+    to it."""
+
+    def __init__(self) -> None:
+        self._owner = Owner()
+        self._what: tuple[int, int] | None = None
+        self._n_bytes = 0
+        self._memory = tensors.Memory(0, 0)
+
+    def at_least(self, device: _Device, type_id: int, n_bytes: int) -> tensors.Memory:
+        """Raises `ProductFailed`."""
+        what = device.handle.value or 0, type_id
+        if self._what != what or self._n_bytes < n_bytes:
+            self._owner.close()
+            self._what = None
+            # As one tensor, whose rows are those of the noise: whole blocks from its beginning on.
+            context = self._owner.context()
+            n_rows = math.ceil(n_bytes / tensors.row_size(type_id))
+            whole = tensors.new(context, type_id, tensors.NOISE_ROW, n_rows)
+            buffer = self._owner.buffer(context, device.usual)
+            tensors.fill(whole, type_id)
+            self._memory, self._what, self._n_bytes = tensors.Memory(buffer, tensors.address_of(whole)), what, n_bytes
+        return self._memory
+
+
+_filled = _Filled()
+
+
 def _attending(
     device: _Device, asked: TimeAttention, n_depth: int, n_tokens: int, inputs: Owner
 ) -> tuple[MakeResults, int]:
     type_id, size = _TYPE_IDS[asked.kind], asked.head_size
     context = inputs.context(_CONTEXT_BYTES)
+    of_keys, of_values = (size, asked.n_head_kv, n_depth), (n_depth, size, asked.n_head_kv)
+    each_bytes = tensors.row_size(type_id, size) * asked.n_head_kv * n_depth * (1 if asked.value_size else 2)
+    n_sets = max(1, min(_MOST_SETS, math.ceil(asked.n_bytes / each_bytes))) if n_tokens == 1 else 1
+    memory = _filled.at_least(device, type_id, max(n_sets * each_bytes, asked.n_bytes))
+    at = 0
+
+    def placed(*shape: int) -> int:
+        nonlocal at
+        tensor = tensors.new(context, type_id, *shape)
+        memory.place(tensor, at)
+        at += tensors.size_of(tensor)
+        return tensor
 
     def pair() -> tuple[int, int]:
-        keys = tensors.new(context, type_id, size, asked.n_head_kv, n_depth)
+        keys = placed(*of_keys)
         if asked.value_size:
             return keys, tensors.beginnings(context, keys, asked.value_size, asked.n_head_kv, n_depth)
-        turned = (n_depth, size, asked.n_head_kv)
-        return keys, tensors.new(context, type_id, *((size, asked.n_head_kv, n_depth) if asked.flash else turned))
+        return keys, placed(*(of_keys if asked.flash else of_values))
 
-    pairs = [pair()]
-    n_sets = math.ceil(asked.n_bytes / (tensors.size_of(pairs[0][0]) * (1 if asked.value_size else 2)))
-    n_sets = n_sets if n_tokens == 1 else 1
-    pairs += [pair() for _ in range(min(_MOST_SETS, n_sets) - 1)]
+    pairs = [pair() for _ in range(n_sets)]
     query = tensors.new(context, F32, size, asked.n_head, n_tokens)
     mask = tensors.new(context, F16, n_depth, n_tokens)
     inputs.buffer(context, device.usual)
-    for tensor in (each for pair in pairs for each in (pair[:1] if asked.value_size else pair)):
-        tensors.fill(tensor, type_id)
     tensors.fill(query, F32)
     tensors.set_bytes(mask, bytes(2 * n_depth * n_tokens))  # every token sees all of them
 
@@ -245,6 +295,47 @@ def _attending(
         return [attend(context, turned, permute(context, keys, 0, 2, 1, 3), values) for keys, values in pairs[:n]]
 
     return make, len(pairs)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+_TENSOR_BYTES, _NODE_BYTES = 512, 128
+"""What ggml takes to describe a tensor, and a node of a graph, is less."""
+_LEAST_PASSES = 3
+
+
+def _layers(handle: ctypes.c_void_p, asked: TimeLayers) -> list[float]:
+    """Each layer's weights lie behind those of the one before. They are so small that what goes through all layers
+    stays of the size it has: numbers without end would be slow on some processors, and take less power on others."""
+    with Owner() as owner:
+        device = _Device(handle, owner)
+        context = owner.context(_CONTEXT_BYTES + asked.n_layers * _TENSOR_BYTES)
+        weights = [tensors.new(context, F32, asked.width, asked.width) for _ in range(asked.n_layers)]
+        owner.buffer(context, device.usual)
+        for each in weights:
+            tensors.fill_scaled(each, 1 / asked.n_layers)
+        found = []
+        for n_columns in asked.n_columns:
+            with Owner() as passing:
+                compute = _through_layers(device, weights, asked.width, n_columns, passing)
+                found += [device.passes(compute, n_threads, asked.seconds) for n_threads in asked.n_threads]
+        return found
+
+
+def _through_layers(
+    device: _Device, weights: Sequence[int], width: int, n_columns: int, owner: Owner
+) -> Callable[[], float]:
+    inputs = owner.context()
+    first = x = tensors.new(inputs, F32, width, n_columns)
+    owner.buffer(inputs, device.usual)
+    tensors.fill(first, F32)
+    n_nodes = 2 * len(weights)
+    context = owner.context(_CONTEXT_BYTES + n_nodes * (_TENSOR_BYTES + _NODE_BYTES))
+    results = []
+    for each in weights:
+        x = tensors.call("ggml_add", context, tensors.call("ggml_mul_mat", context, each, x), x)
+        results.append(x)
+    return device.graph(results, owner, n_nodes)
 
 
 # -- transfers ---------------------------------------------------------------------------------------------------------

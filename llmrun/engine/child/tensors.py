@@ -10,12 +10,14 @@ import math
 import random
 from collections.abc import Sequence
 from functools import cache, partial
+from typing import NamedTuple
 
 from llmrun.engine.child import ggml
 
 F32, F16, I32 = 0, 1, 26
 """enum ggml_type"""
 NOISE_ROW = 4096
+_PIECE_BYTES = 16 << 20
 _FILLED_WITH = 0x3C
 """As F32 0.0115, as F16 1.06: a sum can't overflow."""
 
@@ -111,9 +113,32 @@ def size_of(tensor: int) -> int:
     return int(base("ggml_nbytes", ctypes.c_size_t, _pointer)(tensor))
 
 
-def set_bytes(tensor: int, data: bytes) -> None:
+def row_size(type_id: int, n: int = NOISE_ROW) -> int:
+    """Bytes of a row of so many elements."""
+    return int(base("ggml_row_size", ctypes.c_size_t, ctypes.c_int, ctypes.c_int64)(type_id, n))
+
+
+def address_of(tensor: int) -> int:
+    """Where its numbers begin, on its device."""
+    return int(base("ggml_get_data", _pointer, _pointer)(tensor))
+
+
+class Memory(NamedTuple):
+    """A buffer, and where in it tensors can be placed that are not to have memory of their own."""
+
+    buffer: int
+    begin: int
+
+    def place(self, tensor: int, offset: int) -> None:
+        """Raises `ProductFailed`."""
+        allocate = base("ggml_backend_tensor_alloc", ctypes.c_int, _pointer, _pointer, _pointer)
+        if allocate(self.buffer, tensor, self.begin + offset) != 0:
+            raise ProductFailed("no room for it")
+
+
+def set_bytes(tensor: int, data: bytes, offset: int = 0) -> None:
     to = base("ggml_backend_tensor_set", None, _pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t)
-    to(tensor, data, 0, len(data))
+    to(tensor, data, offset, len(data))
 
 
 def get_bytes(tensor: int, n_bytes: int) -> bytes:
@@ -125,9 +150,17 @@ def get_bytes(tensor: int, n_bytes: int) -> bytes:
 
 
 def fill(tensor: int, type_id: int) -> None:
-    """With noise, the same few rows again and again."""
+    """With noise, the same few rows again and again; at once, as some layouts can't be written piece by piece."""
     n_bytes, tile = size_of(tensor), noise_of(type_id, 16)
     set_bytes(tensor, (tile * math.ceil(n_bytes / len(tile)))[:n_bytes])
+
+
+def fill_scaled(tensor: int, scale: float) -> None:
+    """One of F32 with noise of so much less, in pieces: it may be larger than what is free."""
+    n_bytes, tile = size_of(tensor), _scaled_noise(scale)
+    piece = tile * min(math.ceil(n_bytes / len(tile)), _PIECE_BYTES // len(tile))
+    for begin in range(0, n_bytes, len(piece)):
+        set_bytes(tensor, piece[: n_bytes - begin], begin)
 
 
 def clear(buffer: int) -> None:
@@ -143,8 +176,13 @@ def compute(backend: int, graph: int, result: int) -> None:
         raise ProductFailed(f"the device failed with status {status}")
 
 
-def graph_of(context: int, results: Sequence[int]) -> int:
-    graph = base("ggml_new_graph", _pointer, _pointer)(context)
+def graph_of(context: int, results: Sequence[int], n_nodes: int = 0) -> int:
+    """`n_nodes`: room for so many; 0: for as many as ggml has by itself."""
+    if n_nodes:
+        make = base("ggml_new_graph_custom", _pointer, _pointer, ctypes.c_size_t, ctypes.c_bool)
+        graph = make(context, 2 * n_nodes, False)  # leaves count as well
+    else:
+        graph = base("ggml_new_graph", _pointer, _pointer)(context)
     expand = base("ggml_build_forward_expand", None, _pointer, _pointer)
     for result in results:
         expand(graph, result)
@@ -159,9 +197,15 @@ def noise_rows(n_rows: int) -> bytes:
     return bytes((ctypes.c_float * n)(*(source.gauss(0, 1 / math.sqrt(NOISE_ROW)) for _ in range(n))))
 
 
+@cache
+def _scaled_noise(scale: float) -> bytes:
+    values = memoryview(noise_rows(16)).cast("f")
+    return bytes((ctypes.c_float * len(values))(*(scale * value for value in values)))
+
+
 def noise_of(type_id: int, n_rows: int) -> bytes:
     """So many rows of noise in a type of ggml."""
-    n_bytes = base("ggml_row_size", ctypes.c_size_t, ctypes.c_int, ctypes.c_int64)(type_id, NOISE_ROW) * n_rows
+    n_bytes = row_size(type_id) * n_rows
     made = ctypes.create_string_buffer(n_bytes)
     needs_weights = base("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)(type_id)
     weights = (ctypes.c_float * NOISE_ROW)(*[1.0] * NOISE_ROW) if needs_weights else None

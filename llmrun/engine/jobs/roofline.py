@@ -12,13 +12,14 @@ from llmrun.engine.channel import Channel, Died
 from llmrun.engine.devices import Found
 from llmrun.engine.limits import Limits
 from llmrun.engine.process import Child, IdleWatch
-from llmrun.engine.protocol import OpTimes, Probe, Probed, TimeAttention, TimeProducts, TimeTransfers
+from llmrun.engine.protocol import OpTimes, Probe, Probed, TimeAttention, TimeLayers, TimeProducts, TimeTransfers
 from llmrun.errors import EngineCrashed
 from llmrun.machine import hardware, peaks
 from llmrun.machine.device import Device
 from llmrun.machine.peaks import Ceiling, Key, Spread
 
 M = TypeVar("M")
+Operations = TimeProducts | TimeAttention | TimeTransfers | TimeLayers
 
 _WAIT_S = 120.0
 
@@ -75,11 +76,11 @@ class Prober:
             n_bytes = self.read_size(device) or 0
         return self._asked(Probe(device, n_bytes, kind, n_threads, seconds, repack), Probed, _WAIT_S + 2 * seconds)
 
-    def seconds_of(self, question: TimeProducts | TimeAttention | TimeTransfers) -> list[float]:
+    def seconds_of(self, question: Operations) -> list[float]:
         """Of single operations on a device, as `OpTimes` has them. Raises `EngineCrashed`."""
         return self._asked(question, OpTimes, _WAIT_S).seconds
 
-    def _asked(self, question: Probe | TimeProducts | TimeAttention | TimeTransfers, kind: type[M], wait_s: float) -> M:
+    def _asked(self, question: Probe | Operations, kind: type[M], wait_s: float) -> M:
         device = question.device
         if device not in {each.name for each in self.found.devices}:
             raise EngineCrashed(f"there is no device {device}")

@@ -25,9 +25,15 @@ _NEAREST = {
     "Q4_1": "Q4_0",
     "Q5_1": "Q5_0",
     "IQ4_XS": "IQ4_NL",
+    "IQ4_NL": "Q4_0",
+    "MXFP4": "Q4_0",
+    "Q2_K": "Q3_K",
+    "Q3_K": "Q4_K",
     "Q4_K": "Q4_0",
     "Q5_K": "Q4_K",
+    "Q5_0": "Q8_0",
     "Q6_K": "Q8_0",
+    "BF16": "F16",
 }
 """A type that takes about as long for each byte, where one was not measured."""
 
