@@ -18,6 +18,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"api"},
+    {"experiments"},
     {"batch"},
     {"wire"},
     {"constrain", "chat", "bench"},

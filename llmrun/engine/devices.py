@@ -12,6 +12,8 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 from llmrun.engine.channel import Channel
 from llmrun.engine.process import Child, Death
@@ -140,3 +142,11 @@ def lost(endpoints: Sequence[str], death: Death) -> EngineCrashed:
     which = " and ".join(gone) or " or ".join(endpoints)
     hint = Act("worker", note="on that machine")
     return EngineCrashed(f"the worker at {which} broke off during the run", hint=hint, log=death.log)
+
+
+def variants() -> list[str]:
+    """Of ggml's CPU backend, by name, where the build has it for several generations of CPUs; else none."""
+    spec = find_spec("llama_cpp")
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    found = (path.name for folder in folders for path in Path(folder, "lib").glob("*ggml-cpu-*"))
+    return sorted({name.partition("ggml-cpu-")[2].partition(".")[0] for name in found})

@@ -168,7 +168,7 @@ class _Measuring:
         # What is left of the time is for what fewer models need, and for a second look at what most do.
         for device in self.devices:
             self.more_attention(device)
-        for kind, again in [*((each, False) for each in more), *((each, True) for each in usual)]:
+        for kind, again in [*((each, True) for each in usual), *((each, False) for each in more)]:
             for device in self.devices:
                 if self.has_time:
                     self.products(device, kind, _threads_of(device)[-1 if again else 0 :])

@@ -31,7 +31,7 @@ from llmrun.planning.fit import DoesNotFit
 from llmrun.planning.footprint import CPU, Footprint, Placement, place_layers, repackable_types
 from llmrun.planning.load_plan import Expected, wants_repack
 from llmrun.planning.predict.from_profile import GraphTimes
-from llmrun.planning.predict.prediction import Prediction, Question, Range
+from llmrun.planning.predict.prediction import Prediction, Question, Range, with_disk
 from llmrun.tuning import kept, profiling, score
 from llmrun.tuning.dials import LAYOUTS
 from llmrun.tuning.probe import probe
@@ -44,8 +44,7 @@ _PROBE_FACTOR = 1.08
 """The same of what was measured by slices: three rounds do not show all that the machine does."""
 MOST_OTHERS = 0.5
 """Cores that others may use while the profile is measured: beyond, it says more of them than of the machine."""
-_MAPPED_DOUBT = 1.5
-_READ_S, _LOOK_S, _LOOKS = 0.25, 0.05, 2
+_READ_S, _LOOK_S, _LOOKS = 0.25, 0.05, 3
 _LONGEST_BLOCK = 256
 _STEADY = 1.25
 """Factor by which a product moves from one time to the next on a machine that does not change: what a model then does
@@ -166,19 +165,21 @@ def moment_of(profile: Profile, prober: Prober, joules: Joules, *, n_threads: in
 
 
 def _drift(profile: Profile, prober: Prober, n_columns: int, n_threads: int) -> float:
-    """1 within what the same measurement gives from one time to the next. Not by the read ceiling: that moved by a
-    third between two profiles whose products were alike."""
-    known = next((each for each in profile.products if each.device == CPU and not each.n_experts), None)
-    n_row = math.isqrt(known.n_weights) if known else 0
-    if known is None or n_row**2 != known.n_weights or n_row % _LONGEST_BLOCK:
-        return 1.0
+    """1 within what the same measurement gives from one time to the next; of several types the one in the middle, as any
+    of them may have been disturbed, then or now. Not by the read ceiling: that moved by a third between two profiles
+    whose products were alike."""
+    known = [each for each in profile.products if (each.device, each.n_experts, each.repack) == (CPU, 0, False)]
+    n_rows = {
+        each.kind: math.isqrt(each.n_weights) for each in known if math.isqrt(each.n_weights) ** 2 == each.n_weights
+    }
     n_bytes = profiling.Extent().of_matrices if n_columns == 1 else 0
-    asked = TimeProducts(CPU, known.kind, n_row, n_row, n_bytes, [n_columns], [n_threads], _LOOK_S)
-    found = [seconds for _ in range(_LOOKS) for seconds in prober.seconds_of(asked)]
-    before = profile.product_s(known.kind, known.n_weights, n_columns, n_threads)
-    if not found or not before:
-        return 1.0
-    ratio = min(found) / before
+    ratios = []
+    for kind, n_row in [*n_rows.items()][:_LOOKS]:
+        before = profile.product_s(kind, n_row**2, n_columns, n_threads)
+        if before and not n_row % _LONGEST_BLOCK:
+            asked = TimeProducts(CPU, kind, n_row, n_row, n_bytes, [n_columns], [n_threads], _LOOK_S)
+            ratios += [seconds / before for seconds in prober.seconds_of(asked)]
+    ratio = statistics.median_low(ratios) if ratios else 1.0
     return ratio if max(ratio, 1 / ratio) > _STEADY else 1.0
 
 
@@ -227,11 +228,8 @@ def _rate(seconds: float | None, factor: float, unread: tuple[float, float] | No
     if seconds is None or unread is None:
         return None
     least, most = unread
-    if not most:
-        return Range.around(seconds, factor).per(n_tokens)
-    return Range(
-        seconds / factor + least / _MAPPED_DOUBT, seconds + (least + most) / 2, seconds * factor + most * _MAPPED_DOUBT
-    ).per(n_tokens)
+    computing = Range.around(seconds, factor)
+    return (with_disk(computing, least, most) if most else computing).per(n_tokens)
 
 
 class Probe(_OfThisMachine):

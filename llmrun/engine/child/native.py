@@ -39,6 +39,10 @@ def _import_binding() -> Any:
     return binding
 
 
+# Of those that are no variant of the CPU's: ggml-base is what all of them are linked with.
+_BACKEND = re.compile(r"(?:lib)?ggml-(?!base|cpu)\w+\.(?:so|dylib|dll)")
+
+
 @cache
 def library(stem: str) -> Any:
     """One of the binding's own libraries: "ggml-base", "ggml", "ggml-rpc". Raises `OSError` where the build has none.
@@ -60,11 +64,27 @@ def _load_backends() -> None:
     """Of a build for every CPU (GGML_BACKEND_DL), load what fits this machine: the best CPU variant, RPC, GPUs.
 
     ggml itself looks beside the program, which is Python. In a build for one CPU they are linked, and nothing is done.
+    LLMRUN_CPU_VARIANT names another variant than the best.
     """
-    if any(_folder().glob("*ggml-cpu-*")):
+    variants = [*_folder().glob("*ggml-cpu-*")]
+    if not variants:
+        return
+    wanted = os.environ.get("LLMRUN_CPU_VARIANT")
+    if not wanted:
         load = library("ggml").ggml_backend_load_all_from_path
         load.argtypes, load.restype = [ctypes.c_char_p], None
         load(os.fsencode(_folder()))
+        return
+    chosen = next((path for path in variants if path.name.partition(".")[0].endswith(f"ggml-cpu-{wanted}")), None)
+    if chosen is None:
+        raise OSError(f"this build of llama.cpp has no CPU variant {wanted[:40]}")
+    if not ctypes.CDLL(str(chosen)).ggml_backend_score():  # it would die of an instruction that there is not
+        raise OSError(f"this CPU can't run the variant {wanted[:40]}")
+    load = library("ggml").ggml_backend_load
+    load.argtypes, load.restype = [ctypes.c_char_p], ctypes.c_void_p
+    others = (path for path in _folder().glob("*ggml-*") if _BACKEND.fullmatch(path.name))
+    for path in (chosen, *others):
+        load(os.fsencode(path))
 
 
 llama: Any = _import_binding()

@@ -34,7 +34,7 @@ from llmrun.planning.placement import Placer
 from llmrun.planning.predict import speed
 from llmrun.planning.predict.compute_buffers import ComputeEstimate
 from llmrun.planning.predict.machines import Machine, Part
-from llmrun.planning.predict.prediction import Prediction, Question, Range
+from llmrun.planning.predict.prediction import Prediction, Question, Range, with_disk
 from llmrun.planning.predict.speed import Constants, Load
 from llmrun.units import count
 
@@ -172,15 +172,9 @@ class Elsewhere:
         return max(plain, self.constants.mixture.spread) if load.n_expert_layers else plain
 
     def _with_disk(self, computing: Range, n_bytes: float, share: float, passes: int = 1) -> Range:
-        """Seconds with what is read from the disk on the way.
-
-        At best the cache keeps what it holds, and only the rest is read; at worst, as the least recently used goes
-        first, a pass through a file that is larger than the cache finds nothing in it.
-        """
         rate = self.what.disk_bytes_per_s or _DISK_BYTES_PER_S
         doubt = 1.2 if self.what.disk_bytes_per_s else 2.0
-        least, most = passes * n_bytes * share / rate, passes * n_bytes / rate
-        return Range(computing.low + least / doubt, computing.mid + (least + most) / 2, computing.high + most * doubt)
+        return with_disk(computing, passes * n_bytes * share / rate, passes * n_bytes / rate, doubt)
 
     def _prefill_s(self, plan: _Placed, n_prompt: int, missing: int) -> Range | None:
         loads = plan.step(n_prompt // 2)

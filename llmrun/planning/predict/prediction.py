@@ -35,6 +35,18 @@ class Range:
         return Range(self.low * factor, self.mid * factor, self.high * factor)
 
 
+def with_disk(computing: Range, least_s: float, most_s: float, doubt: float = 1.5) -> Range:
+    """Seconds with what is read from the disk on the way.
+
+    At best (`least_s`) memory keeps what it holds, and only the rest is read; at worst (`most_s`), as what was used
+    longest ago goes first, a pass through a file that is larger than memory finds nothing in it. `doubt`: by how much
+    the disk may be faster or slower than it is taken to be.
+    """
+    return Range(
+        computing.low + least_s / doubt, computing.mid + (least_s + most_s) / 2, computing.high + most_s * doubt
+    )
+
+
 @dataclass(frozen=True)
 class Question:
     """What a model is to do.
