@@ -217,6 +217,19 @@ class Cluster:
             self._note(f"{name} can't help: {problem}")
 
 
+def await_members(address: str, n: int, timeout_s: float) -> None:
+    """Wait until so many are there. Raises `NetworkError`."""
+    from distributed import TimeoutError as TooLate
+
+    client = _connected(address, timeout_s)
+    try:
+        client.wait_for_workers(n, timeout=timeout_s)
+    except TooLate:
+        raise NetworkError(f"not all of {n} members of the cluster came within {duration(timeout_s)}") from None
+    finally:
+        client.close()
+
+
 def _connected(address: str, connect_s: float) -> Client:
     host, port = _place(address)
     try:

@@ -63,6 +63,9 @@ COMMANDS = {
         "compare", "compare", "Compare two benches: how much faster is B than A, and is that more than chance?"
     ),
     "plot": Entry("plot", "plot", "Draw benches: curves of a sweep, bars side by side, batch scaling, a roofline."),
+    "experiment": Entry(
+        "experiment", "experiment", "Conduct experiments: claims on CPUs and GPUs, and what they are worth here."
+    ),
     "devices": Entry("devices", "devices", "Show what llama.cpp can compute on, with memory, features and versions."),
     "worker": Entry("worker", "worker", "Lend this machine's devices to `llmrun run --rpc` on another."),
     "doctor": Entry(

@@ -2,9 +2,9 @@
 
     submit ──► queue of a lane, by priority ──► its engine, as many side by side as it answers ──► wait
 
-Expected is the time that the lane has work for, and the request's own: its prompt at the lane's prefill rate, and a step
-for each token of its answer, as long as a step is with those that it will share it with. A small single request so goes
-to the engine that answers one the fastest, and a crowd to the one that answers many. Speeds are those that a plan
+Expected is the time that the lane has work for, and the request's own: its prompt at the lane's prefill rate, and a
+step for each token of its answer, as long as a step is with those that it will share it with. A small single request so
+goes to the engine that answers one the fastest, and a crowd to the one that answers many. Speeds are those that a plan
 predicts, or that were measured.
 """
 

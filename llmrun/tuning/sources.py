@@ -165,8 +165,8 @@ def moment_of(profile: Profile, prober: Prober, joules: Joules, *, n_threads: in
 
 
 def _drift(profile: Profile, prober: Prober, n_columns: int, n_threads: int) -> float:
-    """1 within what the same measurement gives from one time to the next; of several types the one in the middle, as any
-    of them may have been disturbed, then or now. Not by the read ceiling: that moved by a third between two profiles
+    """1 within what the same measurement gives from one time to the next; of several types the one in the middle, as
+    any of them may have been disturbed. Not by the read ceiling: that moved by a third between two profiles
     whose products were alike."""
     known = [each for each in profile.products if (each.device, each.n_experts, each.repack) == (CPU, 0, False)]
     n_rows = {

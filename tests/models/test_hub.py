@@ -155,7 +155,7 @@ def test_revisions(bench: Bench) -> None:
 def test_commit_is_pinned(bench: Bench) -> None:
     """A push to the branch in the middle of a pull changes nothing about it."""
     repo = bench.hub.repos[REPO]
-    bench.hub.faults.cuts = [Cut("close", 1_000_000)]
+    bench.hub.faults.cuts = [Cut("close", 200_000)]
     bench.hub.faults.throttle_bps = 100_000
     with bench.new_client() as client:
         client.send("pull", repo=REPO)

@@ -1,0 +1,273 @@
+"""Experiment 9: one request's time and the throughput of many; and requests sent where they are answered first."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any
+
+from llmrun.bench.load import Call, Load, closed_loop, drive, open_loop
+from llmrun.bench.load import Result as Outcomes
+from llmrun.bench.plot.figures import Axis, Figure, Panel, Series
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.protocol import PromptOptions, Trial
+from llmrun.engine.router import Lane, Router, Speed
+from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, shown
+from llmrun.experiments.lab import Lab
+from llmrun.experiments.simulated import SimulatedEngine, VirtualClock
+from llmrun.gguf import synth
+from llmrun.gguf.reader import open_header
+from llmrun.options.sampling import SamplingConfig
+from llmrun.planning.predict.elsewhere import Elsewhere
+from llmrun.planning.predict.machines import parse
+from llmrun.planning.predict.prediction import Question
+from llmrun.units import duration, significant
+
+SHAPE, LEVEL = "qwen3-0.6b", "Q4_K_M"
+SMALL = synth.Shape(12, 768, 2048, 12, 4, 32_000, n_ctx_train=4096)
+"""0.1 B: for two engines on two cores."""
+CPU_MACHINE, GPU_MACHINE = "7950X3D 64gb", "RTX 4090"
+SIMULATED = "llama-8b"
+POLICIES = ("first", "second", "router")
+_WORD = "b "
+_RAW = PromptOptions()
+
+
+def _sampling(n_gen: int) -> SamplingConfig:
+    return SamplingConfig(temperature=0, max_tokens=n_gen, ignore_eos=True)
+
+
+def _call(n_prompt: int, n_gen: int) -> Call:
+    return Call(_WORD * n_prompt, _sampling(n_gen))
+
+
+def _of_load(found: Outcomes) -> dict[str, float | None]:
+    return {
+        "ttft_s": found.ttft_s(0.5),
+        "e2e_s": found.e2e_s(0.5),
+        "e2e_90_s": found.e2e_s(0.9),
+        "tpot_s": found.tpot_s(0.5),
+        "tps": found.tokens_per_s,
+        "errors": float(found.n_errors),
+    }
+
+
+def latency(lab: Lab) -> Result:
+    widths = (1, 4, 16) if lab.quick else (1, 2, 4, 8, 16)
+    n_prompt, n_gen = (64, 16) if lab.quick else (128, 32)
+
+    def side_by_side(n: int) -> Cell:
+        def take() -> Mapping[str, float | None]:
+            engine = lab.engine(lab.model(SHAPE, LEVEL), lab.config(repack="off"))
+            calls = [_call(n_prompt, n_gen) for _ in range(2 * n if n > 2 else 4)]
+            with engine.parallel(n, n_prompt + n_gen + 16) as parallel:
+                return _of_load(drive(parallel, closed_loop(calls, n), _RAW))
+
+        return Cell(f"{n} at a time", take)
+
+    lab.measure([side_by_side(n) for n in widths])
+    lab.unload()
+    lab.measure([Cell(f"two engines, {policy}", partial(_two_engines, lab, policy)) for policy in POLICIES])
+    rates = (0.05, 0.2) if lab.quick else (0.02, 0.05, 0.1, 0.2)
+    simulated = {
+        (rate, policy): simulate(rate, policy, 200 if lab.quick else 600) for rate in rates for policy in POLICIES
+    }
+
+    one, most = (lab.spread(f"{n} at a time", "tps") for n in (1, widths[-1]))
+    alone, crowded = (lab.spread(f"{n} at a time", "e2e_s") for n in (1, widths[-1]))
+    findings = []
+    if one and most and alone and crowded:
+        text = (
+            f"{widths[-1]} at a time: {significant(most.median / one.median)} × the tokens of one, each answer takes"
+            f" {significant(crowded.median / alone.median)} × as long"
+        )
+        claim = "Batches raise the throughput, and each request waits longer."
+        holds = most.median > one.median and crowded.median > alone.median
+        findings.append(Finding(claim, "mlops", text, "holds" if holds else "does not hold"))
+    findings += [*_router_findings(lab), *_simulated_findings(simulated, rates)]
+    widths_table = Table(
+        f"{SHAPE} at {LEVEL}, prompts of {n_prompt} and answers of {n_gen} tokens, so many always being answered",
+        (">at a time", ">first token, s", ">whole answer, s", ">a token, ms", ">all together, t/s"),
+        tuple(
+            (
+                str(n),
+                shown(lab.spread(f"{n} at a time", "ttft_s")),
+                shown(lab.spread(f"{n} at a time", "e2e_s")),
+                shown(lab.spread(f"{n} at a time", "tpot_s"), 1e3),
+                shown(lab.spread(f"{n} at a time", "tps")),
+            )
+            for n in widths
+        ),
+    )
+    router_table = Table(
+        "Two engines here, one thread each: the first answers one at a time, the second eight",
+        ("requests go to", ">median answer, s", ">9 of 10 within, s", ">all together, t/s"),
+        tuple(
+            (
+                _NAMES[policy],
+                shown(lab.spread(f"two engines, {policy}", "e2e_s")),
+                shown(lab.spread(f"two engines, {policy}", "e2e_90_s")),
+                shown(lab.spread(f"two engines, {policy}", "tps")),
+            )
+            for policy in POLICIES
+        ),
+    )
+    simulated_table = Table(
+        (
+            f"{SIMULATED} at {LEVEL}, simulated with plan's times: {CPU_MACHINE} (the first) and {GPU_MACHINE}"
+            " (the second)"
+        ),
+        (">requests a second", "go to", ">median answer, s", ">9 of 10 within, s", ">to the first"),
+        tuple(
+            (
+                f"{rate:g}",
+                _NAMES[policy],
+                duration(found["e2e_s"]),
+                duration(found["e2e_90_s"]),
+                f"{found['first'] or 0:.0%}",
+            )
+            for (rate, policy), found in simulated.items()
+        ),
+    )
+    throughput = [(n, lab.spread(f"{n} at a time", "tps")) for n in widths]
+    waits = [(n, lab.spread(f"{n} at a time", "e2e_s")) for n in widths]
+    ticks = tuple((float(n), str(n)) for n in widths)
+    panels = (
+        Panel("sweep", "all together", Axis("answers at a time", "log", ticks), Axis("tokens per second"),
+              (Series("tokens per second", _points(throughput)),)),
+        Panel("sweep", "one answer", Axis("answers at a time", "log", ticks), Axis("seconds"),
+              (Series("seconds", _points(waits)),)),
+    )  # fmt: skip
+    return Result(
+        tuple(findings),
+        (
+            "A closed loop of requests, all answers of the same length; medians over requests, then over rounds.",
+            "Two engines: a 0.1 B shape, three of four requests small (32 + 16 tokens), the others large (384 +"
+            " 64); they come at"
+            " random, the same times for each way of sending them.",
+            "Simulated: no engine computes; prefill rate and step time are plan's for each machine, further"
+            " sequences in a step"
+            " cost what a token of a prompt does. Requests are small (64 + 64) or large (2,048 + 256).",
+        ),
+        (widths_table, router_table, simulated_table),
+        {
+            "": Figure(
+                f"{SHAPE} {LEVEL}: answers side by side", panels, ("error bars: the least and the most of the rounds",)
+            )
+        },
+        (
+            (
+                "Two engines on two cores share one memory: what a router gains there is what its logic is worth,"
+                " and no more."
+            ),
+        ),
+    )
+
+
+_NAMES = {"first": "the first alone", "second": "the second alone", "router": "where it is done first"}
+
+
+def _points(found: Sequence[tuple[int, Spread | None]]) -> tuple[Any, ...]:
+    return tuple(spread.point(n) for n, spread in found if spread)
+
+
+# -- two engines here ---
+
+
+def mixed_load(n: int, per_s: float, small: tuple[int, int], large: tuple[int, int], seed: int = 7) -> Load:
+    """Three small requests to each large one, in an order that is the same every time."""
+    chance = random.Random(seed)
+    sizes = [large if chance.random() < 0.25 else small for _ in range(n)]
+    return open_loop([_call(*each) for each in sizes], per_s, seed)
+
+
+def _two_engines(lab: Lab, policy: str) -> dict[str, float | None]:
+    path = lab.model(SMALL, LEVEL, "small-0.1b")
+    config = lab.config(n_threads=1, n_threads_batch=1, repack="off")
+    n_ctx = 384 + 64 + 32
+    with ExitStack() as stack:
+        engines = [stack.enter_context(closing(ChildEngine(path, open_header(path), config))) for _ in range(2)]
+        speeds = [_speed_of(engine, n_ctx) for engine in engines]
+        widths = (1, 8)
+        lanes = [
+            Lane(name, stack.enter_context(engine.parallel(width, n_ctx)), speed)
+            for name, engine, width, speed in zip(("first", "second"), engines, widths, speeds, strict=True)
+        ]
+        used = {"first": lanes[:1], "second": lanes[1:], "router": lanes}[policy]
+        router = Router(used, n_prompt_of=lambda prompt: len(str(prompt).split()))
+        # As many as both together can just answer.
+        busy_s = sum(speeds[0].work_s(n, g, 3) * share for (n, g), share in (((32, 16), 0.75), ((384, 64), 0.25)))
+        load = mixed_load(16 if lab.quick else 32, 1.2 / busy_s, (32, 16), (384, 64))
+        found = _of_load(drive(router, load, _RAW))  # type: ignore[arg-type]
+        return {**found, "first": lanes[0].n_answered / len(load.calls)}
+
+
+def _speed_of(engine: ChildEngine, n_ctx: int) -> Speed:
+    prefill = engine.run_trial(Trial(128, 8, n_ctx=n_ctx))
+    four = engine.run_trial(Trial(16, 8, n_seq=4, n_ctx=n_ctx))
+    step_s = sum(prefill.step_s[1:]) / len(prefill.step_s[1:])
+    of_four = sum(four.step_s[1:]) / len(four.step_s[1:])
+    return Speed(128 / (prefill.prefill_s or 1.0), step_s, max(0.0, (of_four - step_s) / 3))
+
+
+def _router_findings(lab: Lab) -> list[Finding]:
+    claim = "Small single requests belong to the CPU, batches to the GPU."
+    found = {policy: lab.spread(f"two engines, {policy}", "e2e_s") for policy in POLICIES}
+    if not all(found.values()):
+        return [Finding(claim, "mlops", "–", "not measured")]
+    best = min((found[each] for each in ("first", "second")), key=lambda each: each.median)  # type: ignore[union-attr]
+    routed = found["router"]
+    assert best and routed
+    text = (
+        "two engines here, sent where they are done first: the median answer takes"
+        f" {significant(routed.median / best.median)} ×"
+        " that of the better one alone"
+    )
+    why = "Where one engine is idle and the other has work; not because one of them were made for small requests."
+    return [Finding(claim, "mlops", text, "holds" if routed.median < 0.97 * best.median else "does not hold", why)]
+
+
+# -- simulated ---
+
+
+def speed_on(machine: str, shape: str = SIMULATED, level: str = LEVEL) -> Speed:
+    """By plan. A step of several sequences takes what a prompt's token does for each further one."""
+    header = synth.header_of(synth.SHAPES[shape], level)
+    found = Elsewhere(parse(machine)).predict(header, Question(512, 256, (512,)))
+    rate, prefill = found.decode_tps[512], found.prefill_tps
+    assert rate is not None
+    prefill_tps = prefill.mid if prefill else 20 * rate.mid
+    return Speed(prefill_tps, 1 / rate.mid, 1 / prefill_tps)
+
+
+def simulate(per_s: float, policy: str, n: int) -> dict[str, float | None]:
+    """Seconds of answers that come so many a second, and the share that went to the first machine."""
+    clock = VirtualClock()
+    lanes = [
+        Lane("first", SimulatedEngine(speed_on(CPU_MACHINE), 4, clock), speed_on(CPU_MACHINE)),  # type: ignore[arg-type]
+        Lane("second", SimulatedEngine(speed_on(GPU_MACHINE), 32, clock), speed_on(GPU_MACHINE)),  # type: ignore[arg-type]
+    ]
+    used = {"first": lanes[:1], "second": lanes[1:], "router": lanes}[policy]
+    router = Router(used, n_prompt_of=lambda prompt: len(str(prompt).split()), clock=clock, sleep=clock.sleep)
+    load = mixed_load(n, per_s, (64, 64), (2048, 256))
+    outcomes = drive(router, load, _RAW, clock=clock, sleep=clock.sleep)  # type: ignore[arg-type]
+    return {**_of_load(outcomes), "first": lanes[0].n_answered / n}
+
+
+def _simulated_findings(
+    found: Mapping[tuple[float, str], Mapping[str, float | None]], rates: Sequence[float]
+) -> list[Finding]:
+    parts, gains = [], []
+    for rate in rates:
+        routed, alone = (found[rate, policy]["e2e_s"] for policy in ("router", "second"))
+        if routed and alone:
+            gains.append(routed / alone)
+            parts.append(f"{significant(routed / alone)} × at {rate:g} a second")
+    claim = "A router in front of CPU and GPU gains over the GPU alone."
+    text = f"simulated, the median answer beside the {GPU_MACHINE} alone: {', '.join(parts)}"
+    if min(gains, default=1) < 0.95:
+        return [Finding(claim, "mlops", text, "holds")]
+    why = "As long as the GPU keeps up, it is the faster one for small requests, too."
+    return [Finding(claim, "mlops", text, "does not hold", why)]

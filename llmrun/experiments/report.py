@@ -1,0 +1,118 @@
+"""An experiment's record as a page, and all of them as one table: Markdown."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from llmrun.experiments.experiment import ARTICLES, Finding, Table
+from llmrun.experiments.record import Record
+from llmrun.units import UNKNOWN, fixed, size
+
+
+def page(record: Record, pictures: Mapping[str, str]) -> str:
+    """`pictures`: names of files beside the page, by the part of the figure's name."""
+    result = record.result
+    blocks = [
+        f"# {record.title}",
+        head(record),
+        _findings(result.findings),
+        *(f"![{record.result.figures[part].title}]({name})" for part, name in pictures.items()),
+        "## How",
+        "\n".join(f"- {line}" for line in (*result.method, _repeated(record))),
+        *(_table(table) for table in result.tables),
+    ]
+    if record.errors:
+        blocks += ["## Not measured", "\n".join(f"- {key}: {error}" for key, error in record.errors.items())]
+    if result.limits:
+        blocks += ["## What this does not say", "\n".join(f"- {line}" for line in result.limits)]
+    blocks += ["## Again", f"    {shlex.join(record.command)}"]
+    return "\n\n".join(blocks) + "\n"
+
+
+def head(record: Record) -> str:
+    """Where, when and with what."""
+    machine, build = record.machine, record.build
+    others = [sample.other_cores for samples in record.cells.values() for sample in samples]
+    known = [each for each in others if each is not None]
+    busy = f", others kept {fixed(max(known), 1)} cores busy at most" if known else ""
+    where = f"{machine.cpu or 'a CPU'}, {machine.default_threads} threads, {size(machine.ram_bytes)} of RAM"
+    devices = [device.name for device in machine.devices if device.kind != "cpu"]
+    beside = f", {', '.join(devices)}" if devices else ""
+    quick = " Quick: fewer values and rounds." if record.setup.settings.get("quick") else ""
+    return (
+        f"{record.created[:10]}, {where}{beside}{busy}; llmrun {build.llmrun}, llama-cpp-python"
+        f" {build.llama_cpp_python},"
+        f" ggml {build.ggml}.{quick} Claims of: {record.article}."
+    )
+
+
+def _repeated(record: Record) -> str:
+    n = sum(map(len, record.cells.values()))
+    if not n:
+        return "Nothing is measured: all of it is predicted."
+    return (
+        f"{record.repetitions} rounds, all cells in turn ({n} samples); a figure is their median, in brackets"
+        " the least and the most."
+    )
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    rows = [("claim", "here", "verdict")]
+    for each in findings:
+        rows.append((each.claim, each.number, f"**{each.verdict}**{f'. {each.why}' if each.why else ''}"))
+    return _markdown(rows)
+
+
+def _table(table: Table) -> str:
+    return f"### {table.title}\n\n" + _markdown([table.columns, *table.rows])
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    first, *rest = rows
+    titles = [_cell(each.removeprefix(">")) for each in first]
+    rule = ["---:" if each.startswith(">") else "---" for each in first]
+    lines = [titles, rule, *([_cell(each) for each in row] for row in rest)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def front(records: Sequence[Record]) -> str:
+    """One table of all claims. Records of several machines are told apart."""
+    machines = list(dict.fromkeys(_machine(record) for record in records))
+    blocks = ["# The founding questions", _INTRODUCTION]
+    if len(machines) > 1:
+        of = "; ".join(
+            f"{machine}: {', '.join(record.name for record in records if _machine(record) == machine)}"
+            for machine in machines
+        )
+        blocks.append(f"**Measured on {len(machines)} machines**, each experiment on one of them. {of}.")
+    elif machines:
+        blocks.append(f"Measured on {machines[0]}.")
+    rows = [("claim", "article", "our number", "verdict", "more")]
+    for record in records:
+        for finding in record.result.findings:
+            name = ARTICLES[finding.article].partition(" (")[0]
+            rows.append(
+                (finding.claim, name, finding.number, f"**{finding.verdict}**", f"[{record.name}]({record.name}.md)")
+            )
+    blocks.append(_markdown(rows) if len(rows) > 1 else UNKNOWN)
+    counted = {verdict: sum(f.verdict == verdict for r in records for f in r.result.findings) for verdict in _VERDICTS}
+    blocks.append("; ".join(f"{n} {verdict}" for verdict, n in counted.items() if n) + ".")
+    return "\n\n".join(blocks) + "\n"
+
+
+_VERDICTS = ("holds", "holds in part", "does not hold", "not measured")
+_INTRODUCTION = (
+    "What five articles say of running models on CPUs and GPUs, and what came of measuring it. A GPU's figure is"
+    " measured on one or"
+    " predicted from its data sheet, and says which. Every page has the command that makes it again."
+)
+
+
+def _machine(record: Record) -> str:
+    info = record.machine
+    return f"{info.cpu or 'a CPU'} with {info.default_threads} threads, {record.created[:10]}"

@@ -1,0 +1,317 @@
+"""Experiment 7: Llama 3 70 B on a CPU: memory, size, speed; a model larger than its memory; and mixtures instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+
+from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.process import Child, spins_for
+from llmrun.engine.protocol import Trial
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, shown
+from llmrun.experiments.lab import Lab
+from llmrun.experiments.memory_box import forget_pages, memory_box, put
+from llmrun.gguf.reader import Header, open_header
+from llmrun.machine import disk
+from llmrun.planning.footprint import Placement, footprint, place_layers
+from llmrun.planning.predict.elsewhere import Elsewhere
+from llmrun.planning.predict.machines import parse
+from llmrun.planning.predict.prediction import Prediction, Question, Range, with_disk
+from llmrun.tuning.sources import Probe
+from llmrun.units import UNKNOWN, bandwidth, significant, size
+
+DENSE, LEVEL = "llama-70b", "Q4_K_M"
+LEVELS = ("F16", "Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K")
+CONTEXTS = (512, 4096, 8192)
+MIXTURES = (("qwen3-30b-a3b", "Q4_K_M"), ("gpt-oss-20b", "MXFP4_MOE"))
+MACHINES = (
+    ("i9-14900 32gb", "0.9"),
+    ("i9-14900 64gb", "0.9 to 3 (CPUs)"),
+    ("7950X3D 64gb", "0.9 to 3 (CPUs)"),
+    ("RTX 3090", "17 and more"),
+    ("2x RTX 3090", "17 and more"),
+    ("RTX 4090 + DDR5-5600 x2 64gb", ""),
+)
+MAPPED = ("qwen3-0.6b", "Q8_0")
+_LARGER = 1.3
+_BESIDE_BYTES = 96 << 20
+"""What an engine takes beside its weights: code, vocabulary, buffers."""
+_GIB = 1 / (1 << 30)
+
+
+def total_bytes(header: Header, n_ctx: int) -> int:
+    """Weights, keys and values in RAM; compute buffers are less than 1 % here."""
+    placement = Placement(place_layers(header.n_layer or 0, 0, (), ()))
+    return footprint(header, placement, n_ctx).by_device["CPU"].total
+
+
+def seventy(lab: Lab) -> Result:
+    depths = (0,) if lab.quick else (0, 1024)
+    models = [(DENSE, LEVEL), *(MIXTURES[:1] if lab.quick else MIXTURES)]
+    question = Question(128 if lab.quick else 512, 16, depths, lab.config())
+
+    def probed(shape: str, level: str) -> Cell:
+        def take() -> Mapping[str, float | None]:
+            found = Probe(lab.found, rounds=1).predict(lab.header(shape, level), question)
+            return _values(found)
+
+        return Cell(f"{shape} at {level}, by slices", take)
+
+    def mapped() -> Mapping[str, float | None]:
+        return _mapped(lab)
+
+    lab.measure([probed(*each) for each in models])
+    lab.measure([Cell("mapped", mapped)], rounds=1 if lab.quick else 2)
+    here = {each: lab.here.predict(lab.header(*each), question) for each in models}
+
+    memory, largest = _memory(lab)
+    findings = _size_findings(lab, largest)
+    rows, predictions = _elsewhere(lab)
+    findings += _speed_findings(lab, predictions, question)
+    findings += _mapped_findings(lab)
+    findings += _mixture_findings(lab, models)
+    of_here = Table(
+        "Here, without the weights: by slices of the model, and by the profile",
+        (
+            "model",
+            "level",
+            ">weights",
+            "fits",
+            ">decode by slices, t/s",
+            ">by the profile, t/s",
+            ">prompt by slices, t/s",
+        ),
+        tuple(
+            (
+                shape,
+                level,
+                size(lab.header(shape, level).weight_bytes),
+                "yes" if here[shape, level].fits else "no",
+                shown(lab.spread(f"{shape} at {level}, by slices", "tg_0")),
+                _range(here[shape, level].decode_tps.get(0)),
+                shown(lab.spread(f"{shape} at {level}, by slices", "pp")),
+            )
+            for shape, level in models
+        ),
+    )
+    return Result(
+        tuple(findings),
+        (
+            (
+                "Memory: weights by the tensor table of each level, keys and values in F16, exact; no model of this"
+                " size is here."
+            ),
+            "By slices: a few layers of the model's shapes and types run in the real graph, and all layers follow"
+            " (`probe`);"
+            " what does not fit into this machine's memory is told as if it did.",
+            f"Mapped: {MAPPED[0]} at {MAPPED[1]} in a process whose memory is its weights' size divided by"
+            f" {_LARGER}; its t/s beside the disk's"
+            " rate of plain reads and what the formula says of both.",
+            "Elsewhere: `plan`, from data sheets.",
+        ),
+        (memory, of_here, rows, *_mapped_table(lab)),
+        {"": _picture(lab, models, predictions)},
+        ("Slices have noise for weights: a mixture's router chooses as evenly as noise does, which reads the most.",),
+    )
+
+
+def _values(found: Prediction) -> dict[str, float | None]:
+    tps = {f"tg_{depth}": None if each is None else each.mid for depth, each in found.decode_tps.items()}
+    return {**tps, "pp": found.prefill_tps.mid if found.prefill_tps else None}
+
+
+def _range(found: Range | None) -> str:
+    if found is None:
+        return UNKNOWN
+    return f"{significant(found.mid)} ({significant(found.low)} to {significant(found.high)})"
+
+
+def _memory(lab: Lab) -> tuple[Table, int]:
+    rows, most = [], 0
+    for level in LEVELS:
+        header = lab.header(DENSE, level)
+        totals = [total_bytes(header, n_ctx) for n_ctx in CONTEXTS]
+        most = max(most, *totals)
+        rows.append((level, size(header.weight_bytes), *(size(n) for n in totals)))
+    columns = ("level", ">file", *(f">with {n} tokens" for n in CONTEXTS))
+    return Table("Llama 3 70 B: memory", columns, tuple(rows)), most
+
+
+def _size_findings(lab: Lab, most: int) -> list[Finding]:
+    least, usual = (total_bytes(lab.header(DENSE, level), 512) for level in ("Q2_K", LEVEL))
+    n_file = lab.header(DENSE, "F16").weight_bytes
+    return [
+        Finding("It takes 32 to 64 GB of memory, and often more than 100.", "70b",
+                (f"{size(least)} at Q2_K, {size(usual)} at {LEVEL},"
+                f" {size(most)} at F16 with {CONTEXTS[-1]} tokens"), "holds",
+                f"32 GB do for levels below {LEVEL} alone; more than 100 GB is F16."),
+        Finding("Large models take several terabytes on the disk.", "70b", (f"{size(n_file)} at F16:"
+                                                                           f" {significant(n_file / 1e12)} TB"),
+                "does not hold"),
+    ]  # fmt: skip
+
+
+def _elsewhere(lab: Lab) -> tuple[Table, dict[str, Prediction]]:
+    header = lab.header(DENSE, LEVEL)
+    found = {name: Elsewhere(parse(name)).predict(header, Question(512, 16, (0,))) for name, _ in MACHINES}
+    rows = tuple(
+        (
+            parse(name).title,
+            {True: "yes", False: "no", None: UNKNOWN}[found[name].fits]
+            + (f": {found[name].note}" if found[name].note else ""),
+            _range(found[name].decode_tps[0]),
+            told or UNKNOWN,
+        )
+        for name, told in MACHINES
+    )
+    columns = ("machine", "fits", ">decode, t/s, predicted", ">told by the article")
+    return Table(f"Llama 3 70 B at {LEVEL} elsewhere: predicted", columns, rows), found
+
+
+def _speed_findings(lab: Lab, found: dict[str, Prediction], question: Question) -> list[Finding]:
+    def tps(name: str) -> Range | None:
+        return found[name].decode_tps[0]
+
+    small, cpu, gpu = tps("i9-14900 32gb"), tps("i9-14900 64gb"), tps("2x RTX 3090")
+    here = lab.spread(f"{DENSE} at {LEVEL}, by slices", "tg_0")
+    findings = [
+        Finding("An i9-14900 with 32 GB gives 0.9 t/s.", "70b", f"predicted: {_range(small)}, mapped from the disk",
+                "does not hold", f"At {LEVEL} it is larger than 32 GB: 0.9 t/s would be 38 GB/s from a disk."
+                                 " With 64 GB:"
+                f" {_range(cpu)}."),
+        Finding("CPUs give 0.9 to 3 t/s.", "70b", (f"predicted: {_range(cpu)} (i9-14900, 64 GB); by slices here"
+                                                  f" {shown(here)}"),
+                "holds" if cpu and 0.9 / 1.3 <= cpu.mid <= 3 * 1.3 else "holds in part"),
+        Finding("An RTX 3090 gives 17 t/s and more.", "70b", (f"predicted: {_range(gpu)} for"
+                                                             " two of them"), "holds in part",
+                "One has 24 GB: it can't hold the model. Two can."),
+    ]  # fmt: skip
+    if gpu and cpu:
+        ratio = gpu.mid / cpu.mid
+        findings.append(
+            Finding("A GPU is several orders of magnitude faster.", "70b",
+                    (f"17 ÷ 0.9 is {significant(17 / 0.9)}: one order;"
+                    f" predicted {significant(ratio)} ×"), "does not hold")
+        )  # fmt: skip
+    return findings
+
+
+# -- larger than its memory ---
+
+
+def _mapped(lab: Lab) -> dict[str, float | None]:
+    """Tokens per second of a model that does not fit, and of the same with all its memory; and of the disk."""
+    path = lab.model(*MAPPED)
+    lab.unload()
+    header = open_header(path)
+    config = lab.config(load_mode="mmap", repack="off", n_ctx=256)
+    limit = int(header.weight_bytes / _LARGER) + _BESIDE_BYTES
+    n_gen = 6 if lab.quick else 12
+    rate = disk.read_bytes_per_s([lab.folder])
+    with closing(ChildEngine(path, header, config)) as engine:
+        whole = engine.run_trial(Trial(0, 16, n_ctx=256)).step_s[1:]
+    with memory_box(limit) as group:
+        forget_pages(path)
+        child = Child("child.main", spins=spins_for(header.weight_bytes))
+        put(group, child.pid)
+        with closing(ChildEngine(path, header, config, child=child)) as engine:
+            engine.run_trial(Trial(0, 1, n_ctx=256))
+            steps = engine.run_trial(Trial(0, n_gen, n_ctx=256)).step_s
+    return {
+        "tps": len(steps) / sum(steps),
+        "whole_tps": len(whole) / sum(whole),
+        "disk_bytes_per_s": rate,
+        "missing_bytes": float(header.weight_bytes - header.weight_bytes / _LARGER),
+        "weight_bytes": float(header.weight_bytes),
+    }
+
+
+def _predicted_mapped(lab: Lab) -> Range | None:
+    found = [lab.spread("mapped", name) for name in ("whole_tps", "disk_bytes_per_s", "missing_bytes", "weight_bytes")]
+    if any(each is None for each in found):
+        return None
+    whole, rate, missing, weights = (each.median for each in found if each is not None)
+    computing = Range(1 / whole, 1 / whole, 1 / whole)
+    return with_disk(computing, missing / rate, weights / rate).per(1)
+
+
+def _mapped_findings(lab: Lab) -> list[Finding]:
+    claim = "What does not fit into memory can be run from the disk, far slower."
+    measured, predicted = lab.spread("mapped", "tps"), _predicted_mapped(lab)
+    whole, rate = lab.spread("mapped", "whole_tps"), lab.spread("mapped", "disk_bytes_per_s")
+    if measured is None or predicted is None or whole is None or rate is None:
+        return [Finding(claim, "70b", UNKNOWN, "not measured", lab.cells.errors.get("mapped", ""))]
+    text = (
+        f"{measured.text()} t/s, with all of its memory {whole.text()}; predicted {_range(predicted)} by the disk's"
+        f" {bandwidth(rate.median)}"
+    )
+    inside = predicted.low <= measured.median <= predicted.high
+    return [Finding(claim, "70b", text, "holds", "" if inside else "The prediction does not hold what was measured.")]
+
+
+def _mapped_table(lab: Lab) -> tuple[Table, ...]:
+    measured, predicted = lab.spread("mapped", "tps"), _predicted_mapped(lab)
+    if measured is None:
+        return ()
+    weights, missing = lab.spread("mapped", "weight_bytes"), lab.spread("mapped", "missing_bytes")
+    row = (
+        " ".join(MAPPED),
+        size(weights.median if weights else None),
+        size(weights.median - missing.median if weights and missing else None),
+        measured.text(),
+        _range(predicted),
+        shown(lab.spread("mapped", "whole_tps")),
+        shown(lab.spread("mapped", "disk_bytes_per_s"), 1e-9),
+    )
+    columns = ("model", ">weights", ">memory for them", ">t/s", ">predicted", ">with all memory, t/s", ">disk, GB/s")
+    return (Table("Larger than its memory, mapped", columns, (row,)),)
+
+
+# -- mixtures ---
+
+
+def _mixture_findings(lab: Lab, models: list[tuple[str, str]]) -> list[Finding]:
+    dense = lab.spread(f"{DENSE} at {LEVEL}, by slices", "tg_0")
+    found = []
+    for shape, level in models[1:]:
+        each = lab.spread(f"{shape} at {level}, by slices", "tg_0")
+        if dense and each:
+            found.append(
+                f"{shape} {significant(each.median)} t/s, {significant(each.median / dense.median)} × the dense 70 B"
+            )
+    text = "by slices here: " + "; ".join(found) if found else UNKNOWN
+    claim = "The way out is a smaller model: a mixture, of which a token needs a part."
+    return [Finding(claim, "70b", text, "holds" if found else "not measured")]
+
+
+def _picture(lab: Lab, models: list[tuple[str, str]], found: dict[str, Prediction]) -> Figure:
+    bars: list[tuple[str, Point]] = []
+    for i, (shape, level) in enumerate(models):
+        spread = lab.spread(f"{shape} at {level}, by slices", "tg_0")
+        if spread:
+            bars.append((f"{shape} here", spread.point(i)))
+    elsewhere = [(name, each.decode_tps[0]) for name, each in found.items() if each.decode_tps[0]]
+    points = tuple(
+        Point(i, each.mid, low=each.low, high=each.high) for i, (_, each) in enumerate(elsewhere) if each is not None
+    )
+    here = tuple(point for _, point in bars)
+    short = tuple((i, f"{name.replace(' + DDR5-5600 x2', ' + CPU')}") for i, (name, _) in enumerate(elsewhere))
+    panels = [
+        Panel("bars", (f"Llama 3 70 B {LEVEL}, predicted by"
+                      " data sheets"), Axis("", ticks=short), Axis("tokens per second"),
+              (Series("predicted", points, "bar"),)),
+    ]  # fmt: skip
+    if here:
+        ticks = tuple((float(i), shape) for i, (shape, _) in enumerate(models))
+        panels.append(
+            Panel(
+                "bars",
+                "here, by slices",
+                Axis("", ticks=ticks),
+                Axis("tokens per second"),
+                (Series("by slices", here, "bar"),),
+            )
+        )
+    note = "error bars: of predictions their range, of slices the least and the most of the rounds"
+    return Figure("Llama 3 70 B: decoding", tuple(panels), (note,))

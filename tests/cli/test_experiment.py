@@ -1,0 +1,77 @@
+"""`llmrun experiment`: real measurements of the smallest kind, ended in the middle as well."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RunLlmrun
+from waiting import HANGS_S, until
+
+
+def test_the_list(llmrun: RunLlmrun) -> None:
+    done = llmrun("experiment")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 14
+    listed = json.loads(llmrun("experiment", "--json").stdout)
+    assert [each["name"] for each in listed][:4] == ["batch", "width", "depth", "fixed"]
+
+
+def test_what_there_is_not(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    done = llmrun("experiment", "bandwith")
+    assert done.returncode == 2 and "the nearest is bandwidth" in done.stderr and not done.stdout
+    done = llmrun("experiment", "depth", "--quick", "--device", "CUDA7", "-o", str(tmp_path))
+    assert done.returncode == 2 and "CUDA7" in done.stderr
+    done = llmrun("experiment", "ratio", "--model", str(tmp_path / "none.gguf"), "-o", str(tmp_path))
+    assert done.returncode != 0 and "none.gguf" in done.stderr
+
+
+def test_a_prediction_alone(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """Nothing is measured for it: the record says so, page and front page are there."""
+    done = llmrun("experiment", "ratio", "--quick", "--json", "-o", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["schema"] == "llmrun.experiment/1" and record["cells"] == {} and record["result"]["findings"]
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "ratio.json", "ratio.md", "ratio.svg"}
+    assert "predicted" in (tmp_path / "README.md").read_text()
+    assert "Nothing is measured" in (tmp_path / "ratio.md").read_text()
+
+
+def test_killed_it_goes_on(tmp_path: Path) -> None:
+    """In the middle of the second of two, by SIGKILL: the first is not measured again, nor are the samples of the
+    second that were there."""
+    command = [sys.executable, "-m", "llmrun", "experiment", "ratio", "depth", "--quick", "-o", str(tmp_path)]
+    environment = {**os.environ, "LLMRUN_HOME": str(tmp_path / "home")}
+    partial = tmp_path / "depth.partial.jsonl"
+
+    def n_lines() -> int:
+        return partial.read_bytes().count(b"\n") if partial.exists() else 0
+
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    until(lambda: n_lines() > 2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = (tmp_path / "ratio.json").read_bytes()
+    kept = [json.loads(line) for line in partial.read_bytes().splitlines()[1:] if line.endswith(b"}")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HANGS_S)
+    assert done.returncode == 0, done.stderr
+    assert "ratio is finished already" in done.stderr and "samples are there already" in done.stderr
+    assert (tmp_path / "ratio.json").read_bytes() == before and not partial.exists()
+    assert not (tmp_path / "unfinished.json").exists()
+    record = json.loads((tmp_path / "depth.json").read_text())
+    for line in kept:
+        if line.get("sample"):
+            assert line["sample"] in record["cells"][line["key"]]
+    assert {len(samples) for samples in record["cells"].values()} == {2}
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_several_at_once(llmrun: RunLlmrun, tmp_path: Path, options: list[str]) -> None:
+    """A list of records, or the table of all of them."""
+    done = llmrun("experiment", "ratio", "ratio", "-q", "-o", str(tmp_path), *options)
+    assert done.returncode == 0 and not done.stderr
+    assert json.loads(done.stdout)["name"] == "ratio" if options else done.stdout.startswith("# GPU beside CPU")
