@@ -161,7 +161,7 @@ def _relative(scaling: list[tuple[int, Spread, Spread]]) -> list[Series]:
         return []
     _, one, read = scaling[0]
     return [
-        Series("decoding", tuple(rate.point(n, 1 / one.median) for n, rate, _ in scaling)),
+        Series("decode", tuple(rate.point(n, 1 / one.median) for n, rate, _ in scaling)),
         Series("plain reads", tuple(found.point(n, 1 / read.median) for n, _, found in scaling)),
         Series("in proportion", tuple(Point(n, n) for n, *_ in scaling), "roof"),
     ]

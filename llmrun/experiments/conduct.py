@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from llmrun import __version__, codec, fs, paths
+from llmrun.bench.plot.figures import Figure
 from llmrun.clock import utc
 from llmrun.engine.devices import find_devices
 from llmrun.engine.jobs.roofline import key_of
@@ -204,7 +205,7 @@ def _write(record: Record, folder: Path, *, draws: bool) -> list[Path]:
         for part, figure in record.result.figures.items():
             if any(panel.series for panel in figure.panels):
                 path = folder / f"{record.name}{f'-{part}' if part else ''}.svg"
-                images.write(figure, path)
+                images.write(_placed(figure, record), path)
                 pictures[part] = path.name
                 files.append(path)
     for path, text in (
@@ -215,6 +216,11 @@ def _write(record: Record, folder: Path, *, draws: bool) -> list[Path]:
             fs.write_atomically(path, text)
         files.append(path)
     return files
+
+
+def _placed(figure: Figure, record: Record) -> Figure:
+    """With the machine below it, so that it can be read alone."""
+    return replace(figure, notes=(*figure.notes, report.place(record)))
 
 
 def front_page(folder: Path) -> Path:

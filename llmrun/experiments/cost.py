@@ -194,7 +194,7 @@ def _bill_findings(lab: Lab, predicted: Mapping[str, tuple[Range | None, Range |
     hours = tokens / rate.mid / 3600
     money = joules.mid / 3.6e6 * lab.options.price_kwh * tokens / 1e6
     text = (
-        f"{significant(tokens / 1e6)} M tokens of answer a month are {significant(hours)} h of a {GPU_MACHINE}"
+        f"{significant(tokens / 1e6)} M tokens of answer a month are {significant(hours)} h of an {GPU_MACHINE}"
         f" with {LARGE} (predicted),"
         f" {significant(money)} for its energy; {BILL[0]:g} to {BILL[1]:g} are {significant(BILL[0] / _HOURS)} to"
         f" {significant(BILL[1] / _HOURS)} an hour of rent, day and night"

@@ -31,16 +31,18 @@ SMALL = synth.Shape(12, 768, 2048, 12, 4, 32_000, n_ctx_train=4096)
 CPU_MACHINE, GPU_MACHINE = "7950X3D 64gb", "RTX 4090"
 SIMULATED = "llama-8b"
 POLICIES = ("first", "second", "router")
-_WORD = "b "
-_RAW = PromptOptions()
+_WATCHED, _BULK = PromptOptions(), PromptOptions(bulk=True)
+"""Answers that somebody reads as they are made, whose gaps are kept short; and those that are wanted as a whole."""
 
 
 def _sampling(n_gen: int) -> SamplingConfig:
     return SamplingConfig(temperature=0, max_tokens=n_gen, ignore_eos=True)
 
 
-def _call(n_prompt: int, n_gen: int) -> Call:
-    return Call(_WORD * n_prompt, _sampling(n_gen))
+def _call(n_prompt: int, n_gen: int, seed: int) -> Call:
+    """A prompt of its own, so that no beginning is shared."""
+    chance = random.Random(seed)
+    return Call(" ".join(chance.choice("bcdefghi") for _ in range(n_prompt)), _sampling(n_gen))
 
 
 def _of_load(found: Outcomes) -> dict[str, float | None]:
@@ -58,16 +60,16 @@ def latency(lab: Lab) -> Result:
     widths = (1, 4, 16) if lab.quick else (1, 2, 4, 8, 16)
     n_prompt, n_gen = (64, 16) if lab.quick else (128, 32)
 
-    def side_by_side(n: int) -> Cell:
+    def side_by_side(n: int, *, watched: bool = False) -> Cell:
         def take() -> Mapping[str, float | None]:
             engine = lab.engine(lab.model(SHAPE, LEVEL), lab.config(repack="off"))
-            calls = [_call(n_prompt, n_gen) for _ in range(2 * n if n > 2 else 4)]
+            calls = [_call(n_prompt, n_gen, seed) for seed in range(2 * n if n > 2 else 4)]
             with engine.parallel(n, n_prompt + n_gen + 16) as parallel:
-                return _of_load(drive(parallel, closed_loop(calls, n), _RAW))
+                return _of_load(drive(parallel, closed_loop(calls, n), _WATCHED if watched else _BULK))
 
-        return Cell(f"{n} at a time", take)
+        return Cell(f"{n} at a time{', watched' if watched else ''}", take)
 
-    lab.measure([side_by_side(n) for n in widths])
+    lab.measure([*(side_by_side(n) for n in widths), side_by_side(widths[-1], watched=True)])
     lab.unload()
     lab.measure([Cell(f"two engines, {policy}", partial(_two_engines, lab, policy)) for policy in POLICIES])
     rates = (0.05, 0.2) if lab.quick else (0.02, 0.05, 0.1, 0.2)
@@ -85,20 +87,20 @@ def latency(lab: Lab) -> Result:
         )
         claim = "Batches raise the throughput, and each request waits longer."
         holds = most.median > one.median and crowded.median > alone.median
-        findings.append(Finding(claim, "mlops", text, "holds" if holds else "does not hold"))
+        why = ""
+        if watched := lab.spread(f"{widths[-1]} at a time, watched", "tps"):
+            why = (
+                f"Of answers that somebody watches, whose gaps are kept short while prompts of others are computed,"
+                f" {widths[-1]} at a time make {significant(watched.median / one.median)} × the tokens."
+            )
+        findings.append(Finding(claim, "mlops", text, "holds" if holds else "does not hold", why))
     findings += [*_router_findings(lab), *_simulated_findings(simulated, rates)]
     widths_table = Table(
         f"{SHAPE} at {LEVEL}, prompts of {n_prompt} and answers of {n_gen} tokens, so many always being answered",
         (">at a time", ">first token, s", ">whole answer, s", ">a token, ms", ">all together, t/s"),
         tuple(
-            (
-                str(n),
-                shown(lab.spread(f"{n} at a time", "ttft_s")),
-                shown(lab.spread(f"{n} at a time", "e2e_s")),
-                shown(lab.spread(f"{n} at a time", "tpot_s"), 1e3),
-                shown(lab.spread(f"{n} at a time", "tps")),
-            )
-            for n in widths
+            (key.removesuffix(" at a time"), *(shown(lab.spread(key, name), scale) for name, scale in _COLUMNS))
+            for key in (*(f"{n} at a time" for n in widths), f"{widths[-1]} at a time, watched")
         ),
     )
     router_table = Table(
@@ -143,7 +145,8 @@ def latency(lab: Lab) -> Result:
     return Result(
         tuple(findings),
         (
-            "A closed loop of requests, all answers of the same length; medians over requests, then over rounds.",
+            "A closed loop of requests, all answers of the same length, no two prompts alike, answers wanted as a whole;"
+            " medians over requests, then over rounds.",
             "Two engines: a 0.1 B shape, three of four requests small (32 + 16 tokens), the others large (384 +"
             " 64); they come at"
             " random, the same times for each way of sending them.",
@@ -166,6 +169,7 @@ def latency(lab: Lab) -> Result:
     )
 
 
+_COLUMNS = (("ttft_s", 1.0), ("e2e_s", 1.0), ("tpot_s", 1e3), ("tps", 1.0))
 _NAMES = {"first": "the first alone", "second": "the second alone", "router": "where it is done first"}
 
 
@@ -180,7 +184,7 @@ def mixed_load(n: int, per_s: float, small: tuple[int, int], large: tuple[int, i
     """Three small requests to each large one, in an order that is the same every time."""
     chance = random.Random(seed)
     sizes = [large if chance.random() < 0.25 else small for _ in range(n)]
-    return open_loop([_call(*each) for each in sizes], per_s, seed)
+    return open_loop([_call(*each, i) for i, each in enumerate(sizes)], per_s, seed)
 
 
 def _two_engines(lab: Lab, policy: str) -> dict[str, float | None]:
@@ -200,7 +204,7 @@ def _two_engines(lab: Lab, policy: str) -> dict[str, float | None]:
         # As many as both together can just answer.
         busy_s = sum(speeds[0].work_s(n, g, 3) * share for (n, g), share in (((32, 16), 0.75), ((384, 64), 0.25)))
         load = mixed_load(16 if lab.quick else 32, 1.2 / busy_s, (32, 16), (384, 64))
-        found = _of_load(drive(router, load, _RAW))  # type: ignore[arg-type]
+        found = _of_load(drive(router, load, _BULK))  # type: ignore[arg-type]
         return {**found, "first": lanes[0].n_answered / len(load.calls)}
 
 
@@ -252,7 +256,7 @@ def simulate(per_s: float, policy: str, n: int) -> dict[str, float | None]:
     used = {"first": lanes[:1], "second": lanes[1:], "router": lanes}[policy]
     router = Router(used, n_prompt_of=lambda prompt: len(str(prompt).split()), clock=clock, sleep=clock.sleep)
     load = mixed_load(n, per_s, (64, 64), (2048, 256))
-    outcomes = drive(router, load, _RAW, clock=clock, sleep=clock.sleep)  # type: ignore[arg-type]
+    outcomes = drive(router, load, _BULK, clock=clock, sleep=clock.sleep)  # type: ignore[arg-type]
     return {**_of_load(outcomes), "first": lanes[0].n_answered / n}
 
 

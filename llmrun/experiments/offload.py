@@ -30,6 +30,7 @@ SHAPE, LEVEL = "qwen3-0.6b", "Q4_K_M"
 _N_CTX = 1024
 _ROOM_BYTES = 700 << 20
 """Of the worker, beside the weights: a handful of sequences of `_N_CTX` tokens."""
+_LEFT_BYTES = 32 << 20
 
 
 class _Device:
@@ -45,7 +46,9 @@ class _Device:
         self.name, self.rpc = "a worker on loopback", (f"127.0.0.1:{server.port}",)
 
     def config(self, lab: Lab, n_gpu_layers: object, **more: object) -> LoadConfig:
-        offload = Offload(n_gpu_layers=n_gpu_layers, devices=self.given or None)  # type: ignore[arg-type]
+        # A worker of our own needs no room for a screen.
+        left = {} if self.given else {"fit_target": _LEFT_BYTES}
+        offload = Offload(n_gpu_layers=n_gpu_layers, devices=self.given or None, **left)  # type: ignore[arg-type]
         threads = {"n_threads": self.n_threads, "n_threads_batch": self.n_threads}
         return lab.config(offload=offload, rpc=self.rpc, repack="off", **threads, **more)
 

@@ -157,8 +157,8 @@ def quantization(lab: Lab) -> Result:
         tuple(findings),
         (
             f"Speed: noise in {SHAPE}'s shape at each level, a prompt of {128 if lab.quick else 256} tokens and 24"
-            f" decoded, on the CPU with {lab.n_threads} threads; the read ceiling beside each. Where the CPU has a faster"
-            " layout, weights are in it.",
+            f" decoded, on the CPU with {lab.n_threads} threads; the read ceiling beside each. Where the CPU has a"
+            " faster layout, weights are in it.",
             "Used: of that ceiling, what decoding reads.",
             (
                 "Loss: the divergence from the source's own predictions on the text that comes with llmrun, chunks of"

@@ -47,6 +47,15 @@ def head(record: Record) -> str:
     )
 
 
+def place(record: Record) -> str:
+    """Where it was measured, in a line."""
+    build, machine = record.build, record.machine
+    if not record.cells:
+        return f"predicted from data sheets by llmrun {build.llmrun}"
+    where = f"{machine.cpu or 'a CPU'}, {machine.default_threads} threads"
+    return f"measured on {where}, {record.created[:10]} · llmrun {build.llmrun}"
+
+
 def _repeated(record: Record) -> str:
     n = sum(map(len, record.cells.values()))
     if not n:

@@ -296,7 +296,11 @@ def _picture(lab: Lab, models: list[tuple[str, str]], found: dict[str, Predictio
         Point(i, each.mid, low=each.low, high=each.high) for i, (_, each) in enumerate(elsewhere) if each is not None
     )
     here = tuple(point for _, point in bars)
-    short = tuple((i, f"{name.replace(' + DDR5-5600 x2', ' + CPU')}") for i, (name, _) in enumerate(elsewhere))
+    names = (name.replace(" + DDR5-5600 x2 64gb", " + CPU") for name, _ in elsewhere)
+    short = tuple(
+        (float(i), name.replace(" 3", "\n3", 1) if "x " in name else name.replace(" ", "\n", 1))
+        for i, name in enumerate(names)
+    )
     panels = [
         Panel("bars", (f"Llama 3 70 B {LEVEL}, predicted by"
                       " data sheets"), Axis("", ticks=short), Axis("tokens per second"),

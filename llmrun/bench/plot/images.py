@@ -256,7 +256,7 @@ def _draw_bars(axes: Any, panel: Panel, looks: _Looks) -> None:
 
 
 def _draw_axis(axis: Any, described: Axis) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     axes = axis.axes
     set_scale = axes.set_xscale if axis is axes.xaxis else axes.set_yscale
@@ -276,3 +276,4 @@ def _draw_axis(axis: Any, described: Axis) -> None:
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
