@@ -145,8 +145,8 @@ def latency(lab: Lab) -> Result:
     return Result(
         tuple(findings),
         (
-            "A closed loop of requests, all answers of the same length, no two prompts alike, answers wanted as a whole;"
-            " medians over requests, then over rounds.",
+            "A closed loop of requests, all answers of the same length, no two prompts alike, answers wanted as a"
+            " whole; medians over requests, then over rounds.",
             "Two engines: a 0.1 B shape, three of four requests small (32 + 16 tokens), the others large (384 +"
             " 64); they come at"
             " random, the same times for each way of sending them.",

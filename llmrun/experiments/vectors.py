@@ -124,9 +124,12 @@ def vectors(lab: Lab) -> Result:
         if ran
         else {},
         (
-            (
-                "What a compiler makes of plain C with fewer instructions is part of it: the variants differ in more"
-                " than loops by hand."
+            *(
+                [f"Not in this build: {', '.join(name for name in ADDS if name not in there)}."]
+                if len(there) < len(ADDS)
+                else []
             ),
+            "What a compiler makes of plain C with fewer instructions is part of it: the variants differ in more than"
+            " loops by hand.",
         ),
     )

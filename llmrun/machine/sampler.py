@@ -11,7 +11,7 @@ Two figures tell why a run is slow that the run itself can't see. **Major faults
 RAM is read from the disk again for every token. **Others' cores**: a machine that is shared measures its neighbours.
 
 A sample costs CPU time on the machine that it measures. That time is measured as well (`Usage.cost_s`), and the
-interval grows until it is at most 0.2 % of one core. What can't be known is None, never 0.
+interval grows until it is at most 0.03 % of one core. What can't be known is None, never 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from llmrun.machine.nvml import GpuReading, Gpus, NoGpus, Nvml, Unavailable
 from llmrun.machine.proc import ProcessReading, Reader, open_reader
 
-MAX_SHARE = 0.002
+MAX_SHARE = 0.0003
 """Of one core, that sampling may take."""
 MAX_INTERVAL_S = 10.0
 

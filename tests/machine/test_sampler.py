@@ -158,13 +158,13 @@ def test_peaks_are_each_for_itself() -> None:
 
 
 def test_the_interval_follows_the_cost() -> None:
-    """2 ms of CPU per sample are 0.4 % of 0.5 s: the next waits a second. Cheap again, it is 0.5 s again."""
-    cost = Clock(per_look=0.002)
+    """0.3 ms of CPU per sample are 0.06 % of 0.5 s: the next waits a second. Cheap again, it is 0.5 s again."""
+    cost = Clock(per_look=0.0003)
     watched = sampler(Scripted(), cost_clock=cost)
     for _ in range(3):
         watched.sample()
         assert watched.interval_s == pytest.approx(1.0)
-    assert watched.summary().cost_s == pytest.approx(0.006)
+    assert watched.summary().cost_s == pytest.approx(0.0009)
     cost.per_look = 0.00004
     watched.sample()
     assert watched.interval_s == 0.5
