@@ -94,6 +94,13 @@ def check_writable(folder: Path) -> None:
             file.write(bytes(4096))  # a full disk makes files, and has no room for what is in them
 
 
+def digest_of(text: str) -> str:
+    """Sixteen digits that stand for a text."""
+    import hashlib
+
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+
+
 def sha256_of(path: Path, on_bytes: OnBytes | None = None) -> str:
     """The sha256 of a file in 64 hex digits; `on_bytes` gets the bytes read so far, once per chunk."""
     import hashlib

@@ -221,7 +221,12 @@ class ChildEngine(Engine):
     @contextmanager
     def parallel(self, n_seq: int, n_ctx: int) -> Iterator[Parallel]:
         with self._turn_taken():
-            self._reserve(Reserve(n_seq, n_ctx, max(n_ctx, self.most_context(n_seq))))
+            room = self.most_context(n_seq)
+            try:
+                self._reserve(Reserve(n_seq, n_ctx, max(n_ctx, room)))
+            except OutOfMemory as error:
+                error.message = f"{n_seq} answers side by side with {n_ctx} tokens of context each: {error.message}"
+                raise
             answers = Parallel(self, n_seq)
             try:
                 yield answers

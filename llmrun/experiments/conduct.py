@@ -8,7 +8,8 @@ conduct(names) ──► each: cells, kept as they come ──► record, pictur
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from llmrun import __version__, codec, fs, paths
 from llmrun.bench.plot.figures import Figure
 from llmrun.clock import utc
-from llmrun.engine.devices import find_devices
+from llmrun.engine.devices import Found, find_devices
 from llmrun.engine.jobs.roofline import key_of
 from llmrun.errors import LlmrunError, UsageError
 from llmrun.experiments import report
@@ -60,7 +61,7 @@ class _Unfinished:
     """A set of experiments that was begun. `done`: names of those that are finished."""
 
     names: tuple[str, ...]
-    settings: dict[str, str | bool | float | int | list[str] | None]
+    setup: Setup
     done: tuple[str, ...] = ()
 
 
@@ -112,27 +113,58 @@ def conduct(
     """Conducts these experiments and writes what they found to the folder; returns the records.
 
     `command`: the words that make one of them again. What can't be measured at all is told, and the others go on.
-    Raises `UsageError`, `DiskError`, and the first error where nothing could be measured.
+    Raises `UsageError`, `DiskError`, and the first error where nothing could be measured at all.
     """
     fs.check_writable(folder)
     found = find_devices(options.rpc)
     machine = key_of(found).digest
-    begun = _begun(folder, tuple(names), options)
+    settings = options.settings()
+    models = paths.cache() / "experiments"
+    with _alone(models):
+        return _conduct(
+            names, options, folder, models, Setup("", settings, machine, __version__), found, command, hooks
+        )
+
+
+@contextmanager
+def _alone(models: Path) -> Iterator[None]:
+    """One run of experiments at a time: two would measure each other. Models that one before has left are removed."""
+    try:
+        with fs.lock(models / "lock"):
+            for left in models.glob("*.gguf"):
+                left.unlink(missing_ok=True)
+            yield
+    except fs.Locked:
+        raise UsageError("experiments are being conducted already: two at a time would measure each other") from None
+
+
+def _conduct(
+    names: Sequence[str],
+    options: Options,
+    folder: Path,
+    models: Path,
+    of_all: Setup,
+    found: Found,
+    command: Callable[[str], tuple[str, ...]],
+    hooks: Hooks,
+) -> list[Record]:
+    begun = _begun(folder, tuple(names), of_all)
     draws = importlib.util.find_spec("matplotlib") is not None
     if not draws:
         hooks.note("there is no matplotlib: pages without pictures; the extra `plot` brings it")
     records, errors = [], list[LlmrunError]()
     for name in names:
+        partial = folder / f"{name}{'.quick' if options.quick else ''}{PARTIAL}"
         if name in begun.done and (folder / f"{name}.json").exists():
             hooks.note(f"{name} is finished already")
+            partial.unlink(missing_ok=True)
             records.append(read_record(folder / f"{name}.json"))
             continue
-        setup = Setup(name, options.settings(), machine, __version__)
+        setup = replace(of_all, name=name)
         created = utc()
         try:
-            with Cells(folder / (name + PARTIAL), setup) as cells:
+            with Cells(partial, setup) as cells:
                 hooks.began(name, cells.n_found)
-                models = paths.cache() / "experiments"
                 with Lab(options, cells, folder=models, on_cell=hooks.measuring) as lab:
                     entry = EXPERIMENTS[name]
                     function = getattr(import_module(f"llmrun.experiments.{entry.module}"), entry.function)
@@ -148,7 +180,8 @@ def conduct(
         record = Record(
             name=name,
             title=entry.title,
-            article=ARTICLES[entry.article],
+            article="; ".join(dict.fromkeys(ARTICLES[each.article] for each in result.findings))
+            or ARTICLES[entry.article],
             created=created,
             ended=utc(),
             command=command(name),
@@ -161,28 +194,27 @@ def conduct(
             errors=dict(cells.errors),
         )
         files = _write(record, folder, draws=draws)
-        cells.path.unlink(missing_ok=True)
         begun = _finished(folder, begun, name)
+        partial.unlink(missing_ok=True)
         records.append(record)
         hooks.ended(record, files)
-    if not errors:
-        (folder / _UNFINISHED).unlink(missing_ok=True)
+    (folder / _UNFINISHED).unlink(missing_ok=True)
     if errors and not records:
         raise errors[0]
-    front_page(folder)
+    front_page(folder, on_note=hooks.note)
     return records
 
 
-def _begun(folder: Path, names: tuple[str, ...], options: Options) -> _Unfinished:
+def _begun(folder: Path, names: tuple[str, ...], setup: Setup) -> _Unfinished:
     """What an earlier run of the same left, or a new one."""
     path = folder / _UNFINISHED
     try:
         left = codec.decode(path.read_bytes(), _Unfinished)
     except (OSError, codec.Malformed):
         left = None
-    if left is not None and left.names == names and left.settings == options.settings():
+    if left is not None and (left.names, left.setup) == (names, setup):
         return left
-    made = _Unfinished(names, options.settings())
+    made = _Unfinished(names, setup)
     with fs.disk_errors(f"writing {path}"):
         folder.mkdir(parents=True, exist_ok=True)
         fs.write_atomically(path, codec.encode(made))
@@ -190,7 +222,7 @@ def _begun(folder: Path, names: tuple[str, ...], options: Options) -> _Unfinishe
 
 
 def _finished(folder: Path, begun: _Unfinished, name: str) -> _Unfinished:
-    made = _Unfinished(begun.names, begun.settings, (*begun.done, name))
+    made = replace(begun, done=(*begun.done, name))
     fs.write_atomically(folder / _UNFINISHED, codec.encode(made))
     return made
 
@@ -223,10 +255,15 @@ def _placed(figure: Figure, record: Record) -> Figure:
     return replace(figure, notes=(*figure.notes, report.place(record)))
 
 
-def front_page(folder: Path) -> Path:
+def front_page(folder: Path, *, on_note: Callable[[str], None] = lambda _: None) -> Path:
     """The table of all claims, of the records that lie in the folder. Raises `DiskError`."""
-    there = [folder / f"{name}.json" for name in EXPERIMENTS]
-    records = [read_record(path) for path in there if path.exists()]
+    records = []
+    for name in EXPERIMENTS:
+        if (there := folder / f"{name}.json").exists():
+            try:
+                records.append(read_record(there))
+            except UsageError as error:
+                on_note(f"left out of the front page: {error.message}")
     path = folder / "README.md"
     with fs.disk_errors(f"writing {path}"):
         fs.write_atomically(path, report.front(records))

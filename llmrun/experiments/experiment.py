@@ -91,6 +91,7 @@ class Finding:
         article: of `ARTICLES`.
         number: ours, in words with its unit; of a prediction it says so.
         why: where it holds, or what stands against it.
+        predicted: it rests on predictions, not on measurements.
     """
 
     claim: str
@@ -98,6 +99,17 @@ class Finding:
     number: str
     verdict: Verdict
     why: str = ""
+    predicted: bool = False
+
+    @property
+    def judged(self) -> str:
+        """The verdict as it is shown: of a prediction as one."""
+        return f"not measured, predicted: {self.verdict}" if self.predicted else self.verdict
+
+
+def judged(is_so: Sequence[bool]) -> Verdict:
+    """Of a claim that is several."""
+    return "holds" if all(is_so) else "holds in part" if any(is_so) else "does not hold"
 
 
 @dataclass(frozen=True)

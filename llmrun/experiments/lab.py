@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from llmrun import fs
+from llmrun.bench.load import Result as Load
 from llmrun.bench.record import Row
 from llmrun.bench.run import Instruments, measure, open_instruments
 from llmrun.bench.spec import Case, MeasurementOptions, Test
@@ -24,7 +25,7 @@ from llmrun.clock import utc
 from llmrun.engine.devices import Found
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.jobs.roofline import Prober
-from llmrun.errors import LlmrunError, UsageError
+from llmrun.errors import DiskError, EngineCrashed, LlmrunError, UsageError
 from llmrun.experiments.experiment import Cell, Sample, Spread
 from llmrun.experiments.record import Cells
 from llmrun.gguf import synth
@@ -32,7 +33,7 @@ from llmrun.gguf.reader import Header, open_header
 from llmrun.machine import hardware
 from llmrun.machine.proc import open_reader
 from llmrun.models.resolve import Model
-from llmrun.options.load import LoadConfig
+from llmrun.options.load import LoadConfig, Offload
 from llmrun.planning.footprint import CPU
 from llmrun.planning.predict.prediction import Source
 
@@ -45,7 +46,7 @@ class Options:
 
     Attributes:
         quick: fewer values and rounds.
-        devices: to measure on beside the CPU, by name.
+        devices: to measure the toy on beside the CPU, and to put layers on, by name; all else is of the CPU.
         rpc: workers, "host:port", whose devices are then known as well.
         model: a real one, for what needs weights that mean something.
         watts: that this machine takes while it computes, where nothing counts joules.
@@ -64,8 +65,9 @@ class Options:
         return {
             "quick": self.quick,
             "devices": [*self.devices],
-            "n_workers": len(self.rpc),
+            "workers": fs.digest_of(",".join(self.rpc)) if self.rpc else None,
             "model": self.model.name if self.model else None,
+            "model_sha256": fs.sha256_of(self.model)[:16] if self.model else None,
             "watts": self.watts,
             "price_kwh": self.price_kwh,
         }
@@ -97,6 +99,7 @@ class Lab:
         self.options, self.cells, self.on_cell = options, cells, on_cell
         self._folder, self._clock_s = folder, clock_s
         self._stack = ExitStack()
+        self._probers: dict[bool, Prober] = {}
         self._loaded: _Loaded | None = None
         self._written: set[Path] = set()
         self._done = self._wanted = 0
@@ -125,10 +128,8 @@ class Lab:
     # -- cells ---
 
     def measure(self, cells: Sequence[Cell], *, rounds: int | None = None) -> None:
-        """A sample of each that lacks one, then of each the next. What can't be measured is noted, with why.
-
-        Raises `DiskError`, and `LlmrunError` where not one of them can be measured.
-        """
+        """A sample of each that lacks one, then of each the next. What can't be measured is noted, with why. Raises
+        `DiskError`."""
         rounds = rounds or self.rounds
         self._done, self._wanted = 0, rounds * len(cells)
         for i in range(rounds):
@@ -142,8 +143,10 @@ class Lab:
         others = Others()
         try:
             values = cell.take()
-        except LlmrunError as error:
-            self.cells.fail(cell.key, error.message)
+        except DiskError:
+            raise
+        except (LlmrunError, OSError) as error:
+            self.cells.fail(cell.key, error.message if isinstance(error, LlmrunError) else str(error))
         else:
             self.cells.add(cell.key, Sample(dict(values), utc(), others.cores()))
 
@@ -184,8 +187,8 @@ class Lab:
         return self._folder
 
     def config(self, **fields: object) -> LoadConfig:
-        """Without what would be chosen by measuring, or changed on the way, but for what is given."""
-        given = {"thread_guard": "off", "draft": "off", "rpc": self.options.rpc, **fields}
+        """On the CPU alone; without what would be chosen by measuring, or changed on the way, but for what is given."""
+        given = {"thread_guard": "off", "draft": "off", "offload": Offload(n_gpu_layers=0, devices=()), **fields}
         return replace(LoadConfig(), **given)  # type: ignore[arg-type]
 
     def engine(self, path: Path, config: LoadConfig) -> ChildEngine:
@@ -214,10 +217,17 @@ class Lab:
 
     # -- the machine ---
 
-    @cached_property
+    @property
     def prober(self) -> Prober:
         """As models of real size are run: threads that wait sleep."""
-        return self._stack.enter_context(Prober(self.options.rpc, spins=False))
+        return self.prober_of(spins=False)
+
+    def prober_of(self, *, spins: bool) -> Prober:
+        """Another one where the one before has died."""
+        known = self._probers.get(spins)
+        if known is None or not known.alive:
+            known = self._probers[spins] = self._stack.enter_context(Prober(self.options.rpc, spins=spins))
+        return known
 
     @cached_property
     def instruments(self) -> Instruments:
@@ -264,6 +274,20 @@ def figures_of(row: Row) -> Mapping[str, float | None]:
     }
 
 
+def answered(found: Load) -> dict[str, float | None]:
+    """Figures of a load whose requests were all answered. Raises `EngineCrashed` where one was not."""
+    if found.n_errors:
+        error = next(each.error for each in found.outcomes if each.error is not None)
+        raise EngineCrashed(f"{found.n_errors} of {len(found.outcomes)} requests failed: {error}")
+    return {
+        "ttft_s": found.ttft_s(0.5),
+        "e2e_s": found.e2e_s(0.5),
+        "e2e_90_s": found.e2e_s(0.9),
+        "tpot_s": found.tpot_s(0.5),
+        "tps": found.tokens_per_s,
+    }
+
+
 class Others:
     """How many cores other processes keep busy from here on: all but this one and those that it started."""
 
@@ -294,10 +318,3 @@ def _mine_s() -> float:
             continue
         total += times.user + times.system + times.children_user + times.children_system
     return total
-
-
-@contextmanager
-def closed(engine: ChildEngine) -> Iterator[ChildEngine]:
-    """An engine beside the one that the lab has."""
-    with closing(engine):
-        yield engine

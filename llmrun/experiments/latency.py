@@ -9,13 +9,12 @@ from functools import partial
 from typing import Any
 
 from llmrun.bench.load import Call, Load, closed_loop, drive, open_loop
-from llmrun.bench.load import Result as Outcomes
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Series
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.protocol import PromptOptions, Trial
-from llmrun.engine.router import Lane, Router, Speed
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, shown
-from llmrun.experiments.lab import Lab
+from llmrun.engine.router import Lane, Routed, Router, Speed
+from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, judged, shown
+from llmrun.experiments.lab import Lab, answered
 from llmrun.experiments.simulated import SimulatedEngine, VirtualClock
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
@@ -23,7 +22,7 @@ from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.predict.elsewhere import Elsewhere
 from llmrun.planning.predict.machines import parse
 from llmrun.planning.predict.prediction import Question
-from llmrun.units import duration, significant
+from llmrun.units import UNKNOWN, duration, percent, significant
 
 SHAPE, LEVEL = "qwen3-0.6b", "Q4_K_M"
 SMALL = synth.Shape(12, 768, 2048, 12, 4, 32_000, n_ctx_train=4096)
@@ -45,17 +44,6 @@ def _call(n_prompt: int, n_gen: int, seed: int) -> Call:
     return Call(" ".join(chance.choice("bcdefghi") for _ in range(n_prompt)), _sampling(n_gen))
 
 
-def _of_load(found: Outcomes) -> dict[str, float | None]:
-    return {
-        "ttft_s": found.ttft_s(0.5),
-        "e2e_s": found.e2e_s(0.5),
-        "e2e_90_s": found.e2e_s(0.9),
-        "tpot_s": found.tpot_s(0.5),
-        "tps": found.tokens_per_s,
-        "errors": float(found.n_errors),
-    }
-
-
 def latency(lab: Lab) -> Result:
     widths = (1, 4, 16) if lab.quick else (1, 2, 4, 8, 16)
     n_prompt, n_gen = (64, 16) if lab.quick else (128, 32)
@@ -65,27 +53,31 @@ def latency(lab: Lab) -> Result:
             engine = lab.engine(lab.model(SHAPE, LEVEL), lab.config(repack="off"))
             calls = [_call(n_prompt, n_gen, seed) for seed in range(2 * n if n > 2 else 4)]
             with engine.parallel(n, n_prompt + n_gen + 16) as parallel:
-                return _of_load(drive(parallel, closed_loop(calls, n), _WATCHED if watched else _BULK))
+                return answered(drive(parallel, closed_loop(calls, n), _WATCHED if watched else _BULK))
 
         return Cell(f"{n} at a time{', watched' if watched else ''}", take)
 
     lab.measure([*(side_by_side(n) for n in widths), side_by_side(widths[-1], watched=True)])
     lab.unload()
+    lab.measure([Cell("one of two engines", partial(_speeds, lab))], rounds=1)
     lab.measure([Cell(f"two engines, {policy}", partial(_two_engines, lab, policy)) for policy in POLICIES])
-    rates = (0.05, 0.2) if lab.quick else (0.02, 0.05, 0.1, 0.2)
+    loads = (0.5, 1.5) if lab.quick else (0.25, 0.5, 1.0, 1.5)
+    capacity = capacity_of(speed_on(GPU_MACHINE), _GPU_WIDTH)
     simulated = {
-        (rate, policy): simulate(rate, policy, 200 if lab.quick else 600) for rate in rates for policy in POLICIES
+        (load, policy): simulate(load * capacity, policy, 150 if lab.quick else 400)
+        for load in loads
+        for policy in POLICIES
     }
 
     one, most = (lab.spread(f"{n} at a time", "tps") for n in (1, widths[-1]))
     alone, crowded = (lab.spread(f"{n} at a time", "e2e_s") for n in (1, widths[-1]))
     findings = []
+    claim = "Batches raise the throughput, and each request waits longer."
     if one and most and alone and crowded:
         text = (
             f"{widths[-1]} at a time: {significant(most.median / one.median)} × the tokens of one, each answer takes"
             f" {significant(crowded.median / alone.median)} × as long"
         )
-        claim = "Batches raise the throughput, and each request waits longer."
         holds = most.median > one.median and crowded.median > alone.median
         why = ""
         if watched := lab.spread(f"{widths[-1]} at a time, watched", "tps"):
@@ -93,8 +85,10 @@ def latency(lab: Lab) -> Result:
                 f"Of answers that somebody watches, whose gaps are kept short while prompts of others are computed,"
                 f" {widths[-1]} at a time make {significant(watched.median / one.median)} × the tokens."
             )
-        findings.append(Finding(claim, "mlops", text, "holds" if holds else "does not hold", why))
-    findings += [*_router_findings(lab), *_simulated_findings(simulated, rates)]
+        findings.append(Finding(claim, "mlops", text, judged([holds]), why))
+    else:
+        findings.append(Finding(claim, "mlops", UNKNOWN, "not measured"))
+    findings += [_router_finding(lab), *_simulated_findings(simulated, loads)]
     widths_table = Table(
         f"{SHAPE} at {LEVEL}, prompts of {n_prompt} and answers of {n_gen} tokens, so many always being answered",
         (">at a time", ">first token, s", ">whole answer, s", ">a token, ms", ">all together, t/s"),
@@ -121,16 +115,24 @@ def latency(lab: Lab) -> Result:
             f"{SIMULATED} at {LEVEL}, simulated with plan's times: {CPU_MACHINE} (the first) and {GPU_MACHINE}"
             " (the second)"
         ),
-        (">requests a second", "go to", ">median answer, s", ">9 of 10 within, s", ">to the first"),
+        (
+            ">of what the GPU can do",
+            "requests go to",
+            ">median answer",
+            ">9 of 10 within",
+            ">small ones to the first",
+            ">large ones to the first",
+        ),
         tuple(
             (
-                f"{rate:g}",
+                percent(load),
                 _NAMES[policy],
                 duration(found["e2e_s"]),
                 duration(found["e2e_90_s"]),
-                f"{found['first'] or 0:.0%}",
+                percent(found["small_first"]),
+                percent(found["large_first"]),
             )
-            for (rate, policy), found in simulated.items()
+            for (load, policy), found in simulated.items()
         ),
     )
     throughput = [(n, lab.spread(f"{n} at a time", "tps")) for n in widths]
@@ -162,8 +164,8 @@ def latency(lab: Lab) -> Result:
         },
         (
             (
-                "Two engines on two cores share one memory: what a router gains there is what its logic is worth,"
-                " and no more."
+                "Two engines of one thread each share this machine's memory: what a router gains there is what its"
+                " logic is worth, and no more."
             ),
         ),
     )
@@ -190,22 +192,45 @@ def mixed_load(n: int, per_s: float, small: tuple[int, int], large: tuple[int, i
 def _two_engines(lab: Lab, policy: str) -> dict[str, float | None]:
     path = lab.model(SMALL, LEVEL, "small-0.1b")
     config = lab.config(n_threads=1, n_threads_batch=1, repack="off")
-    n_ctx = 384 + 64 + 32
+    n_ctx = sum(_LARGE) + 32
+    speed = Speed(*(lab.values("one of two engines", name)[0] for name in ("prefill_tps", "one_step_s", "more_s")))
     with ExitStack() as stack:
         engines = [stack.enter_context(closing(ChildEngine(path, open_header(path), config))) for _ in range(2)]
-        speeds = [_speed_of(engine, n_ctx) for engine in engines]
         widths = (1, 8)
         lanes = [
             Lane(name, stack.enter_context(engine.parallel(width, n_ctx)), speed)
-            for name, engine, width, speed in zip(("first", "second"), engines, widths, speeds, strict=True)
+            for name, engine, width in zip(("first", "second"), engines, widths, strict=True)
         ]
         used = {"first": lanes[:1], "second": lanes[1:], "router": lanes}[policy]
         router = Router(used, n_prompt_of=lambda prompt: len(str(prompt).split()))
-        # As many as both together can just answer.
-        busy_s = sum(speeds[0].work_s(n, g, 3) * share for (n, g), share in (((32, 16), 0.75), ((384, 64), 0.25)))
-        load = mixed_load(16 if lab.quick else 32, 1.2 / busy_s, (32, 16), (384, 64))
-        found = _of_load(drive(router, load, _BULK))  # type: ignore[arg-type]
+        # More than the first can do alone, and less than both together.
+        load = mixed_load(16 if lab.quick else 32, 1.2 * capacity_of(speed, 1, _SMALL, _LARGE), _SMALL, _LARGE)
+        found = answered(drive(router, load, _BULK))  # type: ignore[arg-type]
         return {**found, "first": lanes[0].n_answered / len(load.calls)}
+
+
+_SMALL, _LARGE = (32, 16), (384, 64)
+_SMALL_THERE, _LARGE_THERE = (64, 64), (2048, 256)
+"""Tokens of prompt and answer: here, and of what is simulated. One in four is large."""
+_SHARE_LARGE = 0.25
+_CPU_WIDTH, _GPU_WIDTH = 4, 32
+
+
+def capacity_of(
+    speed: Speed, n_seq: int, small: tuple[int, int] = _SMALL_THERE, large: tuple[int, int] = _LARGE_THERE
+) -> float:
+    """Requests a second that an engine can answer, so many side by side."""
+    mean_s = (1 - _SHARE_LARGE) * speed.work_s(*small, n_seq - 1) + _SHARE_LARGE * speed.work_s(*large, n_seq - 1)
+    return 1 / mean_s
+
+
+def _speeds(lab: Lab) -> dict[str, float | None]:
+    """Of one thread, once: so that every policy gets the same load."""
+    path = lab.model(SMALL, LEVEL, "small-0.1b")
+    config = lab.config(n_threads=1, n_threads_batch=1, repack="off")
+    speed = _speed_of(lab.engine(path, config), 512)
+    lab.unload()
+    return {"prefill_tps": speed.prefill_tps, "one_step_s": speed.step_s, "more_s": speed.more_s}
 
 
 def _speed_of(engine: ChildEngine, n_ctx: int) -> Speed:
@@ -216,21 +241,17 @@ def _speed_of(engine: ChildEngine, n_ctx: int) -> Speed:
     return Speed(128 / (prefill.prefill_s or 1.0), step_s, max(0.0, (of_four - step_s) / 3))
 
 
-def _router_findings(lab: Lab) -> list[Finding]:
-    claim = "Small single requests belong to the CPU, batches to the GPU."
-    found = {policy: lab.spread(f"two engines, {policy}", "e2e_s") for policy in POLICIES}
-    if not all(found.values()):
-        return [Finding(claim, "mlops", "–", "not measured")]
-    best = min((found[each] for each in ("first", "second")), key=lambda each: each.median)  # type: ignore[union-attr]
-    routed = found["router"]
-    assert best and routed
+def _router_finding(lab: Lab) -> Finding:
+    claim = "Requests that go where they are answered first are answered sooner than by the better engine alone."
+    first, second, routed = (lab.spread(f"two engines, {policy}", "e2e_s") for policy in POLICIES)
+    if not (first and second and routed):
+        return Finding(claim, "mlops", UNKNOWN, "not measured")
+    best = min(first.median, second.median)
     text = (
-        "two engines here, sent where they are done first: the median answer takes"
-        f" {significant(routed.median / best.median)} ×"
-        " that of the better one alone"
+        f"two engines here, a thread each: the median answer takes {significant(routed.median / best)} × that"
+        " of the better one"
     )
-    why = "Where one engine is idle and the other has work; not because one of them were made for small requests."
-    return [Finding(claim, "mlops", text, "holds" if routed.median < 0.97 * best.median else "does not hold", why)]
+    return Finding(claim, "mlops", text, judged([routed.median < 0.97 * best]))
 
 
 # -- simulated ---
@@ -247,31 +268,65 @@ def speed_on(machine: str, shape: str = SIMULATED, level: str = LEVEL) -> Speed:
 
 
 def simulate(per_s: float, policy: str, n: int) -> dict[str, float | None]:
-    """Seconds of answers that come so many a second, and the share that went to the first machine."""
+    """Seconds of answers that come so many a second, and the shares of small and of large ones that went to the first
+    machine."""
     clock = VirtualClock()
+    speeds = speed_on(CPU_MACHINE), speed_on(GPU_MACHINE)
+    engines = (SimulatedEngine(each, n, clock) for each, n in zip(speeds, (_CPU_WIDTH, _GPU_WIDTH), strict=True))
     lanes = [
-        Lane("first", SimulatedEngine(speed_on(CPU_MACHINE), 4, clock), speed_on(CPU_MACHINE)),  # type: ignore[arg-type]
-        Lane("second", SimulatedEngine(speed_on(GPU_MACHINE), 32, clock), speed_on(GPU_MACHINE)),  # type: ignore[arg-type]
+        Lane(name, engine, speed)  # type: ignore[arg-type]
+        for name, engine, speed in zip(("first", "second"), engines, speeds, strict=True)
     ]
     used = {"first": lanes[:1], "second": lanes[1:], "router": lanes}[policy]
-    router = Router(used, n_prompt_of=lambda prompt: len(str(prompt).split()), clock=clock, sleep=clock.sleep)
-    load = mixed_load(n, per_s, (64, 64), (2048, 256))
+    router = _Counting(used, n_prompt_of=lambda prompt: len(str(prompt).split()), clock=clock, sleep=clock.sleep)
+    load = mixed_load(n, per_s, _SMALL_THERE, _LARGE_THERE)
     outcomes = drive(router, load, _BULK, clock=clock, sleep=clock.sleep)  # type: ignore[arg-type]
-    return {**_of_load(outcomes), "first": lanes[0].n_answered / n}
+    of_small, of_large = (router.went[size] for size in (_SMALL_THERE[1], _LARGE_THERE[1]))
+    return {
+        **answered(outcomes),
+        "small_first": of_small.count("first") / len(of_small) if of_small else None,
+        "large_first": of_large.count("first") / len(of_large) if of_large else None,
+    }
+
+
+class _Counting(Router):
+    """Knows where requests went, by the tokens that they wanted."""
+
+    went: dict[int, list[str]]
+
+    def submit(self, *given: Any, **named: Any) -> Routed:
+        routed = super().submit(*given, **named)
+        self.went.setdefault(given[1].max_tokens, []).append(routed.lane)
+        return routed
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.went = {_SMALL_THERE[1]: [], _LARGE_THERE[1]: []}
 
 
 def _simulated_findings(
-    found: Mapping[tuple[float, str], Mapping[str, float | None]], rates: Sequence[float]
+    found: Mapping[tuple[float, str], Mapping[str, float | None]], loads: Sequence[float]
 ) -> list[Finding]:
-    parts, gains = [], []
-    for rate in rates:
-        routed, alone = (found[rate, policy]["e2e_s"] for policy in ("router", "second"))
+    claim, other = (
+        "A router in front of CPU and GPU gains over the GPU alone.",
+        "Small single requests belong to the CPU, batches to the GPU.",
+    )
+    parts, gains, shares = [], [], []
+    for load in loads:
+        routed, alone = (found[load, policy]["e2e_90_s"] for policy in ("router", "second"))
+        small, large = (found[load, "router"][name] for name in ("small_first", "large_first"))
         if routed and alone:
             gains.append(routed / alone)
-            parts.append(f"{significant(routed / alone)} × at {rate:g} a second")
-    claim = "A router in front of CPU and GPU gains over the GPU alone."
-    text = f"simulated, the median answer beside the {GPU_MACHINE} alone: {', '.join(parts)}"
-    if min(gains, default=1) < 0.95:
-        return [Finding(claim, "mlops", text, "holds")]
-    why = "As long as the GPU keeps up, it is the faster one for small requests, too."
-    return [Finding(claim, "mlops", text, "does not hold", why)]
+            parts.append(f"{significant(routed / alone)} × at {percent(load)}")
+        if small is not None and large is not None:
+            shares.append((small, large))
+    text = f"nine of ten answers, beside the {GPU_MACHINE} alone, by its load: {', '.join(parts)}"
+    verdict = judged([gain < 0.95 for gain in gains])
+    why = "" if verdict == "holds" else "As long as the GPU keeps up, it is the faster one for small requests, too."
+    small, large = (sum(each[i] for each in shares) / max(1, len(shares)) for i in (0, 1))
+    went = f"of small requests {percent(small)} go to the {CPU_MACHINE}, of large ones {percent(large)}"
+    is_so = [a > b and a > 0.05 for a, b in shares]
+    return [
+        Finding(claim, "mlops", text, verdict, why, predicted=True),
+        Finding(other, "mlops", f"{went}, over all loads", judged(is_so), predicted=True),
+    ]

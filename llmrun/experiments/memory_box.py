@@ -25,6 +25,8 @@ def memory_box(limit_bytes: int, *, v1: Path = _V1, v2: Path = _V2) -> Iterator[
     root, name = (v1, "memory.limit_in_bytes") if v1.is_dir() else (v2, "memory.max")
     group = root / f"llmrun-{os.getpid()}"
     try:
+        if group.exists():  # of a process that was killed
+            group.rmdir()
         group.mkdir()
         try:
             (group / name).write_text(str(limit_bytes))

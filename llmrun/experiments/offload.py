@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 from llmrun.bench.load import Call, closed_loop, drive
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.engine.engine import plan_load
 from llmrun.engine.protocol import PromptOptions, Trial
 from llmrun.engine.rpc.host import Offer, Server
-from llmrun.errors import LlmrunError
-from llmrun.experiments.experiment import Cell, Finding, Result, Table, shown
-from llmrun.experiments.lab import Lab
+from llmrun.errors import LlmrunError, OutOfMemory
+from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, shown
+from llmrun.experiments.lab import Lab, answered
 from llmrun.gguf.reader import open_header
 from llmrun.options.load import LoadConfig, Offload
 from llmrun.options.sampling import SamplingConfig
@@ -40,15 +41,18 @@ class _Device:
         self.given = tuple(name for name in lab.options.devices if name != CPU)
         if self.given:
             self.name, self.n_threads, self.rpc = ", ".join(self.given), lab.n_threads, lab.options.rpc
+            self.is_ours = False
             return
         self.n_threads = 1
         server = stack.enter_context(Server(Offer(port=0, limit_bytes=weight_bytes + _ROOM_BYTES, n_threads=1)))
         self.name, self.rpc = "a worker on loopback", (f"127.0.0.1:{server.port}",)
+        self.given = tuple(f"RPC{i}" for i, _ in enumerate(server.devices))
+        self.is_ours = True
 
     def config(self, lab: Lab, n_gpu_layers: object, **more: object) -> LoadConfig:
         # A worker of our own needs no room for a screen.
-        left = {} if self.given else {"fit_target": _LEFT_BYTES}
-        offload = Offload(n_gpu_layers=n_gpu_layers, devices=self.given or None, **left)  # type: ignore[arg-type]
+        left = {"fit_target": _LEFT_BYTES} if self.is_ours else {}
+        offload = Offload(n_gpu_layers=n_gpu_layers, devices=self.given, **left)  # type: ignore[arg-type]
         threads = {"n_threads": self.n_threads, "n_threads_batch": self.n_threads}
         return lab.config(offload=offload, rpc=self.rpc, repack="off", **threads, **more)
 
@@ -81,23 +85,7 @@ def offload(lab: Lab) -> Result:
     rates = {n: lab.spread(f"{n} layers", "tps") for n in layers}
     predicted = {n: lab.spread("predicted", f"tps_{n}") for n in layers}
     alone = rates.get(0)
-    ahead = [n for n, rate in rates.items() if n and rate and alone and rate.median > alone.median]
-    crosses = min(ahead, default=None)
-    known = [(rate, guess) for n in layers if (rate := rates[n]) and (guess := predicted[n])]
-    findings = []
-    if alone and (whole := rates.get(n_all)):
-        text = f"on {device.name}: all layers {whole.text()} t/s, none {alone.text()}; " + (
-            f"from {crosses} layers on it is faster than the CPU alone"
-            if crosses
-            else "no number of layers is faster than the CPU alone"
-        )
-        if known:
-            worst = max(abs(guess.median / rate.median - 1) for rate, guess in known)
-            text += f"; the predicted curve is off by {significant(100 * worst)} % at most"
-        claim = "Layers have to be tuned to the device: more of them are not always faster."
-        findings.append(
-            Finding(claim, "mlops", text, "holds" if crosses != min(n for n in layers if n) else "holds in part")
-        )
+    findings = [_layers_finding(device.name, n_all, rates, predicted)]
     findings += _memory_findings(lab, sequences)
     layer_rows = tuple(
         (str(n), shown(rates[n]), shown(predicted[n]), shown(lab.spread(f"{n} layers", "pp_tps"))) for n in layers
@@ -120,9 +108,8 @@ def offload(lab: Lab) -> Result:
             f"{SHAPE} at {LEVEL}: {n_all} layers with the output; a prompt of {n_prompt} tokens and 16 decoded,"
             f" {device.n_threads}"
             f" thread{'s' * (device.n_threads > 1)} for what stays in RAM.",
-            f"The device: {device.name}, {'with one thread, ' if not device.given else ''}whose memory is the weights'"
-            f" {size(header.weight_bytes)} and"
-            f" {size(_ROOM_BYTES)} more." if not device.given else f"The device: {device.name}.",
+            f"The device: {device.name}, with one thread, whose memory is the weights' {size(header.weight_bytes)} and"
+            f" {size(_ROOM_BYTES)} more." if device.is_ours else f"The device: {device.name}.",
             (f"Full: all layers there, answers side by side with {_N_CTX} tokens of context each, until one more"
             " does not fit."),
         ),
@@ -134,14 +121,15 @@ def offload(lab: Lab) -> Result:
         ),
         {"": Figure(f"{SHAPE} {LEVEL} on {device.name}", tuple(panels), (("error bars: the least and the most of"
                                                                          " the rounds"),))},
-        ("A worker shares the cores and the memory of this machine: its t/s says nothing of a GPU's.",),
+        (("A worker shares the cores and the memory of this machine: its t/s says nothing of a GPU's.",)
+         if device.is_ours else ()),
     )  # fmt: skip
 
 
-def _predicted(lab: Lab, device: _Device, path: object, layers: list[int]) -> dict[str, float | None]:
+def _predicted(lab: Lab, device: _Device, path: Path, layers: list[int]) -> dict[str, float | None]:
     from llmrun.tuning.curve import curve
 
-    header = open_header(path)  # type: ignore[arg-type]
+    header = open_header(path)
     found: Curve = curve(header, Question(128, 16, (128,), device.config(lab, "auto")), None, runs=False)
     by_layers = {point.n_gpu_layers: 1 / point.step_s.mid for point in found.points}
     return {f"tps_{n}": by_layers.get(n) for n in layers}
@@ -151,33 +139,31 @@ def _of_crowd(n: int) -> str:
     return f"{n} answers, all layers there"
 
 
-def _crowd(lab: Lab, device: _Device, path: object, n: int) -> Cell:
+def _crowd(lab: Lab, device: _Device, path: Path, n: int) -> Cell:
     def take() -> Mapping[str, float | None]:
         config = device.config(lab, "all", n_ctx=_N_CTX)
-        header = open_header(path)  # type: ignore[arg-type]
-        plan_load(path, header, config, expected=Expected(_N_CTX, _N_CTX, n))  # type: ignore[arg-type]
-        engine = lab.engine(path, config)  # type: ignore[arg-type]
+        sampling = SamplingConfig(temperature=0, max_tokens=12, ignore_eos=True)
+        calls = [Call("b " * 32, sampling) for _ in range(n + 2)]
         try:
-            sampling = SamplingConfig(temperature=0, max_tokens=12, ignore_eos=True)
-            with engine.parallel(n, _N_CTX) as parallel:
-                found = drive(
-                    parallel, closed_loop([Call("b " * 32, sampling) for _ in range(n + 2)], n), PromptOptions()
-                )
+            with lab.engine(path, config).parallel(n, _N_CTX) as parallel:
+                found = drive(parallel, closed_loop(calls, n), PromptOptions(bulk=True))
+        except OutOfMemory:
+            return {"refused": 1.0}
         finally:
             lab.unload()
-        return {"e2e_s": found.e2e_s(0.5), "tps": found.tokens_per_s}
+        return {**answered(found), "refused": 0.0}
 
     return Cell(_of_crowd(n), take)
 
 
-def _auto(lab: Lab, device: _Device, path: object, sequences: tuple[int, ...]) -> dict[str, float | None]:
+def _auto(lab: Lab, device: _Device, path: Path, sequences: tuple[int, ...]) -> dict[str, float | None]:
     """Layers that "auto" puts on the device, for as many answers."""
-    header = open_header(path)  # type: ignore[arg-type]
+    header = open_header(path)
     found: dict[str, float | None] = {}
     for n in sequences:
         config = device.config(lab, "auto", n_ctx=_N_CTX)
         try:
-            plan = plan_load(path, header, config, expected=Expected(_N_CTX, _N_CTX, n))  # type: ignore[arg-type]
+            plan = plan_load(path, header, config, expected=Expected(_N_CTX, _N_CTX, n))
         except LlmrunError:
             found[f"layers_{n}"] = None
         else:
@@ -186,31 +172,52 @@ def _auto(lab: Lab, device: _Device, path: object, sequences: tuple[int, ...]) -
 
 
 def _crowd_row(lab: Lab, n: int) -> tuple[str, ...]:
-    error = lab.cells.errors.get(_of_crowd(n))
-    auto = lab.spread("auto", f"layers_{n}")
-    return (
-        str(n),
-        "yes" if error is None else f"no: {error}",
-        shown(lab.spread(_of_crowd(n), "e2e_s")),
-        shown(lab.spread(_of_crowd(n), "tps")),
-        f"{auto.median:.0f}" if auto else UNKNOWN,
+    key = _of_crowd(n)
+    auto, refused = lab.spread("auto", f"layers_{n}"), lab.spread(key, "refused")
+    admitted = "no" if refused and refused.high else "yes" if refused else f"it failed: {lab.cells.errors.get(key, '')}"
+    figures = (shown(lab.spread(key, name)) for name in ("e2e_s", "tps"))
+    return str(n), admitted, *figures, f"{auto.median:.0f}" if auto else UNKNOWN
+
+
+def _layers_finding(
+    name: str, n_all: int, rates: Mapping[int, Spread | None], predicted: Mapping[int, Spread | None]
+) -> Finding:
+    claim = "Layers have to be tuned to the device: more of them are not always faster."
+    known = {n: rate.median for n, rate in rates.items() if rate}
+    if 0 not in known or len(known) < 3:
+        return Finding(claim, "mlops", UNKNOWN, "not measured")
+    alone = known.pop(0)
+    crosses = min((n for n, rate in known.items() if rate > alone), default=None)
+    best = max(known, key=lambda n: known[n])
+    where = f"from {crosses} layers on it is ahead" if crosses else "no number of layers is ahead"
+    text = (
+        f"on {name}: {significant(known[best])} t/s at best, with {best} of {n_all} layers, the CPU alone"
+        f" {significant(alone)}; {where}"
     )
+    errors = [abs(guess.median / known[n] - 1) for n in known if (guess := predicted.get(n))]
+    if errors:
+        text += f"; the predicted curve is off by {significant(100 * max(errors))} % at most"
+    rises = best == n_all and crosses == min(known)
+    return Finding(claim, "mlops", text, "does not hold" if rises else "holds")
 
 
 def _memory_findings(lab: Lab, sequences: tuple[int, ...]) -> list[Finding]:
     claim = "Too much for the device's memory crashes or slows."
-    refused = [n for n in sequences if _of_crowd(n) in lab.cells.errors]
-    admitted = [n for n in sequences if lab.spread(_of_crowd(n), "e2e_s")]
+    refused = [n for n in sequences if (found := lab.spread(_of_crowd(n), "refused")) and found.high]
+    admitted = [n for n in sequences if lab.spread(_of_crowd(n), "e2e_s") and n not in refused]
+    crashed = [n for n in sequences if _of_crowd(n) in lab.cells.errors]
+    if crashed:
+        text = f"{crashed[0]} at a time: {lab.cells.errors[_of_crowd(crashed[0])]}"
+        return [Finding(claim, "mlops", text, "holds")]
     if not refused or not admitted:
-        return [Finding(claim, "mlops", UNKNOWN, "not measured", "All of them fit.")]
+        why = "All of them fit." if admitted else "None of them fits."
+        return [Finding(claim, "mlops", UNKNOWN, "not measured", why)]
     auto = lab.spread("auto", f"layers_{refused[0]}")
-    slower = (lab.spread(_of_crowd(n), "e2e_s") for n in (admitted[0], admitted[-1]))
-    first, last = (each.median if each else 0.0 for each in slower)
+    first, last = (lab.spread(_of_crowd(n), "e2e_s") for n in (admitted[0], admitted[-1]))
+    slower = last.median / first.median if first and last else 1.0
     text = (
-        f"up to {admitted[-1]} at a time fit, an answer then takes {significant(last / first)} × as long;"
-        f" {refused[0]} are refused"
-        " before anything is loaded" + (f", and auto puts {auto.median:.0f} layers there instead" if auto else "")
+        f"{admitted[-1]} at a time fit, an answer then takes {significant(slower)} × as long; {refused[0]} are refused"
+        + (f", and auto puts {auto.median:.0f} layers there instead" if auto else "")
     )
-    return [
-        Finding(claim, "mlops", text, "holds in part", "It slows; nothing crashes, as what does not fit is not begun.")
-    ]
+    why = "What does not fit is refused before it is computed: nothing crashes."
+    return [Finding(claim, "mlops", text, "holds in part" if slower > 1.2 else "does not hold", why)]

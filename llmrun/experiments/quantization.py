@@ -15,12 +15,12 @@ from llmrun.bench.plot.figures import Axis, Figure, Panel, Series
 from llmrun.bench.quality import default_text
 from llmrun.bench.spec import Test
 from llmrun.engine.jobs.quantize import Quantizer, Recipe
-from llmrun.experiments.experiment import Cell, Finding, Result, Table, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, shown
 from llmrun.experiments.lab import Lab, figures_of
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import Model, find_model
-from llmrun.units import percent, significant, size
+from llmrun.units import UNKNOWN, percent, significant, size
 
 SHAPE = "llama-1.2b"
 LEVELS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
@@ -71,8 +71,7 @@ def _sources(lab: Lab) -> list[tuple[Model, tuple[str, ...], int | None]]:
     found.append((tiny, levels, 8 if lab.quick else 24))
     if lab.options.model is not None:
         real = _real(lab.options.model)
-        own = real.header.quantization_label
-        below = _below(own, ("Q3_K_M", "Q2_K") if lab.quick else (*LEVELS[1:], "IQ4_XS", "Q3_K_S"))
+        below = _below(real, ("Q3_K_M", "Q2_K") if lab.quick else (*LEVELS[1:], "IQ4_XS", "Q3_K_S"))
         found.append((real, below, 4 if lab.quick else 12))
     return found
 
@@ -82,11 +81,11 @@ def _real(path: Path) -> Model:
     return Model(path.name.removesuffix(".gguf"), found.path, found.header)
 
 
-def _below(own: str | None, levels: tuple[str, ...]) -> tuple[str, ...]:
-    """Those with fewer bits than the source's; all, if nobody knows what that is."""
-    if own not in synth.LEVELS:
-        return levels
-    return tuple(level for level in levels if level in synth.LEVELS and _bits(level) < _bits(own))
+def _below(source: Model, levels: tuple[str, ...]) -> tuple[str, ...]:
+    """Those with fewer bits than the source's, by what they come to in a usual model."""
+    own = source.header.quantization_label
+    most = _bits(own) if own in synth.LEVELS else 8 * source.header.weight_bytes / source.header.n_params
+    return tuple(level for level in levels if level in synth.LEVELS and _bits(level) < most)
 
 
 def quantization(lab: Lab) -> Result:
@@ -119,26 +118,7 @@ def quantization(lab: Lab) -> Result:
         ("level", ">bits a weight", ">weights", ">peak RSS", ">prompt, t/s", ">decode, t/s", ">reads, GB/s", ">used"),
         tuple(rows),
     )
-    findings = []
-    full, four = rates.get("F16"), rates.get("Q4_K_M")
-    if full and four:
-        text = (
-            f"Q4_K_M decodes {significant(four.median / full.median)} × as fast as F16, with"
-            f" {significant(n_bytes['Q4_K_M'] / n_bytes['F16'])} of the memory"
-        )
-        findings.append(Finding("Fewer bits make running on a CPU possible.", "70b", text, "holds"))
-    for source, below, _ in sources:
-        losses = [(level, value) for level in below for value in lab.values(f"{source.name} at {level}: loss", "kld")]
-        if losses:
-            ends = dict.fromkeys((losses[0], losses[-1]))
-            text = "; ".join(
-                f"{level}: {significant(value)} nats a token from {source.name}'s own" for level, value in ends
-            )
-            findings.append(
-                Finding(
-                    "It costs some quality.", "70b", text, "holds" if losses[-1][1] > losses[0][1] else "holds in part"
-                )
-            )
+    findings = [_gain(rates, n_bytes), *(_loses(lab, source, below) for source, below, _ in sources)]
     decode = tuple(each.point(_bits(level)) for level, each in rates.items() if each)
     prompt = tuple(each.point(_bits(level)) for level, each in prompts.items() if each)
     panels = [
@@ -172,6 +152,39 @@ def quantization(lab: Lab) -> Result:
             "Levels made from a quantized source lose a little more than those made from the original weights.",
         ),
     )
+
+
+def _gain(rates: Mapping[str, Spread | None], n_bytes: Mapping[str, int]) -> Finding:
+    claim = "Fewer bits make running on a CPU possible."
+    full, four = rates.get("F16"), rates.get("Q4_K_M")
+    if not (full and four):
+        return Finding(claim, "70b", UNKNOWN, "not measured")
+    gain = four.median / full.median
+    text = (
+        f"Q4_K_M decodes {significant(gain)} × as fast as F16, with"
+        f" {significant(n_bytes['Q4_K_M'] / n_bytes['F16'])} of"
+        " the memory"
+    )
+    return Finding(
+        claim, "70b", text, "holds" if gain > 1.2 else "holds in part", "" if gain > 1.2 else "In memory alone."
+    )
+
+
+def _loses(lab: Lab, source: Model, below: tuple[str, ...]) -> Finding:
+    claim = f"It costs some quality ({source.name})."
+    found = []
+    for level in below:
+        key = f"{source.name} at {level}: loss"
+        size_, kld, error = (lab.spread(key, name) for name in ("bytes", "kld", "kld_error"))
+        if size_ and kld:
+            found.append((size_.median, level, kld.median, error.median if error else 0.0))
+    if not found:
+        return Finding(claim, "70b", UNKNOWN, "not measured")
+    found.sort(reverse=True)
+    ends = list(dict.fromkeys((found[0], found[-1])))
+    text = "; ".join(f"{level} {significant(kld)} nats a token from its own" for _, level, kld, _ in ends)
+    _, _, most, doubt = found[-1]
+    return Finding(claim, "70b", text, "holds" if most > 2 * doubt else "does not hold")
 
 
 _BARS = "error bars: the least and the most of the rounds"

@@ -85,7 +85,12 @@ class _Line:
 
 
 class Cells:
-    """Samples of a running experiment, on disk as they come. A context manager: what is complete is left by `end`."""
+    """Samples of a running experiment, on disk as they come. A context manager.
+
+    Attributes:
+        samples, errors: by the cell's key. Errors count as long as this runs: whoever goes on tries again.
+        n_found: samples that an earlier run left.
+    """
 
     def __init__(self, path: Path, setup: Setup) -> None:
         """Goes on with what is there, if it was begun with the same. Raises `DiskError`."""
@@ -126,15 +131,14 @@ class Cells:
     def _take(self, line: _Line) -> None:
         if line.sample is not None:
             self.samples.setdefault(line.key, []).append(line.sample)
-        if line.error is not None:
-            self.errors[line.key] = line.error
 
     def add(self, key: str, sample: Sample) -> None:
         """Raises `DiskError`."""
         self._keep(_Line(key, sample))
 
     def fail(self, key: str, error: str) -> None:
-        """It can't be measured, and will not be tried again. Raises `DiskError`."""
+        """It can't be measured now. Raises `DiskError`."""
+        self.errors[key] = error
         self._keep(_Line(key, error=error))
 
     def _keep(self, line: _Line) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from llmrun.experiments.experiment import ARTICLES, Finding, Table
@@ -51,7 +52,7 @@ def place(record: Record) -> str:
     """Where it was measured, in a line."""
     build, machine = record.build, record.machine
     if not record.cells:
-        return f"predicted from data sheets by llmrun {build.llmrun}"
+        return f"not measured · llmrun {build.llmrun}"
     where = f"{machine.cpu or 'a CPU'}, {machine.default_threads} threads"
     return f"measured on {where}, {record.created[:10]} · llmrun {build.llmrun}"
 
@@ -59,7 +60,7 @@ def place(record: Record) -> str:
 def _repeated(record: Record) -> str:
     n = sum(map(len, record.cells.values()))
     if not n:
-        return "Nothing is measured: all of it is predicted."
+        return "Nothing could be measured." if record.errors else "Nothing is measured here."
     return (
         f"{record.repetitions} rounds, all cells in turn ({n} samples); a figure is their median, in brackets"
         " the least and the most."
@@ -69,7 +70,7 @@ def _repeated(record: Record) -> str:
 def _findings(findings: Sequence[Finding]) -> str:
     rows = [("claim", "here", "verdict")]
     for each in findings:
-        rows.append((each.claim, each.number, f"**{each.verdict}**{f'. {each.why}' if each.why else ''}"))
+        rows.append((each.claim, each.number, f"**{each.judged}**{f'. {each.why}' if each.why else ''}"))
     return _markdown(rows)
 
 
@@ -91,30 +92,37 @@ def _cell(text: str) -> str:
 
 def front(records: Sequence[Record]) -> str:
     """One table of all claims. Records of several machines are told apart."""
-    machines = list(dict.fromkeys(_machine(record) for record in records))
+    machines = {record.setup.machine: _machine(record) for record in records}
     blocks = ["# The founding questions", _INTRODUCTION]
     if len(machines) > 1:
         of = "; ".join(
-            f"{machine}: {', '.join(record.name for record in records if _machine(record) == machine)}"
-            for machine in machines
+            f"{said}: {', '.join(record.name for record in records if record.setup.machine == digest)}"
+            for digest, said in machines.items()
         )
         blocks.append(f"**Measured on {len(machines)} machines**, each experiment on one of them. {of}.")
     elif machines:
-        blocks.append(f"Measured on {machines[0]}.")
+        dates = sorted({record.created[:10] for record in records})
+        when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+        blocks.append(f"Measured on {next(iter(machines.values()))}, {when}.")
     rows = [("claim", "article", "our number", "verdict", "more")]
     for record in records:
         for finding in record.result.findings:
             name = ARTICLES[finding.article].partition(" (")[0]
             rows.append(
-                (finding.claim, name, finding.number, f"**{finding.verdict}**", f"[{record.name}]({record.name}.md)")
+                (
+                    finding.claim,
+                    name,
+                    finding.number,
+                    f"**{finding.judged}**{f'. {finding.why}' if finding.why else ''}",
+                    f"[{record.name}]({record.name}.md)",
+                )
             )
     blocks.append(_markdown(rows) if len(rows) > 1 else UNKNOWN)
-    counted = {verdict: sum(f.verdict == verdict for r in records for f in r.result.findings) for verdict in _VERDICTS}
-    blocks.append("; ".join(f"{n} {verdict}" for verdict, n in counted.items() if n) + ".")
+    counted = Counter(finding.judged for record in records for finding in record.result.findings)
+    blocks.append("; ".join(f"{n} {verdict}" for verdict, n in counted.most_common()) + ".")
     return "\n\n".join(blocks) + "\n"
 
 
-_VERDICTS = ("holds", "holds in part", "does not hold", "not measured")
 _INTRODUCTION = (
     "What five articles say of running models on CPUs and GPUs, and what came of measuring it. A GPU's figure is"
     " measured on one or"
@@ -124,4 +132,4 @@ _INTRODUCTION = (
 
 def _machine(record: Record) -> str:
     info = record.machine
-    return f"{info.cpu or 'a CPU'} with {info.default_threads} threads, {record.created[:10]}"
+    return f"{info.cpu or 'a CPU'} with {info.default_threads} threads"

@@ -9,7 +9,7 @@ from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.process import Child, spins_for
 from llmrun.engine.protocol import Trial
-from llmrun.experiments.experiment import Cell, Finding, Result, Table, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, shown
 from llmrun.experiments.lab import Lab
 from llmrun.experiments.memory_box import forget_pages, memory_box, put
 from llmrun.gguf.reader import Header, open_header
@@ -63,7 +63,7 @@ def seventy(lab: Lab) -> Result:
 
     lab.measure([probed(*each) for each in models])
     lab.measure([Cell("mapped", mapped)], rounds=1 if lab.quick else 2)
-    here = {each: lab.here.predict(lab.header(*each), question) for each in models}
+    lab.measure([Cell("by the profile", lambda: _by_profile(lab, models, question))], rounds=1)
 
     memory, largest = _memory(lab)
     findings = _size_findings(lab, largest)
@@ -87,9 +87,9 @@ def seventy(lab: Lab) -> Result:
                 shape,
                 level,
                 size(lab.header(shape, level).weight_bytes),
-                "yes" if here[shape, level].fits else "no",
+                "".join("yes" if fits else "no" for fits in lab.values("by the profile", f"{shape} fits")),
                 shown(lab.spread(f"{shape} at {level}, by slices", "tg_0")),
-                _range(here[shape, level].decode_tps.get(0)),
+                _range(_kept_range(lab, shape)),
                 shown(lab.spread(f"{shape} at {level}, by slices", "pp")),
             )
             for shape, level in models
@@ -121,6 +121,22 @@ def _values(found: Prediction) -> dict[str, float | None]:
     return {**tps, "pp": found.prefill_tps.mid if found.prefill_tps else None}
 
 
+def _by_profile(lab: Lab, models: list[tuple[str, str]], question: Question) -> dict[str, float | None]:
+    values: dict[str, float | None] = {}
+    for shape, level in models:
+        found = lab.here.predict(lab.header(shape, level), question)
+        rate = found.decode_tps.get(0)
+        values[f"{shape} fits"] = None if found.fits is None else float(found.fits)
+        for name in ("low", "mid", "high"):
+            values[f"{shape} {name}"] = getattr(rate, name) if rate else None
+    return values
+
+
+def _kept_range(lab: Lab, shape: str) -> Range | None:
+    found = [lab.values("by the profile", f"{shape} {name}") for name in ("low", "mid", "high")]
+    return Range(*(each[0] for each in found)) if all(found) else None
+
+
 def _range(found: Range | None) -> str:
     if found is None:
         return UNKNOWN
@@ -139,17 +155,17 @@ def _memory(lab: Lab) -> tuple[Table, int]:
 
 
 def _size_findings(lab: Lab, most: int) -> list[Finding]:
+    """Computed exactly from the tensor tables."""
     least, usual = (total_bytes(lab.header(DENSE, level), 512) for level in ("Q2_K", LEVEL))
     n_file = lab.header(DENSE, "F16").weight_bytes
+    text = f"{size(least)} at Q2_K, {size(usual)} at {LEVEL}, {size(most)} at F16 with {CONTEXTS[-1]} tokens"
+    inside = [32e9 <= usual <= 64e9, most > 100e9]
+    why = f"32 GB do for levels below {LEVEL} alone; more than 100 GB is F16."
+    text_of_file = f"{size(n_file)} at F16: {significant(n_file / 1e12)} TB"
     return [
-        Finding("It takes 32 to 64 GB of memory, and often more than 100.", "70b",
-                (f"{size(least)} at Q2_K, {size(usual)} at {LEVEL},"
-                f" {size(most)} at F16 with {CONTEXTS[-1]} tokens"), "holds",
-                f"32 GB do for levels below {LEVEL} alone; more than 100 GB is F16."),
-        Finding("Large models take several terabytes on the disk.", "70b", (f"{size(n_file)} at F16:"
-                                                                           f" {significant(n_file / 1e12)} TB"),
-                "does not hold"),
-    ]  # fmt: skip
+        Finding("It takes 32 to 64 GB of memory, and often more than 100.", "70b", text, judged(inside), why),
+        Finding("Large models take several terabytes on the disk.", "70b", text_of_file, judged([n_file > 2e12])),
+    ]
 
 
 def _elsewhere(lab: Lab) -> tuple[Table, dict[str, Prediction]]:
@@ -173,27 +189,43 @@ def _speed_findings(lab: Lab, found: dict[str, Prediction], question: Question) 
     def tps(name: str) -> Range | None:
         return found[name].decode_tps[0]
 
-    small, cpu, gpu = tps("i9-14900 32gb"), tps("i9-14900 64gb"), tps("2x RTX 3090")
+    small, cpu, one, two = (tps(name) for name in ("i9-14900 32gb", "i9-14900 64gb", "RTX 3090", "2x RTX 3090"))
     here = lab.spread(f"{DENSE} at {LEVEL}, by slices", "tg_0")
+    held = small is not None and small.low <= 0.9 <= small.high
     findings = [
-        Finding("An i9-14900 with 32 GB gives 0.9 t/s.", "70b", f"predicted: {_range(small)}, mapped from the disk",
-                "does not hold", f"At {LEVEL} it is larger than 32 GB: 0.9 t/s would be 38 GB/s from a disk."
-                                 " With 64 GB:"
-                f" {_range(cpu)}."),
-        Finding("CPUs give 0.9 to 3 t/s.", "70b", (f"predicted: {_range(cpu)} (i9-14900, 64 GB); by slices here"
-                                                  f" {shown(here)}"),
-                "holds" if cpu and 0.9 / 1.3 <= cpu.mid <= 3 * 1.3 else "holds in part"),
-        Finding("An RTX 3090 gives 17 t/s and more.", "70b", (f"predicted: {_range(gpu)} for"
-                                                             " two of them"), "holds in part",
-                "One has 24 GB: it can't hold the model. Two can."),
+        Finding(
+            "An i9-14900 with 32 GB gives 0.9 t/s.", "70b", f"{_range(small)}, mapped from the disk", judged([held]),
+            "" if held else f"At {LEVEL} it is larger than 32 GB, and what is missing is read again for every"
+                            " token. With"
+            f" 64 GB: {_range(cpu)}.", predicted=True,
+        ),
+        Finding(
+            "CPUs give 0.9 to 3 t/s.", "70b", f"{_range(cpu)} (i9-14900, 64 GB); by slices here {shown(here)}",
+            judged([cpu is not None and cpu.high >= 0.9 and cpu.low <= 3]), predicted=True,
+        ),
+        Finding(
+            "An RTX 3090 gives 17 t/s and more.", "70b", f"one: {_range(one)}, two: {_range(two)}",
+            judged([each is not None and each.high >= 17 for each in (one, two)]),
+            "" if one else "One has 24 GB and can't hold the model.", predicted=True,
+        ),
     ]  # fmt: skip
-    if gpu and cpu:
-        ratio = gpu.mid / cpu.mid
+    claim = "A GPU is several orders of magnitude faster."
+    if two and cpu:
+        ratio = two.mid / cpu.mid
+        text = (
+            f"17 ÷ 0.9, as told, is {significant(17 / 0.9)}; predicted {significant(ratio)} × (two RTX 3090"
+            " beside an i9-14900)"
+        )
         findings.append(
-            Finding("A GPU is several orders of magnitude faster.", "70b",
-                    (f"17 ÷ 0.9 is {significant(17 / 0.9)}: one order;"
-                    f" predicted {significant(ratio)} ×"), "does not hold")
-        )  # fmt: skip
+            Finding(
+                claim,
+                "70b",
+                text,
+                judged([ratio >= 100]),
+                "One order of magnitude." if 5 < ratio < 50 else "",
+                predicted=True,
+            )
+        )
     return findings
 
 
@@ -213,11 +245,11 @@ def _mapped(lab: Lab) -> dict[str, float | None]:
         whole = engine.run_trial(Trial(0, 16, n_ctx=256)).step_s[1:]
     with memory_box(limit) as group:
         forget_pages(path)
-        child = Child("child.main", spins=spins_for(header.weight_bytes))
-        put(group, child.pid)
-        with closing(ChildEngine(path, header, config, child=child)) as engine:
-            engine.run_trial(Trial(0, 1, n_ctx=256))
-            steps = engine.run_trial(Trial(0, n_gen, n_ctx=256)).step_s
+        with closing(Child("child.main", spins=spins_for(header.weight_bytes))) as child:
+            put(group, child.pid)
+            with closing(ChildEngine(path, header, config, child=child)) as engine:
+                engine.run_trial(Trial(0, 1, n_ctx=256))
+                steps = engine.run_trial(Trial(0, n_gen, n_ctx=256)).step_s
     return {
         "tps": len(steps) / sum(steps),
         "whole_tps": len(whole) / sum(whole),
@@ -240,14 +272,18 @@ def _mapped_findings(lab: Lab) -> list[Finding]:
     claim = "What does not fit into memory can be run from the disk, far slower."
     measured, predicted = lab.spread("mapped", "tps"), _predicted_mapped(lab)
     whole, rate = lab.spread("mapped", "whole_tps"), lab.spread("mapped", "disk_bytes_per_s")
-    if measured is None or predicted is None or whole is None or rate is None:
+    if measured is None or whole is None:
         return [Finding(claim, "70b", UNKNOWN, "not measured", lab.cells.errors.get("mapped", ""))]
-    text = (
-        f"{measured.text()} t/s, with all of its memory {whole.text()}; predicted {_range(predicted)} by the disk's"
-        f" {bandwidth(rate.median)}"
-    )
-    inside = predicted.low <= measured.median <= predicted.high
-    return [Finding(claim, "70b", text, "holds", "" if inside else "The prediction does not hold what was measured.")]
+    text = f"{measured.text()} t/s, with all of its memory {whole.text()}"
+    why = ""
+    if predicted is not None and rate is not None:
+        text += f"; predicted {_range(predicted)} by the disk's {bandwidth(rate.median)}"
+        why = (
+            ""
+            if predicted.low <= measured.median <= predicted.high
+            else ("The prediction does not hold what was measured.")
+        )
+    return [Finding(claim, "70b", text, judged([measured.median < 0.5 * whole.median]), why)]
 
 
 def _mapped_table(lab: Lab) -> tuple[Table, ...]:
@@ -273,16 +309,18 @@ def _mapped_table(lab: Lab) -> tuple[Table, ...]:
 
 def _mixture_findings(lab: Lab, models: list[tuple[str, str]]) -> list[Finding]:
     dense = lab.spread(f"{DENSE} at {LEVEL}, by slices", "tg_0")
-    found = []
+    found, gains = [], []
     for shape, level in models[1:]:
         each = lab.spread(f"{shape} at {level}, by slices", "tg_0")
         if dense and each:
+            gains.append(each.median / dense.median)
             found.append(
                 f"{shape} {significant(each.median)} t/s, {significant(each.median / dense.median)} × the dense 70 B"
             )
-    text = "by slices here: " + "; ".join(found) if found else UNKNOWN
     claim = "The way out is a smaller model: a mixture, of which a token needs a part."
-    return [Finding(claim, "70b", text, "holds" if found else "not measured")]
+    if not found:
+        return [Finding(claim, "70b", UNKNOWN, "not measured")]
+    return [Finding(claim, "70b", f"by slices here: {'; '.join(found)}", judged([gain > 2 for gain in gains]))]
 
 
 def _picture(lab: Lab, models: list[tuple[str, str]], found: dict[str, Prediction]) -> Figure:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
+from llmrun.engine.process import spins_for
 from llmrun.engine.protocol import TimeLayers
 from llmrun.errors import EngineCrashed, OutOfMemory
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, Verdict, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, Verdict, judged, shown
 from llmrun.experiments.lab import Lab
 from llmrun.machine import hardware
 from llmrun.planning.footprint import CPU
@@ -28,7 +29,7 @@ from llmrun.planning.predict import speed
 from llmrun.planning.predict.from_profile import MEASURED_OPERATIONS
 from llmrun.planning.predict.machines import Part, parse
 from llmrun.planning.predict.prediction import Range
-from llmrun.units import count, duration, significant, size
+from llmrun.units import UNKNOWN, count, duration, significant, size
 
 GPU = "RTX 4090"
 WIDTH, N_LAYERS = 128, 128
@@ -73,14 +74,15 @@ class Toy:
 
 def cell(lab: Lab, toy: Toy, device: str, batches: Sequence[int], seconds: float) -> Cell:
     """Seconds of a pass, by batch and number of threads: "b64 t2"."""
-    threads = sorted({1, lab.n_threads}) if device == CPU else [lab.n_threads]
+    threads = _threads(lab, device)
 
     def take() -> Mapping[str, float | None]:
         free = hardware.available_memory()
         if device == CPU and free is not None and toy.n_bytes > _MEMORY_SHARE * free:
             raise OutOfMemory(f"its weights are {size(toy.n_bytes)}, and {size(free)} of RAM are free")
         asked = TimeLayers(device, toy.width, toy.n_layers, [*batches], threads, seconds)
-        found = lab.prober.seconds_of(asked)
+        # As a model of that size would be run.
+        found = lab.prober_of(spins=spins_for(toy.n_bytes)).seconds_of(asked)
         if not found:
             raise EngineCrashed(f"{device} has no room for it, or can't compute it")
         return dict(zip((f"b{b} t{t}" for b in batches for t in threads), found, strict=True))
@@ -88,9 +90,15 @@ def cell(lab: Lab, toy: Toy, device: str, batches: Sequence[int], seconds: float
     return Cell(toy.key(device), take)
 
 
+def _threads(lab: Lab, device: str) -> list[int]:
+    """Numbers of threads, of which the fastest counts: small layers are waited for longer than they take."""
+    n = lab.n_threads
+    return sorted({1, 2, 4, n // 4, n // 2, n} & set(range(1, n + 1))) if device == CPU else [n]
+
+
 def fastest(lab: Lab, toy: Toy, device: str, n_columns: int) -> tuple[Spread | None, int]:
     """Seconds with the number of threads that is fastest, and that number."""
-    threads = sorted({1, lab.n_threads}) if device == CPU else [lab.n_threads]
+    threads = _threads(lab, device)
     known = [(found, n) for n in threads if (found := lab.spread(toy.key(device), f"b{n_columns} t{n}"))]
     return min(known, key=lambda each: each[0].median, default=(None, 0))
 
@@ -118,7 +126,7 @@ def _method(lab: Lab, what: str) -> tuple[str, ...]:
     return (
         f"The toy: x + W·x, F32, no bias, {what}. ggml computes it as one graph; a figure is the median of a round's"
         " passes.",
-        f"On the CPU with 1 and with {lab.n_threads} threads: the faster counts.",
+        f"On the CPU with {', '.join(map(str, _threads(lab, CPU)))} threads: the fastest counts.",
         f"The {GPU} is predicted from its data sheet by the constants that `plan` has, divided and multiplied by"
         f" {_DOUBT:g}: it is not measured, and PyTorch, which starts every operation by itself, takes longer"
         " than that.",
@@ -126,10 +134,7 @@ def _method(lab: Lab, what: str) -> tuple[str, ...]:
 
 
 _LIMITS = (
-    (
-        "The article's CPU has sixteen cores and its caches hold more of the toy; where a curve bends is a matter"
-        " of those."
-    ),
+    "The article's CPU is a 7950X3D with sixteen cores; where a curve bends is a matter of cores and of caches.",
     "A GPU that is not the article's, or another library, has other constants.",
 )
 
@@ -182,24 +187,32 @@ def _table(lab: Lab, title: str, x: str, rows: Sequence[_Row]) -> Table:
     return Table(title, (*columns, f">CPU ÷ {GPU}"), tuple(lines))
 
 
-def _pairs(lab: Lab, rows: Sequence[_Row]) -> list[tuple[float, float, float]]:
-    """x, seconds on the CPU, seconds predicted of the GPU."""
-    found = [(row, fastest(lab, row.toy, CPU, row.n_columns)[0]) for row in rows]
-    return [(row.x, each.median, row.toy.on_gpu(row.n_columns).mid) for row, each in found if each]
+def _gpu_of(lab: Lab) -> str | None:
+    """A GPU of this machine that was asked for: then it is measured and nothing is predicted."""
+    kinds = {device.name: device for device in lab.found.devices}
+    asked = (kinds[name] for name in lab.devices() if name in kinds)
+    return next((each.name for each in asked if each.kind == "gpu" and not each.backend.startswith("RPC")), None)
+
+
+def _pairs(lab: Lab, rows: Sequence[_Row], which: str = "mid") -> list[tuple[float, float, float]]:
+    """x, seconds on the CPU, seconds on the GPU: measured, or predicted as `which` of the range."""
+    gpu = _gpu_of(lab)
+    found = []
+    for row in rows:
+        ours = fastest(lab, row.toy, CPU, row.n_columns)[0]
+        measured = fastest(lab, row.toy, gpu, row.n_columns)[0] if gpu else None
+        if ours and (measured or not gpu):
+            theirs = measured.median if measured else getattr(row.toy.on_gpu(row.n_columns), which)
+            found.append((row.x, ours.median, theirs))
+    return found
+
+
+def _beside(lab: Lab) -> str:
+    return f"beside {_gpu_of(lab)}, measured" if _gpu_of(lab) else f"measured here, {GPU} predicted"
 
 
 def _run(lab: Lab, toys: Sequence[Toy], batches: Sequence[int], seconds: float) -> None:
     lab.measure([cell(lab, toy, device, batches, seconds) for toy in toys for device in lab.devices()])
-
-
-def _level(pairs: Sequence[tuple[float, float, float]]) -> str:
-    """Up to where the CPU takes no longer than the GPU is predicted to, in words."""
-    if not pairs:
-        return "not measured"
-    if pairs[0][1] > pairs[0][2]:
-        return "the CPU is behind from the first value on"
-    at = crossing(pairs)
-    return "the CPU is ahead at all values" if at is None else f"level at {significant(at)}"
 
 
 # -- the experiments ---------------------------------------------------------------------------------------------------
@@ -223,25 +236,31 @@ def batch(lab: Lab) -> Result:
 
     rows = [_Row(b, str(b), toy, b) for b in batches]
     pairs = _pairs(lab, rows)
-    known = {x: ours for x, ours, _ in pairs}
     steps = {n: lab.spread(f"{n} sequences", "step_s") for n in sequences}
-    findings = [_level_finding("The CPU is level with a GPU up to a batch of 64, then it takes longer.", pairs, 64)]
-    if 1 in known and len(known) > 1:
-        gpu = [toy.on_gpu(b).mid for b in (1, batches[-1])]
-        flat = gpu[1] / gpu[0]
-        grown = known[batches[-1]] / known[1]
-        text = f"predicted: {significant(flat)} × from 1 to {batches[-1]}; the CPU, measured, {significant(grown)} ×"
-        findings.append(Finding("A GPU's time stays flat.", "toy", text, "holds" if flat < 2 else "holds in part"))
+    findings = [_level_finding(lab, "The CPU is level with a GPU up to a batch of 64, then it takes longer.", rows, 64)]
+    claim = "A GPU's time stays flat."
+    if len(pairs) > 1:
+        ours, theirs = (pairs[-1][i] / pairs[0][i] for i in (1, 2))
+        text = (
+            f"{significant(theirs)} × from {pairs[0][0]:g} to {pairs[-1][0]:g}, the CPU {significant(ours)} ×"
+            f" ({_beside(lab)})"
+        )
+        verdict: Verdict = "holds" if theirs < 2 else "holds in part" if theirs < ours / 4 else "does not hold"
+        findings.append(Finding(claim, "toy", text, verdict, predicted=_gpu_of(lab) is None))
+    else:
+        findings.append(_unknown(lab, claim, toy.key(CPU)))
     least, most = (steps.get(n) for n in (1, sequences[-1]))
+    claim = "A language model's step, too, takes longer with the batch on a CPU."
     if least and most:
         grown = most.median / least.median
         text = (
             f"a step of {sequences[-1]} sequences takes {significant(grown)} × that of one:"
             f" {significant(sequences[-1] / grown)} × the tokens"
         )
-        why = "A language model reads the same weights for all sequences, so that its step grows less than its batch."
-        claim = "What holds for the toy holds for a language model."
-        findings.append(Finding(claim, "toy", text, "holds" if grown > 2 else "holds in part", why))
+        why = "All sequences share the reading of the weights, so that a step grows less than its batch."
+        findings.append(Finding(claim, "toy", text, "holds" if grown > 1.5 else "does not hold", why))
+    else:
+        findings.append(_unknown(lab, claim, "1 sequences"))
     of_model = tuple(each.point(n, _MS) for n, each in steps.items() if each)
     picture = _picture(lab, f"{N_LAYERS} layers of {WIDTH}, by batch", Axis("inputs at once"), rows)
     series = (Series("Qwen3 0.6B's shape, Q4_K_M, a step", of_model),)
@@ -259,24 +278,33 @@ def batch(lab: Lab) -> Result:
     )  # fmt: skip
 
 
-def _level_finding(claim: str, pairs: Sequence[tuple[float, float, float]], at: float) -> Finding:
-    """Whether the CPU is as fast as the GPU is predicted to be up to `at`, within a factor of 4 of it."""
+def _unknown(lab: Lab, claim: str, key: str) -> Finding:
+    return Finding(claim, "toy", UNKNOWN, "not measured", lab.cells.errors.get(key, ""))
+
+
+def _level_finding(lab: Lab, claim: str, rows: Sequence[_Row], at: float) -> Finding:
+    """Whether the CPU is as fast as the GPU up to `at`, within a factor of 4 of it."""
+    pairs = _pairs(lab, rows)
     if not pairs:
-        return Finding(claim, "toy", "–", "not measured")
+        return _unknown(lab, claim, rows[0].toy.key(CPU))
+    predicted = _gpu_of(lab) is None
     found = crossing(pairs)
-    first, last = pairs[0], pairs[-1]
     if found is None:
-        ahead = last[1] <= last[2]
-        ratio = last if ahead else first
-        text = (
-            f"the CPU is {'ahead' if ahead else 'behind'} at all values: {significant(ratio[1] / ratio[2])} × the GPU's"
-            f" predicted time at {ratio[0]:g}"
+        ahead = pairs[-1][1] <= pairs[-1][2]
+        x, ours, theirs = pairs[-1] if ahead else pairs[0]
+        text = f"the CPU takes {significant(ours / theirs)} × the GPU's time at {x:g} ({_beside(lab)})"
+        why = "The CPU is ahead at all values." if ahead else "The CPU is behind from the first value on."
+        return Finding(claim, "toy", text, "does not hold", why, predicted)
+    text = f"level at {significant(found, 2)}"
+    if predicted:
+        ends = [crossing(_pairs(lab, rows, which)) for which in ("low", "high")]
+        sides = (
+            significant(each, 2) if each else other for each, other in zip(ends, ("none", "beyond all"), strict=True)
         )
-        return Finding(claim, "toy", text, "does not hold")
-    text = f"measured here, predicted there: level at {significant(found, 2)}"
+        text += f" ({' to '.join(sides)} by the prediction's range)"
     near = 1 / 4 <= found / at <= 4
     why = "" if near else f"There is such a point, at another place than {at:g}."
-    return Finding(claim, "toy", text, "holds" if near else "holds in part", why)
+    return Finding(claim, "toy", f"{text}, {_beside(lab)}", "holds" if near else "holds in part", why, predicted)
 
 
 def width(lab: Lab) -> Result:
@@ -287,16 +315,14 @@ def width(lab: Lab) -> Result:
     rows = [_Row(toy.width, str(toy.width), toy, 1) for toy in toys]
     pairs = _pairs(lab, rows)
     steep = exponent([(x, ours) for x, ours, _ in pairs if x >= 512])
-    findings = [_level_finding("The CPU is level with a GPU up to a width of 512 (33.6 M weights).", pairs, 512)]
+    findings = [_level_finding(lab, "The CPU is level with a GPU up to a width of 512 (33.6 M weights).", rows, 512)]
+    claim = "Beyond, the CPU's time is linear in the width."
     if steep is not None:
         text = f"time grows with the width to the {significant(steep, 2)}, from 512 on"
-        why = (
-            "Weights grow with the square, and one input has to read all of them: beyond the caches so does the time."
-            if steep > 1.3
-            else ""
-        )
-        claim = "Beyond, the CPU's time is linear in the width."
+        why = "Weights grow with the square, and one input has to read all of them." if steep > 1.3 else ""
         findings.append(Finding(claim, "toy", text, "holds" if 0.7 <= steep <= 1.3 else "does not hold", why))
+    else:
+        findings.append(_unknown(lab, claim, toys[-1].key(CPU)))
     return Result(
         tuple(findings),
         _method(lab, f"{N_LAYERS} layers, one input"),
@@ -314,28 +340,32 @@ def depth(lab: Lab) -> Result:
     rows = [_Row(toy.n_layers, str(toy.n_layers), toy, 1) for toy in toys]
     pairs = _pairs(lab, rows)
     ours, theirs = (exponent([(pair[0], pair[i]) for pair in pairs]) for i in (1, 2))
+    predicted = _gpu_of(lab) is None
+    claim, other = "Both are linear in the number of layers.", "The GPU is slower, whatever the number of layers."
     findings = []
     if ours is not None and theirs is not None:
-        text = f"CPU, measured: layers to the {significant(ours)}; {GPU}, predicted: {significant(theirs)}"
-        fits = 0.85 <= ours <= 1.15
+        text = (
+            f"time goes with the layers to the {significant(ours)} on the CPU, to the {significant(theirs)} on the GPU"
+        )
+        fits = [0.85 <= each <= 1.15 for each in (ours, theirs)]
         why = (
-            "" if fits else "Weights that no longer fit into a cache are read from the next one: its time grows faster."
+            ("Weights that no longer fit into a cache are read from the next one: time grows faster.")
+            if ours > 1.15
+            else ""
         )
-        findings.append(
-            Finding("Both are linear in the number of layers.", "toy", text, "holds" if fits else "holds in part", why)
-        )
+        findings.append(Finding(claim, "toy", f"{text} ({_beside(lab)})", judged(fits), why, predicted and fits[0]))
         slower = [mine < gpu for _, mine, gpu in pairs]
         first, last = pairs[0], pairs[-1]
         text = (
-            f"{duration(first[1] / first[0])} and {duration(last[1] / last[0])} a layer here at {first[0]:g} and"
+            f"a layer takes {duration(first[1] / first[0])} at {first[0]:g} and {duration(last[1] / last[0])} at"
             f" {last[0]:g},"
-            f" {duration(last[2] / last[0])} predicted of the {GPU}"
+            f" on the GPU {duration(last[2] / last[0])} ({_beside(lab)})"
         )
-        verdict: Verdict = "holds" if all(slower) else "holds in part" if any(slower) else "does not hold"
         ahead = (f"{pair[0]:g}" for pair, is_so in zip(pairs, slower, strict=True) if is_so)
-        where = f"The CPU is ahead at {', '.join(ahead)} layers."
-        claim = "The GPU is slower, whatever the number of layers."
-        findings.append(Finding(claim, "toy", text, verdict, where if verdict == "holds in part" else ""))
+        where = f"The CPU is ahead at {', '.join(ahead)} layers." if any(slower) and not all(slower) else ""
+        findings.append(Finding(other, "toy", text, judged(slower), where, predicted))
+    else:
+        findings += [_unknown(lab, each, toys[0].key(CPU)) for each in (claim, other)]
     return Result(
         tuple(findings),
         _method(lab, f"layers of {WIDTH}, one input"),
@@ -353,37 +383,47 @@ def fixed(lab: Lab) -> Result:
     _run(lab, toys, [1], 0.2 if lab.quick else 1.0)
     rows = [_Row(toy.n_layers, str(toy.n_layers), toy, 1) for toy in toys]
     pairs = _pairs(lab, rows)
+    claims = (
+        "With as many weights, the fewer layers the faster.",
+        "Beyond a size, GPUs help.",
+        "GPUs are not for sequential work.",
+    )
     findings = []
+    predicted = _gpu_of(lab) is None
     if len(pairs) > 1:
-        rates = [toy.n_bytes / ours for toy, (_, ours, _) in zip(toys, pairs, strict=False)]
+        rates = [4 * n_weights / ours / 1e9 for _, ours, _ in pairs]
         few, many = pairs[0], pairs[-1]
         best = min(pairs, key=lambda pair: pair[1])
+        ours, theirs = many[1] / few[1], many[2] / few[2]
         text = (
-            f"{many[0]:g} layers take {significant(many[1] / few[1])} × the time of {few[0]:g}; of the {GPU},"
-            " predicted,"
-            f" {significant(many[2] / few[2])} ×; {significant(min(rates) / 1e9)} to"
-            f" {significant(max(rates) / 1e9)} GB/s"
-            " are read here"
+            f"{many[0]:g} layers take {significant(ours)} × the time of {few[0]:g} on the CPU,"
+            f" {significant(theirs)} × on the GPU"
+            f" ({_beside(lab)}); the CPU reads {significant(min(rates))} to {significant(max(rates))} GB/s of weights"
         )
-        is_so = many[1] / few[1] > 1.15 and best[0] == few[0]
-        why = f"Here {best[0]:g} layers are the fastest, and little is between them: memory is what the CPU waits for."
-        claim = "With as many weights, the fewer layers the faster."
-        findings.append(Finding(claim, "toy", text, "holds" if is_so else "holds in part", "" if is_so else why))
+        is_so = [ours > 1.15, theirs > 1.15]
+        why = (
+            ""
+            if all(is_so)
+            else (
+                f"On the CPU {best[0]:g} layers are the fastest, and none takes"
+                f" {significant(max(p[1] for p in pairs) / best[1])} times that."
+            )
+        )
+        findings.append(Finding(claims[0], "toy", text, judged(is_so), why))
         ratio = few[1] / few[2]
-        text = f"{significant(ratio)} × the time that is predicted of the {GPU}, at {count(n_weights)} weights"
-        findings.append(Finding("Beyond a size, GPUs help.", "toy", text, "holds" if ratio > 2 else "does not hold"))
-        text = "see batch and depth: there the CPU is level or ahead for small layers"
-        claim = "What does well on a CPU need not be faster on a GPU."
-        findings.append(Finding(claim, "toy", text, _small(lab)))
-        apart = many[2] / few[2]
+        text = f"the CPU takes {significant(ratio)} × the GPU's time, at {count(n_weights)} weights ({_beside(lab)})"
+        findings.append(Finding(claims[1], "toy", text, judged([ratio > 2]), predicted=predicted))
         text = (
-            f"predicted: {significant(apart)} × the time for the same weights in {many[0]:g} layers instead of"
-            f" {few[0]:g}"
+            f"{significant(theirs)} × the time for the same weights in {many[0]:g} layers instead of {few[0]:g}"
+            f" ({_beside(lab)})"
         )
-        claim = "GPUs are not for sequential work."
-        findings.append(Finding(claim, "toy", text, "holds" if apart > 2 else "holds in part"))
-        claim = "Training is where GPUs are needed first."
-        findings.append(Finding(claim, "toy", "–", "not measured", "llmrun trains nothing."))
+        findings.append(Finding(claims[2], "toy", text, judged([theirs > 2]), predicted=predicted))
+    else:
+        findings += [_unknown(lab, each, toys[0].key(CPU)) for each in claims]
+    findings += [
+        _small(lab),
+        Finding(("Training is where GPUs are needed first."), "toy", UNKNOWN, "not measured", "llmrun trains nothing."),
+    ]
     return Result(
         tuple(findings),
         _method(lab, f"{count(n_weights)} weights ({size(4 * n_weights)}), one input"),
@@ -393,11 +433,17 @@ def fixed(lab: Lab) -> Result:
     )
 
 
-def _small(lab: Lab) -> Verdict:
-    """Whether the smallest toy is faster here than it is predicted to be on the GPU: measured once for this."""
+def _small(lab: Lab) -> Finding:
+    """Whether the smallest toy is faster here than on the GPU: measured once more for this."""
+    claim = "What does well on a CPU need not be faster on a GPU."
     toy = Toy(WIDTH, N_LAYERS)
     _run(lab, [toy], [1], 0.1)
-    found, _ = fastest(lab, toy, CPU, 1)
-    if found is None:
-        return "not measured"
-    return "holds" if found.median <= toy.on_gpu(1).high else "does not hold"
+    pairs = _pairs(lab, [_Row(1, "1", toy, 1)])
+    if not pairs:
+        return _unknown(lab, claim, toy.key(CPU))
+    _, ours, theirs = pairs[0]
+    text = (
+        f"{toy.n_layers} layers of {toy.width}: {duration(ours)} on the CPU, {duration(theirs)} on the GPU"
+        f" ({_beside(lab)})"
+    )
+    return Finding(claim, "toy", text, judged([ours <= theirs]), predicted=_gpu_of(lab) is None)

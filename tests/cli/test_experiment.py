@@ -46,7 +46,7 @@ def test_killed_it_goes_on(tmp_path: Path) -> None:
     second that were there."""
     command = [sys.executable, "-m", "llmrun", "experiment", "ratio", "depth", "--quick", "-o", str(tmp_path)]
     environment = {**os.environ, "LLMRUN_HOME": str(tmp_path / "home")}
-    partial = tmp_path / "depth.partial.jsonl"
+    partial = tmp_path / "depth.quick.partial.jsonl"
 
     def n_lines() -> int:
         return partial.read_bytes().count(b"\n") if partial.exists() else 0

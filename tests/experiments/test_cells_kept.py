@@ -18,7 +18,7 @@ def test_samples_outlive_their_process(tmp_path: Path) -> None:
         cells.fail("b", "no room")
     with Cells(path, SETUP) as again:
         assert again.samples == {"a": [Sample({"s": 1.5}, "2026-11-29T00:00:00Z", 0.1)]}
-        assert again.errors == {"b": "no room"} and again.n_found == 1
+        assert again.errors == {} and again.n_found == 1  # what failed is tried again
 
 
 def test_half_a_line_is_nothing(tmp_path: Path) -> None:

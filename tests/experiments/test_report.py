@@ -18,7 +18,7 @@ PANEL = Panel("sweep", "p", Axis("x"), Axis("ms"), (Series("CPU, measured", (Poi
 RESULT = Result(
     (
         Finding("A claim.", "toy", "12 × here | there", "holds in part", "Where it is small."),
-        Finding("Another.", "dream", "–", "not measured"),
+        Finding("Another.", "dream", "3 ×", "holds", predicted=True),
     ),
     ("This was done.",),
     (Table("What was found", ("", ">ms"), (("one", "1.00"),)),),
@@ -53,11 +53,14 @@ def test_a_page() -> None:
 
 def test_one_table_of_all() -> None:
     """Of two machines it says which experiments are of which."""
-    other = replace(RECORD, name="width", machine=MachineInfo(cpu="Another", default_threads=4))
-    alone, both = report.front([RECORD]), report.front([RECORD, other])
-    assert "Measured on A CPU with 2 threads, 2026-11-29." in alone
-    assert "**Measured on 2 machines**" in both and "Another with 4 threads, 2026-11-29: width" in both
-    assert both.count("[batch](batch.md)") == 2 and "2 holds in part; 2 not measured." in both
+    later = replace(RECORD, name="depth", created="2026-11-30T00:00:00Z")
+    elsewhere = replace(RECORD.setup, machine="xyz")
+    other = replace(RECORD, name="width", machine=MachineInfo(cpu="Another", default_threads=4), setup=elsewhere)
+    alone, both = report.front([RECORD, later]), report.front([RECORD, other])
+    assert "Measured on A CPU with 2 threads, 2026-11-29 to 2026-11-30." in alone
+    assert "**Measured on 2 machines**" in both and "Another with 4 threads: width" in both
+    assert both.count("[batch](batch.md)") == 2 and "**not measured, predicted: holds**" in both
+    assert both.rstrip().endswith("2 holds in part; 2 not measured, predicted: holds.")
 
 
 def test_a_record_is_read_again(tmp_path: Path) -> None:

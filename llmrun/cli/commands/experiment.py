@@ -71,7 +71,7 @@ def experiment(
     wanted = conduct.chosen(names)
     from llmrun.cli.terminal import progress
 
-    folder = output or conduct.usual_folder()
+    folder, errors = output or conduct.usual_folder(), list[LlmrunError]()
     asked = Options(quick, tuple(device or ()), tuple(rpc or ()), model, watts, price_kwh)
     if model is not None:
         from llmrun.models.resolve import find_model
@@ -93,13 +93,16 @@ def experiment(
                 screen.note(f"wrote {files[-1]}")
 
         def failed(name: str, error: LlmrunError) -> None:
+            errors.append(error)
             screen.note(f"{name} could not be measured: {error.message}")
 
         hooks = conduct.Hooks(began, measuring, ended, failed, lambda text: None if quiet else screen.note(text))
         records = conduct.conduct(
             wanted, asked, folder, command=lambda name: _command(name, asked, output), hooks=hooks
         )
-    _show(records, folder, as_json=as_json)
+    _show(records, as_json=as_json)
+    if errors:
+        raise errors[0]
 
 
 def _list(*, as_json: bool) -> None:
@@ -124,11 +127,12 @@ def _command(name: str, asked: object, output: Path | None) -> tuple[str, ...]:
     words += ["--rpc", "HOST:PORT"] if asked.rpc else []
     words += ["--model", asked.model.name] if asked.model else []
     words += ["--watts", f"{asked.watts:g}"] if asked.watts else []
+    words += ["--price-kwh", f"{asked.price_kwh:g}"] if asked.price_kwh != Options().price_kwh else []
     words += ["-o", str(output)] if output is not None and not output.is_absolute() else []
     return tuple(words)
 
 
-def _show(records: Sequence[Record], folder: Path, *, as_json: bool) -> None:
+def _show(records: Sequence[Record], *, as_json: bool) -> None:
     from llmrun.bench.record import to_document
     from llmrun.experiments import report
 

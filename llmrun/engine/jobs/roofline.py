@@ -41,6 +41,10 @@ class Prober:
         self._channel.close()
 
     @property
+    def alive(self) -> bool:
+        return self._channel.child.alive
+
+    @property
     def cpu_s(self) -> float:
         """CPU time that it has used."""
         return self._watch.cpu_s
