@@ -128,8 +128,7 @@ def _method(lab: Lab, what: str) -> tuple[str, ...]:
         " passes.",
         f"On the CPU with {', '.join(map(str, _threads(lab, CPU)))} threads: the fastest counts.",
         f"The {GPU} is predicted from its data sheet by the constants that `plan` has, divided and multiplied by"
-        f" {_DOUBT:g}: it is not measured, and PyTorch, which starts every operation by itself, takes longer"
-        " than that.",
+        f" {_DOUBT:g}: it is not measured.",
     )
 
 

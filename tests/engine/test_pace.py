@@ -46,6 +46,17 @@ def test_one_disturbance() -> None:
     assert pace.n_tokens > before // 2
 
 
+def test_a_crowd() -> None:
+    """Six prompts for two answers: parts take three times as long. One prompt for eight: as ever."""
+    for crowd, factor in ((6 / 2, 3), (1 / 8, 1), (1.0, 1)):
+        pace = Pace(2048)
+        for _ in range(20):
+            pace.crowd = crowd
+            pace.step_took(0.05)
+            pace.part_took(pace.n_tokens, pace.n_tokens * 0.0005)
+        assert SHARE * factor * 0.05 - 8 * 0.0005 <= pace.n_tokens * 0.0005 <= SHARE * factor * 0.05
+
+
 def test_before_anything_is_known() -> None:
     """The first part is small."""
     assert Pace(2048).n_tokens == 32

@@ -12,11 +12,18 @@ _OF = 8
 
 
 class Pace:
-    """Tell it what took how long; it tells how many tokens are to be computed next."""
+    """Tell it what took how long; it tells how many tokens are to be computed next.
+
+    Attributes:
+        crowd: prompts that wait for each answer that is being made. Where more wait than are made, a part may take so
+            many times as long: what delays one answer serves several. Sixteen who come at once else wait for each other
+            longer than if they were answered one by one.
+    """
 
     def __init__(self, most: int) -> None:
         """`most`: tokens that are ever computed at once."""
         self._most = max(LEAST, most)
+        self.crowd = 0.0
         self._step_s: float | None = None
         self._n = min(_BEGIN, float(self._most))
 
@@ -28,7 +35,7 @@ class Pace:
     def part_took(self, n_tokens: int, seconds: float) -> None:
         """A part of a prompt. Half as long or twice as long next time at most: what disturbs once is soon forgotten."""
         if self._step_s and seconds > 0 and n_tokens >= LEAST:
-            wanted = n_tokens * SHARE * self._step_s / seconds
+            wanted = n_tokens * SHARE * max(1.0, self.crowd) * self._step_s / seconds
             self._n = min(max(wanted, self._n / 2), 2 * self._n)
             self._n = min(max(self._n, LEAST), self._most)
 

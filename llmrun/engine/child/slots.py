@@ -351,6 +351,8 @@ class Slots:
             return False
         beside = [slot for slot in self._live if slot.token is not None]
         watched = bool(beside) and not all(slot.is_bulk for slot in beside)
+        if watched:
+            self._pace.crowd = len(waiting) / len(beside)
         limit = min(self._pace.n_tokens, self._host.settings.n_batch) if watched else self._host.settings.n_batch
         first = next((slot for slot in waiting if slot is self._in_plain), waiting[0])
         begin_s = clock()
