@@ -23,6 +23,7 @@ MODELS = (
 )
 _QUICK = (0, 1, 4, 5)
 THREADS_OF = ("llama-1.2b", "Q4_K_M")
+_MEGABYTES = tuple((float(n), str(n)) for n in (250, 500, 1000, 2000, 4000))
 
 
 def _threads(lab: Lab) -> list[int]:
@@ -74,7 +75,7 @@ def bandwidth(lab: Lab) -> Result:
     roof = max((each.median for *_, each, _ in points), default=0.0) / 1e9
     across = (points[0][0] / 1e6, points[-1][0] / 1e6) if points else (1.0, 2.0)
     panels = [
-        Panel("sweep", "bandwidth that decoding reaches", Axis("megabytes read for a token", "log"), Axis("GB/s"),
+        Panel("sweep", "bandwidth that decoding reaches", Axis("megabytes read for a token", "log", _MEGABYTES), Axis("GB/s"),
               (Series("decoding", per_step, "dot"),
                Series("plain reads, measured beside", tuple(Point(x, roof) for x in across), "roof"))),
         Panel("sweep", f"{' '.join(THREADS_OF)}, by threads", Axis("threads"), Axis("of one thread, ×"),

@@ -329,7 +329,7 @@ def ratio(lab: Lab) -> Result:
     panel = Panel(
         "sweep",
         f"decoding, GPU ÷ {RATIO_CPUS[0]}, predicted",
-        Axis("billions of weights", "log"),
+        Axis("billions of weights", "log", tuple((x, significant(x, 2)) for x in weights)),
         Axis("×"),
         tuple(series),
     )

@@ -233,7 +233,7 @@ def batch(lab: Lab) -> Result:
     ]
     lab.measure(cells)
 
-    rows = [_Row(b, str(b), toy, b) for b in batches]
+    rows = [_Row(b, str(b) if b < 1024 else f"{b >> 10}k", toy, b) for b in batches]
     pairs = _pairs(lab, rows)
     steps = {n: lab.spread(f"{n} sequences", "step_s") for n in sequences}
     findings = [_level_finding(lab, "The CPU is level with a GPU up to a batch of 64, then it takes longer.", rows, 64)]
