@@ -75,7 +75,7 @@ def bandwidth(lab: Lab) -> Result:
     roof = max((each.median for *_, each, _ in points), default=0.0) / 1e9
     across = (points[0][0] / 1e6, points[-1][0] / 1e6) if points else (1.0, 2.0)
     panels = [
-        Panel("sweep", "bandwidth that decoding reaches", Axis("megabytes read for a token", "log", _MEGABYTES), Axis("GB/s"),
+        Panel("sweep", "bandwidth that decoding reaches", Axis("MB read for a token", "log", _MEGABYTES), Axis("GB/s"),
               (Series("decoding", per_step, "dot"),
                Series("plain reads, measured beside", tuple(Point(x, roof) for x in across), "roof"))),
         Panel("sweep", f"{' '.join(THREADS_OF)}, by threads", Axis("threads"), Axis("of one thread, ×"),
