@@ -58,13 +58,12 @@ def place(record: Record) -> str:
 
 
 def _repeated(record: Record) -> str:
-    n = sum(map(len, record.cells.values()))
-    if not n:
+    counts = sorted(map(len, record.cells.values()))
+    if not counts:
         return "Nothing could be measured." if record.errors else "Nothing is measured here."
-    return (
-        f"{record.repetitions} rounds, all cells in turn ({n} samples); a figure is their median, in brackets"
-        " the least and the most."
-    )
+    each = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+    several = "; a figure is their median, in brackets the least and the most" if counts[-1] > 1 else ""
+    return f"{each} sample{'s' * (counts[-1] > 1)} of each cell, {sum(counts)} in all, cells in turn{several}."
 
 
 def _findings(findings: Sequence[Finding]) -> str:

@@ -47,7 +47,7 @@ def test_a_page() -> None:
     page = report.page(RECORD, {"": "batch.svg"})
     assert page.startswith("# A question?\n\n2026-11-29, A CPU, 2 threads, 16.0 GiB of RAM, others kept 0.2 cores busy")
     assert "| A claim. | 12 × here \\| there | **holds in part**. Where it is small. |" in page
-    assert "![a figure](batch.svg)" in page and "- b: no room" in page and "3 rounds" in page and "(2 samples)" in page
+    assert "![a figure](batch.svg)" in page and "- b: no room" in page and "2 samples of each cell, 2 in all" in page
     assert page.rstrip().endswith("llmrun experiment batch -o 'a folder'")
 
 
