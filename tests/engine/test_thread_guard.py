@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from waiting import HANGS_S
 
-from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, Rung, ThreadGuard, ladder
+from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, ThreadGuard, ladder
 from llmrun.machine.proc import Proc
 
 
@@ -71,7 +68,7 @@ def test_trying_costs_little(n: int, busy: int) -> None:
     run(guard, machine, 50)
     machine.busy = busy
     taken = sum(step_s for _, step_s in run(guard, machine, 3000))
-    best = min(sum(machine.step_s(rung.n_threads) for _ in range(3000)) for rung in ladder(n))
+    best = min(sum(machine.step_s(threads) for _ in range(3000)) for threads in ladder(n))
     assert taken < 1.1 * best
 
 
@@ -116,63 +113,7 @@ def test_how_soon_it_is_sure(n_preempted: int, most: int) -> None:
 
 
 def test_rungs() -> None:
-    assert [n for n, _ in ladder(1)] == [1] and [n for n, _ in ladder(2)] == [2, 1]
-    assert [n for n, _ in ladder(16)] == [16, 15, 12, 8, 4, 1] and ladder(1, sleep=True) == ladder(1)
-    assert ladder(4, sleep=True)[:3] == [(4, False), (4, True), (3, False)]
-
-
-ALONE = {Rung(2): 0.030, Rung(2, True): 0.050, Rung(1): 0.060}
-"""Seconds of a step: asleep, threads wake too late for each other."""
-
-
-@pytest.mark.parametrize(
-    ("beside", "best"),
-    [
-        ({Rung(2): 0.18, Rung(2, True): 0.09, Rung(1): 0.11}, Rung(2, True)),
-        ({Rung(2): 0.18, Rung(2, True): 0.08, Rung(1): 0.06}, Rung(1)),
-        ({Rung(2): 0.18, Rung(2, True): 0.20, Rung(1): 0.06}, Rung(1)),
-    ],
-)
-def test_asleep_where_that_is_faster(beside: dict[Rung, float], best: Rung) -> None:
-    """Two CPUs, of which one is faster with threads that sleep and one with a thread less; alone again, all threads
-    spin as before, whichever it was."""
-    guard, chance = ThreadGuard(2, sleep=True), random.Random(1)
-
-    def steps(seconds: dict[Rung, float], n: int, *, others: bool) -> list[Rung]:
-        used = []
-        for _ in range(n):
-            used.append(guard.rung)
-            step_s = seconds[guard.rung] * chance.uniform(0.95, 1.05)
-            guard.after(step_s, 20 if others else 0, lambda: not others)
-        return used
-
-    assert steps(ALONE, 200, others=False) == [Rung(2)] * 200
-    used = steps(beside, 300, others=True)
-    assert used[-250:].count(best) > 0.9 * 250
-    assert steps(ALONE, 400, others=False)[-200:] == [Rung(2)] * 200
-
-
-def test_short_waits() -> None:
-    """In a real child: what a step gives does not depend on how threads wait, and they spin again afterwards. The
-    suite's own threads always sleep (OMP_WAIT_POLICY), so the child is without that."""
-    code = (
-        "from llmrun.engine.child.native import llama\n"
-        "from llmrun.engine.child.short_waits import ShortWaits\n"
-        "import threading\n"
-        "n = lambda: len(open('/proc/self/task/%d/children' % threading.get_native_id()).read()) and 0 or"
-        " len(__import__('os').listdir('/proc/self/task'))\n"
-        "waits = ShortWaits()\n"
-        "before = n()\n"
-        "for _ in range(3):\n"
-        "    waits(True); waits(True); during = n(); waits(False); waits(False)\n"
-        "print(waits.there, during > before, n() - before)\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=HANGS_S
-    )
-    there, more, left = done.stdout.split()
-    assert there == "False" or (more, left) == ("True", "0")
+    assert ladder(1) == [1] and ladder(2) == [2, 1] and ladder(16) == [16, 15, 12, 8, 4, 1]
 
 
 class Switch:

@@ -27,7 +27,6 @@ from llmrun.engine.child.inbox import Request
 from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence, common_prefix
 from llmrun.engine.child.pace import Pace
 from llmrun.engine.child.prompts import Prompts
-from llmrun.engine.child.short_waits import ShortWaits
 from llmrun.engine.child.slot import Slot, is_apart, together
 from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, preemptions
 from llmrun.engine.protocol import RequestFailed, StopReason
@@ -62,14 +61,12 @@ class Slots:
         self._pace = Pace(host.settings.n_batch)
         self._costs = StepCosts()
         self._beginnings = Beginnings(self._kv, host.settings.prefixes)
-        waits = ShortWaits()
         self.threads = GuardedThreads(
             host.settings.n_threads,
             self._set_threads,
             on=host.settings.guards_threads,
             preemptions=preemptions,
             has_idle_core=IdleCore(),
-            set_asleep=waits if waits.there else None,
         )
 
     # -- what is asked beside answers ---

@@ -6,9 +6,6 @@ all of them, and decoding becomes several times slower than with a thread less. 
 fewer threads are tried for a few steps, and kept where they are faster: than as many as before are once more, unless
 it is plain that other processes take the cores, since what disturbed for a moment is over by then. More are tried again
 where a core is idle, more seldom each time that it does not pay.
-
-Before a thread less come all of them that wait asleep (`short_waits.py`): beside several processes they get more of the
-cores together than fewer do, and one that sleeps keeps nobody from its core. Which is faster differs from CPU to CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import math
 import resource
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from llmrun.machine.hardware import usable_cpus
 from llmrun.machine.proc import Proc
@@ -50,31 +46,21 @@ def is_surely_disturbed(seconds: float, n_preempted: int) -> bool:
     return n_preempted > PREEMPTED_ONCE + usual + 2 * math.sqrt(usual)
 
 
-class Rung(NamedTuple):
-    """So many threads, and whether they wait for each other asleep."""
-
-    n_threads: int
-    asleep: bool = False
-
-
-def ladder(n_threads: int, *, sleep: bool = False) -> list[Rung]:
-    """From most threads to fewest: one less, then a quarter, a half and three quarters less, then one. `sleep`: they
-    can wait asleep: then all of them so come second."""
+def ladder(n_threads: int) -> list[int]:
+    """Numbers of threads from most to fewest: one less, then a quarter, a half and three quarters less, then one."""
     n = n_threads
-    fewer = sorted({max(1, n - 1), max(1, 3 * n // 4), max(1, n // 2), max(1, n // 4), 1} - {n}, reverse=True)
-    return [Rung(n), *([Rung(n, True)] if sleep and n > 1 else []), *map(Rung, fewer)]
+    return sorted({n, max(1, n - 1), max(1, 3 * n // 4), max(1, n // 2), max(1, n // 4), 1}, reverse=True)
 
 
 class ThreadGuard:
     """Ask `after` once for every step.
 
     Attributes:
-        rung: for the next step.
+        n_threads: for the next step.
     """
 
-    def __init__(self, n_threads: int, *, sleep: bool = False) -> None:
-        """`sleep`: threads can wait asleep."""
-        self._rungs = ladder(n_threads, sleep=sleep)
+    def __init__(self, n_threads: int) -> None:
+        self._rungs = ladder(n_threads)
         self._rung = 0
         self._usual_s: float | None = None  # of a step with all threads
         self._recent: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
@@ -86,18 +72,14 @@ class ThreadGuard:
         self._is_sure = False  # it is others who disturb, and not the host: that is not over by the end of a trial
         self._fewer: tuple[int, float] | None = None  # that rung seems to be the faster one: seconds of its steps
         self._seen: list[float] = []
-        self.rung = self._rungs[0]
-
-    @property
-    def n_threads(self) -> int:
-        return self.rung.n_threads
+        self.n_threads = n_threads
 
     def begin_with_fewer(self) -> None:
         """Others want the cores already: begin one rung lower, without a trial. Of no effect where there are fewer."""
         if self._rung == 0 and self._from is None and len(self._rungs) > 1:
             self._rung, self._since_s = 1, 0.0
             self._recent.clear()
-            self.rung = self._rungs[1]
+            self.n_threads = self._rungs[1]
 
     def after(
         self,
@@ -117,7 +99,7 @@ class ThreadGuard:
         else:
             self._since_s += n_steps * step_s
             self._watch(step_s, n_preempted, has_idle_core)
-        self.rung = self._rungs[self._rung]
+        self.n_threads = self._rungs[self._rung]
         return self.n_threads
 
     def _watch(self, step_s: float, n_preempted: int, has_idle_core: Callable[[], bool]) -> None:
@@ -136,16 +118,14 @@ class ThreadGuard:
         if self._rung + 1 < len(self._rungs) and 2 * disturbed > len(recent) and self._since_s >= self._down_pause_s:
             self._try(min(self._rung + self._reach, len(self._rungs) - 1), mean_s)
         elif self._rung > 0 and self._since_s >= self._up_pause_s:
-            if has_idle_core():  # then nobody has to sleep
-                self._try(self._rung - (2 if self._rungs[self._rung - 1].asleep else 1), mean_s)
+            if has_idle_core():
+                self._try(self._rung - 1, mean_s)
             else:
                 self._since_s = 0.0
 
     def _undisturbed_s(self) -> float:
         """Of a step on this rung, at most: with half the threads it takes twice as long, or less."""
-        if self._usual_s is None:
-            return math.inf
-        return self._usual_s * self._rungs[0].n_threads / self._rungs[self._rung].n_threads
+        return math.inf if self._usual_s is None else self._usual_s * self._rungs[0] / self._rungs[self._rung]
 
     def _try(self, rung: int, mean_s: float) -> None:
         self._is_sure = is_surely_disturbed(sum(each for each, _ in self._recent), sum(n for _, n in self._recent))
@@ -221,15 +201,12 @@ class GuardedThreads:
         on: bool,
         preemptions: Callable[[], int] = lambda: 0,
         has_idle_core: Callable[[], bool] = lambda: True,
-        set_asleep: Callable[[bool], None] | None = None,
     ) -> None:
         """`preemptions`: how often threads of this process have lost their core to others so far. `has_idle_core`:
-        whether any was idle for most of the time since it was asked last. `set_asleep`: has threads wait asleep, or
-        spin again; None: there is no way to."""
+        whether any was idle for most of the time since it was asked last."""
         self._all = self._now = n_threads
         self.set_threads = set_threads
-        self._set_asleep, self._are_asleep = set_asleep or (lambda _: None), False
-        self._guard = ThreadGuard(n_threads, sleep=set_asleep is not None) if on and n_threads > 1 else None
+        self._guard = ThreadGuard(n_threads) if on and n_threads > 1 else None
         self._is_free = False
         self._preemptions, self._n_before = preemptions, 0
         self._has_idle_core = has_idle_core
@@ -258,12 +235,11 @@ class GuardedThreads:
         """
         was_free = self._is_free
         self._is_free = self._guard is not None and (not repeatable or n_past < SPLIT_TOKENS)
-        wanted = self._guard.rung if self._guard and self._is_free else Rung(self._all)
-        self._wait_asleep(wanted.asleep)
-        if wanted.n_threads != self._now:
-            self.set_threads(wanted.n_threads)
-            self._now = wanted.n_threads
-            self.changes.append((n_made, wanted.n_threads))
+        wanted = self._guard.n_threads if self._guard and self._is_free else self._all
+        if wanted != self._now:
+            self.set_threads(wanted)
+            self._now = wanted
+            self.changes.append((n_made, wanted))
         if self._is_free and not (was_free and n_made):  # asked once for each step: of a small model even that is much
             self._n_before = self._preemptions()
 
@@ -278,14 +254,8 @@ class GuardedThreads:
             self._n_untold, self._untold_s = 0, 0.0
             self._guard.after(mean_s, self._n_before - before, self._has_idle_core, n_steps=n_steps)
 
-    def _wait_asleep(self, wanted: bool) -> None:
-        if wanted != self._are_asleep:
-            self._set_asleep(wanted)
-            self._are_asleep = wanted
-
     def end(self) -> None:
         """All of them again, as the next answer begins."""
-        self._wait_asleep(False)
         if self._now != self._all:
             self.set_threads(self._all)
             self._now = self._all
