@@ -37,6 +37,16 @@ ADDS: Mapping[str, str] = {
     "alderlake": "AVX2, AVX-VNNI",
     "sapphirerapids": "AVX-512 VNNI, BF16, AMX",
 }
+_DRAWN: Mapping[str, str] = {
+    "x64": "SSE2",
+    "sse42": "SSE4.2",
+    "sandybridge": "AVX",
+    "haswell": "AVX2",
+    "skylakex": "AVX-512",
+    "cascadelake": "+ VNNI",
+    "sapphirerapids": "+ AMX",
+}
+"""What a picture has room for: those that add what others are called by."""
 _N_PROMPT, _N_GEN = 256, 24
 
 
@@ -107,14 +117,23 @@ def vectors(lab: Lab) -> Result:
         findings.append(Finding(claim, "rise", text, judged([gain > 1.2 for gain in gains]), why))
     else:
         findings.append(Finding(claim, "rise", UNKNOWN, "not measured", "Fewer than two of the variants run here."))
-    ticks = tuple((float(i), variant) for i, variant in enumerate(ran))
+    drawn = [variant for variant in ran if variant in _DRAWN] or ran
+    ticks = tuple((float(i), _DRAWN.get(variant, variant)) for i, variant in enumerate(drawn))
+
+    def line(level: str, name: str) -> Series:
+        spreads = [(i, lab.spread(f"{variant}, {level}", name)) for i, variant in enumerate(drawn)]
+        return Series(level, tuple(spread.point(i) for i, spread in spreads if spread))
+
     panels = tuple(
-        Panel("bars", what, Axis("", ticks=ticks), Axis("tokens per second"),
-              tuple(Series(level, tuple(each.point(i) for i, variant in enumerate(ran)
-                                        if (each := lab.spread(f"{variant}, {level}", name))), "bar")
-                    for level in levels))
+        Panel(
+            "sweep",
+            what,
+            Axis("", ticks=ticks),
+            Axis("tokens per second"),
+            tuple(line(level, name) for level in levels),
+        )
         for name, what in (("pp_tps", f"prompt of {_N_PROMPT}"), ("tps", "decode"))
-    )  # fmt: skip
+    )
     columns = ("variant", "adds", *(f">{level}, {what}" for level in levels for what in ("prompt, t/s", "decode, t/s")))
     return Result(
         tuple(findings),
