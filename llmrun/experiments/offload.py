@@ -176,7 +176,7 @@ def _crowd_row(lab: Lab, n: int) -> tuple[str, ...]:
     auto, refused = lab.spread("auto", f"layers_{n}"), lab.spread(key, "refused")
     admitted = "no" if refused and refused.high else "yes" if refused else f"it failed: {lab.cells.errors.get(key, '')}"
     figures = (shown(lab.spread(key, name)) for name in ("e2e_s", "tps"))
-    return str(n), admitted, *figures, f"{auto.median:.0f}" if auto else UNKNOWN
+    return str(n), admitted, *figures, f"{round(auto.median)}" if auto else UNKNOWN
 
 
 def _layers_finding(
@@ -217,7 +217,7 @@ def _memory_findings(lab: Lab, sequences: tuple[int, ...]) -> list[Finding]:
     slower = last.median / first.median if first and last else 1.0
     text = (
         f"{admitted[-1]} at a time fit, an answer then takes {significant(slower)} × as long; {refused[0]} are refused"
-        + (f", and auto puts {auto.median:.0f} layers there instead" if auto else "")
+        + (f", and auto puts {round(auto.median)} layers there instead" if auto else "")
     )
     why = "What does not fit is refused before it is computed: nothing crashes."
     return [Finding(claim, "mlops", text, "holds in part" if slower > 1.2 else "does not hold", why)]
