@@ -78,10 +78,6 @@ class Lane:
     _made: dict[Submitted, tuple[Routed, _Request]] = field(default_factory=dict)
 
     @property
-    def n_waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
     def is_idle(self) -> bool:
         return not (self._waiting or self._made)
 
@@ -147,12 +143,11 @@ class Router:
         lanes: Sequence[Lane],
         *,
         n_prompt_of: Callable[[str | Messages], int] | None = None,
-        sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`n_prompt_of`: tokens of a prompt; None: by its characters."""
         self.lanes = tuple(lanes)
-        self._n_prompt_of, self._sleep, self._clock = n_prompt_of or _about, sleep, clock
+        self._n_prompt_of, self._clock = n_prompt_of or _about, clock
 
     @property
     def n_seq(self) -> int:

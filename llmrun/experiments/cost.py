@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.bench.spec import Test
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, judged, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, judged, range_text, shown
 from llmrun.experiments.lab import Lab, figures_of
 from llmrun.gguf import synth
 from llmrun.machine.energy import cost_per_million_tokens
@@ -67,9 +67,9 @@ def cost(lab: Lab) -> Result:
         rows.append(
             (
                 f"{name}, {LARGE}, one at a time, predicted",
-                _range(tps),
-                _range(per_million, 1e-6),
-                _range(bill),
+                range_text(tps),
+                range_text(per_million, 1e-6),
+                range_text(bill),
                 "board power",
             )
         )
@@ -119,12 +119,6 @@ def _joule_text(joules: float | None) -> str:
 
 def _money(value: float | None) -> str:
     return UNKNOWN if value is None else significant(value)
-
-
-def _range(value: Range | None, scale: float = 1.0) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{significant(value.mid * scale)} ({significant(value.low * scale)} to {significant(value.high * scale)})"
 
 
 def _predicted(name: str, shape: str) -> tuple[Range | None, Range | None]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmrun.bench.plot.figures import Figure, Point
+from llmrun.planning.predict.prediction import Range
 from llmrun.units import UNKNOWN, significant
 
 Verdict = Literal["holds", "holds in part", "does not hold", "not measured"]
@@ -80,6 +81,14 @@ class Spread:
 
 def shown(spread: Spread | None, scale: float = 1.0, digits: int = 3) -> str:
     return UNKNOWN if spread is None else spread.text(scale, digits)
+
+
+def range_text(value: Range | None, scale: float = 1.0) -> str:
+    """Of a prediction: "1.29 (0.738 to 2.27)"."""
+    if value is None:
+        return UNKNOWN
+    middle, low, high = (significant(each * scale) for each in (value.mid, value.low, value.high))
+    return f"{middle} ({low} to {high})"
 
 
 @dataclass(frozen=True)

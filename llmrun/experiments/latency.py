@@ -279,7 +279,7 @@ def simulate(per_s: float, policy: str, n: int) -> dict[str, float | None]:
         for name, engine, speed in zip(("first", "second"), engines, speeds, strict=True)
     ]
     used = {"first": lanes[:1], "second": lanes[1:], "router": lanes}[policy]
-    router = _Counting(used, n_prompt_of=lambda prompt: len(str(prompt).split()), clock=clock, sleep=clock.sleep)
+    router = _Counting(used, n_prompt_of=lambda prompt: len(str(prompt).split()), clock=clock)
     load = mixed_load(n, per_s, _SMALL_THERE, _LARGE_THERE)
     outcomes = drive(router, load, _BULK, clock=clock, sleep=clock.sleep)  # type: ignore[arg-type]
     of_small, of_large = (router.went[size] for size in (_SMALL_THERE[1], _LARGE_THERE[1]))

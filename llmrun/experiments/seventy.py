@@ -9,7 +9,7 @@ from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.process import Child, spins_for
 from llmrun.engine.protocol import Trial
-from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, range_text, shown
 from llmrun.experiments.lab import Lab
 from llmrun.experiments.memory_box import forget_pages, memory_box, put
 from llmrun.gguf.reader import Header, open_header
@@ -89,7 +89,7 @@ def seventy(lab: Lab) -> Result:
                 size(lab.header(shape, level).weight_bytes),
                 "".join("yes" if fits else "no" for fits in lab.values("by the profile", f"{shape} fits")),
                 shown(lab.spread(f"{shape} at {level}, by slices", "tg_0")),
-                _range(_kept_range(lab, shape)),
+                range_text(_kept_range(lab, shape)),
                 shown(lab.spread(f"{shape} at {level}, by slices", "pp")),
             )
             for shape, level in models
@@ -137,12 +137,6 @@ def _kept_range(lab: Lab, shape: str) -> Range | None:
     return Range(*(each[0] for each in found)) if all(found) else None
 
 
-def _range(found: Range | None) -> str:
-    if found is None:
-        return UNKNOWN
-    return f"{significant(found.mid)} ({significant(found.low)} to {significant(found.high)})"
-
-
 def _memory(lab: Lab) -> tuple[Table, int]:
     rows, most = [], 0
     for level in LEVELS:
@@ -176,7 +170,7 @@ def _elsewhere(lab: Lab) -> tuple[Table, dict[str, Prediction]]:
             parse(name).title,
             {True: "yes", False: "no", None: UNKNOWN}[found[name].fits]
             + (f": {found[name].note}" if found[name].note else ""),
-            _range(found[name].decode_tps[0]),
+            range_text(found[name].decode_tps[0]),
             told or UNKNOWN,
         )
         for name, told in MACHINES
@@ -194,17 +188,17 @@ def _speed_findings(lab: Lab, found: dict[str, Prediction], question: Question) 
     held = small is not None and small.low <= 0.9 <= small.high
     findings = [
         Finding(
-            "An i9-14900 with 32 GB gives 0.9 t/s.", "70b", f"{_range(small)}, mapped from the disk", judged([held]),
-            "" if held else f"At {LEVEL} it is larger than 32 GB, and what is missing is read again for every"
-                            " token. With"
-            f" 64 GB: {_range(cpu)}.", predicted=True,
+            "An i9-14900 with 32 GB gives 0.9 t/s.", "70b", f"{range_text(small)}, mapped from the disk",
+            judged([held]),
+            "" if held else f"At {LEVEL} it is larger than 32 GB, and what is missing is read again for every token."
+            f" With 64 GB: {range_text(cpu)}.", predicted=True,
         ),
         Finding(
-            "CPUs give 0.9 to 3 t/s.", "70b", f"{_range(cpu)} (i9-14900, 64 GB); by slices here {shown(here)}",
+            "CPUs give 0.9 to 3 t/s.", "70b", f"{range_text(cpu)} (i9-14900, 64 GB); by slices here {shown(here)}",
             judged([cpu is not None and cpu.high >= 0.9 and cpu.low <= 3]), predicted=True,
         ),
         Finding(
-            "An RTX 3090 gives 17 t/s and more.", "70b", f"one: {_range(one)}, two: {_range(two)}",
+            "An RTX 3090 gives 17 t/s and more.", "70b", f"one: {range_text(one)}, two: {range_text(two)}",
             judged([each is not None and each.high >= 17 for each in (one, two)]),
             "" if one else "One has 24 GB and can't hold the model.", predicted=True,
         ),
@@ -277,7 +271,7 @@ def _mapped_findings(lab: Lab) -> list[Finding]:
     text = f"{measured.text()} t/s, with all of its memory {whole.text()}"
     why = ""
     if predicted is not None and rate is not None:
-        text += f"; predicted {_range(predicted)} by the disk's {bandwidth(rate.median)}"
+        text += f"; predicted {range_text(predicted)} by the disk's {bandwidth(rate.median)}"
         why = (
             ""
             if predicted.low <= measured.median <= predicted.high
@@ -296,7 +290,7 @@ def _mapped_table(lab: Lab) -> tuple[Table, ...]:
         size(weights.median if weights else None),
         size(weights.median - missing.median if weights and missing else None),
         measured.text(),
-        _range(predicted),
+        range_text(predicted),
         shown(lab.spread("mapped", "whole_tps")),
         shown(lab.spread("mapped", "disk_bytes_per_s"), 1e-9),
     )

@@ -20,7 +20,7 @@ from llmrun.batch.rows import Row
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.errors import EngineCrashed, NetworkError
-from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, range_text, shown
 from llmrun.experiments.lab import Lab
 from llmrun.experiments.latency import SMALL
 from llmrun.gguf import synth
@@ -89,8 +89,8 @@ def swarm(lab: Lab) -> Result:
         why = "In throughput: an answer takes as long as on one PC. A GPU that answers many at a time is further ahead."
         findings.append(Finding(claim, "rise", text, judged([True, n <= _MANY]), why, predicted=True))
         rows += [
-            (f"one PC, {CHEAP}, {LARGE}", _range(cheap), "predicted"),
-            (f"one {GPU}, {LARGE}", _range(gpu), "predicted"),
+            (f"one PC, {CHEAP}, {LARGE}", range_text(cheap), "predicted"),
+            (f"one {GPU}, {LARGE}", range_text(gpu), "predicted"),
         ]
     measured = tuple(each.point(n) for n, each in rates.items() if each)
     series = [Series("measured", measured)]
@@ -122,10 +122,6 @@ def swarm(lab: Lab) -> Result:
 def _predicted(name: str) -> Range | None:
     header = synth.header_of(synth.SHAPES[LARGE], LEVEL)
     return Elsewhere(parse(name)).predict(header, Question(512, 128, (512,))).decode_tps[512]
-
-
-def _range(value: Range) -> str:
-    return f"{significant(value.mid)} ({significant(value.low)} to {significant(value.high)})"
 
 
 class _Kept(list[dict[str, Any]]):

@@ -53,7 +53,7 @@ def test_a_timeout_passes_and_nothing_more() -> None:
 
 def router_of(clock: VirtualClock, *engines: tuple[str, Speed, int]) -> Router:
     lanes = [Lane(name, SimulatedEngine(speed, n, clock), speed) for name, speed, n in engines]  # type: ignore[arg-type]
-    return Router(lanes, n_prompt_of=lambda prompt: len(str(prompt).split()), clock=clock, sleep=clock.sleep)
+    return Router(lanes, n_prompt_of=lambda prompt: len(str(prompt).split()), clock=clock)
 
 
 def test_a_single_request_goes_to_the_one_that_is_faster_for_it() -> None:
