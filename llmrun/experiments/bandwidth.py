@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.bench.spec import Test
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, Verdict, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, Verdict, shown
 from llmrun.experiments.lab import Lab, figures_of
+from llmrun.experiments.spread import Spread
 from llmrun.machine import hardware
 from llmrun.planning.footprint import CPU
 from llmrun.units import UNKNOWN, percent, significant, size
@@ -41,7 +43,7 @@ def bandwidth(lab: Lab) -> Result:
             config = lab.config(n_threads=n_threads, n_threads_batch=n_threads, repack="off")
             found = dict(figures_of(lab.bench(lab.model(shape, level), config, Test("tg", 0, n_gen))))
             read = lab.prober.probe(CPU, "", n_threads, 0.2).read_bytes_per_s
-            return {**found, "reads_at_threads": Spread.of(read).median if read else None}  # type: ignore[union-attr]
+            return {**found, "reads_at_threads": statistics.median(read) if read else None}
 
         return Cell(_key(shape, level, n_threads), take)
 
@@ -115,7 +117,7 @@ def _achieved(lab: Lab, key: str) -> Spread | None:
         for sample in lab.cells.samples.get(key, ())
         if sample.values.get("step_read_bytes") and sample.values.get("step_s")
     ]
-    return Spread.of(found)
+    return lab.noise.spread(found)
 
 
 _BOUND = 0.6

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -22,9 +22,9 @@ from llmrun.engine.devices import Found, find_devices
 from llmrun.engine.jobs.roofline import key_of
 from llmrun.errors import LlmrunError, UsageError
 from llmrun.experiments import report
-from llmrun.experiments.experiment import ARTICLES, Result
+from llmrun.experiments.experiment import ARTICLES, Result, Sample
 from llmrun.experiments.lab import Lab, Options
-from llmrun.experiments.record import PARTIAL, Cells, Record, Setup, read_record
+from llmrun.experiments.record import MACHINE, PARTIAL, Cells, Record, Setup, read_record
 from llmrun.machine.environment import describe_build, describe_machine
 
 _UNFINISHED = "unfinished.json"
@@ -165,12 +165,13 @@ def _conduct(
         try:
             with Cells(partial, setup) as cells:
                 hooks.began(name, cells.n_found)
-                with Lab(options, cells, folder=models, on_cell=hooks.measuring) as lab:
+                before = _moments(folder, of_all.machine, without=name)
+                with Lab(options, cells, folder=models, on_cell=hooks.measuring, moments=before) as lab:
                     entry = EXPERIMENTS[name]
                     function = getattr(import_module(f"llmrun.experiments.{entry.module}"), entry.function)
                     lab.devices()
                     result: Result = function(lab)
-                    rounds = lab.rounds
+                    rounds, noise = lab.rounds, lab.noise
         except UsageError:
             raise
         except LlmrunError as error:
@@ -190,8 +191,10 @@ def _conduct(
             machine=describe_machine(found.devices),
             build=describe_build(found.system_info, found.versions),
             result=result,
-            cells={key: tuple(samples) for key, samples in cells.samples.items()},
+            cells={key: tuple(samples) for key, samples in cells.samples.items() if key != MACHINE},
             errors=dict(cells.errors),
+            moments=tuple(cells.samples.get(MACHINE, ())),
+            noise=noise,
         )
         files = _write(record, folder, draws=draws)
         begun = _finished(folder, begun, name)
@@ -203,6 +206,16 @@ def _conduct(
         raise errors[0]
     front_page(folder, on_note=hooks.note)
     return records
+
+
+def _moments(folder: Path, machine: str, *, without: str) -> list[Sample]:
+    """What this machine did while the folder's other records were made."""
+    found: list[Sample] = []
+    for name in EXPERIMENTS:
+        with suppress(UsageError):
+            if name != without and (record := read_record(folder / f"{name}.json")).setup.machine == machine:
+                found += record.moments
+    return found
 
 
 def _begun(folder: Path, names: tuple[str, ...], setup: Setup) -> _Unfinished:

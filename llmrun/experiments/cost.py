@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 
 from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.bench.spec import Test
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, judged, range_text, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, range_text, shown
 from llmrun.experiments.lab import Lab, figures_of
+from llmrun.experiments.spread import BARS, Spread
 from llmrun.gguf import synth
 from llmrun.machine.energy import cost_per_million_tokens
 from llmrun.planning.footprint import CPU
@@ -39,11 +41,8 @@ def cost(lab: Lab) -> Result:
 
     def ceilings() -> Mapping[str, float | None]:
         probed = lab.prober.probe(CPU, "F32", lab.n_threads, 0.3)
-        found = Spread.of(probed.read_bytes_per_s), Spread.of(probed.flops_per_s)
-        return {
-            "bytes_per_s": found[0].median if found[0] else None,
-            "flops_per_s": found[1].median if found[1] else None,
-        }
+        found = {"bytes_per_s": probed.read_bytes_per_s, "flops_per_s": probed.flops_per_s}
+        return {name: statistics.median(each) if each else None for name, each in found.items()}
 
     lab.measure([Cell("ceilings", ceilings)])
     watts, price = lab.options.watts, lab.options.price_kwh
@@ -262,7 +261,7 @@ def _picture(lab: Lab, batches: tuple[int, ...], predicted: Mapping[str, tuple[R
     return Figure(
         "what tokens cost",
         tuple(panels),
-        ("error bars: of what is measured the least and the most, of predictions their range",),
+        (f"{BARS}; of predictions their range",),
     )
 
 

@@ -7,12 +7,12 @@ A result is computed from the samples alone: an experiment that was ended goes o
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmrun.bench.plot.figures import Figure, Point
+from llmrun.bench.plot.figures import Figure
+from llmrun.experiments.spread import Spread
 from llmrun.planning.predict.prediction import Range
 from llmrun.units import UNKNOWN, significant
 
@@ -53,30 +53,6 @@ class Cell:
 
     key: str
     take: Callable[[], Mapping[str, float | None]]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Samples of one figure. `low`, `high`: the least and the most of them."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        return cls(statistics.median(values), min(values), max(values), len(values)) if values else None
-
-    def point(self, x: float, scale: float = 1.0, label: str = "") -> Point:
-        """In a picture, with its error bar from the least to the most."""
-        low, high = (self.low * scale, self.high * scale) if self.n > 1 else (None, None)
-        return Point(x, self.median * scale, None, self.n, label, low=low, high=high)
-
-    def text(self, scale: float = 1.0, digits: int = 3) -> str:
-        """ "41.8 (40.9 to 42.2)"."""
-        middle, low, high = (significant(each * scale, digits) for each in (self.median, self.low, self.high))
-        return middle if self.n < 2 or low == high else f"{middle} ({low} to {high})"
 
 
 def shown(spread: Spread | None, scale: float = 1.0, digits: int = 3) -> str:

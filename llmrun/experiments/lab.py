@@ -25,9 +25,11 @@ from llmrun.clock import utc
 from llmrun.engine.devices import Found
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.jobs.roofline import Prober
+from llmrun.engine.protocol import TimeProducts
 from llmrun.errors import DiskError, EngineCrashed, LlmrunError, UsageError
-from llmrun.experiments.experiment import Cell, Sample, Spread
-from llmrun.experiments.record import Cells
+from llmrun.experiments.experiment import Cell, Sample
+from llmrun.experiments.record import MACHINE, Cells
+from llmrun.experiments.spread import Noise, Spread, of_samples
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
 from llmrun.machine import hardware
@@ -36,8 +38,11 @@ from llmrun.models.resolve import Model
 from llmrun.options.load import LoadConfig, Offload
 from llmrun.planning.footprint import CPU
 from llmrun.planning.predict.prediction import Source
+from llmrun.tuning import profiling
 
 ROUNDS, QUICK_ROUNDS = 3, 2
+_LOOK_AT, _LOOK_ROW, _LOOK_S = "Q4_K", 2048, 0.1
+"""Type and row of the matrices by which the machine is looked at, and for how long, twice."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Lab:
 
     Attributes:
         on_cell: is told of what is measured, and of how many samples are there, and will be.
+        moments: what the machine did while other experiments went on.
     """
 
     def __init__(
@@ -93,11 +99,12 @@ class Lab:
         *,
         folder: Path,
         on_cell: Callable[[str, int, int], None] = lambda _key, _done, _of: None,
-        clock_s: Callable[[], float] = time.monotonic,
+        moments: Sequence[Sample] = (),
     ) -> None:
         """`folder`: for models."""
-        self.options, self.cells, self.on_cell = options, cells, on_cell
-        self._folder, self._clock_s = folder, clock_s
+        self.options, self.cells, self.on_cell, self.moments = options, cells, on_cell, moments
+        self._folder = folder
+        self._noise: tuple[int, Noise] = (0, Noise())
         self._stack = ExitStack()
         self._probers: dict[bool, Prober] = {}
         self._loaded: _Loaded | None = None
@@ -133,8 +140,12 @@ class Lab:
         rounds = rounds or self.rounds
         self._done, self._wanted = 0, rounds * len(cells)
         for i in range(rounds):
+            looked = False
             for cell in cells:
                 if cell.key not in self.cells.errors and len(self.cells.samples.get(cell.key, ())) <= i:
+                    if not looked:
+                        self._look_at_machine()
+                        looked = True
                     self.on_cell(cell.key, self._done, self._wanted)
                     self._sample(cell)
                 self._done += 1
@@ -150,13 +161,32 @@ class Lab:
         else:
             self.cells.add(cell.key, Sample(dict(values), utc(), others.cores()))
 
+    def _look_at_machine(self) -> None:
+        """The same two products, of one token and of many, so that it shows what the machine did meanwhile."""
+        threads, found = hardware.default_threads(), dict[str, float | None]()
+        for name, n_columns, n_bytes in (("product_s", 1, profiling.Extent().of_matrices), ("products_s", 64, 0)):
+            asked = TimeProducts(CPU, _LOOK_AT, _LOOK_ROW, _LOOK_ROW, n_bytes, [n_columns], [threads], _LOOK_S)
+            found[name] = next(iter(self.prober.seconds_of(asked)), None)
+        self.cells.add(MACHINE, Sample(found, utc()))
+
+    @property
+    def noise(self) -> Noise:
+        """How far figures differ from one time to the next, by all that is known now."""
+        known = self.cells.samples
+        n = sum(map(len, known.values()))
+        if self._noise[0] != n:
+            of_cells = {key: [each.values for each in samples] for key, samples in known.items() if key != MACHINE}
+            moments = [each.values for each in (*self.moments, *known.get(MACHINE, ()))]
+            self._noise = n, Noise.of(of_samples(of_cells), of_samples({MACHINE: moments}))
+        return self._noise[1]
+
     def values(self, key: str, name: str) -> list[float]:
         """One figure of all samples of a cell."""
         found = (sample.values.get(name) for sample in self.cells.samples.get(key, ()))
         return [value for value in found if value is not None]
 
     def spread(self, key: str, name: str) -> Spread | None:
-        return Spread.of(self.values(key, name))
+        return self.noise.spread(self.values(key, name))
 
     # -- models ---
 

@@ -13,9 +13,10 @@ from llmrun.bench.plot.figures import Axis, Figure, Panel, Series
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.protocol import PromptOptions, Trial
 from llmrun.engine.router import Lane, Routed, Router, Speed
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, judged, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, shown
 from llmrun.experiments.lab import Lab, answered
 from llmrun.experiments.simulated import SimulatedEngine, VirtualClock
+from llmrun.experiments.spread import BARS, Spread
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.options.sampling import SamplingConfig
@@ -158,11 +159,7 @@ def latency(lab: Lab) -> Result:
             " cost what a token of a prompt does. Requests are small (64 + 64) or large (2,048 + 256).",
         ),
         (widths_table, router_table, simulated_table),
-        {
-            "": Figure(
-                f"{SHAPE} {LEVEL}: answers side by side", panels, ("error bars: the least and the most of the rounds",)
-            )
-        },
+        {"": Figure(f"{SHAPE} {LEVEL}: answers side by side", panels, (BARS,))},
         (
             (
                 "Two engines of one thread each share this machine's memory: what a router gains there is what its"

@@ -16,8 +16,9 @@ from llmrun.engine.engine import plan_load
 from llmrun.engine.protocol import PromptOptions, Trial
 from llmrun.engine.rpc.host import Offer, Server
 from llmrun.errors import LlmrunError, OutOfMemory
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, shown
 from llmrun.experiments.lab import Lab, answered
+from llmrun.experiments.spread import BARS, Spread
 from llmrun.gguf.reader import open_header
 from llmrun.options.load import LoadConfig, Offload
 from llmrun.options.sampling import SamplingConfig
@@ -119,8 +120,7 @@ def offload(lab: Lab) -> Result:
                   (">at a time", "admitted", ">median answer, s", ">all together, t/s", ">layers by auto"),
                   crowd_rows),
         ),
-        {"": Figure(f"{SHAPE} {LEVEL} on {device.name}", tuple(panels), (("error bars: the least and the most of"
-                                                                         " the rounds"),))},
+        {"": Figure(f"{SHAPE} {LEVEL} on {device.name}", tuple(panels), (BARS,))},
         (("A worker shares the cores and the memory of this machine: its t/s says nothing of a GPU's.",)
          if device.is_ours else ()),
     )  # fmt: skip

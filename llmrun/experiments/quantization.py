@@ -15,8 +15,9 @@ from llmrun.bench.plot.figures import Axis, Figure, Panel, Series
 from llmrun.bench.quality import default_text
 from llmrun.bench.spec import Test
 from llmrun.engine.jobs.quantize import Quantizer, Recipe
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, shown
 from llmrun.experiments.lab import Lab, figures_of
+from llmrun.experiments.spread import BARS, Spread
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.models.resolve import Model, find_model
@@ -146,7 +147,7 @@ def quantization(lab: Lab) -> Result:
             ),
         ),
         tuple(tables),
-        {"": Figure(f"{SHAPE}'s shape, by bits a weight", tuple(panels), (_BARS,))},
+        {"": Figure(f"{SHAPE}'s shape, by bits a weight", tuple(panels), (BARS,))},
         (
             "Noise has no quality: what a 1.2 B model loses is not told by what these small ones lose, which is more.",
             "Levels made from a quantized source lose a little more than those made from the original weights.",
@@ -185,9 +186,6 @@ def _loses(lab: Lab, source: Model, below: tuple[str, ...]) -> Finding:
     text = "; ".join(f"{level} {significant(kld)} nats a token from its own" for _, level, kld, _ in ends)
     _, _, most, doubt = found[-1]
     return Finding(claim, "70b", text, "holds" if most > 2 * doubt else "does not hold")
-
-
-_BARS = "error bars: the least and the most of the rounds"
 
 
 def _used(lab: Lab, key: str) -> float | None:

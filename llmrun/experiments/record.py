@@ -17,9 +17,12 @@ from pathlib import Path
 from llmrun import codec, fs
 from llmrun.errors import UsageError
 from llmrun.experiments.experiment import Result, Sample
+from llmrun.experiments.spread import Noise
 from llmrun.machine.environment import BuildInfo, MachineInfo
 
 SCHEMA = "llmrun.experiment/1"
+MACHINE = "the machine itself"
+"""What samples of `Record.moments` are kept under while an experiment runs."""
 PARTIAL = ".partial.jsonl"
 
 
@@ -48,6 +51,8 @@ class Record:
     repetitions: samples of each cell.
     cells: samples by the cell's key, in the order in which they were taken.
     errors: why a cell has no samples, by its key.
+    moments: what the machine did meanwhile: the same two products, timed once a round.
+    noise: how far figures differ from one time to the next.
     """
 
     name: str
@@ -63,6 +68,8 @@ class Record:
     result: Result
     cells: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    moments: tuple[Sample, ...] = ()
+    noise: Noise = field(default_factory=Noise)
     schema: str = SCHEMA
 
 
@@ -125,7 +132,7 @@ class Cells:
             except codec.Malformed:
                 break
             kept += len(line)
-        self.n_found = sum(map(len, self.samples.values()))
+        self.n_found = sum(len(samples) for key, samples in self.samples.items() if key != MACHINE)
         return kept
 
     def _take(self, line: _Line) -> None:

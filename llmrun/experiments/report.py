@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from llmrun.experiments.experiment import ARTICLES, Finding, Table
 from llmrun.experiments.record import Record
-from llmrun.units import UNKNOWN, fixed, size
+from llmrun.units import UNKNOWN, fixed, percent, size
 
 
 def page(record: Record, pictures: Mapping[str, str]) -> str:
@@ -62,8 +62,15 @@ def _repeated(record: Record) -> str:
     if not counts:
         return "Nothing could be measured." if record.errors else "Nothing is measured here."
     each = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
-    several = "; a figure is their median, in brackets the least and the most" if counts[-1] > 1 else ""
-    return f"{each} sample{'s' * (counts[-1] > 1)} of each cell, {sum(counts)} in all, cells in turn{several}."
+    told = f"{each} sample{'s' * (counts[-1] > 1)} of each cell, {sum(counts)} in all, cells in turn."
+    if counts[-1] < 2:
+        return told
+    noise = record.noise
+    return (
+        f"{told} A figure is their median; in brackets where that of a rerun is expected, 19 times of 20: by how far"
+        f" samples differ (usually {percent(noise.usual_by)}, one standard deviation) and by how far the machine itself"
+        f" moved meanwhile ({percent(noise.moved_by)})."
+    )
 
 
 def _findings(findings: Sequence[Finding]) -> str:

@@ -23,6 +23,7 @@ from llmrun.errors import EngineCrashed, NetworkError
 from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, range_text, shown
 from llmrun.experiments.lab import Lab
 from llmrun.experiments.latency import SMALL
+from llmrun.experiments.spread import BARS
 from llmrun.gguf import synth
 from llmrun.machine import hardware
 from llmrun.models.resolve import find_model
@@ -99,9 +100,7 @@ def swarm(lab: Lab) -> Result:
     figures = {}
     if measured:
         panel = Panel("sweep", "a batch over members", Axis("members"), Axis("tokens per second"), tuple(series))
-        figures[""] = Figure(
-            "0.1 B shape, members of one thread each", (panel,), ("error bars: the least and the most of the rounds",)
-        )
+        figures[""] = Figure("0.1 B shape, members of one thread each", (panel,), (BARS,))
     return Result(
         tuple(findings),
         (

@@ -21,8 +21,9 @@ from llmrun.bench.plot.figures import Axis, Figure, Panel, Point, Series
 from llmrun.engine.process import spins_for
 from llmrun.engine.protocol import TimeLayers
 from llmrun.errors import EngineCrashed, OutOfMemory
-from llmrun.experiments.experiment import Cell, Finding, Result, Spread, Table, Verdict, judged, shown
+from llmrun.experiments.experiment import Cell, Finding, Result, Table, Verdict, judged, shown
 from llmrun.experiments.lab import Lab
+from llmrun.experiments.spread import BARS, Spread
 from llmrun.machine import hardware
 from llmrun.planning.footprint import CPU
 from llmrun.planning.predict import speed
@@ -161,7 +162,7 @@ def _picture(lab: Lab, title: str, x: Axis, rows: Sequence[_Row], notes: Sequenc
     series.append(Series(f"{GPU}, predicted", gpu))
     ticks = tuple((row.x, row.label) for row in rows)
     panel = Panel("sweep", "a pass through all layers", Axis(x.label, "log", ticks), Axis("ms", "log"), tuple(series))
-    bars = "error bars: of what is measured the least and the most of the rounds, of a prediction its range"
+    bars = f"{BARS}; of a prediction its range"
     return Figure(title, (panel,), (bars, *notes))
 
 

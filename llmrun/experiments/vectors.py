@@ -16,6 +16,7 @@ from llmrun.engine.engine import ChildEngine
 from llmrun.engine.protocol import Trial
 from llmrun.experiments.experiment import Cell, Finding, Result, Table, judged, shown
 from llmrun.experiments.lab import Lab
+from llmrun.experiments.spread import BARS
 from llmrun.gguf.reader import open_header
 from llmrun.units import UNKNOWN, significant
 
@@ -139,9 +140,7 @@ def vectors(lab: Lab) -> Result:
         tuple(findings),
         method,
         (Table("By generation of instructions", columns, tuple(rows)),),
-        {"": Figure(f"{SHAPE} by vector instructions", panels, ("error bars: the least and the most of the rounds",))}
-        if ran
-        else {},
+        {"": Figure(f"{SHAPE} by vector instructions", panels, (BARS,))} if ran else {},
         (
             *(
                 [f"Not in this build: {', '.join(name for name in ADDS if name not in there)}."]

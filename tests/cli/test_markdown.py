@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -13,6 +14,7 @@ from waiting import little_work
 from wcwidth import wcswidth
 
 from llmrun.cli.terminal.markdown import Markdown
+from llmrun.cli.terminal.markdown.highlight import Highlighter
 from llmrun.cli.terminal.stream import Plain, Stream
 
 SGR = re.compile("\x1b\\[([0-9;]*)m")
@@ -612,3 +614,26 @@ def test_nothing_takes_long(text: str) -> None:
     for pieces in ([text], [text[i : i + 5] for i in range(0, len(text), 5)]):
         with little_work():
             written(Markdown(lambda: 80), pieces)
+
+
+class SlowLexer:
+    """Colours every line as a keyword; the first `slow` lines cost more CPU time than a line may take."""
+
+    def __init__(self, slow: int) -> None:
+        self.slow = slow
+
+    def get_tokens_unprocessed(self, text: str) -> Iterable[tuple[int, tuple[str, ...], str]]:
+        self.slow -= 1
+        begin_s = time.thread_time()
+        while self.slow >= 0 and time.thread_time() - begin_s < 0.25:
+            pass
+        return [(0, ("Keyword",), text)]
+
+
+def test_a_slow_lexer() -> None:
+    """A language whose patterns take long to compile, once, has its colours; one that always takes long has none."""
+    highlighter = Highlighter(SlowLexer(slow=1))
+    assert [highlighter.line("a"), highlighter.line("b")] == [[("a", "35")], [("b", "35")]]
+    highlighter = Highlighter(lexer := SlowLexer(slow=100))
+    assert [highlighter.line("a"), highlighter.line("b")] == [[("a", "")], [("b", "")]]
+    assert lexer.slow == 98, "not asked again"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from llmrun.experiments import bandwidth, offload, seventy
-from llmrun.experiments.experiment import Finding, Sample, Spread, judged
+from llmrun.experiments.experiment import Finding, Sample, judged
 from llmrun.experiments.lab import Lab, Options
 from llmrun.experiments.record import Cells, Setup
+from llmrun.experiments.spread import Spread
 
 
 @pytest.fixture

@@ -90,9 +90,12 @@ class Highlighter:
         if len(line) > _LEXED_LINE or len(self._context) >= _LEXED_LINES or self._chars > _LEXED:
             self.stop()
             return [(line, "")]
-        begin_s = time.thread_time()
-        tokens = self._lex("".join(self._context), line)
-        if tokens is None or time.thread_time() - begin_s > _LEXED_S:
+        context = "".join(self._context)
+        tokens, lexed_s = self._timed(context, line)
+        if tokens is not None and lexed_s > _LEXED_S:
+            # The first line of a language also pays for its patterns, which a slow machine compiles for longer.
+            tokens, lexed_s = self._timed(context, line)
+        if tokens is None or lexed_s > _LEXED_S:
             self.stop()
             return [(line, "")]
         if len(self._context) > 3 and line.lstrip()[:1].isalpha() and self._lex("", line) == tokens:
@@ -100,6 +103,12 @@ class Highlighter:
         self._context.append(line + "\n")
         self._chars += len(line) + 1
         return tokens
+
+    def _timed(self, context: str, line: str) -> tuple[list[tuple[str, str]] | None, float]:
+        """The line's pieces and the CPU time that they took [s]."""
+        begin_s = time.thread_time()
+        tokens = self._lex(context, line)
+        return tokens, time.thread_time() - begin_s
 
     def _lex(self, context: str, line: str) -> list[tuple[str, str]] | None:
         pieces: list[tuple[str, str]] = []
