@@ -21,7 +21,7 @@ from llmrun.engine.interface import Engine, Parallel, Submitted
 from llmrun.engine.protocol import PromptOptions
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong
 from llmrun.wire import openai
-from llmrun.wire.openai import Request
+from llmrun.wire.request import Request
 
 _MOST_CRASHES = 3
 """Rows in a row that may crash the engine: then it is not the rows."""

@@ -22,7 +22,7 @@ from llmrun import codec
 from llmrun.codec import Raw, Struct
 from llmrun.errors import UsageError
 from llmrun.text import printable
-from llmrun.wire.openai import Refused, Request
+from llmrun.wire.request import Refused, Request
 
 Form = Literal["jsonl", "lines", "csv"]
 

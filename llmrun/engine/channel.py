@@ -160,7 +160,7 @@ class Channel:
         """The next message about any of these requests, and which it is about; None at the deadline. As `answer`."""
         watch = None
         while True:
-            for number in numbers:
+            for number in tuple(numbers):  # another thread may ask more meanwhile
                 if mine := self._arrived[number]:
                     return number, mine.popleft()
             soon = time.monotonic() + 1

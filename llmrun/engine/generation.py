@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmrun.engine.interface import Answer, Generation, OnPrefill
 from llmrun.engine.meter import Meter
-from llmrun.engine.protocol import Buffer, Done, Failed, Generate, Message, Prefilled, Started, Tokens
+from llmrun.engine.protocol import Buffer, Done, Failed, Generate, Message, Prefilled, Started, TokenLogprobs, Tokens
 from llmrun.errors import LlmrunError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class ChildAnswer(Answer):
         self._engine, self._request = engine, request
         self.meter = Meter(engine.reads)
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.buffers: list[Buffer] = []
         self.seed: int = request.sampling["seed"]
 
@@ -38,6 +39,7 @@ class ChildAnswer(Answer):
                 self.thinking += event.thought
                 self.token_ids += event.ids
                 self.n_thinking += event.n_thought
+                self.logprobs += event.logprobs
             case Done():
                 self.done, self.stop_reason = event, event.stop_reason
             case Failed():

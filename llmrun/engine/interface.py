@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from llmrun.engine.buffers import FootprintCheck
 from llmrun.engine.meter import Meter, Timing
-from llmrun.engine.protocol import Buffer, Done, Loaded, PromptOptions, StopReason, TrialResult
+from llmrun.engine.protocol import Buffer, Done, Loaded, PromptOptions, StopReason, TokenLogprobs, TrialResult
 from llmrun.errors import LlmrunError
 from llmrun.gguf.reader import Header
 from llmrun.machine.device import Device
@@ -43,6 +43,7 @@ class Answer(Protocol):
         thinks: whether it may think at all, by its template; None before prefill.
         token_ids: the tokens of both.
         n_thinking: how many of them were thinking.
+        logprobs: how likely those were that were not, where the request wanted it.
         stop_reason: why it ended ("end", "length", "stop", "context", "cancelled"); None while it runs.
         n_ctx: the tokens of context it may use; None before prefill.
         buffers: what llama.cpp holds, by device.
@@ -56,6 +57,7 @@ class Answer(Protocol):
     thinks: bool | None = None
     token_ids: list[int]
     n_thinking: int = 0
+    logprobs: Sequence[TokenLogprobs] = ()
     stop_reason: StopReason | None = None
     n_ctx: int | None = None
     buffers: list[Buffer]

@@ -1,4 +1,7 @@
-"""Several answers of a child side by side: each is sent when it is asked for, and told when it has ended."""
+"""Several answers of a child side by side: each is sent when it is asked for, and told as it is made.
+
+One thread may ask while another waits for what comes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,22 @@ from typing import TYPE_CHECKING
 from llmrun.engine import interface
 from llmrun.engine.generation import ChildAnswer
 from llmrun.engine.interface import Messages
-from llmrun.engine.protocol import Done, Failed, Generate, Prefilled, PromptOptions, Started, Tokens
+from llmrun.engine.protocol import (
+    Count,
+    Counted,
+    Decode,
+    Decoded,
+    Done,
+    Encode,
+    Encoded,
+    Failed,
+    Generate,
+    Message,
+    Prefilled,
+    PromptOptions,
+    Started,
+    Tokens,
+)
 from llmrun.errors import LlmrunError
 from llmrun.options.sampling import SamplingConfig
 
@@ -29,12 +47,26 @@ class SubmittedAnswer(ChildAnswer, interface.Submitted):
             self._engine.connection.cancel(self.number)
 
 
+class Asked:
+    """A question that is answered beside them.
+
+    Attributes:
+        reply: None before it is there, and where there is none.
+        error: why there is none.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.reply: Message | None = None
+        self.error: LlmrunError | None = None
+
+
 class Parallel(interface.Parallel):
     """The answers of `ChildEngine.parallel`."""
 
     def __init__(self, engine: ChildEngine, n_seq: int) -> None:
         self._engine, self.n_seq = engine, n_seq
-        self._made: dict[int, SubmittedAnswer] = {}
+        self._made: dict[int, SubmittedAnswer | Asked] = {}
 
     def submit(
         self, prompt: str | Messages, sampling: SamplingConfig | None = None, *, options: PromptOptions | None = None
@@ -46,37 +78,74 @@ class Parallel(interface.Parallel):
         self._engine.connection.send(answer.number, request)
         return answer
 
+    def ask(self, question: Count | Encode | Decode) -> Asked:
+        """Answered between two tokens, as soon as fewer requests wait than are answered at a time."""
+        asked = Asked(self._engine.connection.new_request())
+        self._made[asked.number] = asked
+        self._engine.connection.send(asked.number, question)
+        return asked
+
+    def any_news(self, timeout_s: float | None = None) -> SubmittedAnswer | Asked | None:
+        """The next answer, or question, of which something has come; None after so many seconds, or if none is being
+        made. An answer has ended if it has a stop reason. Raises as `wait`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if not self._made or (found := self._engine.connection.any_answer(self._made, deadline)) is None:
+            return None
+        number, event = found
+        made = self._made[number]
+        if isinstance(made, Asked):
+            self._take_reply(made, event)
+            return made
+        match event:
+            case Failed():
+                made.error = self._error_of(event)
+            case Started() | Prefilled() | Tokens() | Done():
+                pass
+            case _:
+                raise self._engine.connection.unexpected(event, "in the middle of an answer")
+        made.take(event)
+        if made.stop_reason is not None:
+            self._forget(number)
+        return made
+
+    def _take_reply(self, asked: Asked, event: Message) -> None:
+        match event:
+            case Failed():
+                asked.error = self._error_of(event)
+            case Counted() | Encoded() | Decoded():
+                asked.reply = event
+            case _:
+                raise self._engine.connection.unexpected(event, "for a question")
+        self._forget(asked.number)
+
+    def _error_of(self, failed: Failed) -> LlmrunError:
+        """Raises it where the engine did not survive it."""
+        error = self._engine.connection.error_of(failed)
+        if not self._engine.alive:
+            raise error
+        return error
+
+    def _forget(self, number: int) -> None:
+        del self._made[number]
+        self._engine.connection.forget(number)
+
     def wait(self, timeout_s: float | None = None) -> SubmittedAnswer | None:
-        connection = self._engine.connection
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self._made:
-            found = connection.any_answer(self._made, deadline)
-            if found is None:
+            news = self.any_news(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if news is None:
                 return None
-            number, event = found
-            answer = self._made[number]
-            match event:
-                case Failed():
-                    answer.error = connection.error_of(event)
-                    if not self._engine.alive:
-                        raise answer.error
-                case Started() | Prefilled() | Tokens() | Done():
-                    pass
-                case _:
-                    raise connection.unexpected(event, "in the middle of an answer")
-            answer.take(event)
-            if answer.stop_reason is not None:
-                del self._made[number]
-                connection.forget(number)
-                return answer
+            if isinstance(news, SubmittedAnswer) and news.stop_reason is not None:
+                return news
         return None
 
     def close(self) -> None:
         """End those that are still being made."""
         with suppress(LlmrunError):  # an engine that is dead answers nobody
-            for answer in self._made.values():
-                answer.cancel()
-            while self._made and self.wait(self._engine.connection.limits.cancel_s):
+            for made in self._made.values():
+                if isinstance(made, SubmittedAnswer):
+                    made.cancel()
+            while self._made and self.any_news(self._engine.connection.limits.cancel_s):
                 pass
         if self._made:
             self._engine.close()

@@ -137,6 +137,7 @@ class PromptOptions(Struct, frozen=True):
             a prompt that is continued, not in messages, whose control tokens are their template's alone.
         bulk: nobody watches the answer as it is made: its tokens come many at a time, and prompts of others hold it up.
         choices: texts of which `grammar` allows one: how likely each is, is found as well.
+        n_logprobs: with each token of the answer, how likely it was, and so many of the likeliest; None: not told.
     """
 
     template: str | None = None
@@ -148,6 +149,7 @@ class PromptOptions(Struct, frozen=True):
     special: bool | None = None
     bulk: bool = False
     choices: list[str] | None = None
+    n_logprobs: int | None = None
 
 
 class Generate(Message):
@@ -231,6 +233,38 @@ class Counted(Message):
     """Child → parent: the answer to `Count`."""
 
     n_tokens: int
+
+
+class Encode(Message):
+    """Parent → child: cut `text` into tokens. `special`: control tokens count where their names stand in it;
+    `add_special`: with what the vocabulary puts before every text."""
+
+    text: str
+    special: bool = True
+    add_special: bool = False
+
+
+class Encoded(Message):
+    """Child → parent: the answer to `Encode`. `pieces`: the bytes of each, of a control token its name."""
+
+    ids: list[int]
+    pieces: list[bytes]
+
+
+class Decode(Message):
+    """Parent → child: what do these tokens say?"""
+
+    ids: list[int]
+
+
+class Decoded(Message):
+    """Child → parent: the answer to `Decode`, control tokens by their names; half a character is U+FFFD."""
+
+    text: str
+
+
+QUESTIONS = (Count, Encode, Decode)
+"""What is answered at once, whatever is being computed."""
 
 
 class Tokenize(Message):
@@ -532,6 +566,20 @@ class Prefilled(Message):
     at_s: float
 
 
+class Logprob(Struct, frozen=True):
+    """How likely a token was: the natural logarithm, before anything of sampling. `piece`: its bytes."""
+
+    id: int
+    piece: bytes
+    logprob: float
+
+
+class TokenLogprobs(Logprob, frozen=True):
+    """The same of a token that was made. `top`: the likeliest in its place, the likeliest first."""
+
+    top: list[Logprob] = field(default_factory=list)
+
+
 class Tokens(Message):
     """Child → parent: tokens as they were made. Fast models send several at a time.
 
@@ -542,6 +590,7 @@ class Tokens(Message):
             stop text.
         thought: the same of the thinking, which is no part of the answer.
         n_thought: how many of the tokens were thinking, its tags included.
+        logprobs: of those that were not, where the request wants them.
     """
 
     ids: list[int]
@@ -549,6 +598,7 @@ class Tokens(Message):
     text: str
     thought: str = ""
     n_thought: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 StopReason = Literal["end", "length", "stop", "context", "cancelled"]

@@ -32,7 +32,7 @@ from llmrun.planning.predict.elsewhere import Elsewhere
 from llmrun.planning.predict.machines import parse
 from llmrun.planning.predict.prediction import Question, Range
 from llmrun.units import UNKNOWN, significant
-from llmrun.wire.openai import Request
+from llmrun.wire.request import Request
 
 LEVEL = "Q4_K_M"
 LARGE = "llama-8b"

@@ -1,6 +1,4 @@
-"""OpenAI's form of requests and answers: what a body asks for is held, or refused with the reason.
-
-    body (JSON) ─► ChatBody, CompletionBody ─► Request, for an engine ─► Generation ─► answer body
+"""OpenAI's form of requests and answers: chat completions, and completions.
 
 Fields are those of OpenAI's API reference, and what llama.cpp's server takes beside them (`top_k`, `min_p`,
 `repeat_penalty`, `grammar`, `ignore_eos`, `cache_prompt`, `timings_per_token`, `chat_template_kwargs`).
@@ -8,41 +6,43 @@ Fields are those of OpenAI's API reference, and what llama.cpp's server takes be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmrun import codec
 from llmrun.codec import Meta, Struct
 from llmrun.errors import UsageError
+from llmrun.wire.request import (
+    MOST_LOGPROBS,
+    Event,
+    Piece,
+    Refused,
+    Request,
+    effort_of,
+    format_of_grammar,
+    format_of_json,
+    format_of_schema,
+    openai_usage,
+    refusal,
+    sampling_of,
+    thinking_of,
+    timings,
+)
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.constrain.output_format import OutputFormat
     from llmrun.engine.interface import Answer
-    from llmrun.engine.meter import Timing
+    from llmrun.engine.protocol import TokenLogprobs
     from llmrun.options.sampling import SamplingConfig
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MOST_ANSWERS = 16
+"""Of one request."""
 _FINISHED = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-
-class Refused(Exception):
-    """A request that can't be held.
-
-    Attributes:
-        param: the field that is the reason; None: none alone.
-        code: a word for programs.
-    """
-
-    def __init__(self, message: str, param: str | None = None, code: str = "invalid_request") -> None:
-        super().__init__(message)
-        self.message, self.param, self.code = message, param, code
-
-    def document(self) -> dict[str, Any]:
-        return {"message": self.message, "type": "invalid_request_error", "param": self.param, "code": self.code}
 
 
 class _Part(Struct):
@@ -55,25 +55,34 @@ class _Part(Struct):
 class _Message(Struct):
     role: str
     content: str | list[_Part] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Any] | None = None
 
 
-class _JsonSchema(Struct, forbid_unknown_fields=True):
+class JsonSchema(Struct, forbid_unknown_fields=True):
     schema: dict[str, Any]
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
 
 
-class _ResponseFormat(Struct, forbid_unknown_fields=True):
+class ResponseFormat(Struct, forbid_unknown_fields=True):
     """OpenAI wraps the schema, llama.cpp takes it bare as well."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: _JsonSchema | None = None
+    json_schema: JsonSchema | None = None
     schema: dict[str, Any] | None = None
 
 
-class _TemplateArguments(Struct, forbid_unknown_fields=True):
+class TemplateArguments(Struct, forbid_unknown_fields=True):
     enable_thinking: bool | None = None
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -97,7 +106,9 @@ class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
     grammar: str | None = None
     n: Annotated[int, Meta(ge=1)] | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
+    cache_prompt: bool | None = None
+    timings_per_token: bool | None = None
     # Of no meaning here, and of none for an answer.
     user: str | None = None
     store: bool | None = None
@@ -105,94 +116,107 @@ class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    cache_prompt: bool | None = None
-    timings_per_token: bool | None = None
 
 
 class ChatBody(_Body, forbid_unknown_fields=True, kw_only=True):
     messages: Annotated[list[_Message], Meta(min_length=1)]
     max_completion_tokens: int | None = None
-    response_format: _ResponseFormat | None = None
+    response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
-    chat_template_kwargs: _TemplateArguments | None = None
+    chat_template_kwargs: TemplateArguments | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
+    modalities: list[str] | None = None
 
 
 class CompletionBody(_Body, forbid_unknown_fields=True, kw_only=True):
     prompt: str | list[str]
-    logprobs: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
 
 
-@dataclass(frozen=True)
-class Request:
-    """What an engine is asked.
-
-    Attributes:
-        asked: messages, or a text to go on with.
-        is_chat: the form of its answer.
-    """
-
-    asked: str | list[dict[str, str]]
-    sampling: SamplingConfig
-    answers: AnswerOptions
-    is_chat: bool
-
-
-def request_of(body: codec.Raw | bytes, url: str, sampling: SamplingConfig, answers: AnswerOptions) -> Request:
-    """What a body asks for; what it leaves out is as `sampling` and `answers` have it. Raises `Refused`."""
+def request_of(
+    body: codec.Raw | bytes, url: str, sampling: SamplingConfig, answers: AnswerOptions, *, live: bool = False
+) -> Request:
+    """What a body asks for; what it leaves out is as `sampling` and `answers` have it. `live`: somebody waits for the
+    answer, which may be a stream, several, and with probabilities. Raises `Refused`."""
     if url not in (CHAT, COMPLETIONS):
         raise Refused(f"url is {url!r}: there are {CHAT} and {COMPLETIONS}", "url")
     try:
         if url == CHAT:
-            return _of_chat(codec.decode(body, ChatBody), sampling, answers)
-        return _of_completion(codec.decode(body, CompletionBody), sampling, answers)
+            return _of_chat(codec.decode(body, ChatBody), sampling, answers, live=live)
+        return _of_completion(codec.decode(body, CompletionBody), sampling, answers, live=live)
     except codec.Malformed as error:
         raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
     except UsageError as error:
-        raise Refused(f"{error.field}: {error.message}" if error.field else error.message, error.field) from None
+        raise refusal(error) from None
 
 
-def _of_chat(body: ChatBody, sampling: SamplingConfig, answers: AnswerOptions) -> Request:
-    _refuse(body, {"logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none"})
+def _of_chat(body: ChatBody, sampling: SamplingConfig, answers: AnswerOptions, *, live: bool) -> Request:
+    _refuse(body, {"tools": [], "tool_choice": "none", "modalities": ["text"]})
+    if not live:
+        _refuse(body, {"n": 1, "stream": False, "logprobs": False, "top_logprobs": 0})
+    if body.top_logprobs and not body.logprobs:
+        raise Refused("top_logprobs is of no effect without logprobs: true", "top_logprobs")
     messages = [_message(i, each) for i, each in enumerate(body.messages)]
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    thinks = answers.thinks
-    if body.reasoning_effort is not None:
-        if body.reasoning_effort != "none":
-            raise Refused("reasoning_effort can be none alone: no model here has degrees of it", "reasoning_effort")
-        thinks = False
-    if body.chat_template_kwargs and body.chat_template_kwargs.enable_thinking is not None:
-        thinks = body.chat_template_kwargs.enable_thinking
-    if thinks != answers.thinks:
-        answers = replace(answers, think="show" if thinks else "off")
-    chosen = _format_of(body.response_format) or _grammar_of(body.grammar)
+    answers = effort_of(answers, body.reasoning_effort, "reasoning_effort")
+    answers = thinking_of(answers, body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs else None)
     if body.response_format and body.grammar is not None and body.response_format.type != "text":
         raise Refused("response_format and grammar: an answer has one format", "grammar")
+    chosen = _format_of(body.response_format) or format_of_grammar(body.grammar)
     if chosen is not None:
         answers = replace(answers, output_format=chosen)
-    return Request(messages, _sampling_of(body, sampling, most), answers, True)
+    n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _request(body, messages, _sampling_of(body, sampling, most), answers, n_logprobs)
 
 
-def _of_completion(body: CompletionBody, sampling: SamplingConfig, answers: AnswerOptions) -> Request:
-    _refuse(body, {"logprobs": 0, "echo": False, "suffix": "", "best_of": 1})
+def _of_completion(body: CompletionBody, sampling: SamplingConfig, answers: AnswerOptions, *, live: bool) -> Request:
+    _refuse(body, {"echo": False, "suffix": "", "best_of": 1})
+    if not live:
+        _refuse(body, {"n": 1, "stream": False, "logprobs": 0})
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if len(texts) != 1:
         raise Refused(f"prompt has {len(texts)} texts: one request is about one", "prompt")
-    if chosen := _grammar_of(body.grammar):
+    if chosen := format_of_grammar(body.grammar):
         answers = replace(answers, output_format=chosen)
-    return Request(texts[0], _sampling_of(body, sampling, body.max_tokens), answers, False)
+    return _request(body, texts[0], _sampling_of(body, sampling, body.max_tokens), answers, body.logprobs)
+
+
+def _request(
+    body: _Body,
+    asked: str | list[dict[str, str]],
+    sampling: SamplingConfig,
+    answers: AnswerOptions,
+    n_logprobs: int | None,
+) -> Request:
+    if (body.n or 1) > MOST_ANSWERS:
+        raise Refused(f"n is {body.n}: at most {MOST_ANSWERS} answers are made of one request", "n")
+    options = body.stream_options or StreamOptions()
+    return Request(
+        asked,
+        sampling,
+        answers,
+        isinstance(body, ChatBody),
+        model=body.model,
+        n=body.n or 1,
+        n_logprobs=n_logprobs,
+        streams=bool(body.stream),
+        with_usage=bool(options.include_usage),
+        every_usage=bool(options.continuous_usage_stats),
+        with_timings=bool(body.timings_per_token),
+        reuse=body.cache_prompt is not False,
+    )
 
 
 def _refuse(body: _Body, held: Mapping[str, Any]) -> None:
     """Fields that have to be absent, or what they would be then."""
-    for name, value in {"n": 1, "stream": False, **held}.items():
+    for name, value in held.items():
         given = getattr(body, name)
         if given is not None and given != value:
             raise Refused(f"{name} is not held here: leave it out", name)
@@ -202,17 +226,26 @@ def _message(i: int, message: _Message) -> dict[str, str]:
     role = _ROLES.get(message.role)
     if role is None:
         raise Refused(f"messages[{i}].role is {message.role!r}: there are {', '.join(_ROLES)}", f"messages[{i}].role")
-    content = message.content
-    if content is None:
+    if message.tool_calls:
+        raise Refused(f"messages[{i}].tool_calls: tools are not held here", f"messages[{i}].tool_calls")
+    if message.content is None:
         raise Refused(f"messages[{i}].content is missing", f"messages[{i}].content")
+    said = {"role": role, "content": text_of_parts(message.content, f"messages[{i}].content", ("text",))}
+    if thought := message.reasoning_content or message.reasoning:
+        said["reasoning_content"] = thought
+    return said
+
+
+def text_of_parts(content: str | Sequence[Any], where: str, kinds: Sequence[str]) -> str:
+    """Of a text, or of parts of these kinds, which all have a text. Raises `Refused`."""
     if isinstance(content, str):
-        return {"role": role, "content": content}
+        return content
     texts = []
     for j, part in enumerate(content):
-        if part.type != "text" or part.text is None:
-            raise Refused(f"messages[{i}].content[{j}] is {part.type!r}: text alone can be read", f"messages[{i}]")
+        if part.type not in kinds or part.text is None:
+            raise Refused(f"{where}[{j}] is {part.type[:40]!r}: text alone can be read", where)
         texts.append(part.text)
-    return {"role": role, "content": "".join(texts)}
+    return "".join(texts)
 
 
 def _sampling_of(body: _Body, sampling: SamplingConfig, max_tokens: int | None) -> SamplingConfig:
@@ -220,100 +253,126 @@ def _sampling_of(body: _Body, sampling: SamplingConfig, max_tokens: int | None) 
         *("temperature", "top_p", "top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n"),
         *("presence_penalty", "frequency_penalty", "logit_bias", "seed", "ignore_eos"),
     )
-    given = {name: value for name in names if (value := getattr(body, name)) is not None}
-    if max_tokens is not None:
-        given["max_tokens"] = max_tokens
-    if body.stop is not None:
-        given["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
-    return replace(sampling, **given)
+    given = {name: getattr(body, name) for name in names} | {"max_tokens": max_tokens}
+    return sampling_of(given, sampling, body.stop)
 
 
-def _format_of(asked: _ResponseFormat | None) -> OutputFormat | None:
+def _format_of(asked: ResponseFormat | None) -> OutputFormat | None:
     if asked is None or asked.type == "text":
         return None
     schema = asked.json_schema.schema if asked.json_schema else asked.schema
     if schema is not None:
-        return _of_schema(codec.encode(schema))
+        return format_of_schema(codec.encode(schema))
     if asked.type == "json_schema":
         raise Refused("response_format.json_schema is missing", "response_format")
-    return _of_json()
-
-
-# To read one takes milliseconds, and many requests have the same.
-
-
-@lru_cache(256)
-def _of_schema(schema: bytes) -> OutputFormat:
-    from llmrun.constrain import output_format
-
-    return output_format.of_schema(schema.decode())
-
-
-@lru_cache(1)
-def _of_json() -> OutputFormat:
-    from llmrun.constrain import output_format
-
-    return output_format.of_json()
-
-
-@lru_cache(256)
-def _grammar_of(text: str | None) -> OutputFormat | None:
-    from llmrun.constrain import output_format
-
-    return None if text is None else output_format.of_grammar(text)
+    return format_of_json()
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def answer_body(request: Request, generation: Answer, *, id_: str, model: str, created: int) -> dict[str, Any]:
+def answer_body(request: Request, answer: Answer, *, id_: str, model: str, created: int) -> dict[str, Any]:
     """The answer in OpenAI's form, with llama.cpp's `timings`."""
-    finish = _FINISHED.get(generation.stop_reason or "")
-    if request.is_chat:
-        message: dict[str, Any] = {"role": "assistant", "content": generation.text}
-        if generation.thinking:
-            message |= {"reasoning_content": generation.thinking, "reasoning": generation.thinking}
-        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
-    else:
-        choice = {"index": 0, "text": generation.text, "finish_reason": finish, "logprobs": None}
-    if (weighed := request.answers.choice_probabilities(generation.done)) is not None:
-        choice["choice_probabilities"] = weighed
-    timing = generation.timing
+    return body_of(request, [answer], id_=id_, model=model, created=created)
+
+
+def body_of(request: Request, answers: Sequence[Answer], *, id_: str, model: str, created: int) -> dict[str, Any]:
+    """All answers of a request."""
     return {
         "id": id_,
         "object": "chat.completion" if request.is_chat else "text_completion",
         "created": created,
         "model": model,
-        "choices": [choice],
-        "usage": _usage(timing, generation.n_thinking),
-        "timings": _timings(timing),
+        "choices": [_choice(request, i, answer) for i, answer in enumerate(answers)],
+        "usage": _usage_of(answers),
+        "timings": timings(answers[0].timing),
     }
 
 
-def _usage(timing: Timing, n_thinking: int) -> dict[str, Any]:
+def _choice(request: Request, i: int, answer: Answer) -> dict[str, Any]:
+    finish = _FINISHED.get(answer.stop_reason or "")
+    logprobs = _logprobs(request, answer.logprobs, 0)
+    if request.is_chat:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+        if answer.thinking:
+            message |= {"reasoning_content": answer.thinking, "reasoning": answer.thinking}
+        choice: dict[str, Any] = {"index": i, "message": message, "finish_reason": finish, "logprobs": logprobs}
+    else:
+        choice = {"index": i, "text": answer.text, "finish_reason": finish, "logprobs": logprobs}
+    if (weighed := request.answers.choice_probabilities(answer.done)) is not None:
+        choice["choice_probabilities"] = weighed
+    return choice
+
+
+def _usage_of(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Of all together; a prompt that several answers share counts once."""
+    usage = openai_usage(answers[0].timing, sum(answer.n_thinking for answer in answers))
+    usage["completion_tokens"] = sum(answer.meter.n_generated for answer in answers)
+    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    return usage
+
+
+def _logprobs(request: Request, made: Sequence[TokenLogprobs], n_before: int) -> dict[str, Any] | None:
+    """`n_before`: characters of the answer before these tokens."""
+    if request.n_logprobs is None:
+        return None
+    if request.is_chat:
+        return {"content": [{**_token(each), "top_logprobs": [_token(top) for top in each.top]} for each in made]}
+    texts = [each.piece.decode(errors="replace") for each in made]
     return {
-        "prompt_tokens": timing.n_prompt,
-        "completion_tokens": timing.n_generated,
-        "total_tokens": timing.n_prompt + timing.n_generated,
-        "prompt_tokens_details": {"cached_tokens": timing.n_cached},
-        "completion_tokens_details": {"reasoning_tokens": n_thinking},
+        "tokens": texts,
+        "token_logprobs": [each.logprob for each in made],
+        "top_logprobs": [{top.piece.decode(errors="replace"): top.logprob for top in each.top} for each in made],
+        "text_offset": [*accumulate(map(len, texts), initial=n_before)][:-1],
     }
 
 
-def _timings(timing: Timing) -> dict[str, Any]:
-    """As llama.cpp's server has them: milliseconds, tokens per second; null is not known."""
-    n_computed, n_made = timing.n_prompt - timing.n_cached, len(timing.step_s)
-    return {
-        "cache_n": timing.n_cached,
-        "prompt_n": n_computed,
-        "prompt_ms": _ms(timing.prefill_s),
-        "prompt_per_second": timing.pp_tps,
-        "predicted_n": timing.n_generated,
-        "predicted_ms": _ms(timing.decode_s) if n_made else None,
-        "predicted_per_second": timing.tg_tps,
-        **({"draft_n": timing.n_drafted, "draft_n_accepted": timing.n_accepted} if timing.n_drafted else {}),
-    }
+def _token(each: Any) -> dict[str, Any]:
+    return {"token": each.piece.decode(errors="replace"), "logprob": each.logprob, "bytes": [*each.piece]}
 
 
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else 1000 * seconds
+class Chunks:
+    """The answers of a request as chunks."""
+
+    def __init__(self, request: Request, *, id_: str, model: str, created: int) -> None:
+        self._request = request
+        kind = "chat.completion.chunk" if request.is_chat else "text_completion"
+        self._head = {"id": id_, "object": kind, "created": created, "model": model}
+        self._n_chars: dict[int, int] = {}
+
+    def begin(self, i: int, answer: Answer) -> Iterator[Event]:
+        if self._request.is_chat:
+            yield self._chunk(i, {"delta": {"role": "assistant", "content": ""}}, answer)
+
+    def piece(self, i: int, piece: Piece, answer: Answer) -> Iterator[Event]:
+        logprobs = _logprobs(self._request, piece.logprobs, self._n_chars.get(i, 0)) if piece.logprobs else None
+        told = {"logprobs": logprobs} if logprobs else {}
+        self._n_chars[i] = self._n_chars.get(i, 0) + len(piece.text)
+        if not self._request.is_chat:
+            if piece.text or told:
+                yield self._chunk(i, {"text": piece.text, **told}, answer)
+            return
+        if piece.thought:
+            yield self._chunk(i, {"delta": {"reasoning_content": piece.thought, "reasoning": piece.thought}}, answer)
+        if piece.text or told:
+            yield self._chunk(i, {"delta": {"content": piece.text}, **told}, answer)
+
+    def end(self, i: int, answer: Answer) -> Iterator[Event]:
+        last: dict[str, Any] = {"delta": {}} if self._request.is_chat else {"text": ""}
+        if (weighed := self._request.answers.choice_probabilities(answer.done)) is not None:
+            last["choice_probabilities"] = weighed
+        chunk = self._chunk(i, last, answer, finish=_FINISHED.get(answer.stop_reason or ""))
+        chunk.document["timings"] = timings(answer.timing)
+        yield chunk
+
+    def close(self, answers: Sequence[Answer]) -> Iterator[Event]:
+        if self._request.with_usage:
+            yield Event("", {**self._head, "choices": [], "usage": _usage_of(answers)})
+
+    def _chunk(self, i: int, choice: dict[str, Any], answer: Answer, finish: str | None = None) -> Event:
+        document: dict[str, Any] = {**self._head, "choices": [{"index": i, **choice, "finish_reason": finish}]}
+        if self._request.every_usage:
+            document["usage"] = _usage_of([answer])
+        if self._request.with_timings and finish is None:
+            document["timings"] = timings(answer.timing)
+        return Event("", document)

@@ -14,7 +14,7 @@ from llmrun.chat.answer_options import AnswerOptions
 from llmrun.constrain.output_format import of_choices
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, PromptTooLong, UsageError
 from llmrun.options.sampling import SamplingConfig
-from llmrun.wire.openai import Refused, Request
+from llmrun.wire.request import Refused, Request
 
 
 def row(number: int, text: str = "Hi", answers: AnswerOptions | None = None) -> Row:

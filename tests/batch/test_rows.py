@@ -12,7 +12,8 @@ from llmrun.batch.rows import Reading, Row, form_of, lines_of
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.errors import UsageError
 from llmrun.options.sampling import SamplingConfig
-from llmrun.wire.openai import CHAT, Request, request_of
+from llmrun.wire.openai import CHAT, request_of
+from llmrun.wire.request import Request
 
 BODY = {"messages": [{"role": "user", "content": "Hi"}]}
 

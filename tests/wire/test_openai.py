@@ -9,7 +9,8 @@ import pytest
 
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.options.sampling import SamplingConfig
-from llmrun.wire.openai import CHAT, COMPLETIONS, Refused, Request, request_of
+from llmrun.wire.openai import CHAT, COMPLETIONS, request_of
+from llmrun.wire.request import Refused, Request
 
 USER = [{"role": "user", "content": "Hi"}]
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}

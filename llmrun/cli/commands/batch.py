@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llmrun.batch.rows import Row
     from llmrun.batch.width import Width
     from llmrun.engine.interface import Engine
-    from llmrun.wire.openai import Request
+    from llmrun.wire.request import Request
 
 _MOST_BYTES = 1 << 32
 """Of a file of rows."""
@@ -103,6 +103,7 @@ def batch(
     from llmrun.gguf.rules import overridden
     from llmrun.tuning.dials import MANY
     from llmrun.wire import openai
+    from llmrun.wire.request import Request
 
     if output is not None and str(output) == "-":
         output = None
@@ -141,7 +142,7 @@ def batch(
             cells = {} if isinstance(said, str) else _fields_of(said)
             parts = {**dict.fromkeys(prompt.BUILT_IN, ""), "input": text, "prompt": text}
             made = asked(prompt.filled(source, parts, {**_used(source, cells), **constants}))
-            return openai.Request(made, sampling, answers, isinstance(made, list))
+            return Request(made, sampling, answers, isinstance(made, list))
 
         def hold(body: Any, url: str) -> Request:
             held = openai.request_of(body, url, sampling, answers)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from llmrun.engine.child.answer_text import FIRST_SIGN, AnswerText
 from llmrun.engine.child.special_tokens import Vocabulary, named_in
 from llmrun.engine.child.thinking import Thinking
-from llmrun.engine.protocol import Message, StopReason, Tokens
+from llmrun.engine.protocol import Message, StopReason, TokenLogprobs, Tokens
 
 COALESCE_S = 0.010
 """Every message wakes the parent on a core that decoding may be using. At thousands of tokens per second tokens are
@@ -46,6 +46,9 @@ class TokenBatch:
             return True
         return at_s - before_s > self._coalesce_s / 2 or at_s - self._sent_s > self._coalesce_s
 
+    def add_logprobs(self, logprobs: TokenLogprobs) -> None:
+        self._made.logprobs.append(logprobs)
+
     def add_text(self, text: str, thinking: str = "") -> None:
         self._made.text += text
         self._made.thought += thinking
@@ -69,6 +72,7 @@ class TokenSource(Protocol):
     def sample(self, context: Any, index: int) -> int: ...
     def sample_constrained(self, context: Any, index: int) -> int: ...
     def accept(self, token: int) -> None: ...
+    def logprobs(self, context: Any, index: int, token: int, n: int) -> TokenLogprobs: ...
 
 
 class StopTokens:
@@ -113,11 +117,13 @@ class GenerationState:
         stop: Sequence[str],
         ignore_eos: bool = False,
         thinking: Thinking | None = None,
+        n_logprobs: int | None = None,
         coalesce_s: float = COALESCE_S,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Tokens are sent as they are made, several at a time where they come within `coalesce_s`. `max_tokens` -1: no
-        limit."""
+        limit. `n_logprobs`: as `PromptOptions` has it."""
+        self._n_logprobs = n_logprobs
         self._source, self._send, self._clock, self._thinking = source, send, clock, thinking
         self._piece = thinking.piece if thinking else vocab.piece
         self._is_end = vocab.is_end
@@ -146,6 +152,8 @@ class GenerationState:
         sign = "" if piece else self._stops.sign(token)  # a tag of the thinking has its text already
         was_inside = thinking is not None and thinking.splitter.inside
         answer, thought = text.add(piece, sign)
+        if self._n_logprobs is not None and not (was_inside or (thinking is not None and thinking.splitter.inside)):
+            self._batch.add_logprobs(self._source.logprobs(context, index, token, self._n_logprobs))
         if thinking is not None:
             thinking.update(was_inside=was_inside, answer=answer)
         self._batch.add_text(answer, thought)

@@ -76,14 +76,14 @@ class Inbox:
                 self._changed.wait()
             return self._serve()
 
-    def take(self, kind: type[Message]) -> Request | None:
+    def take(self, kind: type[Message] | tuple[type[Message], ...]) -> Request | None:
         """The next request, to be served beside others, if there is one and it is of that kind."""
         if not self.has(kind):
             return None
         with self._changed:
             return self._serve()
 
-    def has(self, kind: type[Message]) -> bool:
+    def has(self, kind: type[Message] | tuple[type[Message], ...]) -> bool:
         """Whether `take` would find one."""
         return bool(self._requests) and isinstance(self._requests[0].message, kind)
 

@@ -85,6 +85,8 @@ class Worker:
             protocol.Load: self.load,
             protocol.Generate: lambda _: self._slots().run(self.request),
             protocol.Count: lambda message: self._slots().count(message),
+            protocol.Encode: lambda message: self._slots().encode(message),
+            protocol.Decode: lambda message: self._slots().decode(message),
             protocol.Prepare: lambda message: self._slots().prepare(message),
             protocol.Reserve: lambda message: self._slots().reserve(message),
             protocol.Flush: self.flush,
@@ -109,6 +111,14 @@ class Worker:
             self.serves.get(type(request.message), self._refuse)(request.message)
         except (RequestFailed, MemoryError) as error:
             self.fail(request.number, error)
+
+    def answer_questions(self) -> None:
+        """Those that came while answers are made."""
+        while (question := self.inbox.take(protocol.QUESTIONS)) is not None:
+            before = self.request
+            self.serve(question)
+            self.inbox.done(question.number)
+            self.request = before
 
     def fail(self, number: int, error: RequestFailed | MemoryError) -> None:
         """The end of a request that can't be served."""

@@ -9,6 +9,7 @@ from typing import Any
 from llmrun.engine.child import native
 from llmrun.engine.child.constraint import Constraint
 from llmrun.engine.child.native import llama
+from llmrun.engine.protocol import Logprob, TokenLogprobs
 
 _BLOCK = 64
 
@@ -56,6 +57,20 @@ class Sampler:
         self._constraint = constraint
         if not hasattr(self, "_candidates"):
             self._candidates = Candidates(self._vocab.n_tokens)
+
+    def tell_logprobs(self) -> None:
+        """`logprobs` will be asked for."""
+        if not hasattr(self, "_candidates"):
+            self._candidates = Candidates(self._vocab.n_tokens)
+
+    def logprobs(self, context: Any, index: int, token: int, n: int) -> TokenLogprobs:
+        """How likely a token was, and the `n` likeliest, before anything of sampling."""
+        own, top = self._candidates.logprobs(context, index, token, n)
+
+        def piece(token: int) -> bytes:
+            return self._vocab.text_of(token, special=True)
+
+        return TokenLogprobs(token, piece(token), own, [Logprob(i, piece(i), each) for i, each in top])
 
     def close(self) -> None:
         llama.llama_sampler_free(self._chain)
@@ -146,6 +161,15 @@ class Candidates:
         largest = logits[:whole].reshape(-1, _BLOCK).max(axis=1)
         ids = np.flatnonzero(logits >= np.partition(largest, -n)[-n])
         return self.sample(chain, context, index, ids) if n <= len(ids) <= _BLOCK * n else None
+
+    def logprobs(self, context: Any, index: int, token: int, n: int) -> tuple[float, list[tuple[int, float]]]:
+        np = self._np
+        logits = self.logits(context, index).astype(np.float64)
+        logits -= logits.max()
+        logits -= np.log(np.exp(logits).sum())
+        best = np.argpartition(logits, -n)[-n:] if 0 < n < self._n else np.arange(self._n)[: n and self._n]
+        top = sorted(((float(logits[i]), int(i)) for i in best), key=lambda each: (-each[0], each[1]))
+        return float(logits[token]), [(i, each) for each, i in top]
 
     def argmax(self, context: Any, index: int) -> int:
         return int(self.logits(context, index).argmax())

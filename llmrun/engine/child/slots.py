@@ -74,6 +74,17 @@ class Slots:
     def count(self, request: protocol.Count) -> None:
         self._host.send(protocol.Counted(self._prompts.count(request)))
 
+    def encode(self, request: protocol.Encode) -> None:
+        ids = self._vocab.tokenize(request.text, add_special=request.add_special, parse_special=request.special)
+        self._host.send(protocol.Encoded(ids, [self._vocab.text_of(token, special=True) for token in ids]))
+
+    def decode(self, request: protocol.Decode) -> None:
+        if wrong := next((token for token in request.ids if not 0 <= token < self._vocab.n_tokens), None):
+            there = f"there is no token {wrong}, the vocabulary has {self._vocab.n_tokens}"
+            raise RequestFailed("usage", there, field="tokens")
+        text = b"".join(self._vocab.text_of(token, special=True) for token in request.ids)
+        self._host.send(protocol.Decoded(text.decode(errors="replace")))
+
     def reserve(self, request: protocol.Reserve) -> None:
         """From now on so many answers side by side. What was remembered is lost.
 
@@ -133,6 +144,7 @@ class Slots:
             while more is not None:
                 self._admit(more)
                 more = inbox.take(protocol.Generate) if len(self._live) < n_most else None
+            self._host.answer_questions()
             self._end_cancelled()
             for slot in [slot for slot in self._live if slot.is_to_be_weighed]:
                 self._weigh(slot)
@@ -171,12 +183,22 @@ class Slots:
         slot.source = sampler.Sampler(
             self._vocab, sampling, n_ctx, has_grammar=making is not None, candidates=self._candidates
         )
+        if options.n_logprobs is not None:
+            slot.source.tell_logprobs()
         if message.drafts and self._host.settings.n_draft and not options.choices:
             slot.drafts = self._drafts(tokens)
         asked = {name: sampling[name] for name in ("max_tokens", "stop", "ignore_eos")}
         wait_s = BULK_S if slot.is_bulk else COALESCE_S
         send = partial(self._host.outbox.send, slot.number)
-        slot.state = GenerationState(slot.source, self._vocab, send, thinking=thinking, coalesce_s=wait_s, **asked)
+        slot.state = GenerationState(
+            slot.source,
+            self._vocab,
+            send,
+            thinking=thinking,
+            n_logprobs=options.n_logprobs,
+            coalesce_s=wait_s,
+            **asked,
+        )
         if not options.reuse:
             sequence.clear()
         elif not self._beginnings.find(slot, self._live):
@@ -509,7 +531,7 @@ class Slots:
                 break
             if any(slot.is_to_be_weighed for slot in slots):
                 break
-            if may_come and inbox.has(protocol.Generate):
+            if (may_come and inbox.has(protocol.Generate)) or inbox.has(protocol.QUESTIONS):
                 break
             for index, slot in enumerate(slots):
                 put(index, slot.token, len(slot.sequence.tokens))  # type: ignore[arg-type]
@@ -622,7 +644,7 @@ class Slots:
                 kv.remove(sequence.id, len(sequence.tokens))
                 if head is not None:
                     head.accept(len(sequence.tokens) - n_past)
-            if token is None or (may_come and inbox.has(protocol.Generate)):
+            if token is None or (may_come and inbox.has(protocol.Generate)) or inbox.has(protocol.QUESTIONS):
                 return
 
     def _has_room(self, slots: list[Slot]) -> bool:

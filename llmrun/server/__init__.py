@@ -1,0 +1,1 @@
+"""Serves models over HTTP, in the forms that clients know."""

@@ -1,0 +1,432 @@
+"""A loaded model on a thread of its own, asked from the loop that serves: answers side by side, the others in a queue.
+
+    submit ──► queue ──► the engine, as many side by side as it answers ──► pieces, for the loop
+                ▲                                   │
+                └── those that wait, after a crash ◄┘ a new engine, while those that it was answering get an error
+
+The queue is here, so that who leaves it costs the engine nothing, and that questions about tokens wait for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.interface import Answer
+from llmrun.engine.parallel import Asked, Parallel, SubmittedAnswer
+from llmrun.engine.protocol import Count, Decode, Encode, Message, PromptOptions
+from llmrun.errors import EngineCrashed, LlmrunError
+from llmrun.options.sampling import SamplingConfig
+from llmrun.wire.request import Piece
+
+_LOOK_S = 0.5
+"""At most so long the engine's thread waits before it looks whether it is to end."""
+
+
+class Busy(LlmrunError):
+    """As many requests wait already as may."""
+
+
+class Stopping(LlmrunError):
+    """The server is on its way out."""
+
+
+@dataclass
+class Width:
+    """Attributes:
+    n_seq: answers side by side.
+    n_ctx: tokens of prompt and answer that each has room for from the beginning.
+    n_ctx_most: tokens that it may grow to.
+    """
+
+    n_seq: int
+    n_ctx: int
+    n_ctx_most: int
+
+
+@dataclass
+class Totals:
+    """What a runner did. Seconds are of all answers together; `n_steps` of the engine with as many as it had each."""
+
+    n_answers: int = 0
+    n_errors: int = 0
+    n_prompt: int = 0
+    n_cached: int = 0
+    n_generated: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    n_crashes: int = 0
+
+
+class Stream:
+    """One answer, for the loop: `begun`, then iterate for its pieces.
+
+    Attributes:
+        answer: what the engine knows of it, as soon as it has it.
+        asked_s: when it was asked for, on `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        asked: str | list[dict[str, str]],
+        sampling: SamplingConfig,
+        options: PromptOptions,
+    ) -> None:
+        self._runner = runner
+        self.asked, self.sampling, self.options = asked, sampling, options
+        self.answer: SubmittedAnswer | None = None
+        self.asked_s = time.perf_counter()
+        self._news: asyncio.Queue[Piece | LlmrunError | None] = asyncio.Queue()
+        self._has_begun = asyncio.Event()
+        self._n_text = self._n_thought = self._n_tokens = self._n_logprobs = 0
+        self._error: LlmrunError | None = None
+
+    async def begun(self) -> Answer:
+        """Wait until its prompt is known and being computed. Raises what it could not be asked for."""
+        await self._has_begun.wait()
+        if self._error is not None:
+            raise self._error
+        assert self.answer is not None
+        return self.answer
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        found = await self._news.get()
+        if isinstance(found, Piece):
+            # Whoever reads slowly gets all that is there at once.
+            while not self._news.empty() and isinstance(self._news._queue[0], Piece):  # type: ignore[attr-defined]
+                more = self._news.get_nowait()
+                assert isinstance(more, Piece)
+                found = Piece(
+                    found.text + more.text,
+                    found.thought + more.thought,
+                    found.n_tokens + more.n_tokens,
+                    [*found.logprobs, *more.logprobs],
+                )
+            return found
+        self._news.put_nowait(found)  # whoever asks once more
+        if found is None:
+            raise StopAsyncIteration
+        raise found
+
+    def cancel(self) -> None:
+        """Nobody wants it any more. Safe to call twice, and when it has ended."""
+        self._runner.leave(self)
+
+    # -- for the runner, on the engine's thread ---
+
+    def take(self) -> Piece:
+        """What it has got since the last time."""
+        answer = self.answer
+        assert answer is not None
+        piece = Piece(
+            answer.text[self._n_text :],
+            answer.thinking[self._n_thought :],
+            len(answer.token_ids) - self._n_tokens,
+            answer.logprobs[self._n_logprobs :],
+        )
+        self._n_text, self._n_thought = len(answer.text), len(answer.thinking)
+        self._n_tokens, self._n_logprobs = len(answer.token_ids), len(answer.logprobs)
+        return piece
+
+    # -- on the loop ---
+
+    def tell(self, piece: Piece | None, error: LlmrunError | None, *, ended: bool) -> None:
+        if piece is not None and (piece.text or piece.thought or piece.logprobs or piece.n_tokens):
+            self._news.put_nowait(piece)
+        if error is not None:
+            self._error = error
+            self._news.put_nowait(error)
+        elif ended:
+            self._news.put_nowait(None)
+        self._has_begun.set()
+
+
+@dataclass
+class _Question:
+    message: Count | Encode | Decode
+    reply: asyncio.Future[Message]
+
+
+@dataclass
+class _Told:
+    """Something for the loop."""
+
+    stream: Stream
+    piece: Piece | None
+    error: LlmrunError | None = None
+    ended: bool = False
+
+
+@dataclass
+class Runner:
+    """One model. `start` it on the loop; `close` it.
+
+    Attributes:
+        name: of the model.
+        open_engine: loads it; also after a crash. Raises `LlmrunError`.
+        width_of: how many answers side by side.
+        most_waiting: requests that may wait.
+        on_end: told of each answer that has ended, or has failed, on the loop.
+        engine: as it is loaded now.
+        state: "loading", "ready", "failed" or "closed".
+    """
+
+    name: str
+    open_engine: Callable[[], ChildEngine]
+    width_of: Callable[[ChildEngine], Width]
+    most_waiting: int = 64
+    on_end: Callable[[Stream, LlmrunError | None], None] = lambda _stream, _error: None
+    on_note: Callable[[str], None] = lambda _: None
+    engine: ChildEngine | None = None
+    width: Width | None = None
+    state: str = "loading"
+    error: LlmrunError | None = None
+    totals: Totals = field(default_factory=Totals)
+    used_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Condition()
+        self._waiting: deque[Stream] = deque()
+        self._active: dict[SubmittedAnswer, Stream] = {}
+        self._questions: dict[Asked, _Question] = {}
+        self._early: list[_Question] = []
+        self._answers: Parallel | None = None
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=f"engine {self.name}", daemon=True)
+        self._thread.start()
+
+    # -- on the loop ---
+
+    @property
+    def n_active(self) -> int:
+        return len(self._active)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._active or self._waiting or self._questions or self._early)
+
+    async def ready(self) -> ChildEngine:
+        """Wait until it is loaded. Raises why it can't be."""
+        await self._ready.wait()
+        if self.error is not None:
+            raise self.error
+        assert self.engine is not None
+        return self.engine
+
+    def submit(self, asked: str | list[dict[str, str]], sampling: SamplingConfig, options: PromptOptions) -> Stream:
+        """Raises `Busy`, `Stopping`."""
+        stream = Stream(self, asked, sampling, options)
+        self.used_s = time.monotonic()
+        with self._lock:
+            if self._closing:
+                raise self.error or Stopping("the server is stopping")
+            if len(self._waiting) >= self.most_waiting:
+                raise Busy(f"{len(self._waiting)} requests wait already")
+            self._waiting.append(stream)
+            self._fill()
+            self._lock.notify()
+        return stream
+
+    async def ask(self, message: Count | Encode | Decode) -> Message:
+        """Raises `LlmrunError`."""
+        question = _Question(message, self._loop.create_future())
+        self.used_s = time.monotonic()
+        with self._lock:
+            if self._closing:
+                raise self.error or Stopping("the server is stopping")
+            if self._answers is None:
+                self._early.append(question)
+            else:
+                self._put(question)
+            self._lock.notify()
+        return await question.reply
+
+    def leave(self, stream: Stream) -> None:
+        with self._lock:
+            if stream in self._waiting:
+                self._waiting.remove(stream)
+            elif stream.answer in self._active:
+                with suppress(LlmrunError):  # a dead engine is what its thread will find
+                    stream.answer.cancel()
+
+    async def close(self, limit_s: float = 0.0) -> None:
+        """Take nothing more, let what runs end within so many seconds, end the rest, and unload."""
+        deadline = time.monotonic() + limit_s
+        self._refuse_all(Stopping("the server is stopping"))
+        while self._active and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for stream in list(self._active.values()):
+            self.leave(stream)
+        ended = time.monotonic() + 10
+        while self._thread.is_alive() and time.monotonic() < ended:
+            await asyncio.sleep(0.01)
+        if self._thread.is_alive() and self.engine is not None:  # deep in a native call
+            self.engine.close()
+            await asyncio.to_thread(self._thread.join)
+
+    def _refuse_all(self, error: LlmrunError) -> None:
+        """Those that wait; and nothing more is taken."""
+        with self._lock:
+            self._closing = True
+            waiting, self._waiting = list(self._waiting), deque()
+            early, self._early = self._early, []
+            self._lock.notify()
+        for stream in waiting:
+            stream.tell(None, error, ended=True)
+            self.on_end(stream, error)
+        for question in early:
+            if not question.reply.done():
+                question.reply.set_exception(error)
+
+    # -- with the lock ---
+
+    def _fill(self) -> None:
+        """Give the engine what it can answer now."""
+        answers = self._answers
+        while answers is not None and self._waiting and len(self._active) < answers.n_seq:
+            stream = self._waiting.popleft()
+            try:
+                stream.answer = answers.submit(stream.asked, stream.sampling, options=stream.options)
+            except LlmrunError:  # the engine is dead, as its thread will find: with a new one it is answered
+                self._waiting.appendleft(stream)
+                return
+            self._active[stream.answer] = stream
+
+    def _put(self, question: _Question) -> None:
+        assert self._answers is not None
+        try:
+            self._questions[self._answers.ask(question.message)] = question
+        except LlmrunError:
+            self._early.append(question)
+
+    # -- the engine's thread ---
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                with self.open_engine() as engine:
+                    self.engine = engine
+                    self.width = width = self.width_of(engine)
+                    with engine.parallel(width.n_seq, width.n_ctx) as answers:
+                        self._begin(answers)
+                        self._answer(answers)
+                    engine.flush()
+            except LlmrunError as error:
+                self._broken(error)
+            except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+                self._broken(EngineCrashed(f"{type(error).__name__}: {error}"))
+            self._answers = self.engine = None
+        if self.state != "failed":
+            self.state = "closed"
+        self._post(self._ready.set)
+
+    def _begin(self, answers: Parallel) -> None:
+        with self._lock:
+            self._answers, self.state = answers, "ready"
+            early, self._early = self._early, []
+            for question in early:
+                self._put(question)
+            self._fill()
+        self._post(self._ready.set)
+
+    def _answer(self, answers: Parallel) -> None:
+        while True:
+            with self._lock:
+                while not (self._active or self._questions or self._closing):
+                    self._lock.wait()
+                if self._closing and not (self._active or self._questions):
+                    return
+            told: list[_Told] = []
+            news = answers.any_news(_LOOK_S)
+            while news is not None:
+                self._take(news, told)
+                news = answers.any_news(0) if len(told) < 64 else None
+            if told:
+                self._post(lambda told=told: self._tell(told))
+
+    def _take(self, news: SubmittedAnswer | Asked, told: list[_Told]) -> None:
+        if isinstance(news, Asked):
+            with self._lock:  # whoever asks holds it until it is noted who has
+                question = self._questions.pop(news)
+            self._post(lambda: _resolve(question, news))
+            return
+        with self._lock:
+            stream = self._active[news]
+        piece = stream.take()
+        if news.stop_reason is None:
+            told.append(_Told(stream, piece))
+            return
+        error = news.error
+        if error is None and news.stop_reason == "cancelled":
+            error = Stopping("the answer was ended")
+        self._count(news, error)
+        with self._lock:
+            del self._active[news]
+            self._fill()
+        told.append(_Told(stream, piece, error, ended=True))
+
+    def _count(self, answer: SubmittedAnswer, error: LlmrunError | None) -> None:
+        timing, totals = answer.timing, self.totals
+        totals.n_answers += error is None
+        totals.n_errors += error is not None
+        totals.n_prompt += timing.n_prompt
+        totals.n_cached += timing.n_cached
+        totals.n_generated += timing.n_generated
+        totals.prefill_s += timing.prefill_s or 0.0
+        totals.decode_s += timing.decode_s
+
+    def _broken(self, error: LlmrunError) -> None:
+        """The engine is gone: an error for those that it was answering. One that can't be loaded at all is given up."""
+        was_ready = self.state == "ready"
+        with self._lock:
+            streams, self._active = list(self._active.values()), {}
+            questions, self._questions = list(self._questions.values()), {}
+            self._answers, self.engine = None, None
+            self.state = "loading"
+        if was_ready:
+            self.totals.n_crashes += 1
+            self.totals.n_errors += len(streams)
+            self.on_note(f"{self.name}: {error.message}; it is loaded again")
+        else:
+            self.error, self.state = error, "failed"
+            self._post(lambda: self._refuse_all(error))
+            self._closing = True
+        self._post(lambda: self._tell([_Told(stream, None, error, ended=True) for stream in streams]))
+        for question in questions:
+            self._post(lambda question=question: question.reply.done() or question.reply.set_exception(error))
+
+    def _post(self, do: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(do)
+
+    def _tell(self, told: Iterable[_Told]) -> None:
+        for each in told:
+            each.stream.tell(each.piece, each.error, ended=each.ended)
+            if each.ended:
+                self.on_end(each.stream, each.error)
+
+
+def _resolve(question: _Question, asked: Asked) -> None:
+    if question.reply.done():
+        return
+    if asked.error is not None:
+        question.reply.set_exception(asked.error)
+    else:
+        assert asked.reply is not None
+        question.reply.set_result(asked.reply)

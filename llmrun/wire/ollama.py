@@ -1,0 +1,289 @@
+"""Ollama's form of requests and answers: chat and generate. Times are in nanoseconds.
+
+What ollama's options ask of how a model is loaded can't be changed by a request: `num_ctx` is held where the context is
+as long, and refused where it is not; those that only say how fast it may be (`num_thread`, `num_gpu`, …) are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from llmrun import codec
+from llmrun.codec import Struct
+from llmrun.errors import UsageError
+from llmrun.wire.request import (
+    Event,
+    Piece,
+    Refused,
+    Request,
+    effort_of,
+    format_of_json,
+    format_of_schema,
+    refusal,
+    sampling_of,
+    thinking_of,
+)
+
+if TYPE_CHECKING:
+    from llmrun.chat.answer_options import AnswerOptions
+    from llmrun.engine.interface import Answer
+    from llmrun.options.sampling import SamplingConfig
+
+CHAT, GENERATE = "/api/chat", "/api/generate"
+SPEAKS = "0.12.0"
+"""The version of ollama whose interface this is: clients look at it before they ask for anything."""
+_FINISHED = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+
+
+class _Options(Struct, forbid_unknown_fields=True):
+    num_ctx: int | None = None
+    num_predict: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_last_n: int | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    num_keep: int | None = None
+    mirostat: int | None = None
+    mirostat_eta: float | None = None
+    mirostat_tau: float | None = None
+    tfs_z: float | None = None
+    penalize_newline: bool | None = None
+    # Of how fast it is.
+    num_batch: int | None = None
+    num_gpu: int | None = None
+    main_gpu: int | None = None
+    num_thread: int | None = None
+    use_mmap: bool | None = None
+    use_mlock: bool | None = None
+    low_vram: bool | None = None
+    numa: bool | None = None
+
+
+class _Message(Struct):
+    role: str
+    content: str = ""
+    thinking: str | None = None
+    images: list[Any] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
+    model: str
+    stream: bool | None = None
+    format: str | dict[str, Any] | None = None
+    options: _Options | None = None
+    keep_alive: float | str | None = None
+    think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    truncate: bool | None = None
+    shift: bool | None = None
+
+
+class ChatBody(_Body, forbid_unknown_fields=True, kw_only=True):
+    messages: list[_Message] = codec.field(default_factory=list)
+    tools: list[Any] | None = None
+
+
+class GenerateBody(_Body, forbid_unknown_fields=True, kw_only=True):
+    prompt: str = ""
+    suffix: str | None = None
+    system: str | None = None
+    template: str | None = None
+    raw: bool | None = None
+    images: list[Any] | None = None
+    context: list[int] | None = None
+
+
+class ShowBody(Struct):
+    model: str | None = None
+    name: str | None = None
+    verbose: bool | None = None
+
+
+class Asked:
+    """Attributes:
+    request: None where a model is only to be loaded, or unloaded.
+    model: by name.
+    n_ctx: tokens of context that are wanted; None: whatever there is.
+    keep_alive_s: how long the model stays after it; None: as long as there is memory; 0: it goes.
+    """
+
+    def __init__(self, request: Request | None, body: _Body) -> None:
+        self.request, self.model = request, body.model
+        self.n_ctx = body.options.num_ctx if body.options else None
+        self.keep_alive_s = _seconds(body.keep_alive)
+
+
+def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOptions) -> Asked:
+    """As `openai.request_of`."""
+    try:
+        read: ChatBody | GenerateBody = codec.decode(body, ChatBody if url == CHAT else GenerateBody)
+        asked = _messages(read.messages) if isinstance(read, ChatBody) else _prompt(read)
+        _refuse(read)
+        options = read.options or _Options()
+        if isinstance(read.think, str):
+            answers = effort_of(answers, read.think, "think")
+        else:
+            answers = thinking_of(answers, read.think)
+        if isinstance(read, GenerateBody) and read.template is not None:
+            answers = replace(answers, chat_template=read.template)
+        if read.format:
+            answers = replace(answers, output_format=_format(read.format))
+        names = (
+            *("temperature", "top_p", "top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n"),
+            *("presence_penalty", "frequency_penalty", "seed"),
+        )
+        given = {name: getattr(options, name) for name in names}
+        given["max_tokens"] = -1 if options.num_predict is not None and options.num_predict < 0 else options.num_predict
+        request = Request(
+            asked,
+            sampling_of(given, sampling, options.stop or None),
+            answers,
+            isinstance(read, ChatBody),
+            model=read.model,
+            streams=read.stream is not False,
+        )
+        return Asked(request if asked else None, read)
+    except codec.Malformed as error:
+        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
+    except UsageError as error:
+        raise refusal(error) from None
+
+
+def _messages(messages: Sequence[_Message]) -> list[dict[str, str]]:
+    made = []
+    for i, message in enumerate(messages):
+        if message.role not in ("system", "user", "assistant"):
+            raise Refused(f"messages[{i}].role is {message.role[:40]!r}: there are system, user, assistant")
+        if message.images:
+            raise Refused(f"messages[{i}].images: text alone can be read")
+        if message.tool_calls:
+            raise Refused(f"messages[{i}].tool_calls: tools are not held here")
+        said = {"role": message.role, "content": message.content}
+        if message.thinking:
+            said["reasoning_content"] = message.thinking
+        made.append(said)
+    return made
+
+
+def _prompt(body: GenerateBody) -> str | list[dict[str, str]]:
+    if body.images:
+        raise Refused("images: text alone can be read", "images")
+    if body.context or body.suffix:
+        name = "context" if body.context else "suffix"
+        raise Refused(f"{name} is not held here: leave it out", name)
+    if body.raw or not body.prompt:
+        return body.prompt
+    said = [{"role": "system", "content": body.system}] if body.system else []
+    return [*said, {"role": "user", "content": body.prompt}]
+
+
+def _refuse(body: _Body) -> None:
+    if isinstance(body, ChatBody) and body.tools:
+        raise Refused("tools are not held here: leave them out", "tools")
+    if body.logprobs or body.top_logprobs:
+        raise Refused("logprobs are held by /v1/chat/completions alone", "logprobs")
+    options = body.options or _Options()
+    for name, harmless in (("mirostat", 0), ("tfs_z", 1.0), ("penalize_newline", False)):
+        if getattr(options, name) not in (None, harmless):
+            raise Refused(f"options.{name} is not held here: leave it out", f"options.{name}")
+
+
+def _format(wanted: str | dict[str, Any]) -> Any:
+    if isinstance(wanted, dict):
+        return format_of_schema(codec.encode(wanted))
+    if wanted != "json":
+        raise Refused(f"format is {wanted[:40]!r}: there are json, and a schema", "format")
+    return format_of_json()
+
+
+def _seconds(given: float | str | None) -> float | None:
+    if given is None or (isinstance(given, float | int) and given < 0):
+        return None
+    if isinstance(given, float | int):
+        return float(given)
+    if given.startswith("-"):
+        return None
+    if re.fullmatch(r"\d+(\.\d+)?", given):
+        return float(given)
+    if not re.fullmatch(f"({_DURATION.pattern})+", given):
+        raise Refused(f"keep_alive is {given[:40]!r}: 5m, 30s, 0 or -1 are possible", "keep_alive")
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(given))
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def body_of(request: Request, answers: Sequence[Answer], *, url: str, model: str) -> dict[str, Any]:
+    (answer,) = answers
+    return {**_said(url, model, answer.text, answer.thinking), **_ended(answer)}
+
+
+def _said(url: str, model: str, text: str, thinking: str) -> dict[str, Any]:
+    head: dict[str, Any] = {"model": model, "created_at": now()}
+    thought = {"thinking": thinking} if thinking else {}
+    if url == CHAT:
+        return {**head, "message": {"role": "assistant", "content": text, **thought}, "done": False}
+    return {**head, "response": text, **thought, "done": False}
+
+
+def _ended(answer: Answer) -> dict[str, Any]:
+    timing = answer.timing
+    prefill_s, decode_s = timing.prefill_s or 0.0, timing.decode_s
+    return {
+        "done": True,
+        "done_reason": _FINISHED.get(answer.stop_reason or "", "stop"),
+        "total_duration": _ns((timing.ttft_s or prefill_s) + decode_s),
+        "load_duration": 0,
+        "prompt_eval_count": timing.n_prompt,
+        "prompt_eval_duration": _ns(prefill_s),
+        "eval_count": timing.n_generated,
+        "eval_duration": _ns(decode_s),
+    }
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+class Lines:
+    """An answer as lines of JSON."""
+
+    def __init__(self, request: Request, *, url: str, model: str) -> None:
+        self._url, self._model = url, model
+
+    def begin(self, i: int, answer: Answer) -> Iterator[Event]:
+        return iter(())
+
+    def piece(self, i: int, piece: Piece, answer: Answer) -> Iterator[Event]:
+        if piece.text or piece.thought:
+            yield Event("", _said(self._url, self._model, piece.text, piece.thought))
+
+    def end(self, i: int, answer: Answer) -> Iterator[Event]:
+        yield Event("", {**_said(self._url, self._model, "", ""), **_ended(answer)})
+
+    def close(self, answers: Sequence[Answer]) -> Iterator[Event]:
+        return iter(())
+
+
+def loaded_body(url: str, model: str, *, unloaded: bool) -> dict[str, Any]:
+    """For one who asked for nothing but to load a model, or to unload it."""
+    return {**_said(url, model, "", ""), "done": True, "done_reason": "unload" if unloaded else "load"}
