@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.platform == "win32":
+    sys.exit("error: llmrun runs on Linux and macOS\n  try: WSL 2 (wsl --install), and llmrun there")
+
 import atexit
 import fcntl
 import os
 import signal
-import sys
 
 from llmrun import __version__
 

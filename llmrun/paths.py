@@ -40,6 +40,14 @@ def cache() -> Path:
     return _in_home("cache") or _user_folder("XDG_CACHE_HOME", "~/.cache", "user_cache_path")
 
 
+def runtime() -> Path:
+    """The folder of what is of use only while somebody runs."""
+    if (there := _in_home("run")) is not None:
+        return there
+    folder = os.environ.get("XDG_RUNTIME_DIR", "").strip()
+    return Path(folder) / "llmrun" if folder else state() / "run"
+
+
 def _in_home(name: str) -> Path | None:
     home = os.environ.get("LLMRUN_HOME")
     return _expanded(home) / name if home else None

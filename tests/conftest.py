@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
@@ -19,6 +20,9 @@ from llmrun.gguf import synth
 from llmrun.models.resolve import find_model
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from serving import Server
 
 # Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of
 # hundreds of barriers per token. Tests share their machine: they sleep at barriers instead.
@@ -93,6 +97,15 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ENDLESS = SamplingConfig(temperature=0, max_tokens=100_000, ignore_eos=True)
 ENDLESS_OPTIONS = ("--temp", "0", "-n", "100000", "--ignore-eos", "--no-tune")
 ENDLESS_PROMPT = "b c d e " * 8000
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`llmrun serve tiny`, for all tests that don't change what it does."""
+    from serving import serving
+
+    with serving("tiny", "--temp", "0", home=tmp_path_factory.mktemp("home")) as server:
+        yield server.ready()
 
 
 @pytest.fixture

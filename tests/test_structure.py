@@ -19,6 +19,7 @@ FLOORS = [
     {"cli"},
     {"api"},
     {"experiments"},
+    {"server"},
     {"batch"},
     {"wire"},
     {"constrain", "chat", "bench"},
@@ -57,6 +58,9 @@ DOORS = {
     "sqlite3": {"chat", "models.store.state"},
     "matplotlib": {"bench"},
     "distributed": {"batch.cluster"},
+    "starlette": {"server.app"},
+    "uvicorn": {"server.serve"},
+    "prometheus_client": {"server.metrics"},
 }
 
 # Modules of the core that still spell options of the command line; each goes with the work on its package.

@@ -102,7 +102,8 @@ class Outcome:
 
     Attributes:
         asked_s: when it was to come.
-        token_s: when each token of its answer was made.
+        token_s: when each token of its answer was made; of an answer over the network, when each piece came.
+        n_made: tokens of the answer, where pieces may have several.
         n_prompt, n_cached: tokens of its prompt, and those that were known already.
         n_drafted, n_accepted: tokens of its answer that were guessed ahead, and those that were right.
         error: why there is no answer.
@@ -115,6 +116,11 @@ class Outcome:
     error: str | None = None
     n_drafted: int = 0
     n_accepted: int = 0
+    n_made: int | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_s) if self.n_made is None else self.n_made
 
     @property
     def ttft_s(self) -> float | None:
@@ -130,8 +136,8 @@ class Outcome:
 
     @property
     def tpot_s(self) -> float | None:
-        n = len(self.token_s)
-        return (self.token_s[-1] - self.token_s[0]) / (n - 1) if n > 1 else None
+        n = self.n_tokens
+        return (self.token_s[-1] - self.token_s[0]) / (n - 1) if n > 1 and len(self.token_s) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class Result:
     @property
     def tokens_per_s(self) -> float | None:
         """Generated, of all answers together."""
-        return sum(len(each.token_s) for each in self.answered) / self.seconds if self.seconds else None
+        return sum(each.n_tokens for each in self.answered) / self.seconds if self.seconds else None
 
     def goodput(self, objectives: Objectives) -> float | None:
         """Answers a second that keep to them."""

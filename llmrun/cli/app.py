@@ -37,6 +37,7 @@ COMMANDS = {
     "chat": Entry("chat", "chat", "Talk with a model; /help there lists what can be done."),
     "batch": Entry("batch", "batch", "Answer every row of a file."),
     "bench": Entry("bench", "bench", "Measure tokens per second."),
+    "bench serve": Entry("bench_serve", "bench_serve", "Load a server: how many it serves, and how fast each."),
     "bench history": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history list": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history show": Entry("bench_history", "show", "Show one bench again; with --json its whole record."),
@@ -55,6 +56,8 @@ COMMANDS = {
     "ls": Entry("list", "list_", "List the models on this machine, or those of the catalog.", hidden=True),
     "show": Entry("show", "show", "Show what a model is: shape, weights, tokenizer, licence."),
     "rm": Entry("rm", "rm", "Remove models, and free exactly what nothing else needs."),
+    "outdated": Entry("outdated", "outdated", "Show which stored models the hub has newer files of."),
+    "update": Entry("outdated", "update", "Fetch what the hub has newer files of."),
     "search": Entry("search", "search", "Search the hub for GGUF models, with their levels and sizes."),
     "verify": Entry("verify", "verify", "Read every byte again and compare it with what the hub promised."),
     "import": Entry("import_", "import_", "Make a GGUF file on this machine a model with a name."),
@@ -67,6 +70,8 @@ COMMANDS = {
         "experiment", "experiment", "Conduct experiments: claims on CPUs and GPUs, and what they are worth here."
     ),
     "devices": Entry("devices", "devices", "Show what llama.cpp can compute on, with memory, features and versions."),
+    "serve": Entry("serve", "serve", "Serve models over HTTP, in the forms of OpenAI, Anthropic and ollama."),
+    "ps": Entry("ps", "ps", "Show the servers that run, and what they do."),
     "worker": Entry("worker", "worker", "Lend this machine's devices to `llmrun run --rpc` on another."),
     "doctor": Entry(
         "doctor", "doctor", "Check this machine for what makes runs fail or slow, and say what to do about it."

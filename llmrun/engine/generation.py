@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmrun.engine.interface import Answer, Generation, OnPrefill
 from llmrun.engine.meter import Meter
-from llmrun.engine.protocol import Buffer, Done, Failed, Generate, Message, Prefilled, Started, TokenLogprobs, Tokens
+from llmrun.engine.protocol import (
+    Buffer,
+    CallPiece,
+    Done,
+    Failed,
+    Generate,
+    Message,
+    Prefilled,
+    Started,
+    TokenLogprobs,
+    Tokens,
+)
 from llmrun.errors import LlmrunError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -24,6 +35,7 @@ class ChildAnswer(Answer):
         self.meter = Meter(engine.reads)
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
+        self.call_pieces: list[CallPiece] = []
         self.buffers: list[Buffer] = []
         self.seed: int = request.sampling["seed"]
 
@@ -40,6 +52,7 @@ class ChildAnswer(Answer):
                 self.token_ids += event.ids
                 self.n_thinking += event.n_thought
                 self.logprobs += event.logprobs
+                self.call_pieces += event.calls
             case Done():
                 self.done, self.stop_reason = event, event.stop_reason
             case Failed():

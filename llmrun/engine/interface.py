@@ -14,11 +14,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from llmrun.engine.buffers import FootprintCheck
 from llmrun.engine.meter import Meter, Timing
-from llmrun.engine.protocol import Buffer, Done, Loaded, PromptOptions, StopReason, TokenLogprobs, TrialResult
+from llmrun.engine.protocol import (
+    Buffer,
+    CallPiece,
+    Done,
+    Loaded,
+    PromptOptions,
+    StopReason,
+    TokenLogprobs,
+    TrialResult,
+)
 from llmrun.errors import LlmrunError
 from llmrun.gguf.reader import Header
 from llmrun.machine.device import Device
@@ -27,8 +36,16 @@ from llmrun.options.sampling import SamplingConfig
 from llmrun.planning.footprint import DecodeReads
 from llmrun.planning.load_plan import LoadPlan
 
-Messages = Sequence[dict[str, str]]
-"""Dicts of role and content, as chat templates take them."""
+Messages = Sequence[dict[str, Any]]
+"""Dicts of role and content, as chat templates take them; an assistant's may have `tool_calls`, in OpenAI's form."""
+
+
+class ToolCall(NamedTuple):
+    """`arguments`: JSON."""
+
+    name: str
+    arguments: str
+
 
 OnPrefill = Callable[[int, int], None]
 """Called with the tokens of the prompt that are computed, and all of them, after each batch."""
@@ -44,6 +61,7 @@ class Answer(Protocol):
         token_ids: the tokens of both.
         n_thinking: how many of them were thinking.
         logprobs: how likely those were that were not, where the request wanted it.
+        call_pieces: its calls of tools, as they came.
         stop_reason: why it ended ("end", "length", "stop", "context", "cancelled"); None while it runs.
         n_ctx: the tokens of context it may use; None before prefill.
         buffers: what llama.cpp holds, by device.
@@ -58,6 +76,7 @@ class Answer(Protocol):
     token_ids: list[int]
     n_thinking: int = 0
     logprobs: Sequence[TokenLogprobs] = ()
+    call_pieces: Sequence[CallPiece] = ()
     stop_reason: StopReason | None = None
     n_ctx: int | None = None
     buffers: list[Buffer]
@@ -68,6 +87,17 @@ class Answer(Protocol):
     @property
     def timing(self) -> Timing:
         return self.meter.timing()
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Its calls of tools, so far."""
+        found: list[ToolCall] = []
+        for piece in self.call_pieces:
+            if piece.index == len(found):
+                found.append(ToolCall("", ""))
+            before = found[piece.index]
+            found[piece.index] = ToolCall(before.name + piece.name, before.arguments + piece.arguments)
+        return found
 
 
 class Generation(Answer, Protocol):

@@ -122,6 +122,29 @@ class FindDevices(Message):
     rpc: list[str]
 
 
+class Tool(Struct, frozen=True):
+    """A function that a model may call.
+
+    Attributes:
+        description: what it does, for the model.
+        parameters: the JSON schema of its arguments, as the model is told it.
+        schema: the same as it is enforced.
+    """
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    schema: dict[str, Any]
+
+
+class CallPiece(Struct, frozen=True):
+    """More of a call. `index`: counted from 0; `name` stands in its first piece, `arguments` are JSON, cut anywhere."""
+
+    index: int
+    name: str = ""
+    arguments: str = ""
+
+
 class PromptOptions(Struct, frozen=True):
     """How a prompt is meant, beside how its answer is sampled.
 
@@ -138,6 +161,7 @@ class PromptOptions(Struct, frozen=True):
         bulk: nobody watches the answer as it is made: its tokens come many at a time, and prompts of others hold it up.
         choices: texts of which `grammar` allows one: how likely each is, is found as well.
         n_logprobs: with each token of the answer, how likely it was, and so many of the likeliest; None: not told.
+        tools: that the answer may call; `must_call`: it has to; `several_calls`: it may call more than one at once.
     """
 
     template: str | None = None
@@ -150,6 +174,9 @@ class PromptOptions(Struct, frozen=True):
     bulk: bool = False
     choices: list[str] | None = None
     n_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    must_call: bool = False
+    several_calls: bool = True
 
 
 class Generate(Message):
@@ -163,7 +190,7 @@ class Generate(Message):
 
     sampling: dict[str, Any]
     prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     options: PromptOptions = field(default_factory=PromptOptions)
     repeatable: bool = False
     drafts: bool = False
@@ -223,10 +250,11 @@ class Count(Message):
     """Parent → child: how many tokens have these messages, rendered for an answer, or this text? As `PromptOptions`."""
 
     prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     template: str | None = None
     thinks: bool = True
     special: bool | None = None
+    tools: list[Tool] | None = None
 
 
 class Counted(Message):
@@ -591,6 +619,7 @@ class Tokens(Message):
         thought: the same of the thinking, which is no part of the answer.
         n_thought: how many of the tokens were thinking, its tags included.
         logprobs: of those that were not, where the request wants them.
+        calls: what they have added to calls of tools.
     """
 
     ids: list[int]
@@ -599,6 +628,7 @@ class Tokens(Message):
     thought: str = ""
     n_thought: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    calls: list[CallPiece] = field(default_factory=list)
 
 
 StopReason = Literal["end", "length", "stop", "context", "cancelled"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -25,7 +26,6 @@ from llmrun.clock import utc
 from llmrun.engine.devices import Found
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.jobs.roofline import Prober
-from llmrun.engine.protocol import TimeProducts
 from llmrun.errors import DiskError, EngineCrashed, LlmrunError, UsageError
 from llmrun.experiments.experiment import Cell, Sample
 from llmrun.experiments.record import MACHINE, Cells
@@ -38,11 +38,10 @@ from llmrun.models.resolve import Model
 from llmrun.options.load import LoadConfig, Offload
 from llmrun.planning.footprint import CPU
 from llmrun.planning.predict.prediction import Source
-from llmrun.tuning import profiling
 
 ROUNDS, QUICK_ROUNDS = 3, 2
-_LOOK_AT, _LOOK_ROW, _LOOK_S = "Q4_K", 2048, 0.1
-"""Type and row of the matrices by which the machine is looked at, and for how long, twice."""
+_LOOK_AT, _LOOK_S = "Q4_K", 0.3
+"""Type of the matrix by which the machine is looked at, and for how long it reads, and multiplies."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +161,11 @@ class Lab:
             self.cells.add(cell.key, Sample(dict(values), utc(), others.cores()))
 
     def _look_at_machine(self) -> None:
-        """The same two products, of one token and of many, so that it shows what the machine did meanwhile."""
-        threads, found = hardware.default_threads(), dict[str, float | None]()
-        for name, n_columns, n_bytes in (("product_s", 1, profiling.Extent().of_matrices), ("products_s", 64, 0)):
-            asked = TimeProducts(CPU, _LOOK_AT, _LOOK_ROW, _LOOK_ROW, n_bytes, [n_columns], [threads], _LOOK_S)
-            found[name] = next(iter(self.prober.seconds_of(asked)), None)
+        """How fast it reads and multiplies, so that it shows what the machine did meanwhile. By large products: what
+        small ones take is the waking of threads."""
+        probed = self.prober.probe(CPU, _LOOK_AT, hardware.default_threads(), _LOOK_S)
+        rates = {"read_bytes_per_s": probed.read_bytes_per_s, "flops_per_s": probed.flops_per_s}
+        found = {name: statistics.median(each) if each else None for name, each in rates.items()}
         self.cells.add(MACHINE, Sample(found, utc()))
 
     @property

@@ -51,7 +51,7 @@ class Record:
     repetitions: samples of each cell.
     cells: samples by the cell's key, in the order in which they were taken.
     errors: why a cell has no samples, by its key.
-    moments: what the machine did meanwhile: the same two products, timed once a round.
+    moments: how fast the machine read and multiplied, once a round.
     noise: how far figures differ from one time to the next.
     """
 

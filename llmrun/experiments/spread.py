@@ -6,7 +6,7 @@ what the machine does meanwhile, which all samples of a run share, has the varia
 
     t · √(2 · (v(n) · s² + m²))        v(n): the variance of a median of n, of a normal distribution
 
-at most, 19 times of 20. m is of `moments`: the same two products, timed again and again while experiments go on.
+at most, 19 times of 20. m is of `moments`: how fast the machine reads and multiplies, again and again.
 """
 
 from __future__ import annotations

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmrun.chat.answer_options import AnswerOptions
 from llmrun.engine.engine import ChildEngine
 from llmrun.errors import LlmrunError, NotFound, OutOfMemory
-from llmrun.server.runner import Runner, Stopping, Stream, Width
+from llmrun.options.sampling import SamplingConfig
+from llmrun.server.runner import Runner, Stopping, Stream, Totals, Width
 
 _LOOK_S = 0.05
 _SWEEP_S = 1.0
@@ -29,16 +31,21 @@ class Served:
         path: of its file.
         open_engine: loads it. Raises `LlmrunError`.
         width_of: how many answers side by side.
+        sampling, answers: what a request gets that says nothing else.
         facts: what listings say of it: "architecture", "n_params", "level", "size_bytes", "n_ctx_train", "template".
         created: when its file was made, seconds of the epoch.
+        also: another name for it, as it was typed.
     """
 
     name: str
     path: Path
     open_engine: Callable[[], ChildEngine]
     width_of: Callable[[ChildEngine], Width]
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
     facts: dict[str, Any] = field(default_factory=dict)
     created: int = 0
+    also: str = ""
 
 
 class Pool:
@@ -47,6 +54,7 @@ class Pool:
     Attributes:
         models: by name.
         runners: of those that are loaded, or are being loaded.
+        totals: what they did, of all models, loaded or not.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class Pool:
     ) -> None:
         self.models = {model.name: model for model in models}
         self.runners: dict[str, Runner] = {}
+        self.totals = {model.name: Totals() for model in models}
         self._most_waiting, self._on_end, self._on_note = most_waiting, on_end, on_note
         self._loading = asyncio.Lock()
         self._until: dict[str, float] = {}  # when an idle one is unloaded, on time.monotonic
@@ -68,7 +77,9 @@ class Pool:
         """The model that a request means; the only one, where it names none. Raises `NotFound`."""
         if not name and len(self.models) == 1:
             return next(iter(self.models.values()))
-        known = self.models.get(name or "") or self.models.get((name or "").removesuffix(":latest"))
+        wanted = (name or "").removesuffix(":latest")
+        known = self.models.get(name or "") or self.models.get(wanted)
+        known = known or next((model for model in self.models.values() if wanted and model.also == wanted), None)
         if known is None:
             there = ", ".join(self.models)
             raise NotFound(f"there is no model {name[:80]!r} here but {there}" if name else f"model is one of {there}")
@@ -103,6 +114,7 @@ class Pool:
                 most_waiting=self._most_waiting,
                 on_end=self._on_end,
                 on_note=self._on_note,
+                totals=self.totals[model.name],
             )
             try:
                 await runner.ready()

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.interface import Answer
@@ -25,6 +27,7 @@ from llmrun.errors import EngineCrashed, LlmrunError
 from llmrun.options.sampling import SamplingConfig
 from llmrun.wire.request import Piece
 
+_POLL_S = 0.01
 _LOOK_S = 0.5
 """At most so long the engine's thread waits before it looks whether it is to end."""
 
@@ -68,6 +71,7 @@ class Stream:
     """One answer, for the loop: `begun`, then iterate for its pieces.
 
     Attributes:
+        model: by name.
         answer: what the engine knows of it, as soon as it has it.
         asked_s: when it was asked for, on `time.perf_counter`.
     """
@@ -75,17 +79,17 @@ class Stream:
     def __init__(
         self,
         runner: Runner,
-        asked: str | list[dict[str, str]],
+        asked: str | list[dict[str, Any]],
         sampling: SamplingConfig,
         options: PromptOptions,
     ) -> None:
-        self._runner = runner
+        self._runner, self.model = runner, runner.name
         self.asked, self.sampling, self.options = asked, sampling, options
         self.answer: SubmittedAnswer | None = None
         self.asked_s = time.perf_counter()
-        self._news: asyncio.Queue[Piece | LlmrunError | None] = asyncio.Queue()
-        self._has_begun = asyncio.Event()
-        self._n_text = self._n_thought = self._n_tokens = self._n_logprobs = 0
+        self._pieces: list[Piece] = []
+        self._has_news, self._has_begun, self._has_ended = asyncio.Event(), asyncio.Event(), False
+        self._n_text = self._n_thought = self._n_tokens = self._n_logprobs = self._n_calls = 0
         self._error: LlmrunError | None = None
 
     async def begun(self) -> Answer:
@@ -100,23 +104,16 @@ class Stream:
         return self
 
     async def __anext__(self) -> Piece:
-        found = await self._news.get()
-        if isinstance(found, Piece):
-            # Whoever reads slowly gets all that is there at once.
-            while not self._news.empty() and isinstance(self._news._queue[0], Piece):  # type: ignore[attr-defined]
-                more = self._news.get_nowait()
-                assert isinstance(more, Piece)
-                found = Piece(
-                    found.text + more.text,
-                    found.thought + more.thought,
-                    found.n_tokens + more.n_tokens,
-                    [*found.logprobs, *more.logprobs],
-                )
-            return found
-        self._news.put_nowait(found)  # whoever asks once more
-        if found is None:
-            raise StopAsyncIteration
-        raise found
+        """All that has come since the last one: who reads slowly gets more at once."""
+        while not (self._pieces or self._has_ended):
+            self._has_news.clear()
+            await self._has_news.wait()
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            return joined(pieces)
+        if self._error is not None:
+            raise self._error
+        raise StopAsyncIteration
 
     def cancel(self) -> None:
         """Nobody wants it any more. Safe to call twice, and when it has ended."""
@@ -133,22 +130,34 @@ class Stream:
             answer.thinking[self._n_thought :],
             len(answer.token_ids) - self._n_tokens,
             answer.logprobs[self._n_logprobs :],
+            answer.call_pieces[self._n_calls :],
         )
         self._n_text, self._n_thought = len(answer.text), len(answer.thinking)
         self._n_tokens, self._n_logprobs = len(answer.token_ids), len(answer.logprobs)
+        self._n_calls = len(answer.call_pieces)
         return piece
 
     # -- on the loop ---
 
     def tell(self, piece: Piece | None, error: LlmrunError | None, *, ended: bool) -> None:
-        if piece is not None and (piece.text or piece.thought or piece.logprobs or piece.n_tokens):
-            self._news.put_nowait(piece)
-        if error is not None:
-            self._error = error
-            self._news.put_nowait(error)
-        elif ended:
-            self._news.put_nowait(None)
+        if piece is not None and (piece.text or piece.thought or piece.logprobs or piece.calls or piece.n_tokens):
+            self._pieces.append(piece)
+        self._error, self._has_ended = error, ended
+        self._has_news.set()
         self._has_begun.set()
+
+
+def joined(pieces: list[Piece]) -> Piece:
+    """The same as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        "".join(piece.thought for piece in pieces),
+        sum(piece.n_tokens for piece in pieces),
+        [each for piece in pieces for each in piece.logprobs],
+        [each for piece in pieces for each in piece.calls],
+    )
 
 
 @dataclass
@@ -203,7 +212,6 @@ class Runner:
         self._answers: Parallel | None = None
         self._closing = False
         self._loop = asyncio.get_running_loop()
-        self._ready = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"engine {self.name}", daemon=True)
         self._thread.start()
 
@@ -217,19 +225,28 @@ class Runner:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
+    def answers(self) -> list[SubmittedAnswer]:
+        """Those that are being made."""
+        with self._lock:
+            return [*self._active]
+
+    @property
+    def n_slots(self) -> int:
+        """0 before it is known."""
+        return self.width.n_seq if self.width else 0
+
     @property
     def is_idle(self) -> bool:
         return not (self._active or self._waiting or self._questions or self._early)
 
-    async def ready(self) -> ChildEngine:
+    async def ready(self) -> None:
         """Wait until it is loaded. Raises why it can't be."""
-        await self._ready.wait()
+        while self.state == "loading":
+            await asyncio.sleep(_POLL_S)
         if self.error is not None:
             raise self.error
-        assert self.engine is not None
-        return self.engine
 
-    def submit(self, asked: str | list[dict[str, str]], sampling: SamplingConfig, options: PromptOptions) -> Stream:
+    def submit(self, asked: str | list[dict[str, Any]], sampling: SamplingConfig, options: PromptOptions) -> Stream:
         """Raises `Busy`, `Stopping`."""
         stream = Stream(self, asked, sampling, options)
         self.used_s = time.monotonic()
@@ -291,8 +308,7 @@ class Runner:
             stream.tell(None, error, ended=True)
             self.on_end(stream, error)
         for question in early:
-            if not question.reply.done():
-                question.reply.set_exception(error)
+            _reject(question, error)
 
     # -- with the lock ---
 
@@ -334,7 +350,6 @@ class Runner:
             self._answers = self.engine = None
         if self.state != "failed":
             self.state = "closed"
-        self._post(self._ready.set)
 
     def _begin(self, answers: Parallel) -> None:
         with self._lock:
@@ -343,7 +358,6 @@ class Runner:
             for question in early:
                 self._put(question)
             self._fill()
-        self._post(self._ready.set)
 
     def _answer(self, answers: Parallel) -> None:
         while True:
@@ -358,7 +372,7 @@ class Runner:
                 self._take(news, told)
                 news = answers.any_news(0) if len(told) < 64 else None
             if told:
-                self._post(lambda told=told: self._tell(told))
+                self._post(partial(self._tell, told))
 
     def _take(self, news: SubmittedAnswer | Asked, told: list[_Told]) -> None:
         if isinstance(news, Asked):
@@ -409,7 +423,7 @@ class Runner:
             self._closing = True
         self._post(lambda: self._tell([_Told(stream, None, error, ended=True) for stream in streams]))
         for question in questions:
-            self._post(lambda question=question: question.reply.done() or question.reply.set_exception(error))
+            self._post(partial(_reject, question, error))
 
     def _post(self, do: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
@@ -420,6 +434,11 @@ class Runner:
             each.stream.tell(each.piece, each.error, ended=each.ended)
             if each.ended:
                 self.on_end(each.stream, each.error)
+
+
+def _reject(question: _Question, error: LlmrunError) -> None:
+    if not question.reply.done():
+        question.reply.set_exception(error)
 
 
 def _resolve(question: _Question, asked: Asked) -> None:

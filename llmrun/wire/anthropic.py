@@ -6,17 +6,33 @@ counts. What a model thought comes before its text, without a signature: none is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmrun import codec
 from llmrun.codec import Meta, Struct
 from llmrun.errors import UsageError
-from llmrun.wire.request import Event, Piece, Refused, Request, refusal, sampling_of, thinking_of
+from llmrun.wire.openai import call_of, text_of_parts
+from llmrun.wire.request import (
+    Choice,
+    Event,
+    Function,
+    Piece,
+    Refused,
+    Request,
+    chosen,
+    new_call_id,
+    refusal,
+    sampling_of,
+    thinking_of,
+    tools_of,
+)
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.engine.interface import Answer
+    from llmrun.engine.protocol import Tool
     from llmrun.options.sampling import SamplingConfig
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
@@ -24,9 +40,34 @@ _STOPPED = {"end": "end_turn", "stop": "stop_sequence", "length": "max_tokens", 
 
 
 class _Block(Struct):
+    """`text` and `thinking` of these two; the others of a tool's use, and of its result."""
+
     type: str
     text: str | None = None
     thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[_Part] | None = None
+
+
+class _Part(Struct):
+    type: str
+    text: str | None = None
+
+
+class _Tool(Struct):
+    name: str
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+
+
+class _ToolChoice(Struct):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class _Message(Struct):
@@ -47,7 +88,8 @@ class CountBody(Struct, kw_only=True):
     model: str | None = None
     system: str | list[_Block] | None = None
     thinking: _Thinking | None = None
-    tools: list[Any] | None = None
+    tools: list[_Tool] | None = None
+    tool_choice: _ToolChoice | None = None
 
 
 class MessagesBody(CountBody, forbid_unknown_fields=True, kw_only=True):
@@ -57,7 +99,6 @@ class MessagesBody(CountBody, forbid_unknown_fields=True, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    tool_choice: Any = None
     # Of no meaning here, and of none for an answer.
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
@@ -68,8 +109,7 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
     """As `openai.request_of`."""
     try:
         asked = codec.decode(body, MessagesBody)
-        if asked.tools:
-            raise Refused("tools are not held here: leave them out", "tools")
+        found = _tools(asked)
         given = {
             "max_tokens": asked.max_tokens,
             "temperature": asked.temperature,
@@ -83,6 +123,9 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
             True,
             model=asked.model,
             streams=bool(asked.stream),
+            tools=found.tools,
+            must_call=found.must_call,
+            several_calls=not (asked.tool_choice and asked.tool_choice.disable_parallel_tool_use),
         )
     except codec.Malformed as error:
         raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
@@ -90,13 +133,28 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
         raise refusal(error) from None
 
 
-def count_of(body: bytes, answers: AnswerOptions) -> tuple[list[dict[str, str]], bool, str | None]:
-    """Messages to be counted, whether they are answered with thinking, and the model. Raises `Refused`."""
+def _tools(asked: CountBody) -> Choice:
+    for i, tool in enumerate(asked.tools or ()):
+        if tool.type not in (None, "custom"):
+            raise Refused(f"tools[{i}] is {tool.type[:40]!r}: functions of yours alone are held", f"tools[{i}]")
+    functions = [Function(tool.name, tool.description, tool.input_schema) for tool in asked.tools or ()]
+    kinds = {"auto": "auto", "any": "required", "tool": "one", "none": "none"}
+    choice = asked.tool_choice
+    return chosen(
+        tools_of(functions, "tools"),
+        kinds[choice.type] if choice else None,
+        choice.name if choice else None,
+        "tool_choice",
+    )
+
+
+def count_of(body: bytes, answers: AnswerOptions) -> tuple[list[dict[str, Any]], bool, tuple[Tool, ...]]:
+    """Messages to be counted, whether they are answered with thinking, and tools. Raises `Refused`."""
     try:
         asked = codec.decode(body, CountBody)
     except codec.Malformed as error:
         raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
-    return _messages(asked), _answers(asked, answers).thinks, asked.model
+    return _messages(asked), _answers(asked, answers).thinks, _tools(asked).tools
 
 
 def _answers(asked: CountBody, answers: AnswerOptions) -> AnswerOptions:
@@ -105,18 +163,31 @@ def _answers(asked: CountBody, answers: AnswerOptions) -> AnswerOptions:
     return thinking_of(answers, asked.thinking.type != "disabled", asked.thinking.budget_tokens)
 
 
-def _messages(asked: CountBody) -> list[dict[str, str]]:
-    messages = []
+def _messages(asked: CountBody) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
     if asked.system:
         messages.append({"role": "system", "content": _text(asked.system, "system")})
     for i, message in enumerate(asked.messages):
         where = f"messages[{i}].content"
-        said = {"role": message.role, "content": _text(message.content, where)}
-        if not isinstance(message.content, str):
-            thought = "".join(block.thinking or "" for block in message.content if block.type == "thinking")
-            if thought:
-                said["reasoning_content"] = thought
-        messages.append(said)
+        if isinstance(message.content, str):
+            messages.append({"role": message.role, "content": message.content})
+            continue
+        text = _text(message.content, where)
+        said: dict[str, Any] = {"role": message.role, "content": text}
+        thought = "".join(block.thinking or "" for block in message.content if block.type == "thinking")
+        if thought:
+            said["reasoning_content"] = thought
+        calls = [block for block in message.content if block.type == "tool_use"]
+        if calls:
+            said["tool_calls"] = [
+                call_of(each.id, each.name or "", codec.encode(each.input or {}).decode()) for each in calls
+            ]
+        results = [block for block in message.content if block.type == "tool_result"]
+        for block in results:
+            told = text_of_parts(block.content or "", where, ("text",))
+            messages.append({"role": "tool", "content": told, "tool_call_id": block.tool_use_id or ""})
+        if text or calls or not results:
+            messages.append(said)
     return messages
 
 
@@ -125,7 +196,7 @@ def _text(content: str | Sequence[_Block], where: str) -> str:
         return content
     texts = []
     for j, block in enumerate(content):
-        if block.type in ("thinking", "redacted_thinking"):
+        if block.type in ("thinking", "redacted_thinking", "tool_use", "tool_result"):
             continue
         if block.type != "text" or block.text is None:
             raise Refused(f"{where}[{j}] is {block.type[:40]!r}: text alone can be read", where)
@@ -141,8 +212,11 @@ def body_of(request: Request, answers: Sequence[Answer], *, id_: str, model: str
     content: list[dict[str, Any]] = []
     if answer.thinking:
         content.append({"type": "thinking", "thinking": answer.thinking, "signature": ""})
-    if answer.text or not content:
+    calls = answer.calls
+    if answer.text or not (content or calls):
         content.append({"type": "text", "text": answer.text})
+    for call in calls:
+        content.append({"type": "tool_use", "id": new_call_id(), "name": call.name, "input": _loaded(call.arguments)})
     return {**_message(id_, model, answer), "content": content, **_ended(request, answer)}
 
 
@@ -162,7 +236,17 @@ def _message(id_: str, model: str, answer: Answer) -> dict[str, Any]:
 def _ended(request: Request, answer: Answer) -> dict[str, Any]:
     stops = request.sampling.stop
     which = stops[0] if answer.stop_reason == "stop" and len(stops) == 1 else None
-    return {"stop_reason": _STOPPED.get(answer.stop_reason or ""), "stop_sequence": which}
+    reason = _STOPPED.get(answer.stop_reason or "")
+    if answer.call_pieces and reason in ("end_turn", "stop_sequence"):
+        reason = "tool_use"
+    return {"stop_reason": reason, "stop_sequence": which}
+
+
+def _loaded(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:  # cut by the limit
+        return {}
 
 
 def _usage(answer: Answer) -> dict[str, int]:
@@ -184,7 +268,9 @@ class Events:
         self._open = ""  # the kind of the block that is open
 
     def begin(self, i: int, answer: Answer) -> Iterator[Event]:
-        yield _event("message_start", message=_message(self._id, self._model, answer))
+        message = _message(self._id, self._model, answer)
+        message["usage"]["output_tokens"] = 0
+        yield _event("message_start", message=message)
         yield _event("ping")
 
     def piece(self, i: int, piece: Piece, answer: Answer) -> Iterator[Event]:
@@ -194,6 +280,14 @@ class Events:
         if piece.text:
             yield from self._within("text")
             yield self._delta(type="text_delta", text=piece.text)
+        for call in piece.calls:
+            if call.name:
+                yield from self._closed()
+                self._index, self._open = self._index + 1, "tool_use"
+                block = {"type": "tool_use", "id": new_call_id(), "name": call.name, "input": {}}
+                yield _event("content_block_start", index=self._index, content_block=block)
+            if call.arguments:
+                yield self._delta(type="input_json_delta", partial_json=call.arguments)
 
     def end(self, i: int, answer: Answer) -> Iterator[Event]:
         if not self._open:

@@ -6,17 +6,22 @@ as long, and refused where it is not; those that only say how fast it may be (`n
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from llmrun import codec
 from llmrun.codec import Struct
 from llmrun.errors import UsageError
+from llmrun.units import count
+from llmrun.wire import openai
 from llmrun.wire.request import (
     Event,
+    Function,
     Piece,
     Refused,
     Request,
@@ -26,11 +31,13 @@ from llmrun.wire.request import (
     refusal,
     sampling_of,
     thinking_of,
+    tools_of,
 )
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.engine.interface import Answer
+    from llmrun.engine.protocol import Tool
     from llmrun.options.sampling import SamplingConfig
 
 CHAT, GENERATE = "/api/chat", "/api/generate"
@@ -72,12 +79,23 @@ class _Options(Struct, forbid_unknown_fields=True):
     numa: bool | None = None
 
 
+class _Called(Struct):
+    name: str
+    arguments: dict[str, Any] | None = None
+
+
+class _Call(Struct):
+    function: _Called
+
+
 class _Message(Struct):
     role: str
-    content: str = ""
+    content: str | None = None
     thinking: str | None = None
     images: list[Any] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[_Call] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
 
 
 class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -95,7 +113,7 @@ class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class ChatBody(_Body, forbid_unknown_fields=True, kw_only=True):
     messages: list[_Message] = codec.field(default_factory=list)
-    tools: list[Any] | None = None
+    tools: list[openai.ToolSpec] | None = None
 
 
 class GenerateBody(_Body, forbid_unknown_fields=True, kw_only=True):
@@ -131,7 +149,7 @@ class Asked:
 def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOptions) -> Asked:
     """As `openai.request_of`."""
     try:
-        read: ChatBody | GenerateBody = codec.decode(body, ChatBody if url == CHAT else GenerateBody)
+        read: Any = codec.decode(body, ChatBody if url == CHAT else GenerateBody)
         asked = _messages(read.messages) if isinstance(read, ChatBody) else _prompt(read)
         _refuse(read)
         options = read.options or _Options()
@@ -156,7 +174,10 @@ def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOpt
             isinstance(read, ChatBody),
             model=read.model,
             streams=read.stream is not False,
+            tools=_tools(read),
         )
+        if request.tools and answers.output_format is not None:
+            raise Refused("tools and format: an answer has one form", "format")
         return Asked(request if asked else None, read)
     except codec.Malformed as error:
         raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
@@ -164,16 +185,26 @@ def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOpt
         raise refusal(error) from None
 
 
-def _messages(messages: Sequence[_Message]) -> list[dict[str, str]]:
+def _tools(body: _Body) -> tuple[Tool, ...]:
+    specs = [each.function for each in body.tools or ()] if isinstance(body, ChatBody) else []
+    return tools_of([Function(each.name, each.description, each.parameters) for each in specs], "tools")
+
+
+def _messages(messages: Sequence[_Message]) -> list[dict[str, Any]]:
     made = []
     for i, message in enumerate(messages):
-        if message.role not in ("system", "user", "assistant"):
-            raise Refused(f"messages[{i}].role is {message.role[:40]!r}: there are system, user, assistant")
+        if message.role not in ("system", "user", "assistant", "tool"):
+            raise Refused(f"messages[{i}].role is {message.role[:40]!r}: there are system, user, assistant, tool")
         if message.images:
             raise Refused(f"messages[{i}].images: text alone can be read")
+        said: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+        if message.role == "tool":
+            said |= {"tool_call_id": message.tool_call_id or "", "name": message.tool_name or ""}
         if message.tool_calls:
-            raise Refused(f"messages[{i}].tool_calls: tools are not held here")
-        said = {"role": message.role, "content": message.content}
+            called = [each.function for each in message.tool_calls]
+            said["tool_calls"] = [
+                openai.call_of(None, each.name, codec.encode(each.arguments or {}).decode()) for each in called
+            ]
         if message.thinking:
             said["reasoning_content"] = message.thinking
         made.append(said)
@@ -193,8 +224,6 @@ def _prompt(body: GenerateBody) -> str | list[dict[str, str]]:
 
 
 def _refuse(body: _Body) -> None:
-    if isinstance(body, ChatBody) and body.tools:
-        raise Refused("tools are not held here: leave them out", "tools")
     if body.logprobs or body.top_logprobs:
         raise Refused("logprobs are held by /v1/chat/completions alone", "logprobs")
     options = body.options or _Options()
@@ -229,19 +258,66 @@ def _seconds(given: float | str | None) -> float | None:
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+    return _utc(datetime.now(timezone.utc))
+
+
+def at(epoch_s: float) -> str:
+    return _utc(datetime.fromtimestamp(epoch_s, timezone.utc))
+
+
+def after(seconds: float | None) -> str:
+    """When so many are over; None: not for a long time."""
+    return _utc(datetime.now(timezone.utc) + (timedelta(days=365) if seconds is None else timedelta(seconds=seconds)))
+
+
+def _utc(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def details(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What listings say of a model."""
+    family = facts.get("architecture") or ""
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": family,
+        "families": [family],
+        "parameter_size": count(facts.get("n_params")).replace(" ", ""),
+        "quantization_level": facts.get("level") or "",
+    }
+
+
+def model_info(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same by the keys of its file."""
+    family = facts.get("architecture") or ""
+    known = {
+        "general.architecture": family,
+        "general.parameter_count": facts.get("n_params"),
+        f"{family}.context_length": facts.get("n_ctx_train"),
+    }
+    return {key: value for key, value in known.items() if value}
 
 
 def body_of(request: Request, answers: Sequence[Answer], *, url: str, model: str) -> dict[str, Any]:
     (answer,) = answers
-    return {**_said(url, model, answer.text, answer.thinking), **_ended(answer)}
+    return {**_said(url, model, answer.text, answer.thinking, _called(answer)), **_ended(answer)}
 
 
-def _said(url: str, model: str, text: str, thinking: str) -> dict[str, Any]:
+def _called(answer: Answer) -> list[dict[str, Any]]:
+    """Calls; one that was cut by the limit has no arguments that could be read, and is none."""
+    found = []
+    for call in answer.calls:
+        with suppress(ValueError):
+            found.append({"function": {"name": call.name, "arguments": json.loads(call.arguments)}})
+    return found
+
+
+def _said(url: str, model: str, text: str, thinking: str, calls: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     head: dict[str, Any] = {"model": model, "created_at": now()}
     thought = {"thinking": thinking} if thinking else {}
     if url == CHAT:
-        return {**head, "message": {"role": "assistant", "content": text, **thought}, "done": False}
+        called = {"tool_calls": [*calls]} if calls else {}
+        return {**head, "message": {"role": "assistant", "content": text, **thought, **called}, "done": False}
     return {**head, "response": text, **thought, "done": False}
 
 
@@ -278,6 +354,8 @@ class Lines:
             yield Event("", _said(self._url, self._model, piece.text, piece.thought))
 
     def end(self, i: int, answer: Answer) -> Iterator[Event]:
+        if calls := _called(answer):
+            yield Event("", _said(self._url, self._model, "", "", calls))
         yield Event("", {**_said(self._url, self._model, "", ""), **_ended(answer)})
 
     def close(self, answers: Sequence[Answer]) -> Iterator[Event]:

@@ -17,18 +17,22 @@ from llmrun.errors import UsageError
 from llmrun.wire.request import (
     MOST_LOGPROBS,
     Event,
+    Function,
     Piece,
     Refused,
     Request,
+    chosen,
     effort_of,
     format_of_grammar,
     format_of_json,
     format_of_schema,
+    new_call_id,
     openai_usage,
     refusal,
     sampling_of,
     thinking_of,
     timings,
+    tools_of,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MOST_ANSWERS = 16
 """Of one request."""
 _FINISHED = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
 class _Part(Struct):
@@ -52,12 +56,46 @@ class _Part(Struct):
     text: str | None = None
 
 
+class CalledFunction(Struct):
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(Struct):
+    function: CalledFunction
+    id: str | None = None
+    type: str | None = None
+
+
 class _Message(Struct):
     role: str
     content: str | list[_Part] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class FunctionSpec(Struct):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolSpec(Struct):
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class _NamedFunction(Struct):
+    name: str
+
+
+class ToolChoice(Struct):
+    type: Literal["function"]
+    function: _NamedFunction
 
 
 class JsonSchema(Struct, forbid_unknown_fields=True):
@@ -126,8 +164,8 @@ class ChatBody(_Body, forbid_unknown_fields=True, kw_only=True):
     chat_template_kwargs: TemplateArguments | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[ToolSpec] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
 
@@ -158,9 +196,10 @@ def request_of(
 
 
 def _of_chat(body: ChatBody, sampling: SamplingConfig, answers: AnswerOptions, *, live: bool) -> Request:
-    _refuse(body, {"tools": [], "tool_choice": "none", "modalities": ["text"]})
+    _refuse(body, {"modalities": ["text"]})
     if not live:
         _refuse(body, {"n": 1, "stream": False, "logprobs": False, "top_logprobs": 0})
+        _refuse(body, {"tools": [], "tool_choice": "none"})
     if body.top_logprobs and not body.logprobs:
         raise Refused("top_logprobs is of no effect without logprobs: true", "top_logprobs")
     messages = [_message(i, each) for i, each in enumerate(body.messages)]
@@ -169,11 +208,24 @@ def _of_chat(body: ChatBody, sampling: SamplingConfig, answers: AnswerOptions, *
     answers = thinking_of(answers, body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs else None)
     if body.response_format and body.grammar is not None and body.response_format.type != "text":
         raise Refused("response_format and grammar: an answer has one format", "grammar")
-    chosen = _format_of(body.response_format) or format_of_grammar(body.grammar)
-    if chosen is not None:
-        answers = replace(answers, output_format=chosen)
+    form = _format_of(body.response_format) or format_of_grammar(body.grammar)
+    if form is not None:
+        answers = replace(answers, output_format=form)
     n_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _request(body, messages, _sampling_of(body, sampling, most), answers, n_logprobs)
+    request = _request(body, messages, _sampling_of(body, sampling, most), answers, n_logprobs)
+    return _with_tools(request, body)
+
+
+def _with_tools(request: Request, body: ChatBody) -> Request:
+    specs = [each.function for each in body.tools or ()]
+    tools = tools_of([Function(each.name, each.description, each.parameters) for each in specs], "tools")
+    named = body.tool_choice.function.name if isinstance(body.tool_choice, ToolChoice) else None
+    choice = "one" if isinstance(body.tool_choice, ToolChoice) else body.tool_choice
+    found = chosen(tools, choice, named, "tool_choice")
+    if found.tools and request.answers.output_format is not None:
+        raise Refused("tools and response_format: an answer has one form", "response_format")
+    several = body.parallel_tool_calls is not False
+    return replace(request, tools=found.tools, must_call=found.must_call, several_calls=several)
 
 
 def _of_completion(body: CompletionBody, sampling: SamplingConfig, answers: AnswerOptions, *, live: bool) -> Request:
@@ -183,14 +235,14 @@ def _of_completion(body: CompletionBody, sampling: SamplingConfig, answers: Answ
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if len(texts) != 1:
         raise Refused(f"prompt has {len(texts)} texts: one request is about one", "prompt")
-    if chosen := format_of_grammar(body.grammar):
-        answers = replace(answers, output_format=chosen)
+    if form := format_of_grammar(body.grammar):
+        answers = replace(answers, output_format=form)
     return _request(body, texts[0], _sampling_of(body, sampling, body.max_tokens), answers, body.logprobs)
 
 
 def _request(
     body: _Body,
-    asked: str | list[dict[str, str]],
+    asked: str | list[dict[str, Any]],
     sampling: SamplingConfig,
     answers: AnswerOptions,
     n_logprobs: int | None,
@@ -222,18 +274,30 @@ def _refuse(body: _Body, held: Mapping[str, Any]) -> None:
             raise Refused(f"{name} is not held here: leave it out", name)
 
 
-def _message(i: int, message: _Message) -> dict[str, str]:
+def _message(i: int, message: _Message) -> dict[str, Any]:
     role = _ROLES.get(message.role)
     if role is None:
         raise Refused(f"messages[{i}].role is {message.role!r}: there are {', '.join(_ROLES)}", f"messages[{i}].role")
-    if message.tool_calls:
-        raise Refused(f"messages[{i}].tool_calls: tools are not held here", f"messages[{i}].tool_calls")
-    if message.content is None:
+    if message.content is None and not message.tool_calls:
         raise Refused(f"messages[{i}].content is missing", f"messages[{i}].content")
-    said = {"role": role, "content": text_of_parts(message.content, f"messages[{i}].content", ("text",))}
+    said: dict[str, Any] = {"role": role}
+    said["content"] = text_of_parts(message.content or "", f"messages[{i}].content", ("text",))
+    if message.tool_calls:
+        if role != "assistant":
+            raise Refused(f"messages[{i}].tool_calls: an assistant alone calls", f"messages[{i}].tool_calls")
+        said["tool_calls"] = [
+            call_of(each.id, each.function.name, each.function.arguments) for each in message.tool_calls
+        ]
+    if role == "tool":
+        said |= {"tool_call_id": message.tool_call_id or "", **({"name": message.name} if message.name else {})}
     if thought := message.reasoning_content or message.reasoning:
         said["reasoning_content"] = thought
     return said
+
+
+def call_of(id_: str | None, name: str, arguments: str) -> dict[str, Any]:
+    """A call among messages, as templates are given it."""
+    return {"id": id_ or new_call_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def text_of_parts(content: str | Sequence[Any], where: str, kinds: Sequence[str]) -> str:
@@ -290,10 +354,13 @@ def body_of(request: Request, answers: Sequence[Answer], *, id_: str, model: str
 
 
 def _choice(request: Request, i: int, answer: Answer) -> dict[str, Any]:
-    finish = _FINISHED.get(answer.stop_reason or "")
+    finish = _finish(answer)
     logprobs = _logprobs(request, answer.logprobs, 0)
     if request.is_chat:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+        calls = [call_of(None, call.name, call.arguments) for call in answer.calls]
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text if answer.text or not calls else None}
+        if calls:
+            message["tool_calls"] = calls
         if answer.thinking:
             message |= {"reasoning_content": answer.thinking, "reasoning": answer.thinking}
         choice: dict[str, Any] = {"index": i, "message": message, "finish_reason": finish, "logprobs": logprobs}
@@ -302,6 +369,11 @@ def _choice(request: Request, i: int, answer: Answer) -> dict[str, Any]:
     if (weighed := request.answers.choice_probabilities(answer.done)) is not None:
         choice["choice_probabilities"] = weighed
     return choice
+
+
+def _finish(answer: Answer) -> str | None:
+    finish = _FINISHED.get(answer.stop_reason or "")
+    return "tool_calls" if answer.call_pieces and finish == "stop" else finish
 
 
 def _usage_of(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -356,12 +428,18 @@ class Chunks:
             yield self._chunk(i, {"delta": {"reasoning_content": piece.thought, "reasoning": piece.thought}}, answer)
         if piece.text or told:
             yield self._chunk(i, {"delta": {"content": piece.text}, **told}, answer)
+        for call in piece.calls:
+            more: dict[str, Any] = {"index": call.index, "function": {"arguments": call.arguments}}
+            if call.name:
+                function = {"name": call.name, "arguments": call.arguments}
+                more = {"index": call.index, "id": new_call_id(), "type": "function", "function": function}
+            yield self._chunk(i, {"delta": {"tool_calls": [more]}}, answer)
 
     def end(self, i: int, answer: Answer) -> Iterator[Event]:
         last: dict[str, Any] = {"delta": {}} if self._request.is_chat else {"text": ""}
         if (weighed := self._request.answers.choice_probabilities(answer.done)) is not None:
             last["choice_probabilities"] = weighed
-        chunk = self._chunk(i, last, answer, finish=_FINISHED.get(answer.stop_reason or ""))
+        chunk = self._chunk(i, last, answer, finish=_finish(answer))
         chunk.document["timings"] = timings(answer.timing)
         yield chunk
 

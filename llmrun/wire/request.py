@@ -8,11 +8,15 @@ What is asked for is held, or refused with the reason.
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from llmrun import codec
 from llmrun.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from llmrun.constrain.output_format import OutputFormat
     from llmrun.engine.interface import Answer
     from llmrun.engine.meter import Timing
-    from llmrun.engine.protocol import TokenLogprobs
+    from llmrun.engine.protocol import CallPiece, PromptOptions, TokenLogprobs, Tool
     from llmrun.options.sampling import SamplingConfig
 
 MOST_LOGPROBS = 20
@@ -60,9 +64,10 @@ class Request:
         with_usage: with the tokens that it took, at its end, if it streams; `every_usage`: with each piece.
         with_timings: the same of how long it took, with each piece.
         reuse: what is known of its prompt need not be computed again.
+        tools, must_call, several_calls: as `PromptOptions` has them.
     """
 
-    asked: str | list[dict[str, str]]
+    asked: str | list[dict[str, Any]]
     sampling: SamplingConfig
     answers: AnswerOptions
     is_chat: bool
@@ -74,6 +79,19 @@ class Request:
     every_usage: bool = False
     with_timings: bool = False
     reuse: bool = True
+    tools: tuple[Tool, ...] = ()
+    must_call: bool = False
+    several_calls: bool = True
+
+    def options(self) -> PromptOptions:
+        """For the engine."""
+        return self.answers.for_prompt(
+            reuse=self.reuse,
+            n_logprobs=self.n_logprobs,
+            tools=[*self.tools] or None,
+            must_call=self.must_call,
+            several_calls=self.several_calls,
+        )
 
     def samplings(self) -> Iterable[SamplingConfig]:
         """Of each of its answers: with one seed they would all be the same."""
@@ -94,6 +112,7 @@ class Piece:
     thought: str = ""
     n_tokens: int = 0
     logprobs: Sequence[TokenLogprobs] = field(default_factory=list)
+    calls: Sequence[CallPiece] = field(default_factory=list)
 
 
 class Event(NamedTuple):
@@ -147,6 +166,60 @@ def effort_of(answers: AnswerOptions, effort: str | None, where: str) -> AnswerO
     if effort not in EFFORTS:
         raise Refused(f"{where} is {effort[:40]!r}: there are {', '.join(EFFORTS)}", where)
     return thinking_of(answers, effort != "none", EFFORTS[effort])
+
+
+class Function(NamedTuple):
+    """A tool in anybody's form."""
+
+    name: str
+    description: str | None
+    parameters: dict[str, Any] | None
+
+
+def tools_of(functions: Sequence[Function], where: str) -> tuple[Tool, ...]:
+    """Raises `Refused` for what can't be called or enforced."""
+    from llmrun.engine.protocol import Tool
+
+    made, names = [], set[str]()
+    for i, each in enumerate(functions):
+        if not re.fullmatch(r"[\w.\-]{1,128}", each.name) or each.name in names:
+            why = "twice" if each.name in names else "no name: letters, digits, _, - and . are possible"
+            raise Refused(f"{where}[{i}]: {each.name[:60]!r} is {why}", f"{where}[{i}]")
+        names.add(each.name)
+        parameters = each.parameters or {"type": "object", "properties": {}}
+        try:
+            enforced = format_of_schema(codec.encode(parameters)).grammar
+        except UsageError as error:
+            raise Refused(f"{where}[{i}], {each.name}: {error.message}", f"{where}[{i}]") from None
+        schema = json.loads(enforced)["grammars"][0]["json_schema"]
+        made.append(Tool(each.name, each.description or "", parameters, schema))
+    return tuple(made)
+
+
+class Choice(NamedTuple):
+    """Which tools an answer may call, and whether it has to."""
+
+    tools: tuple[Tool, ...]
+    must_call: bool
+
+
+def chosen(tools: tuple[Tool, ...], choice: str | None, name: str | None, where: str) -> Choice:
+    """`choice`: "auto", "none", "required", or "one", which is `name`. Raises `Refused`."""
+    if choice == "none":
+        return Choice((), must_call=False)
+    if choice in ("required", "one") and not tools:
+        raise Refused(f"{where}: there are no tools", where)
+    if choice == "one":
+        found = tuple(tool for tool in tools if tool.name == name)
+        if not found:
+            raise Refused(f"{where}: there is no tool {str(name)[:60]!r}", where)
+        return Choice(found, must_call=True)
+    return Choice(tools, must_call=choice == "required")
+
+
+def new_call_id() -> str:
+    """Nine letters and digits: templates of Mistral's demand that."""
+    return secrets.token_hex(5)[:9]
 
 
 def refusal(error: UsageError) -> Refused:

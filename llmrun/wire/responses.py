@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from llmrun import codec
 from llmrun.codec import Meta, Struct
 from llmrun.errors import UsageError
-from llmrun.wire.openai import text_of_parts
+from llmrun.wire.openai import call_of, text_of_parts
 from llmrun.wire.request import (
+    Choice,
     Event,
+    Function,
     Piece,
     Refused,
     Request,
+    chosen,
     effort_of,
     format_of_json,
     format_of_schema,
+    new_call_id,
     refusal,
     sampling_of,
     timings,
+    tools_of,
 )
 
 if TYPE_CHECKING:
@@ -42,11 +47,15 @@ class _Part(Struct):
 
 
 class _Item(Struct):
-    """A message, what was thought before one, or something that is not held."""
+    """A message, what was thought before one, a call and its result, or something that is not held."""
 
     type: str = "message"
     role: str | None = None
     content: str | list[_Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[_Part] | None = None
 
 
 class _Format(Struct, forbid_unknown_fields=True):
@@ -70,6 +79,14 @@ class _Reasoning(Struct, forbid_unknown_fields=True):
 
 class _Tool(Struct):
     type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _ToolChoice(Struct):
+    type: str
+    name: str | None = None
 
 
 class ResponsesBody(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -83,7 +100,7 @@ class ResponsesBody(Struct, forbid_unknown_fields=True, kw_only=True):
     text: _Text | None = None
     reasoning: _Reasoning | None = None
     tools: list[_Tool] | None = None
-    tool_choice: Any = None
+    tool_choice: Literal["none", "auto", "required"] | _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
     conversation: Any = None
@@ -114,8 +131,11 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
             if wanted.type == "json_schema" and wanted.schema is None:
                 raise Refused("text.format.schema is missing", "text.format")
             schema = wanted.schema
-            chosen = format_of_schema(codec.encode(schema)) if schema is not None else format_of_json()
-            answers = replace(answers, output_format=chosen)
+            form = format_of_schema(codec.encode(schema)) if schema is not None else format_of_json()
+            answers = replace(answers, output_format=form)
+        found = _tools(asked)
+        if found.tools and answers.output_format is not None:
+            raise Refused("tools and text.format: an answer has one form", "text.format")
         given = {"max_tokens": asked.max_output_tokens, "temperature": asked.temperature, "top_p": asked.top_p}
         return Request(
             _messages(asked),
@@ -124,6 +144,9 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
             True,
             model=asked.model,
             streams=bool(asked.stream),
+            tools=found.tools,
+            must_call=found.must_call,
+            several_calls=asked.parallel_tool_calls is not False,
         )
     except codec.Malformed as error:
         raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
@@ -141,12 +164,27 @@ def _refuse(asked: ResponsesBody) -> None:
         raise Refused("truncation: nothing is cut without being asked for: send what fits", "truncation")
     if asked.top_logprobs:
         raise Refused("top_logprobs is held by /v1/chat/completions alone", "top_logprobs")
-    if any(tool.type == "function" for tool in asked.tools or ()) and asked.tool_choice != "none":
-        raise Refused("tools are not held here: leave them out", "tools")
 
 
-def _messages(asked: ResponsesBody) -> list[dict[str, str]]:
-    messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
+def _tools(asked: ResponsesBody) -> Choice:
+    """Functions; what OpenAI's own servers would do (searching, computing) nobody does here, and it is left out."""
+    functions = [
+        Function(tool.name or "", tool.description, tool.parameters)
+        for tool in asked.tools or ()
+        if tool.type == "function"
+    ]
+    tools, choice = tools_of(functions, "tools"), asked.tool_choice
+    if not isinstance(choice, _ToolChoice):
+        return chosen(tools, choice, None, "tool_choice")
+    if choice.type != "function":
+        raise Refused(f"tool_choice is {choice.type[:40]!r}: functions alone can be chosen", "tool_choice")
+    return chosen(tools, "one", choice.name, "tool_choice")
+
+
+def _messages(asked: ResponsesBody) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if asked.instructions:
+        messages.append({"role": "system", "content": asked.instructions})
     if isinstance(asked.input, str):
         return [*messages, {"role": "user", "content": asked.input}]
     thought = ""
@@ -156,8 +194,20 @@ def _messages(asked: ResponsesBody) -> list[dict[str, str]]:
             parts = item.content if isinstance(item.content, list) else ()
             thought = "".join(part.text or "" for part in parts)
             continue
+        if item.type == "function_call":
+            call = call_of(item.call_id, item.name or "", item.arguments or "")
+            if messages and messages[-1].get("tool_calls"):
+                messages[-1]["tool_calls"].append(call)
+            else:
+                thinks = {"reasoning_content": thought} if thought else {}
+                messages.append({"role": "assistant", "content": "", "tool_calls": [call], **thinks})
+            continue
+        if item.type == "function_call_output":
+            told = text_of_parts(item.output or "", where, ("input_text", "output_text", "text"))
+            messages.append({"role": "tool", "content": told, "tool_call_id": item.call_id or ""})
+            continue
         if item.type != "message":
-            raise Refused(f"{where} is {item.type[:40]!r}: messages alone are held", where)
+            raise Refused(f"{where} is {item.type[:40]!r}: messages and calls are held", where)
         role = _ROLES.get(item.role or "")
         if role is None:
             raise Refused(f"{where}.role is {item.role!r}: there are {', '.join(_ROLES)}", f"{where}.role")
@@ -186,11 +236,14 @@ class Response:
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         (answer,) = answers
-        items = []
+        items: list[dict[str, Any]] = []
         if answer.thinking:
             items.append(self._item("reasoning", len(items), answer.thinking, "completed"))
-        if answer.text or not items:
+        calls = answer.calls
+        if answer.text or not (items or calls):
             items.append(self._item("message", len(items), answer.text, "completed"))
+        for call in calls:
+            items.append(self._call(len(items), call.name, call.arguments, "completed"))
         return self._document(items, answer)
 
     def begin(self, i: int, answer: Answer) -> Iterator[Event]:
@@ -203,6 +256,15 @@ class Response:
             if text:
                 yield from self._within(kind)
                 yield from self._said(text)
+        for call in piece.calls:
+            if call.name:
+                yield from self._closed()
+                self._open = self._call(len(self._done), call.name, "", "in_progress")
+                yield self._event("response.output_item.added", output_index=len(self._done), item={**self._open})
+            if call.arguments and self._open is not None:
+                self._open["arguments"] += call.arguments
+                place = {"item_id": self._open["id"], "output_index": len(self._done)}
+                yield self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
 
     def end(self, i: int, answer: Answer) -> Iterator[Event]:
         if self._open is None and not self._done:
@@ -228,16 +290,23 @@ class Response:
         part = self._open["content"][0]
         self._open["content"] = [{**part, "text": part["text"] + text}]
         name = "output_text" if self._open["type"] == "message" else "reasoning_text"
-        more = {"logprobs": []} if name == "output_text" else {}
+        more: dict[str, Any] = {"logprobs": []} if name == "output_text" else {}
         yield self._event(f"response.{name}.delta", **self._place(), delta=text, **more)
 
     def _closed(self) -> Iterator[Event]:
         if self._open is None:
             return
         item = {**self._open, "status": "completed"}
+        if item["type"] == "function_call":
+            place = {"item_id": item["id"], "output_index": len(self._done)}
+            yield self._event("response.function_call_arguments.done", **place, arguments=item["arguments"])
+            yield self._event("response.output_item.done", output_index=len(self._done), item=item)
+            self._done.append(item)
+            self._open = None
+            return
         (part,) = item["content"]
         name = "output_text" if item["type"] == "message" else "reasoning_text"
-        more = {"logprobs": []} if name == "output_text" else {}
+        more: dict[str, Any] = {"logprobs": []} if name == "output_text" else {}
         yield self._event(f"response.{name}.done", **self._place(), text=part["text"], **more)
         yield self._event("response.content_part.done", **self._place(), part=part)
         yield self._event("response.output_item.done", output_index=len(self._done), item=item)
@@ -255,6 +324,11 @@ class Response:
             return {"id": f"rs_{number}", "type": kind, "summary": [], "content": [part], "status": status}
         part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
         return {"id": f"msg_{number}", "type": kind, "status": status, "role": "assistant", "content": [part]}
+
+    def _call(self, at: int, name: str, arguments: str, status: str) -> dict[str, Any]:
+        number = f"{self._id.removeprefix('resp_')}{at}"
+        head = {"id": f"fc_{number}", "type": "function_call", "call_id": new_call_id()}
+        return {**head, "name": name, "arguments": arguments, "status": status}
 
     def _event(self, name: str, **fields: Any) -> Event:
         self._number += 1
@@ -282,14 +356,23 @@ class Response:
             "metadata": {},
             "model": self._model,
             "output": list(items),
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": self._request.several_calls,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": sampling.temperature,
             "text": {"format": {"type": "text"}},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": "required" if self._request.must_call else "auto" if self._request.tools else "none",
+            "tools": [
+                {
+                    "type": "function",
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": tool.parameters,
+                    "strict": True,
+                }
+                for tool in self._request.tools
+            ],
             "top_p": sampling.top_p,
             "truncation": "disabled",
             "usage": None if running else usage,

@@ -669,3 +669,37 @@ def test_copy_needs_room(run: Run, tmp_path: Path) -> None:
     file.write_bytes(SMALL)
     done = run("import", str(file), env={"LLMRUN_HOME": str(tmp_path / "home-is-a-file")})
     assert done.returncode == 7, done.stderr
+
+
+# -- outdated, update ---
+
+
+def test_newer_on_the_hub(run: Run, hub: Hub) -> None:
+    """By the file and not by the commit: one that only another file changed for is up to date."""
+    hub.add("user/fresh", {"a-Q4_K_M.gguf": SMALL, "b-Q8_0.gguf": LARGE})
+    hub.add("user/lost", {"a-Q4_K_M.gguf": SMALL})
+    for name in ("user/fresh:Q4_K_M", "user/fresh:Q8_0", "user/lost:Q4_K_M"):
+        assert run("pull", name, "-q").returncode == 0
+    hub.add("user/fresh", {"a-Q4_K_M.gguf": tiny_gguf(600_000, seed=3), "b-Q8_0.gguf": LARGE}, commit="b" * 40)
+    hub.add("user/lost", {"other-Q4_K_M.gguf": SMALL}, commit="c" * 40)
+    rows = {row["name"]: row for row in json.loads(run("outdated", "--json").stdout)}
+    states = {name: (row["state"], row["fetch_bytes"] > 0) for name, row in rows.items()}
+    assert states == {
+        "user/fresh:Q4_K_M": ("changed", True),
+        "user/fresh:Q8_0": ("current", False),
+        "user/lost:Q4_K_M": ("gone", False),
+    }
+    shown = run("outdated").stdout
+    assert "newer: " in shown and "up to date" in shown and "gone from the hub" in shown and "bbbbbbbb" in shown
+    done = run("update")
+    assert done.returncode == 0 and "user/fresh:Q4_K_M is that of bbbbbbbb now" in done.stderr
+    assert Path(done.stdout.rstrip("\n")).read_bytes() == tiny_gguf(600_000, seed=3)
+    again = run("update", "user/fresh:Q4_K_M")
+    assert again.returncode == 0 and again.stdout == "" and "every model is as the hub has it" in again.stderr
+
+
+def test_outdated_without_a_hub(run: Run) -> None:
+    run("pull", "user/odd", "-q")
+    done = run("outdated", env={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert done.returncode == 5 and "127.0.0.1" in done.stderr
+    assert run("outdated", "--json", env={"HF_HOME": "/nowhere-at-all", "HF_HUB_CACHE": ""}).stdout.strip() == "[]"

@@ -14,9 +14,9 @@ ANSWER, NEXT = {"role": "assistant", "content": "A"}, {"role": "user", "content"
 TALK = [SYSTEM, USER, ANSWER, NEXT]
 
 
-def render(template: str, messages: list[dict[str, str]] = TALK, **more: bool) -> str:
-    now = datetime(2026, 3, 9, 10, 11)
-    return Templates().render(template, messages, {"bos_token": "<s>", "eos_token": "</s>"}, now=now, **more)
+def render(template: str, messages: list[dict[str, str]] = TALK, *, enable_thinking: bool = True) -> str:
+    now, special = datetime(2026, 3, 9, 10, 11), {"bos_token": "<s>", "eos_token": "</s>"}
+    return Templates().render(template, messages, special, now=now, enable_thinking=enable_thinking)
 
 
 EACH = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

@@ -11,7 +11,7 @@ from llmrun.engine.child.prompts import with_known_tokens
 from llmrun.engine.child.reasoning import HARMONY, THINK, Tags
 from llmrun.engine.child.thinking import Thinking
 from llmrun.engine.child.written import own
-from llmrun.engine.protocol import Message, Tokens
+from llmrun.engine.protocol import Message, TokenLogprobs, Tokens
 
 EOS = "</s>"
 
@@ -66,6 +66,11 @@ class Script:
 
     def accept(self, token: int) -> None:
         self.accepted.append(self._words.words[token])
+
+    def follow(self, token: int) -> None: ...
+
+    def logprobs(self, context: object, index: int, token: int, n: int) -> TokenLogprobs:
+        return TokenLogprobs(token, self._words.words[token].encode(), -float(token))
 
 
 class Answer:

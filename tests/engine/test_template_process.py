@@ -23,8 +23,9 @@ USER = [{"role": "user", "content": "U"}]
 EACH = "{% for m in messages %}{{ bos_token }}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 
 
-def render(process: TemplateProcess, template: str, **more: bool) -> tuple[str, Tags | None]:
-    return process.render(template, USER, {"bos_token": "<s>", "eos_token": "</s>"}, **more)
+def render(process: TemplateProcess, template: str, *, enable_thinking: bool = True) -> tuple[str, Tags | None]:
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    return process.render(template, USER, special, enable_thinking=enable_thinking)[:2]
 
 
 @pytest.fixture

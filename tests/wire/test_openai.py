@@ -66,12 +66,15 @@ def test_formats() -> None:
 
 def test_thinking() -> None:
     assert not chat(reasoning_effort="none").answers.thinks
+    assert chat(reasoning_effort="low").answers.think_budget == 2048
+    assert chat(reasoning_effort="high").answers.think_budget is None
     assert not chat(chat_template_kwargs={"enable_thinking": False}).answers.thinks
     assert chat(chat_template_kwargs={"enable_thinking": True}).answers.thinks
 
 
 def test_of_no_meaning() -> None:
-    assert chat(user="me", store=True, metadata={"a": "b"}, model="gpt-4o", cache_prompt=True) == chat()
+    assert chat(user="me", store=True, metadata={"a": "b"}, cache_prompt=True) == chat()
+    assert chat(model="gpt-4o").model == "gpt-4o"
     assert chat(n=1, stream=False, logprobs=False, tools=[], tool_choice="none") == chat()
 
 
@@ -87,11 +90,11 @@ def test_of_no_meaning() -> None:
         ({"n": 2}, "n is not held"),
         ({"stream": True}, "stream is not held"),
         ({"logprobs": True}, "logprobs is not held"),
-        ({"tools": [{"type": "function"}]}, "tools is not held"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not held"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
         ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content is missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text alone"),
         ({"response_format": {"type": "json_schema"}}, "json_schema is missing"),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmrun.engine.child.reasoning import Splitter
+    from llmrun.engine.child.tool_calls import CallSplitter
+    from llmrun.engine.protocol import CallPiece
 
 
 FIRST_SIGN = 0xD800
@@ -64,8 +66,12 @@ class AnswerText:
     Stop strings are looked for in the answer alone.
     """
 
-    def __init__(self, stop: Sequence[str], splitter: Splitter | None = None) -> None:
-        """`splitter` tells thinking from the answer; None: all is answer."""
+    def __init__(
+        self, stop: Sequence[str], splitter: Splitter | None = None, calls: CallSplitter | None = None
+    ) -> None:
+        """`splitter` tells thinking from the answer; None: all is answer. `calls` tells calls of tools from it."""
+        self._calls = calls
+        self._call_pieces: list[CallPiece] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._splitter = splitter
         self._stop = StopSearch(stop)
@@ -78,10 +84,23 @@ class AnswerText:
     def add(self, piece: bytes, sign: str = "") -> tuple[str, str]:
         """What can be shown after these bytes, of the answer and of the thinking; `sign` is found, and never shown."""
         text = self._decoder.decode(piece) + sign
-        if self._splitter is None:
+        if self._splitter is None and self._calls is None:
             return _shown(self._stop.add(text)), ""
-        answer, thinking = self._splitter.add(text)
-        return _shown(self._stop.add(answer)), _shown(thinking)
+        answer, thinking = self._splitter.add(text) if self._splitter is not None else (text, "")
+        return _shown(self._stop.add(self._content(answer))), _shown(thinking)
+
+    def _content(self, answer: str) -> str:
+        """What of the answer calls nothing."""
+        if self._calls is None:
+            return answer
+        content, calls = self._calls.add(answer)
+        self._call_pieces += calls
+        return content
+
+    def take_calls(self) -> list[CallPiece]:
+        """What has come of calls since the last time."""
+        taken, self._call_pieces = self._call_pieces, []
+        return taken
 
     def finish(self, *, cut: bool = False) -> tuple[str, str]:
         """What was held back, now that nothing follows: nothing behind a stop string.
@@ -95,6 +114,11 @@ class AnswerText:
             answer, thinking = self._splitter.add(answer)
             rest, rest_of_thinking = self._splitter.finish()
             answer, thinking = answer + rest, thinking + rest_of_thinking
+        if self._calls is not None:
+            answer = self._content(answer)
+            rest, calls = self._calls.finish()
+            self._call_pieces += calls
+            answer += rest
         shown = self._stop.add(answer)
         return _shown(shown if self.stopped else shown + self._stop.finish()), _shown(thinking)
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmrun.engine.child import written
+from llmrun.engine.child import tool_messages, tool_syntax, written
 from llmrun.engine.child.reasoning import Tags, tags_of
+from llmrun.engine.child.tool_syntax import ToolSyntax
 from llmrun.engine.child.written import Written
 from llmrun.text import printable
 
@@ -65,6 +66,7 @@ class Templates:
         self._environment = _environment()
         self._compiled: tuple[str | None, Any] = (None, None)
         self._tags: dict[str, Tags | None] = {}
+        self._syntaxes: dict[str, ToolSyntax] = {}
 
     def tags_of(self, template: str, special: Mapping[str, str]) -> Tags | None:
         """How an answer marks its thinking, found out once for each template."""
@@ -72,23 +74,49 @@ class Templates:
             self._tags[template] = tags_of(template, lambda messages: self.render(template, messages, special))
         return self._tags[template]
 
+    def syntax_of(self, template: str, special: Mapping[str, str]) -> ToolSyntax:
+        """How an answer calls tools, found out once for each template."""
+        if template not in self._syntaxes:
+
+            def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+                return self._made(template, messages, special, tools, enable_thinking=False)
+
+            self._syntaxes[template] = tool_syntax.syntax_of(template, render)
+        return self._syntaxes[template]
+
     def render(
         self,
         template: str,
-        messages: Sequence[dict[str, str]],
+        messages: Sequence[dict[str, Any]],
         special: Mapping[str, str],
         *,
         enable_thinking: bool = True,
         now: datetime | None = None,
+        tools: list[dict[str, Any]] | None = None,
     ) -> Written:
         """The prompt for `messages`, ready for the model's answer.
 
-        Messages have role and content, and an assistant's may have reasoning_content. A system message goes before
+        Messages have role and content, and an assistant's may have reasoning_content, and tool_calls in OpenAI's form,
+        whose results have the role "tool". `tools` are in that form, too. A system message goes before
         the next one's words where the template has no place for it. `special` are the texts of special tokens by what
         templates call them, "bos_token"; `now` is what the template takes for the time.
 
         Raises `TemplateError`. There is no limit in time here: a loop must be ended from outside.
         """
+        if tools or any("tool_calls" in message or message["role"] == "tool" for message in messages):
+            messages, tools = tool_messages.fitted(self.syntax_of(template, special), messages, tools)
+        return self._made(template, messages, special, tools, enable_thinking=enable_thinking, now=now)
+
+    def _made(
+        self,
+        template: str,
+        messages: Sequence[dict[str, Any]],
+        special: Mapping[str, str],
+        tools: list[dict[str, Any]] | None,
+        *,
+        enable_thinking: bool,
+        now: datetime | None = None,
+    ) -> Written:
         if len(template) > SOURCE_LIMIT:
             raise TemplateError(f"it has {len(template)} characters, more than {SOURCE_LIMIT}")
         if now is None:
@@ -102,6 +130,7 @@ class Templates:
             "datetime": now.strftime("%b %d %Y"),
             "strftime_now": lambda form: now.strftime(form),
             **({"enable_thinking": True} if enable_thinking else WITHOUT_THINKING),
+            **({"tools": _as_given(tools)} if tools else {}),
         }
         try:
             try:
@@ -112,12 +141,12 @@ class Templates:
                 raise TemplateError(_in_short(f"{type(error).__name__}: {error}")) from None
         except MemoryError as error:  # in making that text, too
             raise TemplateError(f"it takes more than {MEMORY_LIMIT >> 20} MiB") from error
-        longest = GROWTH_LIMIT * sum(len(message.get("content") or "") for message in messages) + ADDED_LIMIT
+        longest = GROWTH_LIMIT * _n_characters([*messages, tools]) + ADDED_LIMIT
         if len(text) > longest:
             raise TemplateError(f"it makes a prompt of {len(text)} characters, more than {longest}")
         return text
 
-    def _render(self, source: str, messages: Sequence[dict[str, str]], variables: dict[str, Any]) -> Written:
+    def _render(self, source: str, messages: Sequence[dict[str, Any]], variables: dict[str, Any]) -> Written:
         if self._compiled[0] != source:
             self._compiled = (source, self._environment.from_string(source))
         try:
@@ -148,7 +177,7 @@ class _Template:
         return _MARK in text.casefold() and "'type': '" not in text and '"type": "' not in text
 
 
-def _rendered(template: _Template, source: str, messages: Sequence[dict[str, str]]) -> Written:
+def _rendered(template: _Template, source: str, messages: Sequence[dict[str, Any]]) -> Written:
     return template.render(_fitted(template, source, [dict(message) for message in messages]))
 
 
@@ -160,7 +189,9 @@ def _fitted(template: _Template, source: str, messages: list[dict[str, Any]]) ->
             message["role"] = "system"
     if "functions in JSONSchema format" in source:  # whitespace drives StepFun's models into loops
         for message in messages:
-            message.update({key: text.strip() for key, text in message.items() if key != "role"})
+            message.update(
+                {key: text.strip() for key, text in message.items() if key != "role" and isinstance(text, str)}
+            )
     typed = not template.shows(_said("user", _MARK, False)) and template.shows(_said("user", _MARK, True))
     if messages and messages[0]["role"] == "system":
         both = _said("system", _MARK, typed), _said("user", _OTHER, typed)
@@ -169,12 +200,24 @@ def _fitted(template: _Template, source: str, messages: list[dict[str, Any]]) ->
             messages = without_system(messages)
     if any(message.get("reasoning_content") for message in messages):
         _name_reasoning(template, messages)
-    silent = any(message["role"] == "assistant" and message["content"] == "" for message in messages)
+    silent = any(
+        message["role"] == "assistant" and message.get("content") == "" and "tool_calls" not in message
+        for message in messages
+    )
     refused = silent and not typed and _refuses_silence(template)
     for message in messages:
-        if isinstance(message["content"], str) and (typed or (refused and message["content"] == "")):
+        if isinstance(message.get("content"), str) and (typed or (refused and message["content"] == "")):
             message["content"] = _said("", message["content"], True)["content"]
     return messages
+
+
+def _n_characters(value: Any) -> int:
+    """Of all texts in it."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + _n_characters(each) for key, each in value.items())
+    return sum(map(_n_characters, value)) if isinstance(value, list) else 0
 
 
 def _as_given(value: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from llmrun.engine.child.answer_text import FIRST_SIGN, AnswerText
 from llmrun.engine.child.special_tokens import Vocabulary, named_in
 from llmrun.engine.child.thinking import Thinking
-from llmrun.engine.protocol import Message, StopReason, TokenLogprobs, Tokens
+from llmrun.engine.child.tool_calls import ToolWatch
+from llmrun.engine.protocol import CallPiece, Message, StopReason, TokenLogprobs, Tokens
 
 COALESCE_S = 0.010
 """Every message wakes the parent on a core that decoding may be using. At thousands of tokens per second tokens are
@@ -49,6 +50,9 @@ class TokenBatch:
     def add_logprobs(self, logprobs: TokenLogprobs) -> None:
         self._made.logprobs.append(logprobs)
 
+    def add_calls(self, calls: list[CallPiece]) -> None:
+        self._made.calls += calls
+
     def add_text(self, text: str, thinking: str = "") -> None:
         self._made.text += text
         self._made.thought += thinking
@@ -56,7 +60,7 @@ class TokenBatch:
     def take(self, now_s: float, n_thinking: int = 0) -> Tokens | None:
         """The message with all of them; None if there is nothing to send. `n_thinking` is of the answer so far."""
         made = self._made
-        if not (made.ids or made.text or made.thought):
+        if not (made.ids or made.text or made.thought or made.calls):
             return None
         made.n_thought = n_thinking - self._n_thinking
         self._made, self._n_thinking, self._sent_s = Tokens([], [], ""), n_thinking, now_s
@@ -72,6 +76,7 @@ class TokenSource(Protocol):
     def sample(self, context: Any, index: int) -> int: ...
     def sample_constrained(self, context: Any, index: int) -> int: ...
     def accept(self, token: int) -> None: ...
+    def follow(self, token: int) -> None: ...
     def logprobs(self, context: Any, index: int, token: int, n: int) -> TokenLogprobs: ...
 
 
@@ -117,6 +122,7 @@ class GenerationState:
         stop: Sequence[str],
         ignore_eos: bool = False,
         thinking: Thinking | None = None,
+        tools: ToolWatch | None = None,
         n_logprobs: int | None = None,
         coalesce_s: float = COALESCE_S,
         clock: Clock = time.perf_counter,
@@ -124,13 +130,17 @@ class GenerationState:
         """Tokens are sent as they are made, several at a time where they come within `coalesce_s`. `max_tokens` -1: no
         limit. `n_logprobs`: as `PromptOptions` has it."""
         self._n_logprobs = n_logprobs
-        self._source, self._send, self._clock, self._thinking = source, send, clock, thinking
-        self._piece = thinking.piece if thinking else vocab.piece
+        self._source, self._send, self._clock, self._thinking, self._tools = source, send, clock, thinking, tools
+        self._piece: Callable[[int], bytes] = thinking.piece if thinking else vocab.piece
+        if tools is not None:
+            self._piece = tools.pieces(self._piece)
         self._is_end = vocab.is_end
         self._max_tokens = max_tokens
         self._ignore_eos = ignore_eos and not source.has_grammar  # a grammar says itself when a text is complete
         self._stops = StopTokens(vocab, stop)
-        self._text = AnswerText(self._stops.strings, thinking.splitter if thinking else None)
+        self._text = AnswerText(
+            self._stops.strings, thinking.splitter if thinking else None, tools.splitter if tools else None
+        )
         self._batch = TokenBatch(coalesce_s)
         self.n_tokens = 0
         self.stop_reason: StopReason | None = "length" if max_tokens == 0 else None
@@ -141,6 +151,7 @@ class GenerationState:
 
         Raises `sampler.DeadEnd`.
         """
+        is_free = not self.is_constrained
         token = self._next_token(context, index)
         if self._is_end(token) and not self._ignore_eos:
             self.stop_reason = "end"
@@ -152,7 +163,12 @@ class GenerationState:
         sign = "" if piece else self._stops.sign(token)  # a tag of the thinking has its text already
         was_inside = thinking is not None and thinking.splitter.inside
         answer, thought = text.add(piece, sign)
-        if self._n_logprobs is not None and not (was_inside or (thinking is not None and thinking.splitter.inside)):
+        is_thought = was_inside or (thinking is not None and thinking.splitter.inside)
+        if self._tools is not None:
+            self._batch.add_calls(text.take_calls())
+            if is_free and not is_thought and not self._tools.must:
+                self._source.follow(token)
+        if self._n_logprobs is not None and not is_thought:
             self._batch.add_logprobs(self._source.logprobs(context, index, token, self._n_logprobs))
         if thinking is not None:
             thinking.update(was_inside=was_inside, answer=answer)
@@ -171,6 +187,9 @@ class GenerationState:
         thinking = self._thinking
         if thinking and thinking.forced:
             return False
+        if self._tools is not None and not self._tools.must:
+            is_thought = thinking is not None and thinking.splitter.inside
+            return self._source.has_grammar and self._tools.splitter.inside and not is_thought
         return thinking.is_constrained if thinking else self._source.has_grammar
 
     @property
@@ -181,6 +200,7 @@ class GenerationState:
     def finish(self) -> None:
         """Send what is left, the text that was held back included."""
         self._batch.add_text(*self._text.finish(cut=self.stop_reason != "end"))
+        self._batch.add_calls(self._text.take_calls())
         self._flush()
 
     def _next_token(self, context: Any, index: int) -> int:

@@ -15,7 +15,7 @@ import re
 import sys
 import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,16 @@ class Vocab:
             n = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
+            room = -n
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of these, control tokens by their names; without the blank that a vocabulary puts before a text."""
+        ids, room = (llama.llama_token * len(tokens))(*tokens), 16 * len(tokens) + 32
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = llama.llama_detokenize(self._vocab, ids, len(tokens), buffer, room, False, True)
+            if n >= 0:
+                return buffer.raw[:n].decode(errors="replace")
             room = -n
 
     def for_llguidance(self) -> tuple[list[bytes], list[int], int, int]:

@@ -13,8 +13,10 @@ from llmrun.engine.child.reasoning import Tags, opened_by
 from llmrun.engine.child.special_tokens import Vocabulary, is_control, tokens_of
 from llmrun.engine.child.template_process import TemplateProcess, TemplateProcessDied
 from llmrun.engine.child.thinking import Thinking, way_out
+from llmrun.engine.child.tool_calls import ToolWatch
+from llmrun.engine.child.tool_syntax import ToolSyntax
 from llmrun.engine.child.written import Written, own
-from llmrun.engine.protocol import Count, FailureKind, Generate, Prepare, RequestFailed
+from llmrun.engine.protocol import Count, FailureKind, Generate, Prepare, RequestFailed, Tool
 
 
 class Prompts:
@@ -25,18 +27,26 @@ class Prompts:
         self._own_template = chat_template(model)
         self._special = vocab.special_texts(model)
 
-    def of(self, request: Generate, known: Sequence[Sequence[int]]) -> tuple[list[int], Thinking | None]:
-        """The tokens of a request's prompt, and how its answer thinks; None: it does not, as far as one can tell.
+    def of(
+        self, request: Generate, known: Sequence[Sequence[int]]
+    ) -> tuple[list[int], Thinking | None, ToolWatch | None]:
+        """The tokens of a request's prompt, how its answer thinks (None: it does not, as far as one can tell), and how
+        it calls tools, if there are any.
 
         `known` is what the context holds, of each sequence: see `with_known_tokens`.
         """
         options = request.options
         if request.messages is None:
             prompt = _said((request.prompt or "") + options.assistant_prefix, options.special is not False)
-            return self._tokens(self._without_bos(prompt), "", request, known), None
+            return self._tokens(self._without_bos(prompt), "", request, known), None, None
         source = self._source(options.template)
-        text, tags = self.render(request.messages, options.template, thinks=options.thinks, special=options.special)
-        thinking = None
+        text, tags, syntax = self.render(
+            request.messages, options.template, thinks=options.thinks, special=options.special, tools=options.tools
+        )
+        thinking = watch = None
+        if options.tools and syntax is not None:
+            must, several = options.must_call, options.several_calls
+            watch = ToolWatch(syntax, options.tools, self._vocab, must=must, several=several)
         if tags is not None:
             if not options.thinks:
                 opened = opened_by(text, tags)
@@ -44,7 +54,7 @@ class Prompts:
             budget = options.think_budget if options.thinks else 0
             is_open = opened_by(text + options.assistant_prefix, tags)
             thinking = Thinking(tags, self._vocab, is_open=is_open, budget=budget)
-        return self._tokens(text + options.assistant_prefix, source, request, known), thinking
+        return self._tokens(text + options.assistant_prefix, source, request, known), thinking, watch
 
     def _source(self, template: str | None) -> str:
         source = self._own_template if template is None else template
@@ -53,24 +63,32 @@ class Prompts:
         return source
 
     def render(
-        self, messages: list[dict[str, str]], template: str | None, *, thinks: bool, special: bool | None
-    ) -> tuple[Written, Tags | None]:
-        """The prompt that a chat template makes of messages, and how the answer marks its thinking.
+        self,
+        messages: list[dict[str, Any]],
+        template: str | None,
+        *,
+        thinks: bool,
+        special: bool | None,
+        tools: Sequence[Tool] | None = None,
+    ) -> tuple[Written, Tags | None, ToolSyntax | None]:
+        """The prompt that a chat template makes of messages, how the answer marks its thinking, and how it calls tools.
 
         Without a template of the request's it is the model's own. Raises `RequestFailed`.
         """
         try:
-            text, tags = self._templates.render(self._source(template), messages, self._special, enable_thinking=thinks)
+            source, specs = self._source(template), [spec_of(tool) for tool in tools] if tools else None
+            prompt = self._templates.render(source, messages, self._special, enable_thinking=thinks, tools=specs)
         except TemplateError as error:
             if template is None:
                 raise RequestFailed("model", f"its chat template fails: {error}") from error
             raise RequestFailed("usage", f"it fails: {error}", field="chat_template") from error
         except TemplateProcessDied as error:
             raise RequestFailed("engine", f"the chat template {error}") from error
-        if text.is_own() and any(message["content"].strip() for message in messages):
+        text = prompt.text
+        if text.is_own() and any((message.get("content") or "").strip() for message in messages):
             kind: FailureKind = "model" if template is None else "usage"
             raise RequestFailed(kind, "the chat template leaves out what is asked", field="chat_template")
-        return self._without_bos(own(text) if special else text), tags
+        return self._without_bos(own(text) if special else text), prompt.tags, prompt.syntax
 
     def _without_bos(self, text: Written) -> Written:
         """The text without a BOS of its own at its beginning, where the vocabulary adds one: there would be two."""
@@ -91,8 +109,11 @@ class Prompts:
             return len(self._of_messages(request.messages, request))
         return len(tokens_of(self._vocab, _said(request.prompt or "", bool(request.special)), ""))
 
-    def _of_messages(self, messages: list[dict[str, str]], request: Prepare | Count) -> list[int]:
-        text, _ = self.render(messages, request.template, thinks=request.thinks, special=request.special)
+    def _of_messages(self, messages: list[dict[str, Any]], request: Prepare | Count) -> list[int]:
+        tools = request.tools if isinstance(request, Count) else None
+        text, _, _ = self.render(
+            messages, request.template, thinks=request.thinks, special=request.special, tools=tools
+        )
         return tokens_of(self._vocab, text, self._source(request.template))
 
     def _tokens(self, text: Written, markers: str, request: Generate, known: Sequence[Sequence[int]]) -> list[int]:
@@ -103,6 +124,12 @@ class Prompts:
             return tokens
         likest = max(known, key=lambda each: common_prefix(each, tokens))
         return with_known_tokens(self._vocab, text, markers, tokens, likest)
+
+
+def spec_of(tool: Tool) -> dict[str, Any]:
+    """As templates are given it."""
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
 
 
 def _said(text: str, special: bool) -> Written:

@@ -72,6 +72,13 @@ class Sampler:
 
         return TokenLogprobs(token, piece(token), own, [Logprob(i, piece(i), each) for i, each in top])
 
+    def follow(self, token: int) -> None:
+        """Have the grammar know of a token that was sampled without it; one that it does not allow ends it."""
+        if self.has_grammar and not self._vocab.is_end(token):
+            self.has_grammar = self._constraint.allows(token)
+            if self.has_grammar:
+                self._constraint.accept(token)
+
     def close(self) -> None:
         llama.llama_sampler_free(self._chain)
 

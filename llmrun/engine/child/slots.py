@@ -82,8 +82,7 @@ class Slots:
         if wrong := next((token for token in request.ids if not 0 <= token < self._vocab.n_tokens), None):
             there = f"there is no token {wrong}, the vocabulary has {self._vocab.n_tokens}"
             raise RequestFailed("usage", there, field="tokens")
-        text = b"".join(self._vocab.text_of(token, special=True) for token in request.ids)
-        self._host.send(protocol.Decoded(text.decode(errors="replace")))
+        self._host.send(protocol.Decoded(self._vocab.detokenize(request.ids)))
 
     def reserve(self, request: protocol.Reserve) -> None:
         """From now on so many answers side by side. What was remembered is lost.
@@ -171,7 +170,9 @@ class Slots:
         sampling, options = message.sampling, message.options
         making = self._constraints.begin(options.grammar) if options.grammar is not None else None
         free = self._free()
-        tokens, thinking = self._prompts.of(message, [each.tokens + each.pending for each in free])
+        tokens, thinking, tools = self._prompts.of(message, [each.tokens + each.pending for each in free])
+        if tools is not None and (calls := tools.grammar()) is not None:
+            making = self._constraints.begin(calls)
         n_answer = sampling["max_tokens"]
         if options.choices and n_answer >= 0:  # what choices have in common is computed, however short the answer is
             n_answer = max(n_answer, *(len(choice.encode()) for choice in options.choices))
@@ -195,6 +196,7 @@ class Slots:
             self._vocab,
             send,
             thinking=thinking,
+            tools=tools,
             n_logprobs=options.n_logprobs,
             coalesce_s=wait_s,
             **asked,
@@ -471,10 +473,10 @@ class Slots:
                 source.constrain(constraint)
                 if options.choices:
                     slot.weights = self._weights(options.choices, constraint.copy())
-                if thinking is not None:
+                if thinking is not None and (not options.tools or options.must_call):
                     answer_begun = not options.thinks or bool(options.assistant_prefix)
                     argmax = partial(source.argmax, self._kv.context, index)
-                    thinking.constrain(argmax, answer_begun=answer_begun)
+                    thinking.constrain(argmax, answer_begun=answer_begun, heads=not options.tools)
         except RequestFailed as error:
             self._fail(slot, error)
             return

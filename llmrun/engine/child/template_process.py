@@ -15,11 +15,12 @@ import resource
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from llmrun import codec
 from llmrun.engine.child.chat_template import MEMORY_LIMIT, TemplateError, Templates
 from llmrun.engine.child.reasoning import Tags
+from llmrun.engine.child.tool_syntax import ToolSyntax
 from llmrun.engine.child.written import Written, of_pieces
 from llmrun.machine.proc import Proc
 
@@ -35,18 +36,28 @@ class Job(NamedTuple):
     """What to render: see `chat_template.Templates.render`."""
 
     template: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     special: dict[str, str]
     enable_thinking: bool
+    tools: list[dict[str, Any]] | None = None
 
 
 class Outcome(NamedTuple):
-    """The prompt in pieces (`Written.pieces`) and how the answer marks its thinking (`reasoning.tags_of`), or else what
-    went wrong."""
+    """The prompt in pieces (`Written.pieces`), how the answer marks its thinking (`reasoning.tags_of`) and how it calls
+    tools (`tool_syntax.syntax_of`), or else what went wrong."""
 
     pieces: list[str]
     tags: Tags | None
+    syntax: ToolSyntax | None
     error: str | None
+
+
+class Prompt(NamedTuple):
+    """`syntax`: None where there are no tools."""
+
+    text: Written
+    tags: Tags | None
+    syntax: ToolSyntax | None
 
 
 class TemplateProcess:
@@ -70,26 +81,28 @@ class TemplateProcess:
     def render(
         self,
         template: str,
-        messages: Sequence[dict[str, str]],
+        messages: Sequence[dict[str, Any]],
         special: Mapping[str, str],
         *,
         enable_thinking: bool = True,
-    ) -> tuple[Written, Tags | None]:
-        """The prompt for `messages`, and how an answer marks its thinking: see `chat_template.Templates.render`.
+        tools: list[dict[str, Any]] | None = None,
+    ) -> Prompt:
+        """The prompt for `messages`, and what an answer looks like: see `chat_template.Templates.render`.
 
         Raises `TemplateError`, `TemplateProcessDied`.
         """
         # Half of a surrogate pair, from an argument that is not UTF-8, becomes "?", as the tokenizer would write it.
-        clean = [{key: text.encode(errors="replace").decode() for key, text in message.items()} for message in messages]
+        clean = [_clean(message) for message in messages]
         try:
-            self._to.write(codec.encode(Job(template, clean, dict(special), enable_thinking)) + b"\n")
+            job = Job(template, clean, dict(special), enable_thinking, _clean(tools))
+            self._to.write(codec.encode(job) + b"\n")
             self._to.flush()
             outcome = codec.decode(self._from.readline(), Outcome)
         except (OSError, ValueError):  # the end of a pipe, half an answer, a stream that was closed before
             raise TemplateProcessDied(self._death()) from None
         if outcome.error is not None:
             raise TemplateError(outcome.error)
-        return of_pieces(outcome.pieces), outcome.tags
+        return Prompt(of_pieces(outcome.pieces), outcome.tags, outcome.syntax)
 
     def close(self) -> None:
         """End it and wait until it is gone. Safe to call twice."""
@@ -143,10 +156,21 @@ def _serve(asked: int, answer: int, cpu_s: float) -> None:
 
 def _rendered(templates: Templates, job: Job) -> Outcome:
     try:
-        text = templates.render(job.template, job.messages, job.special, enable_thinking=job.enable_thinking)
-        return Outcome(text.pieces(), templates.tags_of(job.template, job.special), None)
+        text = templates.render(
+            job.template, job.messages, job.special, enable_thinking=job.enable_thinking, tools=job.tools
+        )
+        syntax = templates.syntax_of(job.template, job.special) if job.tools else None
+        return Outcome(text.pieces(), templates.tags_of(job.template, job.special), syntax, None)
     except TemplateError as error:
-        return Outcome([], None, str(error))
+        return Outcome([], None, None, str(error))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {key: _clean(each) for key, each in value.items()}
+    return [_clean(each) for each in value] if isinstance(value, list) else value
 
 
 def _limit_memory() -> None:

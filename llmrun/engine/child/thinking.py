@@ -34,7 +34,7 @@ class Thinking:
         self.n_tokens = 0
         self._tags, self._vocab, self._budget = tags, vocab, budget
         self._tag_text = tags.open + tags.close + tags.answer + tags.direct + tags.end
-        self._has_grammar = False
+        self._has_grammar, self._heads = False, True
         self._is_opening = False  # under a grammar: the model is about to write the opening tag
 
     def piece(self, token: int) -> bytes:
@@ -45,18 +45,19 @@ class Thinking:
         written = self._vocab.text_of(token, special=True)
         return written if written and written.decode(errors="replace") in self._tag_text else piece
 
-    def constrain(self, argmax: Callable[[], int], *, answer_begun: bool) -> None:
+    def constrain(self, argmax: Callable[[], int], *, answer_begun: bool, heads: bool = True) -> None:
         """The answer is under a grammar, the thinking is not: it may still come first, if the model wants to think.
 
         `argmax` gives the token that the model would begin with. `answer_begun`: the prompt ends with the heading of
-        the answer or with its first words, so that no thinking can come.
+        the answer or with its first words, so that no thinking can come. `heads`: an answer has its heading; calls have
+        none.
         """
-        self._has_grammar = True
+        self._has_grammar, self._heads = True, heads
         if answer_begun or self.splitter.inside:
             return
         if self._budget != 0 and self._may_open_with(argmax()):
             self._is_opening = True
-        else:
+        elif heads:
             self._force(self._tags.direct)
 
     @property
@@ -69,7 +70,7 @@ class Thinking:
         inside = self.splitter.inside
         if inside or answer:
             self._is_opening = False
-        if was_inside and not inside and self._has_grammar and not self.forced:
+        if was_inside and not inside and self._has_grammar and self._heads and not self.forced:
             self._force(self._tags.answer)
         if was_inside or inside:
             self.n_tokens += 1

@@ -1,0 +1,553 @@
+"""The application: routes, from requests to answers.
+
+    guard ──► route ──► dialect: body to request ──► pool: a runner ──► streams ──► dialect: pieces to events
+
+What is asked for is held, or refused with the reason, before the first byte of an answer: a stream begins when its
+prompt is known and being computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from llmrun import __version__, codec
+from llmrun.codec import Struct
+from llmrun.engine.interface import Answer
+from llmrun.engine.protocol import Count, Counted, Decode, Decoded, Encode, Encoded
+from llmrun.errors import (
+    EngineCrashed,
+    LlmrunError,
+    NotFound,
+    OutOfMemory,
+    PromptTooLong,
+    UsageError,
+)
+from llmrun.server import dialects, metrics, moment
+from llmrun.server.dialects import Dialect, Reply
+from llmrun.server.guard import Guard, Rules, TooLong
+from llmrun.server.pool import Pool, Served
+from llmrun.server.runner import Busy, Stopping, Stream
+from llmrun.wire import anthropic, ollama, openai, responses
+from llmrun.wire.request import Event, Refused, Request
+
+_PING_S = 10.0
+"""A line that says nothing goes out so often, so that nobody on the way takes a long prompt for a dead connection."""
+_RETRY_S = 1
+_MOMENT_S = 0.5
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'"
+)
+_PAGE_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+_MEDIA = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
+T = TypeVar("T")
+
+
+class _Named(Struct):
+    """Of a body its model alone: what it leaves out is as that model has it."""
+
+    model: Any = None
+
+
+class Api:
+    """The routes of one pool."""
+
+    def __init__(self, pool: Pool, told: metrics.Metrics) -> None:
+        self.pool, self.metrics = pool, told
+
+    def routes(self) -> list[Route]:
+        def answers(dialect: Dialect) -> Any:
+            return partial(self._answer, dialect)
+
+        post, get = ["POST"], ["GET"]
+        return [
+            Route(openai.CHAT, answers(dialects.CHAT), methods=post),
+            Route(openai.COMPLETIONS, answers(dialects.COMPLETIONS), methods=post),
+            Route(responses.RESPONSES, answers(dialects.RESPONSES), methods=post),
+            Route(anthropic.MESSAGES, answers(dialects.MESSAGES), methods=post),
+            Route(anthropic.COUNT, self.count_tokens, methods=post),
+            Route("/v1/models", self.models, methods=get),
+            Route("/models", self.models, methods=get),
+            Route("/v1/models/{name:path}", self.model, methods=get),
+            Route("/tokenize", self.tokenize, methods=post),
+            Route("/detokenize", self.detokenize, methods=post),
+            Route("/health", self.health, methods=get),
+            Route("/props", self.props, methods=get),
+            Route("/metrics", self.prometheus, methods=get),
+            Route("/events", self.events, methods=get),
+            Route("/", self.page, methods=get),
+            Route("/page.js", self.page, methods=get),
+            Route("/page.css", self.page, methods=get),
+            Route(ollama.CHAT, partial(self._ollama, dialects.OLLAMA_CHAT, ollama.CHAT), methods=post),
+            Route(ollama.GENERATE, partial(self._ollama, dialects.OLLAMA_GENERATE, ollama.GENERATE), methods=post),
+            Route("/api/tags", self.tags, methods=get),
+            Route("/api/ps", self.loaded, methods=get),
+            Route("/api/show", self.show, methods=post),
+            Route("/api/version", self.version, methods=get),
+        ]
+
+    # -- answers ---
+
+    async def _answer(self, dialect: Dialect, http: HttpRequest) -> Response:
+        body = await http.body()
+        request = await self._read(dialect, body)
+        return await self._answered(dialect, request, http)
+
+    async def _read(self, dialect: Dialect, body: bytes) -> Request:
+        model = self._model_of(body)
+        # A schema may take a while to read; the loop goes on meanwhile.
+        return await asyncio.to_thread(dialect.read, body, model.sampling, model.answers)
+
+    def _model_of(self, body: bytes) -> Served:
+        """Raises `NotFound`; of a body that can't be read any, as it will be refused."""
+        try:
+            name = codec.decode(body, _Named).model
+        except codec.Malformed:
+            return next(iter(self.pool.models.values()))
+        return self.pool.named(name if isinstance(name, str) else None)
+
+    async def _answered(self, dialect: Dialect, request: Request, http: HttpRequest) -> Response:
+        runner = await self.pool.runner(request.model)
+        reply = dialect.reply(request, runner.name, secrets.token_hex(12))
+        options = request.options()
+        streams: list[Stream] = []
+        gone = asyncio.create_task(_gone(http))
+        try:
+            for sampling in request.samplings():
+                streams.append(runner.submit(request.asked, sampling, options))
+            begun = await _or_gone(asyncio.gather(*(stream.begun() for stream in streams)), gone)
+            if not request.streams:
+                await _or_gone(asyncio.gather(*map(_ended, streams)), gone)
+                _check_format(request, begun)
+                return _json(reply.whole(begun))
+        except BaseException:
+            _leave(streams)
+            raise
+        finally:
+            if not request.streams:
+                gone.cancel()
+        gone.cancel()
+        media = "text/event-stream" if dialect.is_sse else "application/x-ndjson"
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(_sent(dialect, reply, streams), media_type=media, headers=headers)
+
+    # -- tokens ---
+
+    async def tokenize(self, http: HttpRequest) -> Response:
+        asked = _decoded(await http.body(), _Tokenize)
+        runner = await self.pool.runner(asked.model)
+        special = asked.parse_special is not False
+        found = await runner.ask(Encode(asked.content, special, asked.add_special is True))
+        assert isinstance(found, Encoded)
+        if not asked.with_pieces:
+            return _json({"tokens": found.ids})
+        pieces = zip(found.ids, map(_piece, found.pieces), strict=True)
+        return _json({"tokens": [{"id": token, "piece": piece} for token, piece in pieces]})
+
+    async def detokenize(self, http: HttpRequest) -> Response:
+        asked = _decoded(await http.body(), _Detokenize)
+        runner = await self.pool.runner(asked.model)
+        found = await runner.ask(Decode(asked.tokens))
+        assert isinstance(found, Decoded)
+        return _json({"content": found.text})
+
+    async def count_tokens(self, http: HttpRequest) -> Response:
+        body = await http.body()
+        model = self._model_of(body)
+        messages, thinks, tools = anthropic.count_of(body, model.answers)
+        runner = await self.pool.runner(model.name)
+        asked = Count(None, messages, model.answers.chat_template, thinks, tools=[*tools] or None)
+        found = await runner.ask(asked)
+        assert isinstance(found, Counted)
+        return _json({"input_tokens": found.n_tokens})
+
+    # -- what there is ---
+
+    async def models(self, http: HttpRequest) -> Response:
+        return _json({"object": "list", "data": [self._model(model) for model in self.pool.models.values()]})
+
+    async def model(self, http: HttpRequest) -> Response:
+        return _json(self._model(self.pool.named(http.path_params["name"])))
+
+    def _model(self, model: Served) -> dict[str, Any]:
+        runner = self.pool.runners.get(model.name)
+        n_ctx = runner.width.n_ctx_most if runner and runner.width else None
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "llmrun",
+            "meta": {**model.facts, "n_ctx": n_ctx, "loaded": self.pool.is_loaded(model.name)},
+        }
+
+    async def health(self, http: HttpRequest) -> Response:
+        """503 while nothing can be answered at once."""
+        runners = self.pool.runners.values()
+        loading = any(runner.state == "loading" for runner in runners)
+        ready = any(runner.state == "ready" for runner in runners) or not runners
+        if loading and not ready:
+            return _error(dialects.CHAT, 503, "a model is being loaded", code="loading")
+        return _json({"status": "ok"})
+
+    async def props(self, http: HttpRequest) -> Response:
+        settings = {model.name: codec.plain(model.sampling) for model in self.pool.models.values()}
+        models = moment.of_all(self.pool.runners)
+        return _json({"version": __version__, "models": models, "default_generation_settings": settings})
+
+    async def prometheus(self, http: HttpRequest) -> Response:
+        return Response(self.metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    async def events(self, http: HttpRequest) -> Response:
+        """What each model does, twice a second, as server-sent events."""
+
+        async def moments() -> AsyncIterator[bytes]:
+            while True:
+                yield b"data: " + codec.encode({"models": moment.of_all(self.pool.runners)}) + b"\n\n"
+                await asyncio.sleep(_MOMENT_S)
+
+        return StreamingResponse(moments(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+    async def page(self, http: HttpRequest) -> Response:
+        name = http.url.path.lstrip("/") or "index.html"
+        data = files("llmrun.server").joinpath("page").joinpath(name).read_bytes()
+        return Response(data, headers=_PAGE_HEADERS, media_type=_MEDIA[name.rpartition(".")[2]])
+
+    # -- ollama ---
+
+    async def _ollama(self, dialect: Dialect, url: str, http: HttpRequest) -> Response:
+        body = await http.body()
+        model = self._model_of(body)
+        asked = await asyncio.to_thread(ollama.asked_of, body, url, model.sampling, model.answers)
+        name = model.name
+        if asked.request is None and asked.keep_alive_s == 0:
+            self.pool.keep(name, 0)
+            await self.pool.unload_expired()
+            return _json(ollama.loaded_body(url, asked.model, unloaded=True))
+        runner = await self.pool.runner(name)
+        if asked.n_ctx is not None and runner.width is not None and asked.n_ctx > runner.width.n_ctx_most:
+            there = runner.width.n_ctx_most
+            raise Refused(f"options.num_ctx is {asked.n_ctx}: the context has {there} tokens here", "options.num_ctx")
+        self.pool.keep(name, asked.keep_alive_s)
+        if asked.request is None:
+            return _json(ollama.loaded_body(url, asked.model, unloaded=False))
+        return await self._answered(dialect, asked.request, http)
+
+    async def tags(self, http: HttpRequest) -> Response:
+        return _json({"models": [self._tag(model) for model in self.pool.models.values()]})
+
+    async def loaded(self, http: HttpRequest) -> Response:
+        found = []
+        for name, runner in self.pool.runners.items():
+            if runner.state != "ready" or runner.engine is None or runner.width is None:
+                continue
+            plan = runner.engine.plan.footprint
+            n_vram = sum(need.total for device, need in plan.by_device.items() if device != "CPU")
+            expires = self.pool.expires_s(name)
+            found.append(
+                {
+                    **self._tag(self.pool.models[name]),
+                    "size": sum(need.total for need in plan.by_device.values()),
+                    "size_vram": n_vram,
+                    "context_length": runner.width.n_ctx_most,
+                    "expires_at": ollama.after(expires),
+                }
+            )
+        return _json({"models": found})
+
+    def _tag(self, model: Served) -> dict[str, Any]:
+        facts = model.facts
+        return {
+            "name": model.name,
+            "model": model.name,
+            "modified_at": ollama.at(model.created),
+            "size": facts.get("size_bytes") or 0,
+            "digest": facts.get("digest") or "",
+            "details": ollama.details(facts),
+        }
+
+    async def show(self, http: HttpRequest) -> Response:
+        asked = _decoded(await http.body(), ollama.ShowBody)
+        model = self.pool.named(asked.model or asked.name)
+        facts = model.facts
+        return _json(
+            {
+                "license": facts.get("license") or "",
+                "modelfile": "",
+                "parameters": "",
+                "template": facts.get("template") or "",
+                "details": ollama.details(facts),
+                "model_info": ollama.model_info(facts),
+                "capabilities": ["completion", "tools", *(["thinking"] if facts.get("thinks") else [])],
+                "modified_at": ollama.at(model.created),
+            }
+        )
+
+    async def version(self, http: HttpRequest) -> Response:
+        return _json({"version": ollama.SPEAKS, "llmrun": __version__})
+
+
+class _Tokenize(Struct, forbid_unknown_fields=True):
+    content: str
+    model: str | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class _Detokenize(Struct, forbid_unknown_fields=True):
+    tokens: list[int]
+    model: str | None = None
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    try:
+        return codec.decode(body, kind)
+    except codec.Malformed as error:
+        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
+
+
+def _piece(piece: bytes) -> str | list[int]:
+    """A text, or the bytes of half a character."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return [*piece]
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+class _Gone(Exception):
+    """The client is."""
+
+
+async def _gone(http: HttpRequest) -> None:
+    """Ends when the client is gone."""
+    while not await http.is_disconnected():
+        await asyncio.sleep(0.1)
+
+
+async def _or_gone(wanted: asyncio.Future[T], gone: asyncio.Task[None]) -> T:
+    """What is waited for. Raises `_Gone`."""
+    both: list[asyncio.Future[Any]] = [wanted, gone]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if wanted.done():
+        return wanted.result()
+    wanted.cancel()
+    with suppress(asyncio.CancelledError):
+        await wanted
+    raise _Gone
+
+
+async def _ended(stream: Stream) -> None:
+    async for _ in stream:
+        pass
+
+
+def _leave(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        stream.cancel()
+
+
+def _check_format(request: Request, answers: Sequence[Answer]) -> None:
+    """What was cut by its limit may be no whole document; else it keeps to what was asked for, or is an error."""
+    wanted = request.answers.output_format
+    if wanted is None:
+        return
+    for answer in answers:
+        if answer.stop_reason in ("length", "context"):
+            continue
+        if problem := wanted.problem(answer.text):
+            raise LlmrunError(problem)
+
+
+async def _sent(dialect: Dialect, reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[bytes]:
+    """Events as bytes; whoever stops reading ends the answers."""
+    try:
+        async for events in _events(reply, streams):
+            yield b"".join(_line(dialect, event) for event in events) if events else _ping(dialect)
+        yield dialect.ends
+    except LlmrunError as error:
+        status = _status_of(error)
+        told = dialect.error(status, error.message, error.field, _code_of(error))
+        yield _line(dialect, Event("error", told))
+    finally:
+        _leave(streams)
+
+
+def _line(dialect: Dialect, event: Event) -> bytes:
+    document = codec.encode(event.document)
+    if not dialect.is_sse:
+        return document + b"\n"
+    name = b"event: " + event.name.encode() + b"\n" if event.name and dialect is not dialects.CHAT else b""
+    return name + b"data: " + document + b"\n\n"
+
+
+def _ping(dialect: Dialect) -> bytes:
+    return b": ping\n\n" if dialect.is_sse else b""
+
+
+async def _events(reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[list[Event]]:
+    """Of all streams, in the order in which they come; an empty list where nothing came for a while."""
+    writer = reply.writer
+    answers = [await stream.begun() for stream in streams]
+    yield [event for i, answer in enumerate(answers) for event in writer.begin(i, answer)]
+    waiting = {asyncio.ensure_future(anext(stream)): i for i, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, timeout=_PING_S, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                yield []
+            for each in done:
+                i = waiting.pop(each)
+                try:
+                    piece = each.result()
+                except StopAsyncIteration:
+                    yield [*writer.end(i, answers[i])]
+                else:
+                    if events := [*writer.piece(i, piece, answers[i])]:
+                        yield events
+                    waiting[asyncio.ensure_future(anext(streams[i]))] = i
+        yield [*writer.close(answers)]
+    finally:
+        for each in waiting:
+            each.cancel()
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(codec.encode(document), status, headers, "application/json")
+
+
+def _error(dialect: Dialect, status: int, message: str, param: str | None = None, code: str | None = None) -> Response:
+    headers = {"retry-after": str(_RETRY_S)} if status in (429, 503) else None
+    return _json(dialect.error(status, message, param, code), status, headers)
+
+
+def _status_of(error: LlmrunError) -> int:
+    kinds: tuple[tuple[type[LlmrunError], int], ...] = (
+        (Busy, 429),
+        (Stopping, 503),
+        (PromptTooLong, 400),
+        (UsageError, 400),
+        (NotFound, 404),
+        (EngineCrashed, 503),
+        (OutOfMemory, 503),
+    )
+    return next((status for kind, status in kinds if isinstance(error, kind)), 500)
+
+
+def _code_of(error: LlmrunError) -> str | None:
+    kinds: tuple[tuple[type[LlmrunError], str], ...] = (
+        (Busy, "too_many_requests"),
+        (Stopping, "stopping"),
+        (PromptTooLong, "context_length_exceeded"),
+        (NotFound, "model_not_found"),
+        (EngineCrashed, "engine_crashed"),
+        (OutOfMemory, "out_of_memory"),
+    )
+    return next((code for kind, code in kinds if isinstance(error, kind)), None)
+
+
+async def _on_refused(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return _error(dialects.dialect_of(http.url.path), error.status, error.message, error.param, error.code)
+
+
+async def _on_error(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, LlmrunError)
+    dialect, message = dialects.dialect_of(http.url.path), error.message
+    return _error(dialect, _status_of(error), message, error.field, _code_of(error))
+
+
+async def _on_http(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = {404: f"there is no {http.url.path[:200]} here", 405: f"{http.method} is not for {http.url.path[:200]}"}
+    response = _error(dialects.dialect_of(http.url.path), error.status_code, what.get(error.status_code, error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_too_long(http: HttpRequest, error: Exception) -> Response:
+    return _error(dialects.dialect_of(http.url.path), 413, "the body is longer than may be")
+
+
+async def _on_gone(http: HttpRequest, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+def made(
+    models: Sequence[Served],
+    *,
+    rules: Rules = Rules(),  # noqa: B008  # frozen
+    most_waiting: int = 64,
+    stop_s: float = 10.0,
+    on_note: Any = lambda _: None,
+    preload: bool = True,
+) -> tuple[Guard, Callable[[], Awaitable[None]]]:
+    """The application, an ASGI app whose lifespan loads the first model and unloads all, and what is to be awaited when
+    it is to end: answers may go on for `stop_s` then."""
+    pools: list[Pool] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        def ended(stream: Stream, error: LlmrunError | None) -> None:
+            told.ended(stream.model, stream, error)
+
+        pool = Pool(models, most_waiting=most_waiting, on_end=ended, on_note=on_note)
+        pools.append(pool)
+        told = metrics.Metrics(pool.totals, pool.runners)
+        api = Api(pool, told)
+        app.router.routes.extend(api.routes())
+        sweeping = asyncio.create_task(pool.sweep())
+        loading = asyncio.create_task(_preloaded(pool, on_note)) if preload else None
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            if loading is not None:
+                loading.cancel()
+            await pool.close()
+
+    async def stop() -> None:
+        for pool in pools:
+            await pool.close(stop_s)
+
+    app = Starlette(
+        lifespan=lifespan,
+        exception_handlers={
+            Refused: _on_refused,
+            LlmrunError: _on_error,
+            HTTPException: _on_http,
+            TooLong: _on_too_long,
+            _Gone: _on_gone,
+            ClientDisconnect: _on_gone,
+        },
+    )
+    return Guard(app, rules), stop
+
+
+async def _preloaded(pool: Pool, on_note: Any) -> None:
+    try:
+        await pool.runner(next(iter(pool.models)))
+    except LlmrunError as error:
+        on_note(error.message)

@@ -1,0 +1,290 @@
+"""Calls of tools: how a template wants them is found, what models write is read however it is cut, and grammars force
+calls that keep to their schemas."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATIENT
+from jsonschema import Draft202012Validator
+
+from llmrun.engine.child.chat_template import Templates
+from llmrun.engine.child.tool_calls import CallSplitter
+from llmrun.engine.child.tool_syntax import GENERIC, HARMONY, ToolSyntax
+from llmrun.engine.engine import ChildEngine
+from llmrun.engine.protocol import PromptOptions
+from llmrun.gguf.reader import open_header
+from llmrun.options.sampling import SamplingConfig
+from llmrun.wire.request import Function, tools_of
+
+BEGIN = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+)
+END = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CALLS = "{% for c in m.tool_calls or [] %}"
+
+TEMPLATES = {
+    # a tag around JSON, one after the other
+    "hermes": BEGIN
+    + "{{ m.content or '' }}"
+    + CALLS
+    + '\n<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>'
+    + "{% endfor %}"
+    + END,
+    # arguments as a text, put there as they are
+    "as text": BEGIN
+    + "{{ m.content or '' }}"
+    + CALLS
+    + "<tool_call>{{ c.function.name }}{{ '\\n' }}{{ c.function.arguments + '' }}</tool_call>{% endfor %}"
+    + END,
+    # one alone, without a tag
+    "bare": BEGIN
+    + "{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one alone') }}{% endif %}"
+    + "{% if m.tool_calls %}"
+    + '{"name": "{{ m.tool_calls[0].function.name }}", "parameters": {{ m.tool_calls[0].function.arguments | tojson }}}'
+    + "{% else %}{{ m.content }}{% endif %}"
+    + END,
+    # a list, with an id of nine characters
+    "list with ids": BEGIN
+    + "{{ m.content or '' }}{% if m.tool_calls %}[TOOL_CALLS][{% for c in m.tool_calls %}"
+    + "{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}"
+    + '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}, "id": "{{ c.id }}"}'
+    + "{% if not loop.last %}, {% endif %}{% endfor %}]{% endif %}"
+    + END,
+    # the place of a call among them
+    "with an index": BEGIN
+    + "{{ m.content or '' }}{% if m.tool_calls %}<|START_ACTION|>[\n{% for c in m.tool_calls %}"
+    + '    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ c.function.name }}",'
+    + ' "parameters": {{ c.function.arguments | tojson }}}{% if not loop.last %},{% endif %}\n{% endfor %}'
+    + "]<|END_ACTION|>{% endif %}"
+    + END,
+    # a name, then a block of code
+    "fenced": BEGIN
+    + "{{ m.content or '' }}{% if m.tool_calls %}<|calls|>{% for c in m.tool_calls %}<|call|>function<|sep|>"
+    + "{{ c.function.name }}\n```json\n{{ c.function.arguments | tojson }}\n```<|end_call|>"
+    + "{% if not loop.last %}\n{% endif %}{% endfor %}<|end_calls|>{% endif %}"
+    + END,
+    # each argument with a place of its own
+    "parameters": BEGIN
+    + "{{ m.content or '' }}"
+    + CALLS
+    + "\n<tool_call>\n<function={{ c.function.name }}>\n"
+    + "{% for k, v in c.function.arguments | items %}<parameter={{ k }}>\n{{ v if v is string else v | tojson }}\n"
+    + "</parameter>\n{% endfor %}</function>\n</tool_call>{% endfor %}"
+    + END,
+    "keys and values": BEGIN
+    + "{{ m.content or '' }}"
+    + CALLS
+    + "\n<tool_call>{{ c.function.name }}{% for k, v in c.function.arguments | items %}\n<arg_key>{{ k }}</arg_key>\n"
+    + "<arg_value>{{ v if v is string else v | tojson }}</arg_value>{% endfor %}\n</tool_call>{% endfor %}"
+    + END,
+    # the name is a key
+    "name as a key": BEGIN
+    + "{{ m.content or '' }}{% if m.tool_calls %}<|prefix|>[{% for c in m.tool_calls %}"
+    + '{"{{ c.function.name }}": {{ c.function.arguments | tojson }}}{% if not loop.last %}, {% endif %}{% endfor %}'
+    + "]<|suffix|>{% endif %}"
+    + END,
+}
+TRIGGERS = {
+    "hermes": "<tool_call>",
+    "as text": "<tool_call>",
+    "bare": '{"name": "',
+    "list with ids": "[TOOL_CALLS]",
+    "with an index": "<|START_ACTION|>",
+    "fenced": "<|calls|>",
+    "parameters": "<tool_call>",
+    "keys and values": "<tool_call>",
+    "name as a key": "<|prefix|>",
+}
+SINGLE = {"bare"}
+TOLD_NOTHING = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}<|assistant|>"
+
+WEATHER = Function(
+    "get_weather",
+    "The weather of a place",
+    {
+        "type": "object",
+        "properties": {
+            "place": {"type": "string", "maxLength": 12},
+            "days": {"type": "integer", "minimum": 1, "maximum": 7},
+            "unit": {"type": "string", "enum": ["C", "F"]},
+        },
+        "required": ["place", "days"],
+        "additionalProperties": False,
+    },
+)
+NOTHING = Function("stop", "Stop all", None)
+TOOLS = tools_of([WEATHER, NOTHING], "tools")
+ASKED = {"place": 'São "Paulo" <b>', "days": 3}
+STRINGS = {"get_weather": {"place", "unit"}, "stop": set[str]()}
+
+
+@pytest.fixture(scope="module")
+def templates() -> Templates:
+    return Templates()
+
+
+def called(*calls: tuple[str, Any], content: str = "") -> dict[str, Any]:
+    made = [
+        {
+            "id": f"abcdefgh{i}",
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
+        }
+        for i, (name, arguments) in enumerate(calls)
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": made}
+
+
+def read(splitter: CallSplitter, pieces: Sequence[str]) -> tuple[str, list[tuple[str, Any]]]:
+    content, found = "", dict[int, list[str]]()
+    for more, calls in [*(splitter.add(piece) for piece in pieces), splitter.finish()]:
+        content += more
+        for call in calls:
+            parts = found.setdefault(call.index, ["", ""])
+            parts[0], parts[1] = parts[0] + call.name, parts[1] + call.arguments
+    return content, [(name, json.loads(arguments)) for name, arguments in found.values()]
+
+
+def written(templates: Templates, name: str, answer: dict[str, Any]) -> str:
+    """What the template makes of an answer, without its heading and its end."""
+    question = {"role": "user", "content": "Q?"}
+    text = templates.render(TEMPLATES[name], [question, answer], {}, tools=[{"type": "function", "function": {}}])
+    body = text.partition("Q?<|im_end|>\n<|im_start|>assistant\n")[2]
+    return body.rpartition("<|im_end|>\n<|im_start|>assistant\n")[0]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_found(templates: Templates, name: str) -> None:
+    syntax = templates.syntax_of(TEMPLATES[name], {})
+    assert not syntax.is_generic and syntax.trigger == TRIGGERS[name]
+    assert (syntax.sep is None) == (name in SINGLE)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_a_template_writes_is_read(templates: Templates, name: str) -> None:
+    """One call and several, with content before them; cut at every place, and into pieces of any length."""
+    syntax = templates.syntax_of(TEMPLATES[name], {})
+    answers = [called(("get_weather", ASKED)), called(("stop", {}))]
+    if name not in SINGLE:
+        answers.append(called(("get_weather", ASKED), ("stop", {}), ("get_weather", {"place": "x", "days": 7})))
+        answers.append(called(("stop", {}), ("get_weather", ASKED), content="I will look."))
+    for answer in answers:
+        text = written(templates, name, answer)
+        wanted = [
+            (call["function"]["name"], json.loads(call["function"]["arguments"])) for call in answer["tool_calls"]
+        ]
+        for i in range(len(text)):
+            content, calls = read(CallSplitter(syntax, STRINGS), [text[:i], text[i:]])
+            assert (content.strip(), calls) == (answer["content"], wanted), text[:i]
+        assert read(CallSplitter(syntax, STRINGS), text)[1] == wanted
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("text", ["Hello! <b>x</b> [1] {2}", "", "a < b", "  Hi", "<tool", "It is [TOOL_X]."])
+def test_text_is_text(templates: Templates, name: str, text: str) -> None:
+    syntax = templates.syntax_of(TEMPLATES[name], {})
+    for pieces in ([text], [*text]):
+        content, calls = read(CallSplitter(syntax, STRINGS), pieces)
+        assert (content, calls) == (text, [])
+
+
+def test_blanks_may_differ(templates: Templates) -> None:
+    """As models vary them."""
+    syntax = templates.syntax_of(TEMPLATES["hermes"], {})
+    text = (
+        '<tool_call>{"name":"get_weather","arguments":{"place":"x","days":1}}</tool_call>\n\n<tool_call>\n\n'
+        '{ "name" : "stop", "arguments": {} }\n</tool_call>\n'
+    )
+    wanted = [("get_weather", {"place": "x", "days": 1}), ("stop", {})]
+    assert read(CallSplitter(syntax, STRINGS), [text]) == ("", wanted) == read(CallSplitter(syntax, STRINGS), text)
+
+
+def test_what_is_cut_is_as_far_as_it_is(templates: Templates) -> None:
+    syntax = templates.syntax_of(TEMPLATES["hermes"], {})
+    splitter = CallSplitter(syntax, STRINGS)
+    _, calls = splitter.add('<tool_call>\n{"name": "get_weather", "arguments": {"place": "x')
+    assert [call.name for call in calls if call.name] == ["get_weather"]
+    assert "".join(call.arguments for call in calls) == '{"place": "x' and splitter.finish() == ("", [])
+
+
+def test_harmony() -> None:
+    """gpt-oss writes the recipient before or behind the channel."""
+    for text in (
+        '<|channel|>commentary to=functions.stop <|constrain|>json<|message|>{"a": 1}<|call|>',
+        '<|start|>assistant<|channel|>commentary to=functions.stop<|channel|>commentary json<|message|>{"a": 1}',
+    ):
+        assert read(CallSplitter(HARMONY, {}), text)[1] == [("stop", {"a": 1})], text
+
+
+def test_a_template_that_knows_of_none(templates: Templates) -> None:
+    """Tools are told in words, and results handed in by the user."""
+    assert templates.syntax_of(TOLD_NOTHING, {}) == GENERIC
+    tools = [{"type": "function", "function": {"name": "stop", "parameters": {}}}]
+    asked = [
+        {"role": "user", "content": "Q?"},
+        called(("stop", {"a": 1})),
+        {"role": "tool", "content": "done", "tool_call_id": "x"},
+    ]
+    text = templates.render(TOLD_NOTHING, asked, {}, tools=tools)
+    assert '{"name": "stop", "parameters": {}}' in text and "<|system|>You may call" in text
+    assert '<|assistant|><tool_call>\n{"name": "stop", "arguments": {"a": 1}}\n</tool_call>' in text
+    assert "<|user|><tool_response>\ndone\n</tool_response>" in text
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "generic"])
+def test_a_grammar_forces_calls(exact: Path, name: str) -> None:
+    """Of a model that knows nothing: every call is of a tool that is there, its arguments keep to the schema."""
+    template = TEMPLATES.get(name, TOLD_NOTHING)
+    known = {tool.name: Draft202012Validator(tool.parameters) for tool in TOOLS}
+    asked = [{"role": "user", "content": "b c d"}]
+    with ChildEngine(exact, open_header(exact), limits=PATIENT) as engine:
+        n_calls = 0
+        for seed in range(4):
+            options = PromptOptions(template=template, tools=[*TOOLS], must_call=True, several_calls=seed % 2 > 0)
+            answer = engine.generate(asked, SamplingConfig(seed=seed, max_tokens=400), options=options)
+            text = "".join(answer)
+            if answer.stop_reason == "length":  # noise may write a text of blanks for long
+                continue
+            assert not text.strip() and answer.calls
+            assert len(answer.calls) == 1 or seed % 2
+            for call in answer.calls:
+                known[call.name].validate(json.loads(call.arguments))
+            n_calls += len(answer.calls)
+        assert n_calls
+
+
+def test_text_or_calls(exact: Path) -> None:
+    """Where none is demanded, noise is text; one tool alone can be demanded."""
+    asked = [{"role": "user", "content": "b c d"}]
+    with ChildEngine(exact, open_header(exact), limits=PATIENT) as engine:
+        options = PromptOptions(template=TEMPLATES["hermes"], tools=[*TOOLS])
+        answer = engine.generate(asked, SamplingConfig(seed=1, max_tokens=20), options=options)
+        assert "".join(answer) and not answer.calls
+        only = PromptOptions(template=TEMPLATES["hermes"], tools=[TOOLS[1]], must_call=True, several_calls=False)
+        answer = engine.generate(asked, SamplingConfig(seed=1, max_tokens=100), options=only)
+        assert "".join(answer) == "" and [call.name for call in answer.calls] == ["stop"]
+
+
+def test_pieces_are_the_whole(templates: Templates) -> None:
+    """Random cuts, random calls: the same as at once."""
+    chance = random.Random(5)
+    for name in TEMPLATES:
+        syntax: ToolSyntax = templates.syntax_of(TEMPLATES[name], {})
+        for _ in range(10):
+            value = "".join(chance.choice('ab{}[]",:\\ \n<>/é') for _ in range(chance.randint(0, 20)))
+            if syntax.places is not None:
+                value = value.replace("<", "(").strip()
+            text = written(templates, name, called(("get_weather", {"place": value, "days": 2})))
+            pieces, at = [], 0
+            while at < len(text):
+                n = chance.randint(1, 9)
+                pieces.append(text[at : at + n])
+                at += n
+            assert read(CallSplitter(syntax, STRINGS), pieces)[1] == [("get_weather", {"place": value, "days": 2})]
