@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from llmrun import codec
 from llmrun.codec import Struct
+from llmrun.engine.child.reasoning import tags_of
 
 Render = Callable[[list[dict[str, Any]], "list[dict[str, Any]] | None"], str]
 """A conversation and tools through the template, ready for the next answer. It may raise."""
@@ -119,16 +120,18 @@ class _Rendered(NamedTuple):
 
 def syntax_of(template: str, render: Render) -> ToolSyntax:
     """`template` is its source."""
-    if "<|channel|>" in template and "<|constrain|>" in template and "functions." in template:
+    if "<|channel|>" in template and "commentary" in template and "functions." in template:
         return HARMONY
+    tags = tags_of(template)
     try:
-        found = _found(render)
+        found = _found(render, tags.close if tags is not None else "")
     except Exception:  # noqa: BLE001 - whatever a template dies of, it has not told of calls
         found = None
     return found or GENERIC
 
 
-def _found(render: Render) -> ToolSyntax | None:
+def _found(render: Render, close: str) -> ToolSyntax | None:
+    """`close`: what ends thoughts, which a template may put before calls."""
     plain = _text(render, [_user(), {"role": "assistant", "content": _ANSWER}], _SPECS)
     header, answered, tail = plain.rpartition(_QUESTION)[2].partition(_ANSWER)
     if not answered or not _is_told(render):
@@ -136,17 +139,21 @@ def _found(render: Render) -> ToolSyntax | None:
     one = _one_call(render)
     if one is None:
         return None
-    body = _behind(header, one.text.rpartition(_QUESTION)[2])
+    body = _behind(header, one.text.rpartition(_QUESTION)[2], close)
     several = _text(render, [_user(), _calls(3, one.as_text, one.content)], _SPECS)
-    bodies = _behind(header, several.rpartition(_QUESTION)[2]) if all(name in several for name in _NAMES) else None
+    bodies = (
+        _behind(header, several.rpartition(_QUESTION)[2], close) if all(name in several for name in _NAMES) else None
+    )
     cut = _cut(body, bodies, tail)
     if cut is not None and cut.places is not None:
         two = _text(render, [_user(), _calls(1, one.as_text, one.content, 2)], _SPECS)
-        cut = _with_places(cut, _behind(header, two.rpartition(_QUESTION)[2]))
+        cut = _with_places(cut, _behind(header, two.rpartition(_QUESTION)[2], close))
     if cut is None:
         return None
     made = codec.replace(cut, as_text=one.as_text, content=one.content)
-    return made if made.trigger and _is_understood(made, render, header) else None
+    if not made.trigger or made.trigger in header + tail:  # it would be found in every answer
+        return None
+    return made if _is_understood(made, render, header, close) else None
 
 
 def _is_told(render: Render) -> bool:
@@ -181,9 +188,12 @@ def _call(id_: str, name: str, arguments: Any) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _behind(header: str, text: str) -> str:
-    """What stands behind an answer's heading; of a heading that differs, what differs, from the beginning of its tag
-    on."""
+def _behind(header: str, text: str, close: str) -> str:
+    """What stands behind an answer's heading, and behind thoughts; of a heading that differs, what differs, from the
+    beginning of its tag on."""
+    if close and close in text.partition(_NAMES[0])[0]:
+        begin = text.partition(_NAMES[0])[0].rindex(close) + len(close)
+        return text[begin:].lstrip()
     if text.startswith(header):
         return text[len(header) :]
     n = len(_common_begin([header, text]))
@@ -342,7 +352,7 @@ def _text(render: Render, messages: list[dict[str, Any]], tools: list[dict[str, 
         return ""
 
 
-def _is_understood(syntax: ToolSyntax, render: Render, header: str) -> bool:
+def _is_understood(syntax: ToolSyntax, render: Render, header: str, close: str) -> bool:
     """Whether calls that the template writes are read as they are."""
     from llmrun.engine.child.tool_calls import CallSplitter
 
@@ -350,7 +360,7 @@ def _is_understood(syntax: ToolSyntax, render: Render, header: str) -> bool:
     for n, n_keys in ((1, 1), (1, 2), (3, 2)) if syntax.sep is not None else ((1, 1), (1, 2)):
         text = _text(render, [_user(), _calls(n, syntax.as_text, syntax.content, n_keys)], _SPECS)
         splitter = CallSplitter(syntax, strings)
-        body = _behind(header, text.rpartition(_QUESTION)[2])
+        body = _behind(header, text.rpartition(_QUESTION)[2], close)
         pieces = [*splitter.add(body)[1], *splitter.finish()[1]]
         found: dict[int, tuple[str, str]] = {}
         for piece in pieces:

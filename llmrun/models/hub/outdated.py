@@ -35,7 +35,13 @@ class Freshness:
 
 
 def freshness(models: Sequence[StoredModel]) -> Iterator[Freshness]:
-    """Of each that is from the hub; one question a repository."""
+    """Of each that is from the hub; one question a repository. Of a file that is here several times, the newest."""
+    found = list(_each(models))
+    current = {each.model.key for each in found if each.state == "current"}
+    yield from (each for each in found if each.state == "current" or each.model.key not in current)
+
+
+def _each(models: Sequence[StoredModel]) -> Iterator[Freshness]:
     known: dict[str, RepoInfo | LlmrunError] = {}
     for model in models:
         if layout.is_local(model.repo):
