@@ -37,7 +37,7 @@ COMMANDS = {
     "chat": Entry("chat", "chat", "Talk with a model; /help there lists what can be done."),
     "batch": Entry("batch", "batch", "Answer every row of a file."),
     "bench": Entry("bench", "bench", "Measure tokens per second."),
-    "bench serve": Entry("bench_serve", "bench_serve", "Load a server: how many it serves, and how fast each."),
+    "bench serve": Entry("bench_serve", "bench_serve", "Load a server with requests and measure what those see who wait."),
     "bench history": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history list": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history show": Entry("bench_history", "show", "Show one bench again; with --json its whole record."),
