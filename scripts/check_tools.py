@@ -64,10 +64,11 @@ def problems(templates: Templates, source: str, syntax: ToolSyntax, n: int) -> l
         calls = [arguments(chance, syntax) for _ in range(chance.choice([1, 1, 2, 3]) if syntax.sep is not None else 1)]
         messages = [{"role": "user", "content": QUESTION}, answer(calls)]
         try:
-            text = templates.render(source, messages, SPECIAL, enable_thinking=False, tools=TOOLS)
+            prompt = templates.render(source, messages, SPECIAL, enable_thinking=False, tools=TOOLS)
         except TemplateError as error:
             return [f"it can't be rendered: {error}"]
-        text = str.__str__(text).rpartition(QUESTION)[2]
+        text = str.__str__(prompt).rpartition(QUESTION)[2]
+        text = text[max(0, text.find(syntax.trigger)) :]  # without the heading
         cut = chance.randint(0, len(text))
         for pieces in ([text], [*text], [text[:cut], text[cut:]]):
             try:

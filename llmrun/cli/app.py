@@ -37,7 +37,7 @@ COMMANDS = {
     "chat": Entry("chat", "chat", "Talk with a model; /help there lists what can be done."),
     "batch": Entry("batch", "batch", "Answer every row of a file."),
     "bench": Entry("bench", "bench", "Measure tokens per second."),
-    "bench serve": Entry("bench_serve", "bench_serve", "Load a server with requests and measure what those see who wait."),
+    "bench serve": Entry("bench_serve", "bench_serve", "Load a server, and measure what those see who wait."),
     "bench history": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history list": Entry("bench_history", "list_", "Show the benches of this machine, the oldest first."),
     "bench history show": Entry("bench_history", "show", "Show one bench again; with --json its whole record."),
@@ -70,7 +70,7 @@ COMMANDS = {
         "experiment", "experiment", "Conduct experiments: claims on CPUs and GPUs, and what they are worth here."
     ),
     "devices": Entry("devices", "devices", "Show what llama.cpp can compute on, with memory, features and versions."),
-    "serve": Entry("serve", "serve", "Serve models over HTTP, in the forms of OpenAI, Anthropic and ollama."),
+    "serve": Entry("serve", "serve", "Serve models to clients of OpenAI, Anthropic and ollama."),
     "ps": Entry("ps", "ps", "Show the servers that run, and what they do."),
     "worker": Entry("worker", "worker", "Lend this machine's devices to `llmrun run --rpc` on another."),
     "doctor": Entry(

@@ -77,7 +77,7 @@ def bench_serve(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Load a server with requests and measure what those see who wait.
+    """Load a server, and measure what those see who wait.
 
     A number in flight is a closed loop: the next request comes when one is answered, so that a slow server lowers its
     own load. A rate is an open one. A key is taken from LLMRUN_API_KEY. Of a model, a server is started for it.

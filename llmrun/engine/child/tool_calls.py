@@ -8,6 +8,7 @@ What begins like a call and turns out to be none is text.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,7 +76,7 @@ class CallSplitter:
         else:
             follow = rf"(?={_exactly(places.key)}|\s*{_pattern(syntax.post)})"
             self._place = re.compile(
-                f"{_exactly(places.key)}(?P<key>[^<>\"'=]{{1,256}}?){_exactly(places.value)}"
+                f"{_exactly(places.key)}(?P<key>[^<>\"'=]{{1,256}}?)(?:{_exactly(places.value)}|{_exactly(places.other)})"
                 f"(?P<value>.*?){_exactly(places.after)}(?:{_loosely(places.between)})",
                 re.DOTALL,
             )
@@ -183,10 +184,7 @@ class CallSplitter:
         if key in self._strings.get(self._name, ()):
             self._arguments[key] = value
             return
-        try:
-            self._arguments[key] = json.loads(value)
-        except ValueError:
-            self._arguments[key] = value
+        self._arguments[key] = _value_of(value)
 
     def _end_places(self, calls: list[CallPiece]) -> None:
         calls.append(CallPiece(self._n - 1, "", json.dumps(self._arguments, ensure_ascii=False)))
@@ -224,6 +222,19 @@ def _compact(parts: Parts) -> str:
             break
         literal += part
     return re.sub(r"\s", "", literal)
+
+
+def _value_of(text: str) -> Any:
+    """JSON; as Python writes it, where a template does so; else a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return found if isinstance(found, dict | list | bool | None) else text
 
 
 class _Json:
@@ -404,6 +415,7 @@ def _places(
             made.append(f"{rule}: {begin} text{i}_{j}")
         else:
             schemas.append({"name": f"value{i}_{j}", "json_schema": _narrow(schema)})
+            begin = begin.removesuffix(literal((places.value,))) + literal((places.other,))
             made.append(f"{rule}: {begin} @value{i}_{j} {literal((places.after,))}")
         terms.append(rule if key in required else f"{rule}?")
     between = f" {literal((places.between,))} " if places.between else " "

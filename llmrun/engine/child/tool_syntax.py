@@ -30,16 +30,18 @@ Parts = tuple[str, ...]
 
 
 class Places(Struct, frozen=True):
-    """Of arguments that have a place each: ⟨key⟩KEY⟨value⟩VALUE⟨after⟩ ⟨between⟩ …"""
+    """Of arguments that have a place each: ⟨key⟩KEY⟨value⟩VALUE⟨after⟩ ⟨between⟩ … `other`: in place of `value` before
+    what is no text."""
 
     key: str
     value: str
     after: str
     between: str
+    other: str
 
     @property
     def texts(self) -> Parts:
-        return self.key, self.value, self.after, self.between
+        return self.key, self.value, self.after, self.between, self.other
 
 
 class ToolSyntax(Struct, frozen=True):
@@ -98,6 +100,7 @@ HARMONY = ToolSyntax(
 
 _NAMES = ("qzjxvkwa", "qzjxvkwb", "qzjxvkwc")
 _KEYS, _VALUE, _QUESTION, _ANSWER = ("jxqwvkza", "jxqwvkzb"), "vkwqzjxy", "wvzqkjxu", "kqxwjzvu"
+_NUMBER = 8675309
 _IDS = ("qzj00000a", "qzj00000b", "qzj00000c")  # nine letters and digits, as Mistral's templates demand
 
 
@@ -147,7 +150,8 @@ def _found(render: Render, close: str) -> ToolSyntax | None:
     cut = _cut(body, bodies, tail)
     if cut is not None and cut.places is not None:
         two = _text(render, [_user(), _calls(1, one.as_text, one.content, 2)], _SPECS)
-        cut = _with_places(cut, _behind(header, two.rpartition(_QUESTION)[2], close))
+        number = _text(render, [_user(), _calls(1, one.as_text, one.content, value=_NUMBER)], _SPECS)
+        cut = _with_places(cut, _behind(header, two.rpartition(_QUESTION)[2], close), number.rpartition(_QUESTION)[2])
     if cut is None:
         return None
     made = codec.replace(cut, as_text=one.as_text, content=one.content)
@@ -177,8 +181,8 @@ def _user() -> dict[str, Any]:
     return {"role": "user", "content": _QUESTION}
 
 
-def _calls(n: int, as_text: bool, content: str | bool | None, n_keys: int = 1) -> dict[str, Any]:
-    arguments: Any = dict.fromkeys(_KEYS[:n_keys], _VALUE)
+def _calls(n: int, as_text: bool, content: str | bool | None, n_keys: int = 1, value: Any = None) -> dict[str, Any]:
+    arguments: Any = dict.fromkeys(_KEYS[:n_keys], value or _VALUE)
     made = [_call(_IDS[i], _NAMES[i], json.dumps(arguments) if as_text else arguments) for i in range(n)]
     said = {} if content is False else {"content": content}
     return {"role": "assistant", **said, "tool_calls": made}
@@ -239,7 +243,7 @@ def _cut(one: str, several: str | None, tail: str) -> ToolSyntax | None:
     return ToolSyntax(lead, pre, mid, post, sep, end, places)  # type: ignore[arg-type]
 
 
-def _with_places(syntax: ToolSyntax, two: str) -> ToolSyntax | None:
+def _with_places(syntax: ToolSyntax, two: str, number: str) -> ToolSyntax | None:
     """Of arguments that have a place each: by a call with two of them, what belongs to one. Until now what stands
     before a key counts among `mid`, and what stands behind a value among `post`."""
     key, value = two.find(_KEYS[0]), two.find(_VALUE)
@@ -255,7 +259,8 @@ def _with_places(syntax: ToolSyntax, two: str) -> ToolSyntax | None:
         return None
     mid = (*syntax.mid[:-1], syntax.mid[-1][: len(syntax.mid[-1]) - len(key_text)])
     post = (syntax.post[0][len(after) :], *syntax.post[1:])
-    places = Places(key_text, to_value, after, gap[len(after) :])
+    to_number = number.partition(_KEYS[0])[2].partition(str(_NUMBER))
+    places = Places(key_text, to_value, after, gap[len(after) :], to_number[0] if to_number[1] else to_value)
     return codec.replace(syntax, mid=tuple(filter(None, mid)), post=tuple(filter(None, post)), places=places)
 
 
@@ -284,7 +289,7 @@ def _split(
             if not end <= key < value:
                 return None
             mids.append(text[end:key])
-            places = Places("", text[key + len(_KEYS[0]) : value], "", "")
+            places = Places("", text[key + len(_KEYS[0]) : value], "", "", "")
             at = value + len(_VALUE)
     gaps.append(text[at:])
     return before, mids, places, gaps
