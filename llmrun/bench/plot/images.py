@@ -36,6 +36,8 @@ _NARROWEST = 6.2
 _LINE = 0.19
 _DPI = 150
 _LABEL_HEIGHT = 9.5
+_LABEL_WIDTH = 0.56 * (_LABEL_HEIGHT - 2)
+"""Of a character, about."""
 """Points, as fonts are measured in."""
 
 _SETTINGS: dict[Any, Any] = {
@@ -136,6 +138,10 @@ def _drawn(figure: Figure) -> Any:
         if panel.y.scale == "linear":
             axes.set_ylim(bottom=0)  # half as high is half as fast
     legend.draw(drawn, below - legend.height - 0.04, height)
+    drawn.draw_without_rendering()  # everything has its place now, among which labels find theirs
+    for panel, axes in zip(figure.panels, drawn.axes, strict=True):
+        if panel.kind != "bars":
+            _draw_labels(axes, [point for series in panel.series for point in series.points if point.label])
     return drawn
 
 
@@ -201,7 +207,6 @@ def _draw_lines(axes: Any, panel: Panel, looks: _Looks) -> None:
             axes.plot(xs, ys, linewidth=1.2, **look)
             continue
         axes.errorbar(xs, ys, yerr=_errors(series), **{"linewidth": 1.5, "markersize": 4.5, "elinewidth": 1.0, **look})
-    _draw_labels(axes, [p for series in panel.series for p in series.points if p.label])
 
 
 def _errors(series: Series) -> list[list[float]] | None:
@@ -213,30 +218,46 @@ def _errors(series: Series) -> list[list[float]] | None:
 
 
 def _draw_labels(axes: Any, points: Sequence[Point]) -> None:
-    """Beside the highest point of each label, and where labels would lie upon each other, one below the other."""
+    """Beside the highest point of each label, on the side of the farther edge; moved where labels would lie upon each
+    other."""
     highest: dict[str, Point] = {}
     for point in sorted(points, key=lambda p: p.y):
         highest[point.label] = point
     if not highest:
         return
-    (bottom, top), (left, right) = axes.get_ylim(), axes.get_xlim()
-    middle, points_high = math.sqrt(left * right), _PANEL_HEIGHT * 72 * 0.75
-    placed: dict[bool, list[float]] = {False: [], True: []}
+    scale = 72 / axes.figure.dpi
+    (left, _), (right, _) = (axes.transAxes.transform((edge, 0.5)) * scale for edge in (0, 1))
+    boxes: list[tuple[float, float, float, float]] = []
     for point in sorted(highest.values(), key=lambda p: -p.y):
-        # Away from the nearer edge; two points of one side are near enough to be in each other's way.
-        on_left = point.x > middle
-        at = math.log(point.y / bottom) / math.log(top / bottom) * points_high
-        wanted = min([at, *(other - _LABEL_HEIGHT for other in placed[on_left])])
-        placed[on_left].append(wanted)
-        axes.annotate(
+        x, y = axes.transData.transform((point.x, point.y)) * scale
+        width = _LABEL_WIDTH * len(point.label)
+        sides = (-1, 1) if x > (left + right) / 2 else (1, -1)
+        tries = [(side, step * _LABEL_HEIGHT) for step in (0, -1, 1, -2, 2, -3, 3) for side in sides]
+        placed = [(side, down, _box(x, y + down, side * width)) for side, down in tries]
+        inside = [each for each in placed if left <= each[2][0] and each[2][1] <= right]
+        free = [each for each in inside if not any(_overlap(each[2], box) for box in boxes)]
+        side, down, box = (free or inside or placed)[0]
+        boxes.append(box)
+        label = axes.annotate(
             point.label,
             (point.x, point.y),
-            xytext=(-8 if on_left else 8, wanted - at),
+            xytext=(8 * side, down),
             textcoords="offset points",
-            ha="right" if on_left else "left",
+            ha="left" if side > 0 else "right",
             va="center",
             fontsize=_LABEL_HEIGHT - 2,
         )
+        label.set_in_layout(False)
+
+
+def _box(x: float, y: float, width: float) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top in points; of a negative width it lies to the left."""
+    begin, end = sorted((x + math.copysign(8, width), x + math.copysign(8, width) + width))
+    return begin, end, y - _LABEL_HEIGHT / 2, y + _LABEL_HEIGHT / 2
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] - 0.5 and b[2] < a[3] - 0.5
 
 
 def _draw_bars(axes: Any, panel: Panel, looks: _Looks) -> None:
