@@ -41,7 +41,7 @@ from llmrun.server.guard import Guard, Rules, TooLong
 from llmrun.server.pool import Pool, Served
 from llmrun.server.runner import Busy, Stopping, Stream
 from llmrun.wire import anthropic, ollama, openai, responses
-from llmrun.wire.request import Event, Refused, Request
+from llmrun.wire.request import Event, Refused, Request, refusals
 
 _PING_S = 10.0
 """A line that says nothing goes out so often, so that nobody on the way takes a long prompt for a dead connection."""
@@ -317,10 +317,8 @@ class _Detokenize(Struct, forbid_unknown_fields=True):
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:
-    try:
+    with refusals():
         return codec.decode(body, kind)
-    except codec.Malformed as error:
-        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
 
 
 def _piece(piece: bytes) -> str | list[int]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmrun import codec
 from llmrun.codec import Meta, Struct
-from llmrun.errors import UsageError
 from llmrun.wire.openai import call_of, text_of_parts
 from llmrun.wire.request import (
     Choice,
@@ -23,7 +22,7 @@ from llmrun.wire.request import (
     Request,
     chosen,
     new_call_id,
-    refusal,
+    refusals,
     sampling_of,
     thinking_of,
     tools_of,
@@ -107,7 +106,7 @@ class MessagesBody(CountBody, forbid_unknown_fields=True, kw_only=True):
 
 def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) -> Request:
     """As `openai.request_of`."""
-    try:
+    with refusals():
         asked = codec.decode(body, MessagesBody)
         found = _tools(asked)
         given = {
@@ -127,10 +126,6 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
             must_call=found.must_call,
             several_calls=not (asked.tool_choice and asked.tool_choice.disable_parallel_tool_use),
         )
-    except codec.Malformed as error:
-        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
-    except UsageError as error:
-        raise refusal(error) from None
 
 
 def _tools(asked: CountBody) -> Choice:
@@ -150,10 +145,8 @@ def _tools(asked: CountBody) -> Choice:
 
 def count_of(body: bytes, answers: AnswerOptions) -> tuple[list[dict[str, Any]], bool, tuple[Tool, ...]]:
     """Messages to be counted, whether they are answered with thinking, and tools. Raises `Refused`."""
-    try:
+    with refusals():
         asked = codec.decode(body, CountBody)
-    except codec.Malformed as error:
-        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
     return _messages(asked), _answers(asked, answers).thinks, _tools(asked).tools
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmrun import codec
 from llmrun.codec import Struct
-from llmrun.errors import UsageError
 from llmrun.units import count
 from llmrun.wire import openai
 from llmrun.wire.request import (
@@ -28,7 +27,7 @@ from llmrun.wire.request import (
     effort_of,
     format_of_json,
     format_of_schema,
-    refusal,
+    refusals,
     sampling_of,
     thinking_of,
     tools_of,
@@ -148,7 +147,7 @@ class Asked:
 
 def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOptions) -> Asked:
     """As `openai.request_of`."""
-    try:
+    with refusals():
         read: Any = codec.decode(body, ChatBody if url == CHAT else GenerateBody)
         asked = _messages(read.messages) if isinstance(read, ChatBody) else _prompt(read)
         _refuse(read)
@@ -179,10 +178,6 @@ def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOpt
         if request.tools and answers.output_format is not None:
             raise Refused("tools and format: an answer has one form", "format")
         return Asked(request if asked else None, read)
-    except codec.Malformed as error:
-        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
-    except UsageError as error:
-        raise refusal(error) from None
 
 
 def _tools(body: _Body) -> tuple[Tool, ...]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmrun import codec
 from llmrun.codec import Meta, Struct
-from llmrun.errors import UsageError
 from llmrun.wire.request import (
     MOST_LOGPROBS,
     Event,
@@ -28,7 +27,7 @@ from llmrun.wire.request import (
     format_of_schema,
     new_call_id,
     openai_usage,
-    refusal,
+    refusals,
     sampling_of,
     thinking_of,
     timings,
@@ -185,14 +184,10 @@ def request_of(
     answer, which may be a stream, several, and with probabilities. Raises `Refused`."""
     if url not in (CHAT, COMPLETIONS):
         raise Refused(f"url is {url!r}: there are {CHAT} and {COMPLETIONS}", "url")
-    try:
+    with refusals():
         if url == CHAT:
             return _of_chat(codec.decode(body, ChatBody), sampling, answers, live=live)
         return _of_completion(codec.decode(body, CompletionBody), sampling, answers, live=live)
-    except codec.Malformed as error:
-        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
-    except UsageError as error:
-        raise refusal(error) from None
 
 
 def _of_chat(body: ChatBody, sampling: SamplingConfig, answers: AnswerOptions, *, live: bool) -> Request:

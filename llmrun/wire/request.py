@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -222,8 +223,15 @@ def new_call_id() -> str:
     return secrets.token_hex(5)[:9]
 
 
-def refusal(error: UsageError) -> Refused:
-    return Refused(f"{error.field}: {error.message}" if error.field else error.message, error.field)
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What is no body, and what no option can be, as `Refused`."""
+    try:
+        yield
+    except codec.Malformed as error:
+        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
+    except UsageError as error:
+        raise Refused(f"{error.field}: {error.message}" if error.field else error.message, error.field) from None
 
 
 # To read one takes milliseconds, and many requests have the same.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmrun import codec
 from llmrun.codec import Meta, Struct
-from llmrun.errors import UsageError
 from llmrun.wire.openai import call_of, text_of_parts
 from llmrun.wire.request import (
     Choice,
@@ -26,7 +25,7 @@ from llmrun.wire.request import (
     format_of_json,
     format_of_schema,
     new_call_id,
-    refusal,
+    refusals,
     sampling_of,
     timings,
     tools_of,
@@ -122,7 +121,7 @@ class ResponsesBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
 def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) -> Request:
     """As `openai.request_of`."""
-    try:
+    with refusals():
         asked = codec.decode(body, ResponsesBody)
         _refuse(asked)
         answers = effort_of(answers, asked.reasoning.effort if asked.reasoning else None, "reasoning.effort")
@@ -148,10 +147,6 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
             must_call=found.must_call,
             several_calls=asked.parallel_tool_calls is not False,
         )
-    except codec.Malformed as error:
-        raise Refused(f"{error.place or 'body'} {error.problem}".strip(), error.place or None) from None
-    except UsageError as error:
-        raise refusal(error) from None
 
 
 def _refuse(asked: ResponsesBody) -> None:

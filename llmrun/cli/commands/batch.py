@@ -22,9 +22,8 @@ from llmrun.cli.terminal import screen
 from llmrun.errors import RowsFailed, UsageError
 from llmrun.options.defaults import COMFORTABLE_CTX
 from llmrun.options.load import LoadConfig
-from llmrun.options.parse import parallel as parse_parallel
 from llmrun.options.sampling import SamplingConfig
-from llmrun.options.spec import TEXT, Written, options_of
+from llmrun.options.spec import TEXT, options_of
 
 if TYPE_CHECKING:
     from llmrun.batch.cluster import Cluster
@@ -56,15 +55,7 @@ def batch(
         ),
     ] = None,
     parallel: Annotated[
-        int | None,
-        Option(
-            "-np",
-            "--parallel",
-            metavar="auto|N",
-            kind=Written(parse_parallel, wanted="auto or a number"),
-            help="Answers made side by side; auto: as many as make it faster here, by measurement.",
-            without="auto",
-        ),
+        int | None, options.parallel("Answers made side by side; auto: as many as make it faster here, by measurement.")
     ] = None,
     cluster: Annotated[
         str | None,

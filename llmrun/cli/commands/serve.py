@@ -17,9 +17,8 @@ from llmrun.cli.loading.tuned import TuningArguments
 from llmrun.cli.terminal import screen
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
-from llmrun.options.parse import parallel as parse_parallel
 from llmrun.options.sampling import SamplingConfig
-from llmrun.options.spec import Whole, Written
+from llmrun.options.spec import Whole
 
 if TYPE_CHECKING:
     from llmrun.engine.engine import ChildEngine
@@ -44,16 +43,7 @@ def serve(
         Option("--port", metavar="PORT", kind=Whole(0, 65535), help="The port; 0: any that is free.", panel=_SERVING),
     ] = DEFAULT_PORT,
     parallel: Annotated[
-        int | None,
-        Option(
-            "-np",
-            "--parallel",
-            metavar="auto|N",
-            kind=Written(parse_parallel, wanted="auto or a number"),
-            help="Answers made side by side; auto: up to 4, as there is memory for.",
-            without="auto",
-            panel=_SERVING,
-        ),
+        int | None, options.parallel("Answers made side by side; auto: up to 4, as there is memory for.")
     ] = None,
     max_queue: Annotated[
         int,

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 from llmrun.cli.framework import completion
 from llmrun.options import spec
-from llmrun.options.spec import OUTPUT, TEXT, Kind, Text
+from llmrun.options.parse import parallel as parse_parallel
+from llmrun.options.spec import OUTPUT, TEXT, Kind, Text, Written
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ Verbose = Annotated[bool, Option("--verbose", "-v", help="Show every timing.", p
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.", panel=OUTPUT)]
 
 NThreads = Annotated[int | None, Option("-t", "--threads", help="Threads.", without="physical cores")]
+
+
+def parallel(help: str) -> spec.Option:
+    """How many answers side by side."""
+    kind = Written(parse_parallel, wanted="auto or a number")
+    return Option("-np", "--parallel", metavar="auto|N", kind=kind, help=help, without="auto")
+
 
 System = Annotated[str | None, Option("--system", metavar="TEXT", help="The system prompt.")]
 Files = Annotated[
