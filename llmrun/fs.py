@@ -176,21 +176,22 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
-    """Inside, an `OSError` of the disk becomes a `DiskError` that says what was being done."""
+def disk_errors(doing: str, *, elsewhere: Remedy | None = None) -> Iterator[None]:
+    """Inside, an `OSError` of the disk becomes a `DiskError` that says what was being done. `elsewhere`: what helps
+    where it is full and is not the disk of the models."""
     try:
         yield
     except BrokenPipeError:
         raise  # no disk does that: whoever was shown the progress has gone
     except OSError as error:
-        raise disk_error(error, doing) from error
+        raise disk_error(error, doing, elsewhere=elsewhere) from error
 
 
-def disk_error(error: OSError, doing: str) -> DiskError:
+def disk_error(error: OSError, doing: str, *, elsewhere: Remedy | None = None) -> DiskError:
     full = "the file is larger than the limit for files (ulimit -f) or than this disk can hold"
     known: dict[int, tuple[str, Remedy | None]] = {
-        errno.ENOSPC: ("the disk is full", FREE_SPACE),
-        errno.EDQUOT: ("the disk quota is used up", FREE_SPACE),
+        errno.ENOSPC: ("the disk is full", elsewhere or FREE_SPACE),
+        errno.EDQUOT: ("the disk quota is used up", elsewhere or FREE_SPACE),
         errno.EFBIG: (full, "ulimit -f unlimited"),
         errno.EROFS: ("the disk is read-only", None),
         errno.EACCES: ("no permission", None),

@@ -8,6 +8,7 @@ conduct(names) ──► each: cells, kept as they come ──► record, pictur
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,14 +21,19 @@ from llmrun.bench.plot.figures import Figure
 from llmrun.clock import utc
 from llmrun.engine.devices import Found, find_devices
 from llmrun.engine.jobs.roofline import key_of
-from llmrun.errors import LlmrunError, UsageError
+from llmrun.errors import Change, LlmrunError, UsageError
 from llmrun.experiments import report
 from llmrun.experiments.experiment import ARTICLES, Result, Sample
-from llmrun.experiments.lab import Lab, Options
+from llmrun.experiments.lab import Lab, Options, Others
 from llmrun.experiments.record import MACHINE, PARTIAL, Cells, Record, Setup, read_record
 from llmrun.machine.environment import describe_build, describe_machine
+from llmrun.units import fixed
 
 _UNFINISHED = "unfinished.json"
+_ELSEWHERE = Change({"output": "FOLDER"})
+_LOOK_S = 0.3
+_OTHERS = 0.5
+"""Cores that others keep busy: from there on figures say more of them than of the machine."""
 
 
 class Entry(NamedTuple):
@@ -90,10 +96,8 @@ def chosen(names: Iterable[str]) -> list[str]:
         if name != "all" and name not in EXPERIMENTS:
             from difflib import get_close_matches
 
-            near = "".join(f"; the nearest is {each}" for each in get_close_matches(name, EXPERIMENTS, 1))
-            raise UsageError(
-                f"there is no experiment {name[:40]!r}{near}: {', '.join(EXPERIMENTS)}, all", field="names"
-            )
+            near = "".join(f"; the nearest is {each}" for each in get_close_matches(name.lower(), EXPERIMENTS, 1))
+            raise UsageError(f"there is no experiment {name[:40]!r}{near}: {', '.join(EXPERIMENTS)}, all")
     return list(dict.fromkeys(each for name in wanted for each in (EXPERIMENTS if name == "all" else [name])))
 
 
@@ -115,8 +119,12 @@ def conduct(
     `command`: the words that make one of them again. What can't be measured at all is told, and the others go on.
     Raises `UsageError`, `DiskError`, and the first error where nothing could be measured at all.
     """
-    fs.check_writable(folder)
+    _check_folder(folder, names)
     found = find_devices(options.rpc)
+    there = [device.name for device in found.devices]
+    for name in options.devices:
+        if name not in there:
+            raise UsageError(f"there is no device {name}", field="devices", value=name)
     machine = key_of(found).digest
     settings = options.settings()
     models = paths.cache() / "experiments"
@@ -124,6 +132,22 @@ def conduct(
         return _conduct(
             names, options, folder, models, Setup("", settings, machine, __version__), found, command, hooks
         )
+
+
+def _check_folder(folder: Path, names: Sequence[str]) -> None:
+    """What lies there and is none of ours is not replaced. Raises `UsageError`, `DiskError`."""
+    fs.check_writable(folder)
+    page = folder / "README.md"
+    is_other = page.exists() and not page.read_text(errors="replace").startswith(report.TITLE)
+    for name in names:
+        record = folder / f"{name}.json"
+        if record.exists() and not is_other:
+            try:
+                read_record(record)
+            except UsageError:
+                page, is_other = record, True
+    if is_other:
+        raise UsageError(f"{page} is none of an experiment's, and would be replaced", field="output")
 
 
 @contextmanager
@@ -149,6 +173,10 @@ def _conduct(
     hooks: Hooks,
 ) -> list[Record]:
     begun = _begun(folder, tuple(names), of_all)
+    others = Others()
+    time.sleep(_LOOK_S)
+    if (busy := others.cores() or 0.0) > _OTHERS:
+        hooks.note(f"other processes keep {fixed(busy, 1)} cores busy: figures will tell of them as well")
     draws = importlib.util.find_spec("matplotlib") is not None
     if not draws:
         hooks.note("there is no matplotlib: pages without pictures; the extra `plot` brings it")
@@ -250,14 +278,15 @@ def _write(record: Record, folder: Path, *, draws: bool) -> list[Path]:
         for part, figure in record.result.figures.items():
             if any(panel.series for panel in figure.panels):
                 path = folder / f"{record.name}{f'-{part}' if part else ''}.svg"
-                images.write(_placed(figure, record), path)
+                with fs.disk_errors(f"writing {path}", elsewhere=_ELSEWHERE):
+                    images.write(_placed(figure, record), path)
                 pictures[part] = path.name
                 files.append(path)
     for path, text in (
         (folder / f"{record.name}.json", codec.encode(record).decode() + "\n"),
         (folder / f"{record.name}.md", report.page(record, pictures)),
     ):
-        with fs.disk_errors(f"writing {path}"):
+        with fs.disk_errors(f"writing {path}", elsewhere=_ELSEWHERE):
             fs.write_atomically(path, text)
         files.append(path)
     return files
@@ -278,6 +307,6 @@ def front_page(folder: Path, *, on_note: Callable[[str], None] = lambda _: None)
             except UsageError as error:
                 on_note(f"left out of the front page: {error.message}")
     path = folder / "README.md"
-    with fs.disk_errors(f"writing {path}"):
+    with fs.disk_errors(f"writing {path}", elsewhere=_ELSEWHERE):
         fs.write_atomically(path, report.front(records))
     return path

@@ -67,9 +67,9 @@ def _repeated(record: Record) -> str:
         return told
     noise = record.noise
     return (
-        f"{told} A figure is their median; in brackets where that of a rerun is expected, 19 times of 20: by how far"
-        f" samples differ (usually {percent(noise.usual_by)}, one standard deviation) and by how far the machine itself"
-        f" moved meanwhile ({percent(noise.moved_by)})."
+        f"{told} A figure is their median. Brackets are where the median of a rerun is expected, 19 times of 20. They"
+        f" are as wide as samples differ, usually by {percent(noise.usual_by)}, and as the machine's own speed moved"
+        f" meanwhile, by {percent(noise.moved_by)} (standard deviations)."
     )
 
 
@@ -99,7 +99,7 @@ def _cell(text: str) -> str:
 def front(records: Sequence[Record]) -> str:
     """One table of all claims. Records of several machines are told apart."""
     machines = {record.setup.machine: _machine(record) for record in records}
-    blocks = ["# The founding questions", _INTRODUCTION]
+    blocks = [TITLE, _INTRODUCTION]
     if len(machines) > 1:
         of = "; ".join(
             f"{said}: {', '.join(record.name for record in records if record.setup.machine == digest)}"
@@ -129,6 +129,7 @@ def front(records: Sequence[Record]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+TITLE = "# The founding questions"
 _INTRODUCTION = (
     "What five articles say of running models on CPUs and GPUs, and what came of measuring it. A GPU's figure is"
     " measured on one or"

@@ -180,11 +180,16 @@ def _table(lab: Lab, title: str, x: str, rows: Sequence[_Row]) -> Table:
                 *(shown(spread, _MS) for spread, _ in found),
                 str(found[0][1] or "–"),
                 f"{significant(gpu.mid * _MS)} ({significant(gpu.low * _MS)} to {significant(gpu.high * _MS)})",
-                significant(both.median / gpu.mid) if both else "–",
+                _quotient(both, gpu) if both else UNKNOWN,
             )
         )
     columns = (f">{x}", ">weights", *(f">{device}, ms" for device in devices), ">threads", f">{GPU}, predicted, ms")
     return Table(title, (*columns, f">CPU ÷ {GPU}"), tuple(lines))
+
+
+def _quotient(ours: Spread, theirs: Range) -> str:
+    low, high = ours.low / theirs.high, ours.high / theirs.low
+    return f"{significant(ours.median / theirs.mid, 2)} ({significant(low, 2)} to {significant(high, 2)})"
 
 
 def _gpu_of(lab: Lab) -> str | None:
@@ -205,6 +210,30 @@ def _pairs(lab: Lab, rows: Sequence[_Row], which: str = "mid") -> list[tuple[flo
             theirs = measured.median if measured else getattr(row.toy.on_gpu(row.n_columns), which)
             found.append((row.x, ours.median, theirs))
     return found
+
+
+def _ahead(lab: Lab, row: _Row) -> str | None:
+    """Who is: "CPU" or "GPU"; None where both intervals allow either."""
+    gpu = _gpu_of(lab)
+    ours = fastest(lab, row.toy, CPU, row.n_columns)[0]
+    theirs = fastest(lab, row.toy, gpu, row.n_columns)[0] if gpu else row.toy.on_gpu(row.n_columns)
+    if ours is None or theirs is None or (ours.low <= theirs.high and theirs.low <= ours.high):
+        return None
+    return "CPU" if ours.high < theirs.low else "GPU"
+
+
+def _judged_ahead(rows: Sequence[_Row], ahead: Sequence[str | None]) -> tuple[Verdict, str]:
+    """Of the claim that the GPU is slower everywhere, and where it is and is not."""
+    where = {
+        who: ", ".join(row.label for row, each in zip(rows, ahead, strict=True) if each == who)
+        for who in ("CPU", "GPU", None)
+    }
+    said = [f"The {who} is ahead at {where[who]} layers." for who in ("CPU", "GPU") if where[who]]
+    if where[None]:
+        said.append(f"At {where[None]} the intervals of both overlap: that decides nothing.")
+    if not where["GPU"] and not where[None]:
+        return "holds", ""
+    return ("does not hold" if where["GPU"] and not where["CPU"] else "holds in part"), " ".join(said)
 
 
 def _beside(lab: Lab) -> str:
@@ -344,9 +373,7 @@ def depth(lab: Lab) -> Result:
     claim, other = "Both are linear in the number of layers.", "The GPU is slower, whatever the number of layers."
     findings = []
     if ours is not None and theirs is not None:
-        text = (
-            f"time goes with the layers to the {significant(ours)} on the CPU, to the {significant(theirs)} on the GPU"
-        )
+        text = f"time grows as layers^{significant(ours)} on the CPU, as layers^{significant(theirs)} on the GPU"
         fits = [0.85 <= each <= 1.15 for each in (ours, theirs)]
         why = (
             ("Weights that no longer fit into a cache are read from the next one: time grows faster.")
@@ -354,16 +381,13 @@ def depth(lab: Lab) -> Result:
             else ""
         )
         findings.append(Finding(claim, "toy", f"{text} ({_beside(lab)})", judged(fits), why, predicted and fits[0]))
-        slower = [mine < gpu for _, mine, gpu in pairs]
+        ahead = [_ahead(lab, row) for row in rows]
         first, last = pairs[0], pairs[-1]
         text = (
             f"a layer takes {duration(first[1] / first[0])} at {first[0]:g} and {duration(last[1] / last[0])} at"
-            f" {last[0]:g},"
-            f" on the GPU {duration(last[2] / last[0])} ({_beside(lab)})"
+            f" {last[0]:g} on the CPU, {duration(last[2] / last[0])} at {last[0]:g} on the GPU ({_beside(lab)})"
         )
-        ahead = (f"{pair[0]:g}" for pair, is_so in zip(pairs, slower, strict=True) if is_so)
-        where = f"The CPU is ahead at {', '.join(ahead)} layers." if any(slower) and not all(slower) else ""
-        findings.append(Finding(other, "toy", text, judged(slower), where, predicted))
+        findings.append(Finding(other, "toy", text, *_judged_ahead(rows, ahead), predicted))
     else:
         findings += [_unknown(lab, each, toys[0].key(CPU)) for each in (claim, other)]
     return Result(

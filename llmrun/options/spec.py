@@ -63,6 +63,8 @@ class PathName(Kind):
     metavar = "<path>"
 
     def parse(self, text: str) -> Path:
+        if not text.strip():
+            raise ValueError("an empty name")
         return Path(text)
 
 

@@ -75,3 +75,39 @@ def test_several_at_once(llmrun: RunLlmrun, tmp_path: Path, options: list[str]) 
     done = llmrun("experiment", "ratio", "ratio", "-q", "-o", str(tmp_path), *options)
     assert done.returncode == 0 and not done.stderr
     assert json.loads(done.stdout)["name"] == "ratio" if options else done.stdout.startswith("# GPU beside CPU")
+
+
+def test_what_is_none_of_ours_is_not_replaced(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    """A README of somebody's, and a file that is called like a record; and an empty name is no folder."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def conduct(output: str) -> subprocess.CompletedProcess[str]:
+        home = {"LLMRUN_HOME": str(tmp_path / "home")}
+        return llmrun("experiment", "ratio", "-q", "-o", output, env=home, cwd=folder)
+
+    (folder / "README.md").write_text("# My project\n")
+    done = conduct(str(folder))
+    assert done.returncode == 2 and "README.md is none of an experiment's" in done.stderr
+    assert [path.name for path in folder.iterdir()] == ["README.md"]
+    assert (folder / "README.md").read_text() == "# My project\n"
+    (folder / "README.md").unlink()
+    (folder / "ratio.json").write_text('{"mine": 1}')
+    assert conduct(".").returncode == 2 and (folder / "ratio.json").read_text() == '{"mine": 1}'
+    (folder / "ratio.json").unlink()
+    assert conduct(".").returncode == 0
+    assert conduct(".").returncode == 0  # its own it replaces
+    empty = conduct("")
+    assert empty.returncode == 2 and "an empty name" in empty.stderr
+
+
+def test_a_device_that_there_is_not_leaves_nothing(llmrun: RunLlmrun, tmp_path: Path) -> None:
+    home = {"LLMRUN_HOME": str(tmp_path / "home")}
+    done = llmrun("experiment", "depth", "--quick", "--device", "NOPE0", "-o", str(tmp_path / "out"), env=home)
+    assert done.returncode == 2 and "there is no device NOPE0" in done.stderr
+    assert not [*(tmp_path / "out").rglob("*.json*")]
+
+
+def test_the_nearest_name(llmrun: RunLlmrun) -> None:
+    for name in ("DEPTH", "depht"):
+        assert "the nearest is depth" in llmrun("experiment", name).stderr

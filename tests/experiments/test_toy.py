@@ -10,6 +10,7 @@ from waiting import HANGS_S
 
 from llmrun.engine.jobs.roofline import Prober
 from llmrun.engine.protocol import TimeLayers
+from llmrun.experiments import toy
 from llmrun.experiments.toy import Toy, crossing, exponent
 from llmrun.planning.predict import speed
 from llmrun.planning.predict.machines import parse
@@ -85,3 +86,13 @@ def test_where_one_overtakes_the_other() -> None:
     assert crossing([(x, x, 8) for x in (1, 4, 16, 64)]) == pytest.approx(8)
     assert crossing([(1, 1, 2), (2, 1, 2)]) is None
     assert crossing([(1, 3, 2), (2, 4, 2)]) is None
+
+
+def test_who_is_ahead_is_said_where_intervals_tell() -> None:
+    """Overlapping ones decide nothing."""
+    rows = [toy._Row(float(n), str(n), toy.Toy(128, n), 1) for n in (1, 2, 3)]
+    assert toy._judged_ahead(rows, ["CPU", "CPU", "CPU"]) == ("holds", "")
+    verdict, why = toy._judged_ahead(rows, ["CPU", None, "GPU"])
+    assert verdict == "holds in part" and "CPU is ahead at 1 layers. The GPU is ahead at 3" in why and "At 2" in why
+    assert toy._judged_ahead(rows, ["GPU", "GPU", None])[0] == "does not hold"
+    assert toy._judged_ahead(rows, [None, None, None])[0] == "holds in part"
