@@ -8,10 +8,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import RunLlmrun
 from waiting import HANGS_S, until
+
+
+@pytest.fixture
+def llmrun(llmrun: RunLlmrun, tmp_path_factory: pytest.TempPathFactory) -> RunLlmrun:
+    """With a home of its own: experiments are conducted one at a time."""
+    home = tmp_path_factory.mktemp("home")
+
+    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return llmrun(*arguments, **{**options, "env": {"LLMRUN_HOME": str(home), **options.get("env", {})}})
+
+    return run
 
 
 def test_the_list(llmrun: RunLlmrun) -> None:
@@ -83,8 +95,7 @@ def test_what_is_none_of_ours_is_not_replaced(llmrun: RunLlmrun, tmp_path: Path)
     folder.mkdir()
 
     def conduct(output: str) -> subprocess.CompletedProcess[str]:
-        home = {"LLMRUN_HOME": str(tmp_path / "home")}
-        return llmrun("experiment", "ratio", "-q", "-o", output, env=home, cwd=folder)
+        return llmrun("experiment", "ratio", "-q", "-o", output, cwd=folder)
 
     (folder / "README.md").write_text("# My project\n")
     done = conduct(str(folder))
@@ -102,8 +113,7 @@ def test_what_is_none_of_ours_is_not_replaced(llmrun: RunLlmrun, tmp_path: Path)
 
 
 def test_a_device_that_there_is_not_leaves_nothing(llmrun: RunLlmrun, tmp_path: Path) -> None:
-    home = {"LLMRUN_HOME": str(tmp_path / "home")}
-    done = llmrun("experiment", "depth", "--quick", "--device", "NOPE0", "-o", str(tmp_path / "out"), env=home)
+    done = llmrun("experiment", "depth", "--quick", "--device", "NOPE0", "-o", str(tmp_path / "out"))
     assert done.returncode == 2 and "there is no device NOPE0" in done.stderr
     assert not [*(tmp_path / "out").rglob("*.json*")]
 
