@@ -99,9 +99,9 @@ ENDLESS_OPTIONS = ("--temp", "0", "-n", "100000", "--ignore-eos", "--no-tune")
 ENDLESS_PROMPT = "b c d e " * 8000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`llmrun serve tiny`, for all tests that don't change what it does."""
+    """`llmrun serve tiny`, for tests that don't change what it does; gone before those that look at their children."""
     from serving import serving
 
     with serving("tiny", "--temp", "0", home=tmp_path_factory.mktemp("home")) as server:
