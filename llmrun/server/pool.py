@@ -92,11 +92,11 @@ class Pool:
     async def runner(self, name: str | None) -> Runner:
         """The one that answers for a model, which is loaded then. Raises `NotFound`, and why it can't be loaded."""
         model = self.named(name)
-        known = self.runners.get(model.name)
-        if known is not None and known.state in ("ready", "loading"):
-            await known.ready()
-            return known
-        async with self._loading:  # one at a time: two would each count on the same memory
+        if self.is_loaded(model.name):
+            return self.runners[model.name]
+        # One at a time: two would each count on the same memory. And who asks for one that is being loaded waits for
+        # the end of that, as a first try may fail before another model has made room.
+        async with self._loading:
             known = self.runners.get(model.name)
             if known is not None and known.state in ("ready", "loading"):
                 await known.ready()
@@ -119,11 +119,11 @@ class Pool:
             try:
                 await runner.ready()
             except OutOfMemory:
-                del self.runners[model.name]
+                self.runners.pop(model.name, None)  # it is not there where the pool is being closed
                 if not await self._unload_one():
                     raise
             except LlmrunError:
-                del self.runners[model.name]
+                self.runners.pop(model.name, None)
                 raise
             else:
                 return runner

@@ -229,6 +229,31 @@ def test_the_least_recently_used_makes_room(micro: Path) -> None:
     run(work())
 
 
+def test_who_asks_while_room_is_made(micro: Path) -> None:
+    """Waits for it too: the first try's error is nobody's."""
+
+    async def work() -> None:
+        pool: Pool
+        may_fail = threading.Event()
+
+        def second() -> ChildEngine:
+            may_fail.wait()
+            if pool.is_loaded("a"):
+                raise OutOfMemory("no room beside a")
+            return opener(micro)()
+
+        pool = Pool([served("a", micro), served("b", micro, second)])
+        await pool.runner("a")
+        asked = [asyncio.create_task(pool.runner("b")) for _ in range(3)]
+        await asyncio.sleep(0)  # all of them wait for the same try
+        may_fail.set()
+        found = await asyncio.gather(*asked)
+        assert len({id(runner) for runner in found}) == 1 and sorted(pool.runners) == ["b"]
+        await pool.close()
+
+    run(work())
+
+
 def test_one_that_never_fits(micro: Path) -> None:
     def never() -> ChildEngine:
         raise OutOfMemory("no room at all")
