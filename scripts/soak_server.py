@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""Ten minutes of a mixed load at `llmrun serve`, with all that goes wrong; prints what came of it, for docs/server.md.
+"""What must not happen at `llmrun serve`, however much is asked of it; prints what came of it, for docs/server.md.
 
-    scripts/soak_server.py [MODEL] [--minutes 10] [--workers 16]
+    scripts/soak_server.py [MODEL] [--minutes 10] [--workers 16]    a mixed load, with all that goes wrong
+    scripts/soak_server.py [MODEL] --markers 1000 [--workers 16]    each answer is that of its own request
 
+Markers: each request's grammar allows one marker of its own alone, behind a prompt of its own; whole answers and
+streams, chats and completions, one, two or three answers each. The mixed load:
 Whole answers and streams, streams that are left in the middle, malformed bodies, readers that are slow, a crash of the
 engine every minute. Every request gets an answer or an error; memory is looked at from the second minute on.
 
-Exit status: 0 all right, 1 a request without an answer or an error, a traceback, or more than 50 MB of growth.
+Exit status: 0 all right, 1 a request without an answer or an error, or with that of another, a traceback, or more than
+50 MB of growth.
 """
 
 from __future__ import annotations
@@ -40,10 +44,12 @@ class Soak:
         self.problems: list[str] = []
         self.stop = threading.Event()
 
-    def ask(self, body: bytes, *, leave_after: int | None = None, slow: bool = False) -> bytes:
+    def ask(
+        self, body: bytes, path: str = "/v1/completions", *, leave_after: int | None = None, slow: bool = False
+    ) -> bytes:
         """All that comes back; of one that is left, what came until then."""
         with socket.create_connection((self.parts.hostname or "", self.parts.port or 80), timeout=600) as connection:
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.parts.netloc}\r\nContent-Type: application/json\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: {self.parts.netloc}\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
             data = b""
             while piece := connection.recv(512 if slow else 65536):
@@ -88,6 +94,21 @@ class Soak:
         if wanted is not None and status != wanted:
             self.problems.append(f"{kind}: {status} and not {wanted}")
 
+    def ask_for_markers(self, seed: int, n: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(n):
+            marker = f"{chance.getrandbits(80):020x}"[: chance.choice([4, 12, 20])] + f"-{seed}"
+            is_chat, streams, n_answers = chance.random() < 0.5, chance.random() < 0.5, chance.choice([1, 1, 2, 3])
+            text = f"{marker} " * chance.randint(1, 12)
+            asked = {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text}
+            body = {**asked, "grammar": f'root ::= "{marker}"', "max_tokens": 100, "n": n_answers, "stream": streams}
+            data = self.ask(json.dumps(body).encode(), "/v1/chat/completions" if is_chat else "/v1/completions")
+            texts = _texts(data, n_answers, streams=streams)
+            self.counts["answers of their own"] += texts.count(marker)
+            self.counts["requests"] += 1
+            if texts != [marker] * n_answers:
+                self.problems.append(f"{marker} was asked for, and answered: {texts} {data[:200]!r}")
+
     def kill_engines(self, every_s: float) -> None:
         while not self.stop.wait(every_s):
             for child in psutil.Process(self.pid).children():
@@ -95,11 +116,26 @@ class Soak:
                 self.counts["engines killed"] += 1
 
 
+def _texts(data: bytes, n: int, *, streams: bool) -> list[str]:
+    """Of the answers to one request, by their index."""
+    _, _, rest = data.partition(b"\r\n\r\n")
+    found = [""] * n
+    lines = [line.removeprefix(b"data: ") for line in rest.splitlines() if line.startswith(b"data: {")]
+    if not streams:
+        lines = [rest[rest.find(b"{") : rest.rfind(b"}") + 1]]
+    for line in lines:
+        for choice in json.loads(line).get("choices", ()):
+            said = choice.get("delta") or choice.get("message") or choice
+            found[choice["index"]] += said.get("content") or said.get("text") or ""
+    return found
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("model", nargs="?", default="tiny")
     options.add_argument("--minutes", type=float, default=10.0)
     options.add_argument("--workers", type=int, default=16)
+    options.add_argument("--markers", type=int, metavar="N", default=0)
     asked = options.parse_args()
     command = [sys.executable, "-m", "llmrun", "serve", asked.model, "--port", "0", "--max-queue", "64"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -109,6 +145,8 @@ def main() -> int:
     stderr = process.stderr
     threading.Thread(target=lambda: said.extend(stderr), daemon=True).start()
     soak = Soak(address, process.pid)
+    if asked.markers:
+        return _markers(soak, process, asked.markers, asked.workers)
     threads = [threading.Thread(target=soak.work, args=(seed,)) for seed in range(asked.workers)]
     threads.append(threading.Thread(target=soak.kill_engines, args=(60.0,)))
     for thread in threads:
@@ -138,6 +176,24 @@ def main() -> int:
     for problem in soak.problems[:20]:
         print(f"PROBLEM {problem}")
     return 1 if soak.problems else 0
+
+
+def _markers(soak: Soak, process: subprocess.Popen[str], n: int, n_workers: int) -> int:
+    begin_s = time.monotonic()
+    shares = [n // n_workers + (i < n % n_workers) for i in range(n_workers)]
+    threads = [threading.Thread(target=soak.ask_for_markers, args=each) for each in enumerate(shares)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    process.terminate()
+    process.wait(60)
+    print(f"{n_workers} at a time, {time.monotonic() - begin_s:.0f} s")
+    for name, count in sorted(soak.counts.items()):
+        print(f"{name}: {count}")
+    for problem in soak.problems[:20]:
+        print(f"PROBLEM {problem}")
+    return 1 if soak.problems or soak.counts["requests"] != n else 0
 
 
 if __name__ == "__main__":

@@ -220,7 +220,11 @@ class ChildEngine(Engine):
 
     @contextmanager
     def parallel(self, n_seq: int, n_ctx: int) -> Iterator[Parallel]:
+        """`n_seq` 0: for questions alone."""
         with self._turn_taken():
+            if not n_seq:
+                yield Parallel(self, 0)
+                return
             room = self.most_context(n_seq)
             try:
                 self._reserve(Reserve(n_seq, n_ctx, max(n_ctx, room)))

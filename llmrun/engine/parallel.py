@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from llmrun.engine import interface
 from llmrun.engine.generation import ChildAnswer
@@ -18,6 +18,8 @@ from llmrun.engine.protocol import (
     Decode,
     Decoded,
     Done,
+    Embed,
+    Embedded,
     Encode,
     Encoded,
     Failed,
@@ -33,6 +35,9 @@ from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.engine.engine import ChildEngine
+
+
+Question: TypeAlias = "Count | Encode | Decode | Embed"
 
 
 class SubmittedAnswer(ChildAnswer, interface.Submitted):
@@ -78,7 +83,7 @@ class Parallel(interface.Parallel):
         self._engine.connection.send(answer.number, request)
         return answer
 
-    def ask(self, question: Count | Encode | Decode) -> Asked:
+    def ask(self, question: Question) -> Asked:
         """Answered between two tokens, as soon as fewer requests wait than are answered at a time."""
         asked = Asked(self._engine.connection.new_request())
         self._made[asked.number] = asked
@@ -112,7 +117,7 @@ class Parallel(interface.Parallel):
         match event:
             case Failed():
                 asked.error = self._error_of(event)
-            case Counted() | Encoded() | Decoded():
+            case Counted() | Encoded() | Decoded() | Embedded():
                 asked.reply = event
             case _:
                 raise self._engine.connection.unexpected(event, "for a question")

@@ -291,7 +291,35 @@ class Decoded(Message):
     text: str
 
 
-QUESTIONS = (Count, Encode, Decode)
+class Embed(Message):
+    """Parent → child: each of these as one vector. Texts are texts: no control token counts in them.
+
+    Attributes:
+        inputs: texts, or tokens as they are.
+        pooling: "mean", "cls" or "last": how a text's tokens become one vector.
+        is_causal: each token sees those before it alone.
+        n_most: tokens that one may have.
+        truncates: of a longer one the first so many count; else it is an error.
+        first: the number of the first one, for errors.
+    """
+
+    inputs: list[str | list[int]]
+    pooling: str
+    is_causal: bool
+    n_most: int
+    truncates: bool = False
+    first: int = 0
+
+
+class Embedded(Message):
+    """Child → parent: the answer to `Embed`. `vectors`: of length 1, float32 in the machine's order; `n_tokens`: of
+    each."""
+
+    vectors: list[bytes]
+    n_tokens: list[int]
+
+
+QUESTIONS = (Count, Encode, Decode, Embed)
 """What is answered at once, whatever is being computed."""
 
 
@@ -646,6 +674,7 @@ class Done(Message):
         threads: [token, threads]: from that token of the answer on, so many threads have decoded, where they changed.
         n_drafted, n_accepted: tokens that were guessed ahead, and those of them that were right.
         choices: how likely each of the request's choices was to be the answer; None: it had none, or was cancelled.
+        stop: which stop text came.
     """
 
     stop_reason: StopReason
@@ -657,6 +686,7 @@ class Done(Message):
     n_drafted: int = 0
     n_accepted: int = 0
     choices: list[float] | None = None
+    stop: str | None = None
 
 
 FailureKind = Literal["model", "memory", "prompt", "usage", "port", "engine"]

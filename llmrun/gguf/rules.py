@@ -47,8 +47,8 @@ _DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
 _SPEECH = frozenset({"wavtokenizer-dec", "pockettts"})
 _DRAFT_HEADS = frozenset({"eagle3", "dflash", "gemma4-assistant"})
 _RANK_POOLING = 4
-_EMBEDDING_POOLING = (1, 2, 3)
-"""llama.cpp's MEAN, CLS and LAST."""
+_EMBEDDING_POOLING = (1, 2, 3)  # enum llama_pooling_type
+_POOLING = ("mean", "cls", "last")
 
 ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 N_POOLING_TYPES = 5
@@ -278,6 +278,12 @@ def writes_no_text(header: Header) -> str | None:
     if header.hparam("nextn_predict_layers") and is_whole and not first_layer:
         return DRAFT_KIND
     return EMBEDDING_KIND if is_encoder(header) or pooling in _EMBEDDING_POOLING else None
+
+
+def pooling_of(header: Header) -> str | None:
+    """How a text becomes one vector: "mean", "cls" or "last"; None where the file does not say."""
+    pooling = header.hparam("pooling_type")
+    return _POOLING[pooling - 1] if isinstance(pooling, int) and pooling in _EMBEDDING_POOLING else None
 
 
 def _check_hparams(header: Header) -> None:

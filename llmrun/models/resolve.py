@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llmrun.models.store.listing import StoredModel
 
 _COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,39}")
-Use = Literal["write", "read", "keep"]
-"""What for: to write text, to have text put into its memory (prefill), or neither."""
+Use = Literal["write", "read", "serve", "keep"]
+"""What for: to write text, to have text put into its memory (prefill), to be asked for text or vectors, or nothing."""
 Fetch = Callable[[HubFile], Path]
 """Gets a model that is not on this machine; returns its (first) file."""
 
@@ -58,7 +58,9 @@ def find_model(reference: str, *, fetch: Fetch | None = None, use: Use = "write"
         path = model.path
         mark_used(model)
     first, header = open_whole(path)
-    if (kind := rules.writes_no_text(header)) and (use == "write" or (use == "read" and rules.is_encoder(header))):
+    kind = rules.writes_no_text(header)
+    is_unfit = {"write": True, "read": rules.is_encoder(header), "serve": kind != rules.EMBEDDING_KIND, "keep": False}
+    if kind and is_unfit[use]:
         raise BadModel(f"{named.name} is {kind}: it writes no text", hint=Act("show", named.name))
     return Model(named.name, first, header, note)
 

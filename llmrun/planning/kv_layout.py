@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmrun.gguf.reader import Header
+from llmrun.gguf.rules import is_encoder
 from llmrun.gguf.types import GGML_TYPES
 
 _BLOCK_SIZES = {kind.name.lower(): kind.block_size for kind in GGML_TYPES.values()}
@@ -81,6 +82,8 @@ def layer_memories(header: Header) -> tuple[LayerMemory, ...] | None:
     arch, n_layer = header.architecture or "", header.n_layer
     if arch in _OF_THEIR_OWN or not n_layer:
         return None
+    if is_encoder(header):
+        return (LayerMemory(),) * n_layer  # a text is computed at once, and nothing is remembered of it
     windows = _windows(header, arch, n_layer)
     state = _state_elements(header)
     recurrent = _recurrent_layers(header, arch, n_layer)

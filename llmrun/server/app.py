@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -22,11 +23,12 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from llmrun import __version__, codec
 from llmrun.codec import Struct
 from llmrun.engine.interface import Answer
-from llmrun.engine.protocol import Count, Counted, Decode, Decoded, Encode, Encoded
+from llmrun.engine.protocol import Count, Counted, Decode, Decoded, Embed, Embedded, Encode, Encoded
 from llmrun.errors import (
     EngineCrashed,
     LlmrunError,
@@ -39,8 +41,8 @@ from llmrun.server import dialects, metrics, moment
 from llmrun.server.dialects import Dialect, Reply
 from llmrun.server.guard import Guard, Rules, TooLong
 from llmrun.server.pool import Pool, Served
-from llmrun.server.runner import Busy, Stopping, Stream
-from llmrun.wire import anthropic, ollama, openai, responses
+from llmrun.server.runner import Busy, Runner, Stopping, Stream
+from llmrun.wire import anthropic, embeddings, ollama, openai, responses
 from llmrun.wire.request import Event, Refused, Request, refusals
 
 _PING_S = 10.0
@@ -83,6 +85,7 @@ class Api:
             Route(responses.RESPONSES, answers(dialects.RESPONSES), methods=post),
             Route(anthropic.MESSAGES, answers(dialects.MESSAGES), methods=post),
             Route(anthropic.COUNT, self.count_tokens, methods=post),
+            *(Route(url, partial(self._embed, url), methods=post) for url in embeddings.URLS),
             Route("/v1/models", self.models, methods=get),
             Route("/models", self.models, methods=get),
             Route("/v1/models/{name:path}", self.model, methods=get),
@@ -112,6 +115,7 @@ class Api:
 
     async def _read(self, dialect: Dialect, body: bytes) -> Request:
         model = self._model_of(body)
+        _check_writes(model)
         # A schema may take a while to read; the loop goes on meanwhile.
         return await asyncio.to_thread(dialect.read, body, model.sampling, model.answers)
 
@@ -146,7 +150,37 @@ class Api:
         gone.cancel()
         media = "text/event-stream" if dialect.is_sse else "application/x-ndjson"
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(_sent(dialect, reply, streams), media_type=media, headers=headers)
+        return _Streamed(_sent(dialect, reply, streams), streams, media, headers)
+
+    # -- vectors ---
+
+    async def _embed(self, url: str, http: HttpRequest) -> Response:
+        body = await http.body()
+        model = self._model_of(body)
+        asked = embeddings.asked_of(body, url)
+        if model.pooling is None:
+            nor = "nor does the server's option `pooling` (mean, cls, last): an embedding model does"
+            raise Refused(f"{model.name} does not say how a text becomes one vector, {nor}", "model")
+        begin_s = time.perf_counter()
+        runner = await self.pool.runner(model.name)
+        _check_context(asked.n_ctx, runner)
+        if url != embeddings.EMBEDDINGS:
+            self.pool.keep(model.name, asked.keep_alive_s)
+        gone = asyncio.create_task(_gone(http))
+        found: list[Embedded] = []
+        try:
+            for first, part in embeddings.parts_of(asked.inputs):
+                assert runner.width is not None
+                n_most = runner.width.n_ctx_most
+                question = Embed(part, model.pooling, model.is_causal, n_most, asked.truncates, first)
+                reply = await _or_gone(asyncio.ensure_future(runner.ask(question)), gone)
+                assert isinstance(reply, Embedded)
+                runner.totals.n_embedded += sum(reply.n_tokens)
+                found.append(reply)
+        finally:
+            gone.cancel()
+        seconds = time.perf_counter() - begin_s
+        return _json(embeddings.body_of(asked, url, found, model=model.name, seconds=seconds))
 
     # -- tokens ---
 
@@ -171,6 +205,7 @@ class Api:
     async def count_tokens(self, http: HttpRequest) -> Response:
         body = await http.body()
         model = self._model_of(body)
+        _check_writes(model)
         messages, thinks, tools = anthropic.count_of(body, model.answers)
         runner = await self.pool.runner(model.name)
         asked = Count(None, messages, model.answers.chat_template, thinks, tools=[*tools] or None)
@@ -234,6 +269,7 @@ class Api:
     async def _ollama(self, dialect: Dialect, url: str, http: HttpRequest) -> Response:
         body = await http.body()
         model = self._model_of(body)
+        _check_writes(model)
         asked = await asyncio.to_thread(ollama.asked_of, body, url, model.sampling, model.answers)
         name = model.name
         if asked.request is None and asked.keep_alive_s == 0:
@@ -241,9 +277,7 @@ class Api:
             await self.pool.unload_expired()
             return _json(ollama.loaded_body(url, asked.model, unloaded=True))
         runner = await self.pool.runner(name)
-        if asked.n_ctx is not None and runner.width is not None and asked.n_ctx > runner.width.n_ctx_most:
-            there = runner.width.n_ctx_most
-            raise Refused(f"options.num_ctx is {asked.n_ctx}: the context has {there} tokens here", "options.num_ctx")
+        _check_context(asked.n_ctx, runner)
         self.pool.keep(name, asked.keep_alive_s)
         if asked.request is None:
             return _json(ollama.loaded_body(url, asked.model, unloaded=False))
@@ -294,7 +328,11 @@ class Api:
                 "template": facts.get("template") or "",
                 "details": ollama.details(facts),
                 "model_info": ollama.model_info(facts),
-                "capabilities": ["completion", "tools", *(["thinking"] if facts.get("thinks") else [])],
+                "capabilities": [
+                    *(["completion", "tools"] if model.writes else []),
+                    *(["thinking"] if facts.get("thinks") else []),
+                    *(["embedding"] if model.pooling else []),
+                ],
                 "modified_at": ollama.at(model.created),
             }
         )
@@ -314,6 +352,18 @@ class _Tokenize(Struct, forbid_unknown_fields=True):
 class _Detokenize(Struct, forbid_unknown_fields=True):
     tokens: list[int]
     model: str | None = None
+
+
+def _check_writes(model: Served) -> None:
+    if not model.writes:
+        raise Refused(f"{model.name} is an embedding model: it writes no text", "model")
+
+
+def _check_context(n_ctx: int | None, runner: Runner) -> None:
+    """Of ollama's option."""
+    if n_ctx is not None and runner.width is not None and n_ctx > runner.width.n_ctx_most:
+        there = runner.width.n_ctx_most
+        raise Refused(f"options.num_ctx is {n_ctx}: the context has {there} tokens here", "options.num_ctx")
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:
@@ -376,8 +426,25 @@ def _check_format(request: Request, answers: Sequence[Answer]) -> None:
             raise LlmrunError(problem)
 
 
+class _Streamed(StreamingResponse):
+    """Ends its answers with it, also where nobody came to read even the first byte: what was never begun cleans up
+    nothing."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], streams: Sequence[Stream], media: str, headers: dict[str, str]
+    ) -> None:
+        super().__init__(events, media_type=media, headers=headers)
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            _leave(self._streams)
+
+
 async def _sent(dialect: Dialect, reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[bytes]:
-    """Events as bytes; whoever stops reading ends the answers."""
+    """Events as bytes."""
     try:
         async for events in _events(reply, streams):
             yield b"".join(_line(dialect, event) for event in events) if events else _ping(dialect)
@@ -386,8 +453,6 @@ async def _sent(dialect: Dialect, reply: Reply, streams: Sequence[Stream]) -> As
         status = _status_of(error)
         told = dialect.error(status, error.message, error.field, _code_of(error))
         yield _line(dialect, Event("error", told))
-    finally:
-        _leave(streams)
 
 
 def _line(dialect: Dialect, event: Event) -> bytes:

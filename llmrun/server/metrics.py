@@ -24,6 +24,7 @@ _COUNTERS = (
     ("tokens_predicted", "Tokens that were generated.", lambda t: t.n_generated),
     ("tokens_predicted_seconds", "Seconds of generating, of all answers together.", lambda t: t.decode_s),
     ("prompt_tokens_cached", "Tokens of prompts that were known already.", lambda t: t.n_cached),
+    ("tokens_embedded", "Tokens of texts that became vectors.", lambda t: t.n_embedded),
     ("requests", "Answers that were made.", lambda t: t.n_answers),
     ("requests_failed", "Answers that failed, or were left.", lambda t: t.n_errors),
     ("engine_restarts", "Engines that crashed and were replaced.", lambda t: t.n_crashes),

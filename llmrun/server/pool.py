@@ -35,6 +35,9 @@ class Served:
         facts: what listings say of it: "architecture", "n_params", "level", "size_bytes", "n_ctx_train", "template".
         created: when its file was made, seconds of the epoch.
         also: another name for it, as it was typed.
+        pooling: "mean", "cls" or "last": how a text becomes a vector; None: it does not.
+        is_causal: each token sees those before it alone.
+        writes: text; an embedding model does not.
     """
 
     name: str
@@ -46,6 +49,9 @@ class Served:
     facts: dict[str, Any] = field(default_factory=dict)
     created: int = 0
     also: str = ""
+    pooling: str | None = None
+    is_causal: bool = True
+    writes: bool = True
 
 
 class Pool:

@@ -21,8 +21,8 @@ from typing import Any
 
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.interface import Answer
-from llmrun.engine.parallel import Asked, Parallel, SubmittedAnswer
-from llmrun.engine.protocol import Count, Decode, Encode, Message, PromptOptions
+from llmrun.engine.parallel import Asked, Parallel, Question, SubmittedAnswer
+from llmrun.engine.protocol import Message, PromptOptions
 from llmrun.errors import EngineCrashed, LlmrunError
 from llmrun.options.sampling import SamplingConfig
 from llmrun.wire.request import Piece
@@ -43,7 +43,7 @@ class Stopping(LlmrunError):
 @dataclass
 class Width:
     """Attributes:
-    n_seq: answers side by side.
+    n_seq: answers side by side; 0 of a model that writes none.
     n_ctx: tokens of prompt and answer that each has room for from the beginning.
     n_ctx_most: tokens that it may grow to.
     """
@@ -62,6 +62,7 @@ class Totals:
     n_prompt: int = 0
     n_cached: int = 0
     n_generated: int = 0
+    n_embedded: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     n_crashes: int = 0
@@ -162,7 +163,7 @@ def joined(pieces: list[Piece]) -> Piece:
 
 @dataclass
 class _Question:
-    message: Count | Encode | Decode
+    message: Question
     reply: asyncio.Future[Message]
 
 
@@ -260,7 +261,7 @@ class Runner:
             self._lock.notify()
         return stream
 
-    async def ask(self, message: Count | Encode | Decode) -> Message:
+    async def ask(self, message: Question) -> Message:
         """Raises `LlmrunError`."""
         question = _Question(message, self._loop.create_future())
         self.used_s = time.monotonic()

@@ -210,7 +210,7 @@ def body_of(request: Request, answers: Sequence[Answer], *, id_: str, model: str
         content.append({"type": "text", "text": answer.text})
     for call in calls:
         content.append({"type": "tool_use", "id": new_call_id(), "name": call.name, "input": _loaded(call.arguments)})
-    return {**_message(id_, model, answer), "content": content, **_ended(request, answer)}
+    return {**_message(id_, model, answer), "content": content, **_ended(answer)}
 
 
 def _message(id_: str, model: str, answer: Answer) -> dict[str, Any]:
@@ -226,9 +226,8 @@ def _message(id_: str, model: str, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _ended(request: Request, answer: Answer) -> dict[str, Any]:
-    stops = request.sampling.stop
-    which = stops[0] if answer.stop_reason == "stop" and len(stops) == 1 else None
+def _ended(answer: Answer) -> dict[str, Any]:
+    which = answer.done.stop if answer.done is not None and answer.stop_reason == "stop" else None
     reason = _STOPPED.get(answer.stop_reason or "")
     if answer.call_pieces and reason in ("end_turn", "stop_sequence"):
         reason = "tool_use"
@@ -286,7 +285,7 @@ class Events:
         if not self._open:
             yield from self._within("text")
         yield from self._closed()
-        yield _event("message_delta", delta=_ended(self._request, answer), usage=_usage(answer))
+        yield _event("message_delta", delta=_ended(answer), usage=_usage(answer))
 
     def close(self, answers: Sequence[Answer]) -> Iterator[Event]:
         yield _event("message_stop")

@@ -142,7 +142,7 @@ class Asked:
     def __init__(self, request: Request | None, body: _Body) -> None:
         self.request, self.model = request, body.model
         self.n_ctx = body.options.num_ctx if body.options else None
-        self.keep_alive_s = _seconds(body.keep_alive)
+        self.keep_alive_s = keep_alive_s(body.keep_alive)
 
 
 def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOptions) -> Asked:
@@ -235,7 +235,7 @@ def _format(wanted: str | dict[str, Any]) -> Any:
     return format_of_json()
 
 
-def _seconds(given: float | str | None) -> float | None:
+def keep_alive_s(given: float | str | None) -> float | None:
     if given is None or (isinstance(given, float | int) and given < 0):
         return None
     if isinstance(given, float | int):

@@ -23,19 +23,19 @@ def test_only_what_may_become_a_stop_string_is_held() -> None:
     """The beginning of one waits; what can no longer become one is shown at once."""
     search = StopSearch(["END", "."])
     assert [search.add(piece) for piece in ("one E", "N", "X E", "N")] == ["one ", "", "ENX ", ""]
-    assert search.finish() == "EN" and not search.found
+    assert search.finish() == "EN" and search.found is None
 
 
 def test_the_first_stop_string_counts() -> None:
     """Neither it nor anything behind it is shown, whichever of two that come together is named first."""
     for strings in (["b", "a"], ["a", "b"]):
         search = StopSearch(strings)
-        assert search.add("xxabyy") == "xx" and search.found and search.finish() == ""
+        assert search.add("xxabyy") == "xx" and search.found == strings.index("a") and search.finish() == ""
 
 
 def test_empty_stop_strings_stop_nothing() -> None:
     search = StopSearch([""])
-    assert search.add("ab") == "ab" and not search.found
+    assert search.add("ab") == "ab" and search.found is None
 
 
 def test_characters_wait_for_their_last_byte() -> None:

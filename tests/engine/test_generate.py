@@ -131,7 +131,7 @@ def test_max_tokens(max_tokens: int, text: str) -> None:
 def test_a_stop_string_across_tokens() -> None:
     """It is found in the middle of two tokens; the tokens count, its text is not shown."""
     answer = Answer("one_ tw o_three four", stop=["wo"])
-    assert (answer.text, answer.state.stop_reason) == ("one t", "stop")
+    assert (answer.text, answer.state.stop_reason, answer.state.stop) == ("one t", "stop", "wo")
     assert answer.words == ["one_", "tw", "o_three"]
 
 

@@ -234,10 +234,16 @@ def test_messages(anthropic_client: Any) -> None:
     assert (block.type, block.text, made.stop_reason) == ("text", SAID, "max_tokens")
     assert made.usage.output_tokens == 12
     asked: Any = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
-    stopped: Any = anthropic_client.messages.create(
-        model="tiny", messages=asked, max_tokens=12, stop_sequences=[" am"], system=[{"type": "text", "text": "Short."}]
+    among = anthropic_client.messages.create(
+        model="tiny", messages=asked, max_tokens=12, system=[{"type": "text", "text": "Short."}]
     )
-    assert stopped.stop_reason in ("stop_sequence", "end_turn", "max_tokens")
+    assert among.stop_reason in ("end_turn", "max_tokens")
+
+
+def test_which_stop_sequence_came(anthropic_client: Any) -> None:
+    stops = ["no such text", SAID[4:7]]
+    made: Any = anthropic_client.messages.create(model="tiny", messages=HI, max_tokens=12, stop_sequences=stops)
+    assert (made.content[0].text, made.stop_reason, made.stop_sequence) == (SAID[:4], "stop_sequence", SAID[4:7])
 
 
 def test_messages_as_a_stream(anthropic_client: Any) -> None:

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.cli.answering.answer_options import AnswerShape, answer_options
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmrun.server.pool import Served
     from llmrun.server.runner import Width
 
+Pooling = Literal["mean", "cls", "last"]
 DEFAULT_PORT = 8080
 _SERVING = "Serving"
 _KEY = "LLMRUN_API_KEY"
@@ -49,6 +50,10 @@ def serve(
         int,
         Option("--max-queue", metavar="N", kind=Whole(0, 100_000), help="Requests that may wait.", panel=_SERVING),
     ] = 64,
+    pooling: Annotated[
+        Pooling | None,
+        Option("--pooling", help="How a text becomes one vector; else as the model's file says.", panel=_SERVING),
+    ] = None,
     allow_remote: Annotated[
         bool,
         Option("--allow-remote", help="Listen at an address that others can reach; needs a key.", panel=_SERVING),
@@ -124,7 +129,8 @@ def serve(
     answers = answer_options(answering, shape)
     notes: list[str] = []
     served = [
-        _served(name, load, answers, tuning, invocation, parallel, notes, quiet=quiet) for name in dict.fromkeys(models)
+        _served(name, load, answers, tuning, invocation, parallel, pooling, notes, quiet=quiet)
+        for name in dict.fromkeys(models)
     ]
     rules = Rules(keys, origins=tuple(split_origins(cors or "")), most_body=max_body << 20)
     with bound(host, port) as listener:
@@ -171,6 +177,7 @@ def _served(
     tuning: TuningArguments,
     invocation: Invocation,
     parallel: int | None,
+    pooling: Pooling | None,
     told: list[str],
     *,
     quiet: bool,
@@ -178,15 +185,22 @@ def _served(
     """A model as it will be loaded when somebody asks for it."""
     from llmrun.chat.conversation import CHATML, CHATML_END
     from llmrun.cli.loading import load_model, recommended
-    from llmrun.gguf.rules import overridden
+    from llmrun.gguf.rules import is_encoder, overridden, pooling_of, writes_no_text
     from llmrun.options.defaults import COMFORTABLE_CTX
     from llmrun.server.pool import Served
     from llmrun.tuning.dials import MANY
 
-    found = load_model.found(reference, quiet=quiet)
+    found = load_model.found(reference, quiet=quiet, use="serve")
     header = overridden(found.header, load.override_kv)
+    writes, is_causal = writes_no_text(header) is None, not is_encoder(header)
+    pools = pooling or pooling_of(header)
+    if pools is None and not writes:
+        raise UsageError(
+            f"{found.name} is an embedding model whose file does not say how a text becomes one vector",
+            hint="--pooling mean, cls or last, as its makers have it",
+        )
     sampling, notes = recommended.sampling_of(invocation.given(reference), header)
-    if answers.chat_template is None and header.chat_template is None:
+    if writes and answers.chat_template is None and header.chat_template is None:
         notes.append(f"{load_model.no_template(found)}: ChatML is used for messages")
         answers = replace(answers, chat_template=CHATML)
         sampling = replace(sampling, stop=(*sampling.stop, CHATML_END))
@@ -214,12 +228,15 @@ def _served(
         found.path.name if os.sep in found.name else found.name,
         found.path,
         opener,
-        partial(_width, wanted=parallel, n_ctx=load.n_ctx),
+        partial(_width, wanted=parallel, n_ctx=load.n_ctx) if writes else partial(_of_vectors, n_ctx=load.n_ctx),
         sampling,
         answers,
         _facts(found),
         int(found.path.stat().st_mtime),
         reference,
+        pools,
+        is_causal,
+        writes,
     )
 
 
@@ -235,6 +252,14 @@ def _width(engine: ChildEngine, *, wanted: int | None, n_ctx: int | None) -> Wid
         n_seq //= 2
     most = n_ctx or min(longest, engine.most_context(n_seq) or longest)
     return Width(n_seq, min(most, COMFORTABLE_CTX), most)
+
+
+def _of_vectors(engine: ChildEngine, *, n_ctx: int | None) -> Width:
+    """No answers; a text may be as long as the model was trained on, or as is comfortable."""
+    from llmrun.options.defaults import COMFORTABLE_CTX
+    from llmrun.server.runner import Width
+
+    return Width(0, 0, min(n for n in (engine.header.n_ctx_train, n_ctx or COMFORTABLE_CTX) if n))
 
 
 def _facts(found: Any) -> dict[str, Any]:

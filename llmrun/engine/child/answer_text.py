@@ -31,25 +31,25 @@ class StopSearch:
     """Looks for stop strings in a text that comes in pieces, and holds back what may turn out to be one.
 
     Attributes:
-        found: a stop string has come; it and what follows are not shown.
+        found: the number of the stop string that has come; it and what follows are not shown. None: none has.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self._strings = [string for string in strings if string]
+        self._strings = [(i, string) for i, string in enumerate(strings) if string]
         self._held = ""
-        self.found = False
+        self.found: int | None = None
 
     def add(self, text: str) -> str:
         """What can be shown now."""
         if not self._strings:
             return text
         self._held += text
-        at = min((at for string in self._strings if (at := self._held.find(string)) >= 0), default=None)
-        if at is not None:
-            self.found = True
+        found = ((at, i) for i, string in self._strings if (at := self._held.find(string)) >= 0)
+        if first := min(found, default=None):
+            at, self.found = first
             shown, self._held = self._held[:at], ""
             return shown
-        cut = len(self._held) - max(overlap(self._held, string) for string in self._strings)
+        cut = len(self._held) - max(overlap(self._held, string) for _, string in self._strings)
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
 
@@ -79,6 +79,11 @@ class AnswerText:
     @property
     def stopped(self) -> bool:
         """Whether a stop string has come."""
+        return self.stop is not None
+
+    @property
+    def stop(self) -> int | None:
+        """The number of the stop string that has come."""
         return self._stop.found
 
     def add(self, piece: bytes, sign: str = "") -> tuple[str, str]:

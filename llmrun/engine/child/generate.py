@@ -89,7 +89,7 @@ class StopTokens:
 
     def __init__(self, vocab: Vocabulary, strings: Sequence[str]) -> None:
         self._signs: dict[int, str] = {}
-        self.strings = list(strings)
+        self.strings, self._given = list(strings), list(strings)
         for string in strings:
             at, signed = 0, ""
             for begin, end, token in named_in(vocab, string):
@@ -98,6 +98,11 @@ class StopTokens:
                     signed, at = signed + string[at:begin] + sign, end
             if at:
                 self.strings.append(signed + string[at:])
+                self._given.append(string)
+
+    def given(self, i: int) -> str:
+        """The stop string that is number `i` of `strings`, as it was given."""
+        return self._given[i]
 
     def sign(self, token: int) -> str:
         """What stands for the token among the text; "" for one that no stop string names."""
@@ -191,6 +196,12 @@ class GenerationState:
             is_thought = thinking is not None and thinking.splitter.inside
             return self._source.has_grammar and self._tools.splitter.inside and not is_thought
         return thinking.is_constrained if thinking else self._source.has_grammar
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it."""
+        i = self._text.stop
+        return None if i is None else self._stops.given(i)
 
     @property
     def n_left(self) -> int:

@@ -42,6 +42,7 @@ from llmrun.options.defaults import COMFORTABLE_CTX
 if TYPE_CHECKING:
     from llmrun.engine.child import native
     from llmrun.engine.child.draft_model import DraftModel
+    from llmrun.engine.child.embedding import Embedder
     from llmrun.engine.child.mtp import Head
     from llmrun.engine.child.raw_bench import RawBench
     from llmrun.engine.child.roofline import Products
@@ -78,6 +79,7 @@ class Worker:
         self.raw_bench: RawBench | None = None
         self.products: Products | None = None
         self.slots: Slots | None = None
+        self.embedder: Embedder | None = None
         self.vocab: native.Vocab
         self.inbox = Inbox(self.cancelled)
         self.request: Request
@@ -87,6 +89,7 @@ class Worker:
             protocol.Count: lambda message: self._slots().count(message),
             protocol.Encode: lambda message: self._slots().encode(message),
             protocol.Decode: lambda message: self._slots().decode(message),
+            protocol.Embed: self.embed,
             protocol.Prepare: lambda message: self._slots().prepare(message),
             protocol.Reserve: lambda message: self._slots().reserve(message),
             protocol.Flush: self.flush,
@@ -250,6 +253,9 @@ class Worker:
                 kv.close()
         if self.head is not None:
             self.head.close()
+        if self.embedder is not None:
+            self.embedder.close()
+            self.embedder = None
         self.in_context.clear()
 
     def fail_from_log(self, kind: FailureKind, what: str, *, n_ctx: int | None = None) -> NoReturn:
@@ -277,13 +283,15 @@ class Worker:
         *,
         model: Any = None,
         is_head: bool = False,
+        pooling: int = 0,
     ) -> Any:
         """A context of a loaded model with its adapters, or None with the reason in the log."""
         model = model or self.model
-        context = self._new_context(model, settings or self.settings, n_ctx, n_seq, is_head=is_head)
-        if context is not None and self.head is not None and not is_head and model is not self._drafting:
+        context = self._new_context(model, settings or self.settings, n_ctx, n_seq, is_head=is_head, pooling=pooling)
+        is_own = is_head or pooling > 0
+        if context is not None and self.head is not None and not is_own and model is not self._drafting:
             self.head.watch(context)
-        self.in_context["head" if is_head else model] = [
+        self.in_context["head" if is_head else "embedding" if pooling else model] = [
             buffer for buffer in self.log.buffers if buffer.kind not in _OF_A_MODEL
         ]
         self.log.buffers[:] = [buffer for buffer in self.log.buffers if buffer.kind in _OF_A_MODEL]
@@ -294,13 +302,26 @@ class Worker:
             self.llama.llama_set_adapters_lora(context, handles, n, scales)
         return context
 
-    def _new_context(self, model: Any, settings: Settings, n_ctx: int, n_seq: int = 1, *, is_head: bool = False) -> Any:
-        """A context, or None with the reason in the log. `is_head`: for the layer behind the last."""
+    def _new_context(
+        self,
+        model: Any,
+        settings: Settings,
+        n_ctx: int,
+        n_seq: int = 1,
+        *,
+        is_head: bool = False,
+        pooling: int = 0,
+    ) -> Any:
+        """A context, or None with the reason in the log. `is_head`: for the layer behind the last; `pooling`: for
+        vectors, of llama.cpp's enum."""
         params = self.params.context_params(settings, n_ctx, self._n_outputs(settings, n_ctx), n_seq)
         params.abort_callback = self.cancelled.callback
         params.abort_callback_data = self.cancelled.data
         if is_head:
             params.ctx_type, params.n_rs_seq = self.llama.LLAMA_CONTEXT_TYPE_MTP, 0
+        if pooling:
+            params.embeddings, params.pooling_type, params.n_outputs_max, params.n_rs_seq = True, pooling, 0, 0
+            params.kv_unified = True
         self.log.lines.clear()
         return self.llama.llama_init_from_model(model, params) or None
 
@@ -337,6 +358,25 @@ class Worker:
             return [buffer for buffer in self.log.buffers if buffer.kind in ("compute", "output")]
         finally:
             self.llama.llama_model_free(model)
+
+    # -- vectors ---
+
+    def embed(self, message: protocol.Embed) -> None:
+        from llmrun.engine.child.embedding import Embedder
+
+        self._end_raw_bench()
+        if self.embedder is None or self.embedder.pooling != message.pooling:
+            if self.embedder is not None:
+                self.embedder.close()
+            self.embedder = Embedder(self, message.pooling, is_causal=message.is_causal)
+        self.send(self.embedder.embed(message))
+
+    def embedding_context(self, n_ctx: int, n_batch: int, n_seq: int, pooling: int) -> Any:
+        settings = codec.replace(self.settings, n_batch=n_batch, n_ubatch=n_batch)
+        context = self._make_context(n_ctx, n_seq, settings, pooling=pooling)
+        if context is None:
+            self.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens", n_ctx=n_ctx)
+        return context
 
     # -- bare speed ---
 

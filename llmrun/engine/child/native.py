@@ -182,15 +182,23 @@ class Vocab:
         """Token ids; with `parse_special` control tokens written out in `text` count as what they stand for.
 
         `add_special` puts BOS before them where the model has it so. llama.cpp's own would put EOS behind them too
-        where a file has `add_eos_token`, and the model would begin something new: no text here is at its end.
+        where a file has `add_eos_token`, and the model would begin something new: such a text is not at its end.
         """
+        ids = self._ids(text, add_special=False, parse_special=parse_special)
+        return [*self._first, *ids] if add_special else ids
+
+    def whole_text(self, text: str) -> list[int]:
+        """Token ids of a text that is at its end, with what the vocabulary puts before and behind every one."""
+        return self._ids(text, add_special=True, parse_special=False)
+
+    def _ids(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", errors="replace")
         room = len(data) + 8
         while True:
             ids = (llama.llama_token * room)()
-            n = llama.llama_tokenize(self._vocab, data, len(data), ids, room, False, parse_special)
+            n = llama.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
             if n >= 0:
-                return [*self._first, *ids[:n]] if add_special else ids[:n]
+                return list(ids[:n])
             room = -n
 
     def text_of(self, token: int, *, special: bool) -> bytes:

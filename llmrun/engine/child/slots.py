@@ -249,6 +249,8 @@ class Slots:
         done = self._host.done(reason, changes, *guessed)
         if slot.weights is not None and reason != "cancelled" and not slot.weights.is_new:
             done.choices = slot.weights.probabilities()
+        if reason == "stop":
+            done.stop = slot.state.stop
         self._host.outbox.send(slot.number, done)
         self._forget(slot)
 
