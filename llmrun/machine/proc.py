@@ -2,6 +2,7 @@
 
     /proc/PID/status ─► memory: its own, of mapped files, swapped
     /proc/PID/stat   ─► CPU time, page faults that went to the disk
+    /proc/PID/task   ─► how long its threads waited for a core
     /proc/stat       ─► CPU time of the whole machine, and of each CPU
     /proc/meminfo    ─► RAM and swap
     /proc/vmstat     ─► how often the kernel has killed a process for memory
@@ -16,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -130,6 +132,16 @@ class Proc:
             ticks = [n for n in map(_number, fields[:8]) if n is not None]
             if name.startswith("cpu") and cpu is not None and len(ticks) > 4:
                 found[cpu] = (sum(ticks), ticks[3] + ticks[4])
+        return found
+
+    def thread_waits(self, pid: int | str = "self") -> dict[str, int]:
+        """Thread → nanoseconds for which it could have run and had no core; empty where the system doesn't tell."""
+        found = {}
+        with suppress(OSError):
+            for thread in Path(self._root, str(pid), "task").iterdir():
+                waited = _number(_at(text_of(thread / "schedstat").split(), 1))
+                if waited is not None:
+                    found[thread.name] = waited
         return found
 
     def meminfo(self) -> dict[str, int]:

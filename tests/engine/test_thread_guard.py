@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, ThreadGuard, ladder
+from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, ThreadGuard, Waited, ladder
 from llmrun.machine.proc import Proc
 
 
@@ -114,6 +114,38 @@ def test_how_soon_it_is_sure(n_preempted: int, most: int) -> None:
 
 def test_rungs() -> None:
     assert ladder(1) == [1] and ladder(2) == [2, 1] and ladder(16) == [16, 15, 12, 8, 4, 1]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.03, []), (0.5, [1])])
+def test_who_wakes_up_often_and_does_nothing(share: float, expected: list[int]) -> None:
+    """Two hundred times a second a thread loses its core, for a moment each time: that is nobody who computes. One that
+    waits for half of the time makes room for others."""
+    lost, switch, machine = iter(range(0, 1 << 20, 7)), Switch(), Machine(2)
+    threads = GuardedThreads(2, switch, on=True, preemptions=lambda: next(lost), waited=lambda: share)
+    machine.busy = int(share > 0.1)
+    threads.before_prefill()
+    threads.begin(0.02)
+    for i in range(100):
+        threads.before(8 + i, i, repeatable=False)
+        threads.after(machine.step_s(switch.calls[-1] if switch.calls else 2))
+    assert switch.calls[:1] == expected
+
+
+def test_waited(tmp_path: Path) -> None:
+    """Of threads that waited 10 and 300 ms of a second, the second counts; one that is new does not."""
+
+    def write(**waits: int) -> None:
+        for thread, ns in waits.items():
+            (tmp_path / "self" / "task" / thread).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "self" / "task" / thread / "schedstat").write_text(f"123 {ns} 7\n")
+
+    ticks = iter([0.0, 1.0, 2.0, 3.0])
+    write(a=5, b=7)
+    waited = Waited(Proc(tmp_path), lambda: next(ticks))
+    write(a=5 + 10_000_000, b=7 + 300_000_000, c=900_000_000)
+    assert waited() == pytest.approx(0.3)
+    assert waited() == 0
+    assert Waited(Proc(tmp_path / "none"))() == 1
 
 
 class Switch:

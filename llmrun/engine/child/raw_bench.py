@@ -16,7 +16,7 @@ from llmrun import codec
 from llmrun.engine.child.batch import Batch
 from llmrun.engine.child.kv_context import PLAIN_TOKENS, restore, saved
 from llmrun.engine.child.native import Vocab, llama
-from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, preemptions
+from llmrun.engine.child.thread_guard import GuardedThreads, guarded
 from llmrun.engine.protocol import Settings, Trial
 
 clock = time.perf_counter
@@ -148,7 +148,7 @@ class RawBench:
         def set_threads(n: int) -> None:
             llama.llama_set_n_threads(handle, n, own.n_threads_batch)
 
-        return GuardedThreads(own.n_threads, set_threads, on=True, preemptions=preemptions, has_idle_core=IdleCore())
+        return guarded(own.n_threads, set_threads, on=True)
 
     def _reset_to(self, context: _Context, n_depth: int, n_seq: int) -> None:
         """Have the context hold `n_depth` tokens of every sequence and nothing else."""

@@ -28,7 +28,7 @@ from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence, 
 from llmrun.engine.child.pace import Pace
 from llmrun.engine.child.prompts import Prompts
 from llmrun.engine.child.slot import Slot, is_apart, together
-from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, preemptions
+from llmrun.engine.child.thread_guard import guarded
 from llmrun.engine.protocol import RequestFailed, StopReason
 from llmrun.options.defaults import COMFORTABLE_CTX
 
@@ -61,13 +61,7 @@ class Slots:
         self._pace = Pace(host.settings.n_batch)
         self._costs = StepCosts()
         self._beginnings = Beginnings(self._kv, host.settings.prefixes)
-        self.threads = GuardedThreads(
-            host.settings.n_threads,
-            self._set_threads,
-            on=host.settings.guards_threads,
-            preemptions=preemptions,
-            has_idle_core=IdleCore(),
-        )
+        self.threads = guarded(host.settings.n_threads, self._set_threads, on=host.settings.guards_threads)
 
     # -- what is asked beside answers ---
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import resource
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,10 @@ SLOW = 1.5
 PREEMPTED_PER_S, PREEMPTED_ONCE = 100, 1
 """Times a second that threads lose their core to others: from here on a step is disturbed. A process that computes
 beside them takes it every few milliseconds; whoever reads the tokens, once for each."""
+WAITED = 0.1
+"""Of the time: for so much of it, at least, a thread waits for its core beside a process that computes (a half, mostly).
+Who wakes up often and does next to nothing, as daemons of the kernel do, takes the core as often and costs next to
+nothing: 150 times a second and 3 % of the time have been seen on a machine that was idle otherwise."""
 _WINDOW, _LEAST = 8, 4
 _TRIAL, _SEEN_AGAIN = 7, 3
 _GAIN = 0.95
@@ -200,27 +205,34 @@ class GuardedThreads:
         *,
         on: bool,
         preemptions: Callable[[], int] = lambda: 0,
+        waited: Callable[[], float] = lambda: 1.0,
         has_idle_core: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`preemptions`: how often threads of this process have lost their core to others so far. `has_idle_core`:
-        whether any was idle for most of the time since it was asked last."""
+        """`preemptions`: how often threads of this process have lost their core to others so far. `waited`: of the time
+        since it was asked last, the share for which the unluckiest of them had none. `has_idle_core`: whether any core
+        was idle for most of that time."""
         self._all = self._now = n_threads
         self.set_threads = set_threads
         self._guard = ThreadGuard(n_threads) if on and n_threads > 1 else None
         self._is_free = False
-        self._preemptions, self._n_before = preemptions, 0
+        self._preemptions, self._n_before, self._waited = preemptions, 0, waited
         self._has_idle_core = has_idle_core
         self._n_untold, self._untold_s = 0, 0.0  # steps that the guard does not know of yet
         self.changes: list[tuple[int, int]] = []
 
     def before_prefill(self) -> None:
-        self._n_before = self._preemptions() if self._guard else 0
+        if self._guard:
+            self._n_before = self._preemptions()
+            self._waited()
 
     def begin(self, prefill_s: float = 0.0) -> None:
         """Another answer, behind a prompt that took so long since `before_prefill`."""
         self.changes = []
         self._n_untold, self._untold_s = 0, 0.0
-        if self._guard and is_surely_disturbed(prefill_s, self._preemptions() - self._n_before):
+        if not self._guard:
+            return
+        is_often = is_surely_disturbed(prefill_s, self._preemptions() - self._n_before)
+        if self._waited() > WAITED and is_often:
             self._guard.begin_with_fewer()
 
     def in_new_context(self) -> None:
@@ -252,7 +264,10 @@ class GuardedThreads:
             before, self._n_before = self._n_before, self._preemptions()
             n_steps, mean_s = self._n_untold, self._untold_s / self._n_untold
             self._n_untold, self._untold_s = 0, 0.0
-            self._guard.after(mean_s, self._n_before - before, self._has_idle_core, n_steps=n_steps)
+            n_lost = self._n_before - before
+            if is_disturbed(mean_s, n_lost) and self._waited() <= WAITED:  # asked where it matters: it takes longer
+                n_lost = 0
+            self._guard.after(mean_s, n_lost, self._has_idle_core, n_steps=n_steps)
 
     def end(self) -> None:
         """All of them again, as the next answer begins."""
@@ -261,9 +276,31 @@ class GuardedThreads:
             self._now = self._all
 
 
+def guarded(n_threads: int, set_threads: Callable[[int], None], *, on: bool) -> GuardedThreads:
+    """By what this system tells."""
+    return GuardedThreads(
+        n_threads, set_threads, on=on, preemptions=preemptions, waited=Waited(), has_idle_core=IdleCore()
+    )
+
+
 def preemptions() -> int:
     """How often a thread of this process had to leave its core to another process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+class Waited:
+    """Of the time since it was asked last, the share for which the unluckiest thread of this process had no core."""
+
+    def __init__(self, proc: Proc | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._proc, self._clock = proc or Proc(), clock
+        self._before, self._before_s = self._proc.thread_waits(), clock()
+
+    def __call__(self) -> float:
+        """1 where the system does not tell."""
+        before, before_s = self._before, self._before_s
+        self._before, self._before_s = self._proc.thread_waits(), self._clock()
+        waited = [now - before[thread] for thread, now in self._before.items() if thread in before]
+        return max(waited) / 1e9 / (self._before_s - before_s) if waited and self._before_s > before_s else 1.0
 
 
 class IdleCore:
