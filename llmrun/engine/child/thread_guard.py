@@ -25,9 +25,9 @@ PREEMPTED_PER_S, PREEMPTED_ONCE = 100, 1
 """Times a second that threads lose their core to others: from here on a step is disturbed. A process that computes
 beside them takes it every few milliseconds; whoever reads the tokens, once for each."""
 WAITED = 0.1
-"""Of the time: for so much of it, at least, a thread waits for its core beside a process that computes (a half, mostly).
-Who wakes up often and does next to nothing, as daemons of the kernel do, takes the core as often and costs next to
-nothing: 150 times a second and 3 % of the time have been seen on a machine that was idle otherwise."""
+"""Of the time: for so much of it, at least, a thread waits for its core beside a process that computes; half of it,
+mostly. Who wakes up often and does next to nothing, as daemons of the kernel do, takes the core as often and costs next
+to nothing: 150 times a second and 3 % of the time have been seen on a machine that was idle otherwise."""
 _WINDOW, _LEAST = 8, 4
 _TRIAL, _SEEN_AGAIN = 7, 3
 _GAIN = 0.95
