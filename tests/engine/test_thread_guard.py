@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrun.engine.child.thread_guard import GuardedThreads, IdleCore, ThreadGuard, Waited, ladder
+from llmrun.engine.child.thread_guard import ContextThreads, GuardedThreads, IdleCore, ThreadGuard, Waited, ladder
 from llmrun.machine.proc import Proc
 
 
@@ -129,6 +129,26 @@ def test_who_wakes_up_often_and_does_nothing(share: float, expected: list[int]) 
         threads.before(8 + i, i, repeatable=False)
         threads.after(machine.step_s(switch.calls[-1] if switch.calls else 2))
     assert switch.calls[:1] == expected
+
+
+def test_several_answers_get_fewer_threads_too() -> None:
+    """As llama.cpp counts them, several tokens at once are a prompt: what decodes several answers with fewer threads
+    sets that number, and a prompt between two steps has all of them again."""
+    applied: list[tuple[int, int]] = []
+    threads = ContextThreads(4, 6, lambda *n: applied.append(n))
+    threads.are_several(True)
+    threads.set(4)
+    assert not applied
+    threads.set(2)
+    threads.are_several(False)
+    threads.are_several(True)
+    threads.set(4)
+    assert applied == [(2, 2), (2, 6), (2, 2), (4, 6)]
+    threads.set(1)
+    threads.in_new_context()
+    threads.are_several(False)
+    threads.set(4)
+    assert applied[4:] == [(1, 1)]
 
 
 def test_waited(tmp_path: Path) -> None:

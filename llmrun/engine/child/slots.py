@@ -28,7 +28,7 @@ from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence, 
 from llmrun.engine.child.pace import Pace
 from llmrun.engine.child.prompts import Prompts
 from llmrun.engine.child.slot import Slot, is_apart, together
-from llmrun.engine.child.thread_guard import guarded
+from llmrun.engine.child.thread_guard import ContextThreads, guarded
 from llmrun.engine.protocol import RequestFailed, StopReason
 from llmrun.options.defaults import COMFORTABLE_CTX
 
@@ -61,7 +61,10 @@ class Slots:
         self._pace = Pace(host.settings.n_batch)
         self._costs = StepCosts()
         self._beginnings = Beginnings(self._kv, host.settings.prefixes)
-        self.threads = guarded(host.settings.n_threads, self._set_threads, on=host.settings.guards_threads)
+        self._context_threads = ContextThreads(
+            host.settings.n_threads, host.settings.n_threads_batch, self._set_threads
+        )
+        self.threads = guarded(host.settings.n_threads, self._context_threads.set, on=host.settings.guards_threads)
 
     # -- what is asked beside answers ---
 
@@ -319,6 +322,7 @@ class Slots:
             self._host.fail_from_log("engine", f"llama.cpp can't make a context of {n_ctx} tokens again", n_ctx=n_ctx)
         if self._kv.context is not context:
             self.threads.in_new_context()
+            self._context_threads.in_new_context()
         return longer > n_ctx
 
     def _grown(self, n_needed: int) -> int | None:
@@ -506,6 +510,7 @@ class Slots:
         for slot in slots:
             assert slot.token is not None
             batch.add(slot.sequence.id, [slot.token], len(slot.sequence.tokens), n_wanted=1)
+        self._context_threads.are_several(len(slots) > 1)
         decode, raw, put, sample = self._llama.llama_decode, batch.raw, batch.put, self._sample
         repeatable = any(slot.message.repeatable for slot in slots)
         while not inbox.cancelled:
@@ -682,6 +687,7 @@ class Slots:
         batch.clear()
         for sequence, tokens in parts:
             batch.add(sequence.id, tokens, len(sequence.tokens), n_wanted=1)
+        self._context_threads.are_several(False)
         status = self._llama.llama_decode(of.context, batch.raw)
         if status:
             for sequence, _ in parts:
@@ -701,12 +707,11 @@ class Slots:
             self._host.fail_from_log("engine", f"llama_decode failed with {status}")
         return "context" if status == 1 else "cancelled"
 
-    def _set_threads(self, n: int) -> None:
-        n_batch = self._host.settings.n_threads_batch
+    def _set_threads(self, n: int, n_batch: int) -> None:
         if self._kv.context is not None:
             self._llama.llama_set_n_threads(self._kv.context, n, n_batch)
         if self._host.drafter is not None:
-            self._host.drafter.set_threads(n, n_batch)
+            self._host.drafter.set_threads(n, self._host.settings.n_threads_batch)
 
 
 def _not_handed_over(n_tokens: int) -> RequestFailed:

@@ -276,6 +276,37 @@ class GuardedThreads:
             self._now = self._all
 
 
+class ContextThreads:
+    """The two numbers of threads of a context. llama.cpp has one for a single token and another for several at once,
+    for a prompt as a rule; but a token each of several answers is several at once too, and where fewer threads are to
+    decode, they have to be fewer there as well."""
+
+    def __init__(self, n: int, n_batch: int, apply: Callable[[int, int], None]) -> None:
+        """As the context was made with; `apply` sets others."""
+        self._all, self._all_batch, self._apply = n, n_batch, apply
+        self._n, self._are_several, self._set = n, False, (n, n_batch)
+
+    def set(self, n: int) -> None:
+        """For decoding, from the next step on."""
+        self._n = n
+        self._update()
+
+    def are_several(self, are_several: bool) -> None:
+        """Whether the next step is a token each of several answers."""
+        self._are_several = are_several
+        self._update()
+
+    def in_new_context(self) -> None:
+        self._n, self._set = self._all, (self._all, self._all_batch)
+
+    def _update(self) -> None:
+        is_fewer = self._are_several and self._n < self._all
+        wanted = (self._n, min(self._n, self._all_batch) if is_fewer else self._all_batch)
+        if wanted != self._set:
+            self._set = wanted
+            self._apply(*wanted)
+
+
 def guarded(n_threads: int, set_threads: Callable[[int], None], *, on: bool) -> GuardedThreads:
     """By what this system tells."""
     return GuardedThreads(
