@@ -6,7 +6,7 @@
 | `UsageError`     | 2    | an option or argument outside its range, before native code      |
 | `NotInStore`     | 3    | the model is not on this machine and the network may not be used |
 | `NotFound`       | 4    | no such model, quantization, revision or file; gated or private  |
-| `NetworkError`   | 5    | the hub or a worker could not be reached, or the hub broke off   |
+| `NetworkError`   | 5    | hub, worker or server can't be reached, or broke off             |
 | `IntegrityError` | 6    | the bytes are not the ones that the hub promised                 |
 | `DiskError`      | 7    | no space, file too large for the disk or its quota, read-only    |
 | `BadModel`       | 8    | the file is not a model that can be run                          |

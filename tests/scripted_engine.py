@@ -29,6 +29,7 @@ from llmrun.engine.interface import Engine, Generation, Parallel, Submitted
 from llmrun.engine.meter import Meter
 from llmrun.engine.protocol import (
     Buffer,
+    CallPiece,
     Done,
     Loaded,
     Prefilled,
@@ -71,6 +72,7 @@ class Script:
 
     Attributes:
         thinking: before the text.
+        calls: of tools, behind it: name and arguments.
         dies_after: so many tokens; then the engine is dead.
         prefill_s, token_s: what the prompt takes, and each token.
     """
@@ -80,6 +82,7 @@ class Script:
     dies_after: int | None = None
     prefill_s: float = TOKEN_S
     token_s: float = TOKEN_S
+    calls: Sequence[tuple[str, str]] = ()
 
     def tokens(self) -> list[tuple[str, str]]:
         """Text and thought of each."""
@@ -132,9 +135,9 @@ class ScriptedEngine(Engine):
         self.reads = DecodeReads(4, ())
         self.is_alive = True
         self.running: ScriptedGeneration | None = None
-        self.prompts: list[Sequence[dict[str, str]]] = []
+        self.prompts: list[Sequence[dict[str, Any]]] = []
         self.asked: list[PromptOptions] = []
-        self.prepared: list[Sequence[dict[str, str]]] = []
+        self.prepared: list[Sequence[dict[str, Any]]] = []
         self.most_at_once = 0  # answers that were asked for and had not ended
         self.widths: list[int] = []  # of `parallel`
         self.left: list[tuple[str, str]] = []
@@ -181,25 +184,25 @@ class ScriptedEngine(Engine):
     def most_context(self, n_seq: int) -> int:
         return self._n_ctx
 
-    def count(self, prompt: str | Sequence[dict[str, str]], **_: Any) -> int:
+    def count(self, prompt: str | Sequence[dict[str, Any]], **_: Any) -> int:
         self.calls.append("count")
         return self.n_tokens(prompt)
 
     @staticmethod
-    def n_tokens(prompt: str | Sequence[dict[str, str]]) -> int:
+    def n_tokens(prompt: str | Sequence[dict[str, Any]]) -> int:
         """Words, and for each message what the template takes."""
         texts = [prompt] if isinstance(prompt, str) else [each["content"] for each in prompt]
         return sum(len(text.split()) for text in texts) + (
             0 if isinstance(prompt, str) else MESSAGE_TOKENS * len(texts)
         )
 
-    def prepare(self, messages: Sequence[dict[str, str]], **_: Any) -> None:
+    def prepare(self, messages: Sequence[dict[str, Any]], **_: Any) -> None:
         self.calls.append("prepare")
         self.prepared.append([*messages])
 
     def generate(
         self,
-        prompt: str | Sequence[dict[str, str]],
+        prompt: str | Sequence[dict[str, Any]],
         sampling: SamplingConfig | None = None,
         *,
         options: PromptOptions | None = None,
@@ -235,7 +238,7 @@ class ScriptedParallel(Parallel):
 
     def submit(
         self,
-        prompt: str | Sequence[dict[str, str]],
+        prompt: str | Sequence[dict[str, Any]],
         sampling: SamplingConfig | None = None,
         *,
         options: PromptOptions | None = None,
@@ -260,7 +263,7 @@ class ScriptedGeneration(Generation, Submitted):
     def __init__(
         self,
         engine: ScriptedEngine,
-        prompt: Sequence[dict[str, str]],
+        prompt: Sequence[dict[str, Any]],
         on_prefill: Callable[[int, int], None] | None,
         sampling: SamplingConfig,
         options: PromptOptions,
@@ -320,6 +323,7 @@ class ScriptedGeneration(Generation, Submitted):
         self.meter.feed(Prefilled(n_prompt, clock.advance(script.prefill_s)))
         if self._on_prefill:
             self._on_prefill(n_prompt, n_prompt)
+        self.call_pieces = [CallPiece(i, *call) for i, call in enumerate(script.calls if self._options.tools else ())]
         n_most = self._sampling.max_tokens
         for n, (text, thought) in enumerate(tokens):
             if n == script.dies_after:

@@ -5,6 +5,8 @@
         match event:
             case Piece(text, thought): ...
             case Notice(text): ...
+            case Called(call): ...    # of a tool, which is run next
+            case Result(call, text): ...
 
 How it is shown is not known here. Every piece of an answer is on disk before the next one is asked for: a kill at any
 moment loses no more than one piece.
@@ -12,13 +14,14 @@ moment loses no more than one piece.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmrun.chat.answer_options import AnswerOptions
-from llmrun.chat.store import Conversation, Turn, title_of
+from llmrun.chat.store import Call, Conversation, Turn, title_of
 from llmrun.clock import utc
 from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.options.sampling import SamplingConfig
@@ -27,11 +30,15 @@ if TYPE_CHECKING:
     from llmrun.chat.store import Conversations
     from llmrun.engine.interface import Engine, Generation
     from llmrun.engine.meter import Timing
+    from llmrun.engine.protocol import Tool
 
 # A full context loses so many turns that a quarter of it is free: whatever goes, all that follows is computed anew.
 _FILL_AFTER_DROP = 0.75
 _RESERVE = 512
 """Tokens to keep free for an answer without a bound; in a small context, an eighth of it."""
+MOST_ROUNDS = 8
+"""How often a model may call tools before it has to answer in words."""
+STOPPED = "The user stopped this call."
 
 # For models without a template of their own. Most base models have seen enough of it to follow it.
 CHATML = (
@@ -56,7 +63,33 @@ class Notice:
     text: str
 
 
-Event = Piece | Notice
+@dataclass(frozen=True)
+class Called:
+    """The model calls a tool, which is run next."""
+
+    call: Call
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it, as the model is told."""
+
+    call: Call
+    text: str
+
+
+Event = Piece | Notice | Called | Result
+
+
+class Toolbox(Protocol):
+    """Tools, and who runs them."""
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """Those that the model may call."""
+
+    def run(self, name: str, arguments: str) -> str:
+        """What the model is told of a call: its result, or that the user did not allow it."""
 
 
 class Chat:
@@ -65,6 +98,7 @@ class Chat:
     Attributes:
         turns: all of them, in order; the first `n_dropped` are no longer given to the model.
         options: how answers are made.
+        toolbox: what answers may call; None: nothing.
         system: the system prompt; empty: none.
         generation: the one that runs, or ran last.
         id: the id of the conversation in its store; None until there is something to keep.
@@ -79,9 +113,11 @@ class Chat:
         options: AnswerOptions | None = None,
         system: str = "",
         store: Conversations | None = None,
+        toolbox: Toolbox | None = None,
     ) -> None:
         self.sampling = sampling or SamplingConfig()
         self.options = options or AnswerOptions()
+        self.toolbox = toolbox
         self.system = system
         self.turns: list[Turn] = []
         self.n_dropped = 0
@@ -306,7 +342,7 @@ class Chat:
                 self._add(Turn("user", text))
             with closing(self._answer(takes_back=text is not None)) as events:
                 for event in events:
-                    if isinstance(event, Piece) and not is_replaced:
+                    if isinstance(event, Piece | Called) and not is_replaced:
                         is_replaced, self._replaced = True, []
                         self._forget(old)
                     yield event
@@ -321,34 +357,68 @@ class Chat:
         wanted = (self.engine, messages, template, options)
         if not self.is_unanswered and wanted != self._prepared:
             self._prepared = wanted
-            self.engine.prepare(messages, template=template, thinks=options.thinks, special=options.special)
+            self.engine.prepare(
+                messages, template=template, thinks=options.thinks, special=options.special, tools=self._tools
+            )
+
+    @property
+    def _tools(self) -> list[Tool] | None:
+        return [*self.toolbox.tools] if self.toolbox else None
 
     def cancel(self) -> None:
         """End the answer soon; its text so far stays. May be called by a signal handler."""
         if self.generation is not None:
             self.generation.cancel()
 
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """What the model is given. Never the thinking: templates leave it out of earlier turns."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + [{"role": turn.role, "content": turn.content} for turn in self.turns[self.n_dropped :]]
+        return system + [_message(turn) for turn in self.turns[self.n_dropped :]]
 
     def _answer(self, *, takes_back: bool = True) -> Generator[Event]:
-        """Make the next turn. If it stays empty, its message goes too: templates expect an answer to every message."""
-        turn = Turn("assistant", "", model=self.model)
+        """Make the next turn, and those that follow from it where it calls tools, until one is in words."""
+        for n_rounds in range(MOST_ROUNDS + 1):
+            tools = self._tools
+            if tools and n_rounds == MOST_ROUNDS:
+                yield Notice(f"tools were called {MOST_ROUNDS} times in a row: now an answer in words")
+                tools = None
+            turn = Turn("assistant", "", model=self.model)
+            yield from self._make(turn, tools, takes_back=takes_back and not n_rounds)
+            if not turn.calls:
+                return
+            yield from self._run(turn.calls)
+
+    def _make(self, turn: Turn, tools: list[Tool] | None, *, takes_back: bool) -> Iterator[Event]:
+        """If the turn stays empty, its message goes too: templates expect an answer to every message."""
         try:
             yield from self._make_room()
-            yield from self._stream(turn)
+            yield from self._stream(turn, tools)
         finally:
             self.turns.append(turn)
-            if turn.content or (turn.thinking and turn.stop_reason not in (None, "cancelled")):
+            if turn.content or turn.calls or (turn.thinking and turn.stop_reason not in (None, "cancelled")):
+                if turn.id is None:  # calls alone came in no piece
+                    self._keep(turn, "", "")
                 with self._writing():
                     if turn.id is not None and self._store is not None:
                         self._store.finish(turn.id, turn)
             else:
                 self._remove(len(self.turns) - (2 if takes_back else 1))
 
-    def _stream(self, turn: Turn) -> Iterator[Event]:
+    def _run(self, calls: Sequence[Call]) -> Iterator[Event]:
+        """Every call gets a result: templates expect one."""
+        assert self.toolbox is not None
+        left = [*calls]
+        try:
+            for call in calls:
+                yield Called(call)
+                text = self.toolbox.run(call.name, call.arguments)
+                self._add(Turn("tool", text, calls=(left.pop(0),)))
+                yield Result(call, text)
+        finally:
+            for call in left:
+                self._add(Turn("tool", STOPPED, calls=(call,)))
+
+    def _stream(self, turn: Turn, tools: list[Tool] | None) -> Iterator[Event]:
         """The engine's answer; if the context fills up in the middle, room is made and the answer goes on."""
         thinks, begun = self.options.thinks, ""
         sampling = self.sampling
@@ -358,7 +428,12 @@ class Chat:
         while True:
             grammar = None if begun else self.options.grammar
             options = self.options.for_prompt(
-                template=self._template, assistant_prefix=begun, reuse=True, thinks=thinks, grammar=grammar
+                template=self._template,
+                assistant_prefix=begun,
+                reuse=True,
+                thinks=thinks,
+                grammar=grammar,
+                tools=tools,
             )
             generation = self.generation = self.engine.generate(
                 self.messages(), sampling, options=options, on_prefill=self.on_prefill
@@ -371,7 +446,7 @@ class Chat:
                     yield Piece(text, thought)
                     yield from self._failures()
             except PromptTooLong:
-                if generation.token_ids or not self._may_drop():
+                if generation.meter.n_generated or not self._may_drop():
                     raise
                 yield self._drop(self.engine.n_ctx_most)
                 continue
@@ -379,10 +454,15 @@ class Chat:
                 turn.stop_reason = generation.stop_reason
                 stretches.append((generation.timing, generation.n_thinking))
                 turn.timing = summary(stretches)
-            left = sampling.max_tokens - len(generation.token_ids)
+            left = sampling.max_tokens - generation.meter.n_generated
             if sampling.max_tokens >= 0:
                 sampling = replace(sampling, max_tokens=max(0, left))
-            if generation.stop_reason != "context" or self.options.grammar or not self._may_drop():
+            if generation.stop_reason in ("end", "stop"):
+                turn.calls = tuple(Call(_new_id(), each.name, each.arguments) for each in generation.calls)
+            elif generation.call_pieces:
+                yield Notice("the call of a tool was cut short, and is not run")
+            begins_anew = self.options.grammar or generation.call_pieces or self.engine.server
+            if generation.stop_reason != "context" or begins_anew or not self._may_drop():
                 return
             yield self._drop(generation.n_ctx or self.engine.n_ctx_most)
             begun, thinks = turn.content, False
@@ -404,10 +484,12 @@ class Chat:
             return 0
         return min(self.generation.meter.n_context, self.generation.n_ctx or self.engine.n_ctx_most)
 
-    def n_tokens(self, messages: Sequence[dict[str, str]]) -> int:
+    def n_tokens(self, messages: Sequence[dict[str, Any]]) -> int:
         """Tokens of the messages as the template has them."""
         options = self.options
-        return self.engine.count(messages, template=self._template, thinks=options.thinks, special=options.special)
+        return self.engine.count(
+            messages, template=self._template, thinks=options.thinks, special=options.special, tools=self._tools
+        )
 
     def _may_drop(self) -> bool:
         return self.options.ctx_overflow == "drop" and self._next_user(self.n_dropped + 1) is not None
@@ -446,7 +528,26 @@ class Chat:
 
 def _has_text(turn: Turn) -> bool:
     """False for an answer that a kill ended before its first word."""
-    return turn.role == "user" or bool(turn.content or (turn.thinking and turn.stop_reason))
+    return turn.role != "assistant" or bool(turn.content or turn.calls or (turn.thinking and turn.stop_reason))
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """As chat templates take it, in OpenAI's form."""
+    said: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.role == "tool":
+        call = turn.calls[0] if turn.calls else Call()
+        return {**said, "tool_call_id": call.id, "name": call.name}
+    if turn.calls:
+        said["tool_calls"] = [
+            {"id": each.id, "type": "function", "function": {"name": each.name, "arguments": each.arguments}}
+            for each in turn.calls
+        ]
+    return said
+
+
+def _new_id() -> str:
+    """Nine letters and digits: templates of Mistral's demand that."""
+    return secrets.token_hex(5)[:9]
 
 
 def summary(stretches: Sequence[tuple[Timing, int]]) -> dict[str, Any]:
@@ -457,7 +558,7 @@ def summary(stretches: Sequence[tuple[Timing, int]]) -> dict[str, Any]:
     """
     first = stretches[0][0]
     n_generated = sum(timing.n_generated for timing, _ in stretches)
-    n_gaps = sum(len(timing.step_s) for timing, _ in stretches)
+    n_gaps = sum(timing.n_steps for timing, _ in stretches)
     decode_s = sum(timing.decode_s for timing, _ in stretches)
     return {
         "n_prompt": first.n_prompt,

@@ -40,7 +40,7 @@ from llmrun.units import fixed
 if TYPE_CHECKING:
     import sqlite3
 
-Role = Literal["user", "assistant"]
+Role = Literal["user", "assistant", "tool"]
 
 TITLE_CHARACTERS = 60
 EXCERPT_CHARACTERS = 80
@@ -69,6 +69,7 @@ _VERSIONS: tuple[tuple[str, ...], ...] = (
         "create table pieces (turn integer not null references turns (id) on delete cascade, n integer not null, "
         "content text not null, thinking text not null, primary key (turn, n)) without rowid",
     ),
+    ("alter table turns add column calls text not null default '[]'",),
 )
 """What makes each version of the tables from the one before it; `user_version` in the file says how many were done."""
 
@@ -81,9 +82,18 @@ def file() -> Path:
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of a tool. `arguments`: JSON."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = "{}"
+
+
 @dataclass
 class Turn:
-    """What one side said.
+    """What one side said, or what came of a call.
 
     Attributes:
         model: the model that answered; None for the user's turns.
@@ -92,6 +102,7 @@ class Turn:
         created: UTC, ISO 8601 to the second; empty where it is unknown.
         whole: False for an answer that was never finished; `content` is what had been written by then.
         id: its number in the store, or in a document; None where it is not kept.
+        calls: of an answer; of a tool's result, the one that it is of.
     """
 
     role: Role
@@ -103,6 +114,7 @@ class Turn:
     timing: Mapping[str, Any] = field(default_factory=dict)
     whole: bool = True
     id: int | None = None
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,8 +229,8 @@ class Conversations:
             key = self._touch(db, id)
             done = db.execute(
                 "insert into turns "
-                "(conversation, role, whole, created, model, stop_reason, timing, content, folded, thinking) "
-                "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "(conversation, role, whole, created, model, stop_reason, timing, content, folded, thinking, calls) "
+                "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (key, turn.role, turn.whole, utc(), model, turn.stop_reason, *_columns(turn)),
             )
             if turn.role == "user":
@@ -251,8 +263,8 @@ class Conversations:
             if row is None:
                 raise _no_answer(number)
             db.execute(
-                "update turns set whole = 1, stop_reason = ?, timing = ?, content = ?, folded = ?, thinking = ? "
-                "where id = ?",
+                "update turns set whole = 1, stop_reason = ?, timing = ?, content = ?, folded = ?, thinking = ?, "
+                "calls = ? where id = ?",
                 (turn.stop_reason or "cancelled", *_columns(turn), number),
             )
             db.execute("delete from pieces where turn = ?", (number,))
@@ -365,13 +377,15 @@ class Conversations:
             key = self._key(db, id)
             columns = "id, created, updated, model, title, system, settings"
             row = db.execute(f"select {columns} from conversations where key = ?", (key,)).fetchone()
-            columns = "id, role, content, thinking, created, model, stop_reason, timing, whole"
+            columns = "id, role, content, thinking, created, model, stop_reason, timing, whole, calls"
             rows = db.execute(f"select {columns} from turns where conversation = ? order by id", (key,)).fetchall()
             turns = []
-            for turn, role, content, thinking, created, model, stop_reason, timing, whole in rows:
+            for turn, role, content, thinking, created, model, stop_reason, timing, whole, calls in rows:
                 content, thinking = (content, thinking) if whole else self._pieces(db, turn)
                 timing = _mapping(timing)
-                turns.append(Turn(role, content, thinking, created, model, stop_reason, timing, bool(whole), turn))
+                said = Turn(role, content, thinking, created, model, stop_reason, timing, bool(whole), turn)
+                said.calls = tuple(Call(*each) for each in json.loads(calls))
+                turns.append(said)
         id, created, updated, model, title, system, settings = row
         return Conversation(id, created, updated, model, title, system, _mapping(settings), tuple(turns))
 
@@ -578,10 +592,10 @@ def _locked(path: Path, id: str) -> int:
         os.close(fd)
 
 
-def _columns(turn: Turn) -> tuple[str, str, str | None, str]:
-    """timing, content, folded, thinking"""
-    content = _storable(turn.content)
-    return json.dumps({**turn.timing}), content, _kept_folded(content), _storable(turn.thinking)
+def _columns(turn: Turn) -> tuple[str, str, str | None, str, str]:
+    """timing, content, folded, thinking, calls"""
+    content, calls = _storable(turn.content), [[each.id, each.name, each.arguments] for each in turn.calls]
+    return json.dumps({**turn.timing}), content, _kept_folded(content), _storable(turn.thinking), json.dumps(calls)
 
 
 def _limit(limit: int | None) -> int:

@@ -28,10 +28,14 @@ def as_markdown(conversation: Conversation, *, thinking: bool = True) -> str:
     if conversation.system:
         parts += ["## System", _closed(conversation.system)]
     for turn in conversation.turns:
-        parts.append("## You" if turn.role == "user" else f"## {turn.model or conversation.model or 'Assistant'}")
+        called = turn.calls[0].name if turn.calls else "a tool"
+        whose = {"user": "You", "tool": f"Result of {called}"}.get(turn.role)
+        parts.append(f"## {whose or turn.model or conversation.model or 'Assistant'}")
         if thinking and turn.thinking.strip():
             parts.append("\n".join(f"> {line}".rstrip() for line in _closed(turn.thinking.strip()).split("\n")))
         parts.append(_closed(turn.content.strip("\n")))
+        if turn.role == "assistant":
+            parts += [f"    {' '.join(f'{each.name}({each.arguments})'.split())}" for each in turn.calls]
         if not turn.whole:
             parts.append("*(cut short)*")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -54,8 +58,12 @@ def _closed(text: str) -> str:
 def as_document(conversation: Conversation) -> dict[str, Any]:
     """Plain data for JSON, without loss."""
     about = {name: value for name, value in vars(conversation).items() if name != "turns"}
-    messages = [{name: value for name, value in vars(turn).items() if name != "id"} for turn in conversation.turns]
-    return {"schema": SCHEMA, **about, "messages": messages}
+    return {"schema": SCHEMA, **about, "messages": [_message(turn) for turn in conversation.turns]}
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    said = {name: value for name, value in vars(turn).items() if name not in ("id", "calls")}
+    return {**said, **({"calls": [vars(each) for each in turn.calls]} if turn.calls else {})}
 
 
 @dataclass

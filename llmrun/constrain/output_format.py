@@ -46,7 +46,7 @@ class OutputFormat:
     """What an answer has to look like.
 
     Attributes:
-        kind: what the user gave.
+        kind: what the user gave; `text` of it, where it was a grammar or a schema: GBNF, JSON.
         grammar: for llguidance.
         schema: the JSON schema that an answer is validated with: 2020-12, its numbers decimal.
         choices: the answer is exactly one of these.
@@ -60,6 +60,7 @@ class OutputFormat:
     choices: tuple[str, ...] = ()
     left_to_validation: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    text: str = ""
 
     def notes(self, *, quiet: bool = False) -> list[str]:
         """What the user should know before the answer begins; `quiet`: only what must be a mistake."""
@@ -104,7 +105,7 @@ def of_grammar(text: str) -> OutputFormat:
         compiled(grammar)
     except BadGrammar as error:
         raise UsageError(f"too much for a grammar: {str(error)[:200]}", field="grammar", hint="a smaller one") from None
-    return OutputFormat("grammar", grammar)
+    return OutputFormat("grammar", grammar, text=text)
 
 
 def of_json() -> OutputFormat:
@@ -141,14 +142,11 @@ def of_schema(schema: Any, source: str = "") -> OutputFormat:
 
     `source` is where a text is from; messages about its JSON begin with that.
     """
-    if isinstance(schema, str):
-        schema = _read(schema, f"{source}: " if source else "")
-    else:
-        try:
-            schema = _read(json.dumps(schema, allow_nan=False))
-        except (TypeError, ValueError, RecursionError):
-            raise _bad_schema("the schema is not JSON") from None
-    schema = _unwrapped(schema)
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise _bad_schema("the schema is not JSON") from None
+    schema = _unwrapped(_read(text, f"{source}: " if source else ""))
     if not isinstance(schema, dict | bool):
         raise _bad_schema(f"a schema is an object, or true or false, not {_type_name(schema)}")
     if isinstance(schema, dict) and "draft-03" in str(schema.get("$schema")):
@@ -160,7 +158,7 @@ def of_schema(schema: Any, source: str = "") -> OutputFormat:
     _check_references(schema)
     held = _Held(schema)
     grammar = held.grammar()
-    return OutputFormat("json_schema", grammar, schema, (), tuple(held.left), tuple(held.unknown))
+    return OutputFormat("json_schema", grammar, schema, (), tuple(held.left), tuple(held.unknown), text)
 
 
 # -- JSON, read strictly ---------------------------------------------------------------------------------------------

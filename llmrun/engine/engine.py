@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from llmrun.engine.protocol import (
     PromptOptions,
     Reserve,
     Reserved,
+    Tool,
     Trial,
     TrialResult,
 )
@@ -245,9 +246,15 @@ class ChildEngine(Engine):
             raise self.connection.unexpected(answer, "for a context of several sequences")
 
     def count(
-        self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+        self,
+        prompt: str | Messages,
+        *,
+        template: str | None = None,
+        thinks: bool = True,
+        special: bool | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> int:
-        question = Count(*_text_or_messages(prompt), template, thinks, special)
+        question = Count(*_text_or_messages(prompt), template, thinks, special, [*tools] if tools else None)
         with self._turn_taken():
             counted = self.connection.ask(question)
         if isinstance(counted, Counted):
@@ -255,10 +262,16 @@ class ChildEngine(Engine):
         raise self.connection.unexpected(counted, "for a count")
 
     def prepare(
-        self, messages: Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+        self,
+        messages: Messages,
+        *,
+        template: str | None = None,
+        thinks: bool = True,
+        special: bool | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> None:
         with self._turn_taken():
-            self.connection.begin(Prepare([*messages], template, thinks, special))
+            self.connection.begin(Prepare([*messages], template, thinks, special, [*tools] if tools else None))
 
     def trial(self, n_prompt: int, n_gen: int, *, n_depth: int = 0, n_seq: int = 1, n_ctx: int = 0) -> TrialResult:
         return self.run_trial(Trial(n_prompt, n_gen, n_depth, n_seq, n_ctx))

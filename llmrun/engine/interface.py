@@ -5,8 +5,8 @@
     generation one answer of a session, as it is made
 
 `engine.engine.ChildEngine` is the one that computes, in a child process. It is its own session, with one timeline; or
-it makes several answers side by side (`Engine.parallel`). The tests have one that says what a script says
-(`tests/scripted_engine.py`).
+it makes several answers side by side (`Engine.parallel`). `server.remote.RemoteEngine` is a server's model, asked over
+HTTP. The tests have one that says what a script says (`tests/scripted_engine.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from llmrun.engine.protocol import (
     PromptOptions,
     StopReason,
     TokenLogprobs,
+    Tool,
     TrialResult,
 )
 from llmrun.errors import LlmrunError
@@ -65,7 +66,7 @@ class Answer(Protocol):
         stop_reason: why it ended ("end", "length", "stop", "context", "cancelled"); None while it runs.
         n_ctx: the tokens of context it may use; None before prefill.
         buffers: what llama.cpp holds, by device.
-        seed: the seed that was used.
+        seed: the seed that was used; None: a server chose one.
         done: what the engine told at the end; None before, and without an end of its own.
         meter: the figures so far.
     """
@@ -80,7 +81,7 @@ class Answer(Protocol):
     stop_reason: StopReason | None = None
     n_ctx: int | None = None
     buffers: list[Buffer]
-    seed: int
+    seed: int | None
     done: Done | None = None
     meter: Meter
 
@@ -171,7 +172,13 @@ class Session(Protocol):
         """
 
     def count(
-        self, prompt: str | Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+        self,
+        prompt: str | Messages,
+        *,
+        template: str | None = None,
+        thinks: bool = True,
+        special: bool | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> int:
         """The tokens that a text has, or messages once they are rendered for an answer.
 
@@ -179,7 +186,13 @@ class Session(Protocol):
         """
 
     def prepare(
-        self, messages: Messages, *, template: str | None = None, thinks: bool = True, special: bool | None = None
+        self,
+        messages: Messages,
+        *,
+        template: str | None = None,
+        thinks: bool = True,
+        special: bool | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> None:
         """Compute what a conversation begins with while nobody asks for anything; the next request ends it."""
 
@@ -200,6 +213,9 @@ class Engine(Session, Protocol):
         versions: what ggml says of itself: {"ggml": "0.25.3"}.
         notes: what a user should be told of how it was loaded, one sentence each.
         reads: bytes that decoding reads.
+        server: address of the one that computes, of which plan, devices and process are not known here; None: no server
+            does.
+        usual_sampling: how it samples what a request leaves open; None: that is not its own to say.
     """
 
     config: LoadConfig
@@ -211,6 +227,8 @@ class Engine(Session, Protocol):
     versions: dict[str, str]
     notes: list[str]
     reads: DecodeReads
+    server: str | None = None
+    usual_sampling: SamplingConfig | None = None
 
     @property
     def n_threads(self) -> int:

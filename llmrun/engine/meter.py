@@ -57,13 +57,17 @@ class Timing:
         return n / self.prefill_s if n and self.prefill_s else None
 
     @property
+    def n_steps(self) -> int:
+        return len(self.step_s)
+
+    @property
     def decode_s(self) -> float:
         return math.fsum(self.step_s)
 
     @property
     def tg_tps(self) -> float | None:
         """Tokens generated per second, over the gaps."""
-        return len(self.step_s) / self.decode_s if self.step_s and self.decode_s else None
+        return self.n_steps / self.decode_s if self.n_steps and self.decode_s else None
 
     @property
     def read_bytes_per_s(self) -> float | None:

@@ -234,10 +234,11 @@ class Prepare(Message):
     For the time in which somebody types. The first time the weights are read once, so that they are in memory.
     """
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     template: str | None = None
     thinks: bool = True
     special: bool | None = None
+    tools: list[Tool] | None = None
 
 
 class Prepared(Message):
@@ -786,6 +787,42 @@ class Quantized(Message):
     mib: float
     needs_imatrix: bool
     n_fallback: int
+
+
+# -- to the process of a user's functions ---
+
+
+class LoadFunctions(Message):
+    """Parent → functions: run the Python file at `path`. Answered by `Functions`, or by `Failed`."""
+
+    path: str
+
+
+class FunctionSpec(Struct):
+    """A function of the user's. `parameters`: the JSON schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class Functions(Message):
+    """Functions → parent: what the file has, in its order."""
+
+    specs: list[FunctionSpec]
+
+
+class CallFunction(Message):
+    """Parent → functions: call it. `arguments`: JSON."""
+
+    name: str
+    arguments: str
+
+
+class Returned(Message):
+    """Functions → parent: what came of a call: a text as it is, else JSON; of an exception its type and message."""
+
+    text: str
 
 
 # -- on the wire ---

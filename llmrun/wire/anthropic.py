@@ -197,6 +197,32 @@ def _text(content: str | Sequence[_Block], where: str) -> str:
     return "".join(texts)
 
 
+def count_fields(messages: Sequence[dict[str, Any]], tools: Sequence[Tool]) -> dict[str, Any]:
+    """The fields of a body that counts messages as chat templates take them: the way back from `count_of`."""
+    specs = [{"name": each.name, "description": each.description, "input_schema": each.parameters} for each in tools]
+    return {"messages": [_said(each) for each in messages], **({"tools": specs} if specs else {})}
+
+
+def _said(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "tool":
+        result = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": message["content"]}
+        return {"role": "user", "content": [result]}
+    calls = [
+        {
+            "type": "tool_use",
+            "id": each["id"],
+            "name": each["function"]["name"],
+            "input": json.loads(each["function"]["arguments"]),
+        }
+        for each in message.get("tool_calls", ())
+    ]
+    content: Any = message["content"]
+    return {
+        "role": message["role"],
+        "content": [{"type": "text", "text": content}, *calls] if calls else content,
+    }
+
+
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,13 @@
 """OpenAI's form of requests and answers: chat completions, and completions.
 
 Fields are those of OpenAI's API reference, and what llama.cpp's server takes beside them (`top_k`, `min_p`,
-`repeat_penalty`, `grammar`, `ignore_eos`, `cache_prompt`, `timings_per_token`, `chat_template_kwargs`).
+`repeat_penalty`, `grammar`, `ignore_eos`, `cache_prompt`, `timings_per_token`, `chat_template_kwargs`,
+`thinking_budget_tokens`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.constrain.output_format import OutputFormat
     from llmrun.engine.interface import Answer
-    from llmrun.engine.protocol import TokenLogprobs
+    from llmrun.engine.protocol import TokenLogprobs, Tool
     from llmrun.options.sampling import SamplingConfig
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -161,6 +163,7 @@ class ChatBody(_Body, forbid_unknown_fields=True, kw_only=True):
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: TemplateArguments | None = None
+    thinking_budget_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
     tools: list[ToolSpec] | None = None
@@ -200,7 +203,8 @@ def _of_chat(body: ChatBody, sampling: SamplingConfig, answers: AnswerOptions, *
     messages = [_message(i, each) for i, each in enumerate(body.messages)]
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     answers = effort_of(answers, body.reasoning_effort, "reasoning_effort")
-    answers = thinking_of(answers, body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs else None)
+    thinks = body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs else None
+    answers = thinking_of(answers, thinks, body.thinking_budget_tokens)
     if body.response_format and body.grammar is not None and body.response_format.type != "text":
         raise Refused("response_format and grammar: an answer has one format", "grammar")
     form = _format_of(body.response_format) or format_of_grammar(body.grammar)
@@ -325,6 +329,26 @@ def _format_of(asked: ResponseFormat | None) -> OutputFormat | None:
     if asked.type == "json_schema":
         raise Refused("response_format.json_schema is missing", "response_format")
     return format_of_json()
+
+
+def format_fields(wanted: OutputFormat | None) -> dict[str, Any]:
+    """The fields of a body that ask for a format: the way back from what `request_of` makes of them."""
+    if wanted is None:
+        return {}
+    if wanted.kind == "json":
+        return {"response_format": {"type": "json_object"}}
+    if wanted.kind == "json_schema":
+        schema = json.loads(wanted.text)
+        held = {"schema": schema if isinstance(schema, dict) else {}}  # of a schema that is `true`; `false` is refused
+        return {"response_format": {"type": "json_schema", "json_schema": held}}
+    if wanted.kind == "grammar":
+        return {"grammar": wanted.text}
+    return {"grammar": "root ::= " + " | ".join(json.dumps(each, ensure_ascii=False) for each in wanted.choices)}
+
+
+def tool_fields(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

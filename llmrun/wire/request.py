@@ -85,8 +85,9 @@ class Request:
     several_calls: bool = True
 
     def options(self) -> PromptOptions:
-        """For the engine."""
+        """For the engine. Who writes the whole prompt writes its control tokens."""
         return self.answers.for_prompt(
+            special=self.answers.special or (None if isinstance(self.asked, str) else False),
             reuse=self.reuse,
             n_logprobs=self.n_logprobs,
             tools=[*self.tools] or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -11,11 +12,16 @@ from typing import Any
 import pytest
 from scripted_engine import Script, ScriptedEngine
 
+from llmrun import codec
 from llmrun.chat.answer_options import AnswerOptions
-from llmrun.chat.conversation import CHATML, Chat, Notice, Piece
+from llmrun.chat.conversation import CHATML, MOST_ROUNDS, STOPPED, Called, Chat, Notice, Piece, Result
 from llmrun.chat.store import Conversations, Turn
+from llmrun.chat.transcript import as_document, as_markdown, from_document
+from llmrun.cli.chat.tool_calls import AskedTools
 from llmrun.constrain.output_format import of_choices
 from llmrun.engine.engine import ChildEngine
+from llmrun.engine.jobs.functions import UserFunctions
+from llmrun.engine.protocol import Tool
 from llmrun.errors import DiskError, EngineCrashed, PromptTooLong, UsageError
 from llmrun.models.resolve import find_model
 from llmrun.options.load import LoadConfig
@@ -143,7 +149,7 @@ def test_cancelled_answers(kept: Conversations) -> None:
     chat = Chat(ScriptedEngine("one two three four"), "tiny", store=kept)
     text = ""
     for event in chat.ask("Tell me a story about a fox"):
-        text += event.text
+        text += said([event])
         if text == "one two":
             chat.cancel()
     assert text == "one two"
@@ -472,3 +478,117 @@ def test_without_a_template(micro: Path) -> None:
         assert not chat.is_templated
         said(chat.ask("a b c"))
         assert chat.generation is not None and chat.generation.timing.n_prompt > 10
+
+
+# -- tools ---
+
+CALL = ("weather", '{"city": "Oslo"}')
+
+
+class Tools:
+    """A toolbox with one tool, which says what it is told to say."""
+
+    def __init__(self, *results: str | BaseException) -> None:
+        parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        self.tools = [Tool("weather", "Tells it.", parameters, parameters)]
+        self.results, self.asked = [*results], list[tuple[str, str]]()
+
+    def run(self, name: str, arguments: str) -> str:
+        self.asked.append((name, arguments))
+        found = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+def test_tools_are_called_until_there_are_words(kept: Conversations) -> None:
+    """Call, result, call, result, words: told to the model, to the screen, and kept, in this order."""
+    engine = ScriptedEngine(Script("I ask.", calls=[CALL, CALL]), Script(calls=[CALL]), "It rains.")
+    tools = Tools("rain", "snow", "sun")
+    chat = Chat(engine, "tiny", store=kept, toolbox=tools)
+    kinds = [type(event) for event in chat.ask("How is it?") if not isinstance(event, Piece)]
+    assert kinds == [Called, Result] * 3 and tools.asked == [CALL] * 3
+    assert all(options.tools == tools.tools for options in engine.asked)
+    last = engine.prompts[-1]
+    assert [each["role"] for each in last] == ["user", "assistant", "tool", "tool", "assistant", "tool"]
+    calls = [call for each in last for call in each.get("tool_calls", ())]
+    assert [each["tool_call_id"] for each in last if each["role"] == "tool"] == [call["id"] for call in calls]
+    assert calls[0]["function"] == dict(zip(("name", "arguments"), CALL, strict=True))
+    assert chat.id is not None
+    again = Chat(ScriptedEngine("More."), "tiny", store=kept, toolbox=tools)
+    document = as_document(kept.read(chat.id))
+    chat.close()
+    again.resume(kept.read(chat.id))
+    assert again.messages() == chat.messages() and [turn.content for turn in again.turns][-1] == "It rains."
+    copied = from_document(document, "here")
+    assert [turn.calls for turn in copied.turns] == [turn.calls for turn in chat.turns]
+    markdown = as_markdown(copied)
+    assert 'weather({"city": "Oslo"})' in markdown and "## Result of weather\n\nrain" in markdown
+    again.close()
+
+
+def test_tools_have_an_end(kept: Conversations) -> None:
+    """After so many rounds the model gets no tools, and has to say something."""
+    engine = ScriptedEngine(Script("So.", calls=[CALL]))
+    chat = Chat(engine, "tiny", toolbox=Tools("rain"))
+    told = notices(chat.ask("How is it?"))
+    assert any(f"{MOST_ROUNDS} times in a row" in each for each in told)
+    assert len(engine.asked) == MOST_ROUNDS + 1 and engine.asked[-1].tools is None
+    assert chat.turns[-1].content == "So." and not chat.turns[-1].calls
+
+
+def test_a_call_that_is_stopped(kept: Conversations) -> None:
+    """Every call has a result, of those that were not run too, so that the conversation can go on."""
+    engine = ScriptedEngine(Script(calls=[CALL, CALL, CALL]), "Well.")
+    chat = Chat(engine, "tiny", store=kept, toolbox=Tools("rain", KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        said(chat.ask("How is it?"))
+    assert [turn.content for turn in chat.turns] == ["How is it?", "", "rain", STOPPED, STOPPED]
+    assert said(chat.ask("And?")) == "Well."
+    assert chat.id is not None and [turn.role for turn in kept.read(chat.id).turns][-2:] == ["user", "assistant"]
+    chat.undo()
+    assert said(chat.again()) == "Well." and [turn.role for turn in chat.turns] == ["user", "assistant"]
+
+
+def test_another_answer_that_calls(kept: Conversations) -> None:
+    """The old one goes when the new one calls, before it says a word."""
+    engine = ScriptedEngine("Old.", Script(calls=[CALL]), "New.")
+    chat = Chat(engine, "tiny", store=kept, toolbox=Tools("rain"))
+    said(chat.ask("How is it?"))
+    assert said(chat.again()) == "New."
+    assert chat.id is not None
+    for turns in (chat.turns, kept.read(chat.id).turns):
+        assert [turn.content for turn in turns] == ["How is it?", "", "rain", "New."]
+
+
+def test_a_call_that_is_cut_short() -> None:
+    """At the end of the context: it is no call."""
+    engine = ScriptedEngine(Script("a b c d e f", calls=[CALL]), n_ctx=8)
+    tools = Tools("rain")
+    chat = Chat(engine, "tiny", toolbox=tools, options=AnswerOptions(ctx_overflow="stop"))
+    assert any("cut short" in each for each in notices(chat.ask("How?")))
+    assert not tools.asked and chat.turns[-1].content == "a b c d e" and not chat.turns[-1].calls
+
+
+class Forcing(ChildEngine):
+    """Its model calls until it has a result."""
+
+    def generate(self, prompt: Any, sampling: Any = None, *, options: Any = None, on_prefill: Any = None) -> Any:
+        must = not any(each["role"] == "tool" for each in prompt)
+        options = codec.replace(options, must_call=must, several_calls=False)
+        return super().generate(prompt, sampling, options=options, on_prefill=on_prefill)
+
+
+def test_a_real_model_and_real_functions(tmp_path: Path) -> None:
+    """The grammar makes `tiny` call; the file's function gets what it was declared with; what it says is the answer."""
+    path = tmp_path / "tools.py"
+    path.write_text('def add(a: int, flag: bool):\n    "Adds."\n    return {"a": a + 1, "flag": flag}\n')
+    model = find_model("tiny")
+    with UserFunctions(path) as functions, Forcing(model.path, model.header) as engine:
+        box = AskedTools(functions, trusted=True)
+        chat = Chat(engine, "tiny", sampling=SamplingConfig(temperature=0, max_tokens=200), toolbox=box)
+        events = [*chat.ask("Add.")]
+    (result,) = [event for event in events if isinstance(event, Result)]
+    given = json.loads(result.call.arguments)
+    assert json.loads(result.text) == {"a": given["a"] + 1, "flag": given["flag"]}
+    assert [turn.role for turn in chat.turns] == ["user", "assistant", "tool", "assistant"] and chat.turns[-1].content

@@ -37,7 +37,7 @@ _FEW = 32
 
 @dataclass(frozen=True)
 class Run:
-    """One generation, its engine, and everything that is known of it."""
+    """One generation, its engine, and everything that is known of it. `usage`: not of a server's."""
 
     found: Model
     engine: Engine
@@ -45,7 +45,7 @@ class Run:
     load: LoadConfig
     sampling: SamplingConfig
     answers: AnswerOptions
-    usage: Usage
+    usage: Usage | None = None
     tuned: Choice | None = None
 
     @cached_property
@@ -64,6 +64,8 @@ class Run:
 def meter_line(run: Run) -> str:
     """prompt 8 tokens 214 t/s · TTFT 83 ms · 32 tokens 41.8 t/s · 33.1 GB/s read · peak RAM 927 MiB · CUDA0 1.20 GiB"""
     timing = run.generation.timing
+    if run.engine.server:
+        return _line_of_server(run.engine.server, timing)
     return " · ".join(
         [
             _prompt(timing),
@@ -88,6 +90,9 @@ def _prompt(timing: Timing) -> str:
 def details(run: Run) -> list[str]:
     engine, generation, usage = run.engine, run.generation, run.usage
     timing, loaded = generation.timing, engine.loaded
+    if engine.server:
+        return _details_of_server(engine, generation)
+    assert usage is not None
     private = f"{size(usage.peak_anonymous_bytes)} of its own, {size(usage.peak_file_bytes)} mapped"
     return [
         f"model     {sanitize(loaded.description)}, {count(loaded.n_params)} parameters,"
@@ -189,6 +194,21 @@ def _gpus(usage: Usage) -> list[str]:
     ]
 
 
+def _figures(generation: Generation) -> dict[str, Any]:
+    timing = generation.timing
+    return {
+        **{name: getattr(timing, name) for name in _FIGURES},
+        "n_thinking": generation.n_thinking,
+        "gap_median_s": timing.gap_s(0.5),
+        "gap_p95_s": timing.gap_s(0.95),
+    }
+
+
+def _sampled(sampling: SamplingConfig) -> dict[str, Any]:
+    biases = {str(token): str(bias) for token, bias in sampling.logit_bias.items()}
+    return {**asdict(replace(sampling, logit_bias={})), "logit_bias": biases}
+
+
 def as_document(run: Run) -> dict[str, Any]:
     """The `--json` document. Seconds, bytes and tokens per second; null is unknown."""
     from importlib.metadata import version
@@ -198,6 +218,9 @@ def as_document(run: Run) -> dict[str, Any]:
 
     found, engine, generation = run.found, run.engine, run.generation
     timing, done, plan = generation.timing, generation.done, engine.plan
+    if engine.server:
+        return _document_of_server(run)
+    assert run.usage is not None
     return {
         "answer": generation.text,
         "thinking": generation.thinking,
@@ -213,10 +236,7 @@ def as_document(run: Run) -> dict[str, Any]:
         },
         "tokens": generation.token_ids,
         "timing": {
-            **{name: getattr(timing, name) for name in _FIGURES},
-            "n_thinking": generation.n_thinking,
-            "gap_median_s": timing.gap_s(0.5),
-            "gap_p95_s": timing.gap_s(0.95),
+            **_figures(generation),
             "thread_changes": [{"token": token, "n_threads": n} for token, n in (done.threads if done else ())],
         },
         "memory": {
@@ -241,8 +261,7 @@ def as_document(run: Run) -> dict[str, Any]:
         "usage": asdict(run.usage),
         "settings": {
             **run.load.as_dict(),
-            **asdict(replace(run.sampling, logit_bias={})),
-            "logit_bias": {str(token): str(bias) for token, bias in run.sampling.logit_bias.items()},
+            **_sampled(run.sampling),
             "n_ctx": generation.n_ctx,
             "n_ubatch": min(run.load.n_ubatch, run.load.n_batch),
             "n_threads": engine.n_threads,
@@ -256,4 +275,54 @@ def as_document(run: Run) -> dict[str, Any]:
             "llama-cpp-python": version("llama-cpp-python"),
             "system_info": engine.system_info,
         },
+    }
+
+
+# -- of a server: its own figures, and what was seen from here ---
+
+
+def _line_of_server(server: str, timing: Timing) -> str:
+    """prompt 8 tokens 214 t/s · 32 tokens 41.8 t/s, says http://127.0.0.1:8080 · TTFT 83 ms, seen from here"""
+    parts = [_prompt(timing), f"{timing.n_generated} tokens {rate(timing.tg_tps)}, says {server}"]
+    parts += [f"{timing.n_accepted} of {timing.n_drafted} guessed"] if timing.n_drafted else []
+    return " · ".join([*parts, f"TTFT {duration(timing.ttft_s)}, seen from here"])
+
+
+def _details_of_server(engine: Engine, generation: Generation) -> list[str]:
+    timing = generation.timing
+    n_cached = f", {timing.n_cached} of them known" if timing.n_cached else ""
+    return [
+        f"server    {engine.server}, by whose clock the figures are; TTFT {duration(timing.ttft_s)}, seen from here",
+        f"context   {generation.n_ctx or UNKNOWN} tokens of {engine.loaded.n_ctx_train or UNKNOWN} trained",
+        f"prefill   {timing.n_prompt} tokens{n_cached} in {duration(timing.prefill_s)}, {rate(timing.pp_tps)}",
+        f"decode    {timing.n_generated} tokens in {duration(timing.decode_s or None)}, {rate(timing.tg_tps)}",
+        f"stopped   {generation.stop_reason}, seed {UNKNOWN if generation.seed is None else generation.seed}",
+    ]
+
+
+def _document_of_server(run: Run) -> dict[str, Any]:
+    """The same fields; null is what a server does not tell."""
+    from llmrun import __version__
+
+    engine, generation, header = run.engine, run.generation, run.found.header
+    untold = dict.fromkeys(("memory", "plan", "devices", "devices_after", "usage", "tuning"))
+    return {
+        "answer": generation.text,
+        "thinking": generation.thinking,
+        "stop_reason": generation.stop_reason,
+        "choices": None,
+        "model": {
+            "name": run.found.name,
+            "path": None,
+            "architecture": header.architecture,
+            "quantization": header.quantization_label,
+            "n_params": engine.loaded.n_params or None,
+            "weight_bytes": header.file_size,
+        },
+        "server": engine.server,
+        "tokens": None,
+        "timing": _figures(generation),
+        **untold,
+        "settings": {**_sampled(run.sampling), "n_ctx": generation.n_ctx, "seed": generation.seed},
+        "versions": {"llmrun": __version__, **engine.versions},
     }

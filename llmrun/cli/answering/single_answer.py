@@ -113,13 +113,13 @@ class Answer:
 
 
 def _of_chat(events: Generator[Event]) -> Generator[tuple[str, str]]:
-    from llmrun.chat.conversation import Piece
+    from llmrun.chat.conversation import Notice, Piece
 
     with closing(events):
         for event in events:
             if isinstance(event, Piece):
                 yield event.text, event.thought
-            else:
+            elif isinstance(event, Notice):
                 screen.note(event.text)
 
 

@@ -13,16 +13,17 @@ from itertools import accumulate, takewhile
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llmrun.chat.conversation import Chat, Event, Piece
+from llmrun.chat.conversation import Called, Chat, Event, Notice, Piece, Result
 from llmrun.chat.store import Turn
 from llmrun.cli.answering.single_answer import Thoughts
-from llmrun.cli.chat import slash
+from llmrun.cli.chat import slash, tool_calls
 from llmrun.cli.loading import load_model, recommended
 from llmrun.cli.terminal import screen, status_line
 from llmrun.cli.terminal.markdown import Markdown
 from llmrun.cli.terminal.stream import Plain, Stream
 from llmrun.errors import EngineCrashed, LlmrunError, OutOfMemory, UsageError
 from llmrun.planning.footprint import CPU
+from llmrun.text import sanitize
 from llmrun.units import UNKNOWN, bandwidth, duration, percent, rate, size
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ class Repl:
 
     def _sample_as_recommended(self) -> None:
         """What nobody has set is sampled as this model's makers recommend; what /set has changed stays."""
-        usual, said = recommended.sampling_of(self._chosen(self.reference), self.chat.engine.header)
+        engine = self.chat.engine
+        usual, said = recommended.sampling_of(self._chosen(self.reference), engine.header, engine.usual_sampling)
         now, before = vars(self.chat.sampling), vars(self._usual)
         changed = {name: value for name, value in now.items() if value != before[name]}
         self.chat.sampling, self._usual = replace(usual, **changed), usual
@@ -195,7 +197,9 @@ class Repl:
         from llmrun.machine.nvml import open_nvml
         from llmrun.machine.sampler import Sampler
 
-        self._sampler = self._watch.enter_context(Sampler(lambda: self.chat.engine.pid, nvml=open_nvml()))
+        self._sampler = None
+        if not self.chat.engine.server:
+            self._sampler = self._watch.enter_context(Sampler(lambda: self.chat.engine.pid, nvml=open_nvml()))
         if not self.chat.is_templated:
             self.say(f"{load_model.no_template(self.found)}: ChatML is used, which it may not know")
 
@@ -215,10 +219,13 @@ class Repl:
                     self._draw(events)
                 else:
                     for event in events:
-                        if isinstance(event, Piece):
-                            screen.out(event.text)
-                        else:
-                            self.say(event.text)
+                        match event:
+                            case Piece():
+                                screen.out(event.text)
+                            case Notice():
+                                self.say(event.text)
+                            case Result():
+                                self.say(tool_calls.result_text(event.text))
                     screen.out("\n")
         except (EngineCrashed, OutOfMemory):
             self._watch.close()
@@ -263,11 +270,19 @@ class Repl:
             try:
                 area.refresh()
                 for event in events:
-                    if isinstance(event, Piece):
-                        view.add(event)
-                    else:
-                        area.end()
-                        self.say(event.text)
+                    match event:
+                        case Piece():
+                            view.add(event)
+                        case Notice():
+                            area.end()
+                            self.say(event.text)
+                        case Called():  # what asks for it, and what it says, have the screen for themselves
+                            view.finish()
+                            area.end()
+                        case Result():
+                            screen.draw(status_line.dim(sanitize(tool_calls.result_text(event.text))) + "\n")
+                            view = _View(self, area)
+                            area.refresh()
                 view.finish()
             finally:
                 area.end()
@@ -294,6 +309,11 @@ class Repl:
         if turn.role == "user":
             screen.out(f">>> {turn.content}\n")
             return
+        for call in turn.calls if turn.role == "assistant" else ():
+            screen.draw(status_line.dim(sanitize(tool_calls.call_text(call.name, call.arguments))) + "\n")
+        if turn.role == "tool":
+            screen.draw(status_line.dim(sanitize(tool_calls.result_text(turn.content))) + "\n")
+            return
         stream = self.stream()
         screen.draw(stream.feed(turn.content) + stream.finish())
         screen.draw("\n" if stream.column else "")
@@ -314,11 +334,12 @@ class Repl:
         chat, generation = self.chat, self.chat.generation
         label = self.found.header.quantization_label
         name = self.found.name
-        yield name if not label or name.lower().endswith(str(label).lower()) else f"{name} {label}"
+        named = name if not label or name.lower().endswith(str(label).lower()) else f"{name} {label}"
+        yield f"{named} at {chat.engine.server}" if chat.engine.server else named
         yield f"context {chat.n_used} of {chat.engine.n_ctx_most}"
         if generation is not None:
             yield from self._speed(generation)
-        reading = self._sampler.now()
+        reading = self._sampler.now() if self._sampler else None
         if reading is not None and reading.process.rss_bytes is not None:
             yield f"RAM {size(reading.process.rss_bytes)}"
         if generation is not None:
@@ -330,7 +351,7 @@ class Repl:
 
     def _speed(self, generation: Generation) -> Iterator[str]:
         meter = generation.meter
-        if generation.stop_reason is None and not generation.token_ids:
+        if generation.stop_reason is None and not meter.n_generated:
             if self._prefill is not None and self._prefill[0] < self._prefill[1]:
                 yield f"reading {self._prefill[0]} of {self._prefill[1]} tokens"
             else:
@@ -341,6 +362,8 @@ class Repl:
             yield f"thinking {generation.n_thinking} tokens"
         yield rate(tps)
         yield f"TTFT {duration(meter.ttft_s)}"
+        if self.chat.engine.server:
+            return
         read = meter.read_bytes_per_s(tps)
         ceiling = self._ceiling()
         share = f" ({percent(read / ceiling)} of what was measured)" if ceiling and read is not None else ""
@@ -367,6 +390,11 @@ class Repl:
         yield "TTFT", duration(timing.ttft_s)
         thought = f", {generation.n_thinking} of them thinking" if generation.n_thinking else ""
         yield "answer", f"{timing.n_generated} tokens{thought} in {duration(timing.decode_s)}, {rate(timing.tg_tps)}"
+        if engine.server:
+            yield "server", f"{engine.server}, by whose clock this is but for TTFT, which was seen from here"
+            yield "context", f"{self.chat.n_used} tokens of {engine.n_ctx_most}"
+            yield "stopped", f"{generation.stop_reason}, seed {UNKNOWN if generation.seed is None else generation.seed}"
+            return
         yield "gaps", f"median {duration(timing.gap_s(0.5))}, p95 {duration(timing.gap_s(0.95))}"
         ceiling = self._ceiling()
         share = f", {percent(timing.read_bytes_per_s / ceiling)}" if ceiling and timing.read_bytes_per_s else ""

@@ -16,8 +16,10 @@ from llmrun.options.load import COMFORTABLE_CTX, LoadConfig
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
+    from llmrun.chat.conversation import Toolbox
     from llmrun.chat.store import Conversations
-    from llmrun.cli.chat.repl import Repl
+    from llmrun.cli.chat.repl import Open, Repl
+    from llmrun.cli.loading.of_server import Asked
     from llmrun.cli.loading.tuned import TuningArguments
     from llmrun.cli.terminal.line_editor import Read
     from llmrun.engine.interface import Engine
@@ -38,6 +40,8 @@ def converse(
     answers: AnswerOptions,
     *,
     child: Child | None = None,
+    remote: Asked | None = None,
+    toolbox: Toolbox | None = None,
     system: str | None = None,
     resume: str | None = None,
     ephemeral: bool = False,
@@ -45,18 +49,19 @@ def converse(
     with_status: bool = True,
     quiet: bool = False,
 ) -> None:
-    """Runs a chat until the user leaves. `child` is one that was started early."""
+    """Runs a chat until the user leaves. `child` is one that was started early; with `remote`, nothing is loaded."""
     store = None if ephemeral else _store(required=resume is not None)
     with store or nullcontext():
         resumed = store.read(store.find(resume)) if store is not None and resume is not None else None
         keeps = tuning.prompt_cache and not ephemeral
-        open_ = partial(_open, load=load, chosen=chosen, tuning=tuning, keeps_prefixes=keeps, quiet=quiet)
-        found, engine = open_(model, child)
+        local = partial(_open, load=load, chosen=chosen, tuning=tuning, keeps_prefixes=keeps, quiet=quiet)
+        open_: Open = remote.opened if remote else local
+        found, engine = open_(model) if remote else local(model, child)
 
         from llmrun.chat.conversation import Chat
         from llmrun.cli.chat.repl import Repl
 
-        chat = Chat(engine, model, options=answers, system=system or "", store=store)
+        chat = Chat(engine, model, options=answers, system=system or "", store=store, toolbox=toolbox)
         repl = Repl(chat, model, found, open_, chosen, plain=plain, with_status=with_status, quiet=quiet)
         try:
             if resumed is not None:

@@ -193,6 +193,8 @@ def _set(controls: Controls, rest: str) -> None:
 def _set_format(controls: Controls, rest: str) -> None:
     if rest not in ("json", ""):
         raise UsageError(f"/set format: '{rest[:40]}' is not json", hint="/set format json, or /set noformat")
+    if rest and controls.chat.toolbox:
+        raise UsageError("/set format: answers may call tools, and have no other form beside that")
     from llmrun.constrain.output_format import of_json
 
     controls.chat.options = replace(controls.chat.options, output_format=of_json() if rest else None)
@@ -255,16 +257,22 @@ def _show(controls: Controls, rest: str) -> None:
             raise UsageError(f"/show: '{rest[:40]}' is none of {', '.join(_WORDS['/show'])}", hint="/show")
         screen.out(shown[rest]().rstrip("\n") + "\n")
         return
+    if engine.server:
+        where, weights = [("server", engine.server)], header.file_size
+        how = []
+    else:
+        where, weights = [("file", str(controls.found.path))], header.weight_bytes
+        how = [("layers", layers(engine.plan.placement.layers)), ("threads", str(engine.n_threads))]
     tables.show_pairs(
         [
             ("model", f"{controls.found.name}, {engine.loaded.description}"),
-            ("file", str(controls.found.path)),
-            ("parameters", f"{count(engine.loaded.n_params)}, {size(header.weight_bytes)} of weights"),
+            *where,
+            ("parameters", f"{count(engine.loaded.n_params)}, {size(weights)} of weights"),
             ("context", f"{chat.n_used} used of {engine.n_ctx_most}, {engine.loaded.n_ctx_train} trained"),
-            ("layers", layers(engine.plan.placement.layers)),
-            ("threads", str(engine.n_threads)),
+            *how,
             ("template", "its own" if header.chat_template else "none: ChatML"),
             ("system", chat.system or "none"),
+            *([("tools", ", ".join(each.name for each in chat.toolbox.tools))] if chat.toolbox else []),
             ("conversation", chat.id or ("not kept" if not chat.is_kept else "empty")),
         ]
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.cli.answering.answer_options import AnswerShape, answer_options
@@ -15,6 +17,10 @@ from llmrun.cli.loading.tuned import TuningArguments
 from llmrun.errors import UsageError
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
+from llmrun.options.spec import TEXT
+
+if TYPE_CHECKING:
+    from llmrun.chat.conversation import Toolbox
 
 
 def _model_of(params: Mapping[str, Any]) -> str:
@@ -50,6 +56,20 @@ def chat(
         str,
         Option("--ctx-overflow", metavar="drop|stop", help="When the context is full: drop the oldest turns, or stop."),
     ] = "drop",
+    tools: Annotated[
+        Path | None,
+        Option(
+            "--tools",
+            metavar="FILE.py",
+            help="What the model may call: the functions of this file. Each call is asked for.",
+            panel=TEXT,
+        ),
+    ] = None,
+    trust_tools: Annotated[
+        bool, Option("--trust-tools", help="Run what the model calls without asking.", panel=TEXT)
+    ] = False,
+    server: options.Server = None,
+    api_key_file: options.ApiKeyFile = None,
     quiet: options.Quiet = False,
     *,
     answering: AnswerOptions,
@@ -69,17 +89,23 @@ def chat(
         raise UsageError("--ephemeral keeps nothing, so there is nothing to go on with", hint="leave it out")
     assert model is not None  # `_model_of` found one
     from llmrun.cli.chat.session import converse
+    from llmrun.cli.loading import of_server
     from llmrun.engine.process import started_early
 
     answers = replace(answer_options(answering, shape), ctx_overflow=ctx_overflow)  # type: ignore[arg-type]  # checked when it is made
-    with started_early(model) as child:
+    remote = of_server.asked(server, api_key_file, invocation.given(model), answers)
+    with ExitStack() as stack:
+        child = None if remote else stack.enter_context(started_early(model))
+        toolbox = stack.enter_context(_toolbox(tools, trust_tools, answers))
         converse(
             model,
             load,
             invocation.given,
             tuning,
-            answers,
+            remote.answers if remote else answers,
             child=child,
+            remote=remote,
+            toolbox=toolbox,
             system=system,
             resume="last" if continue_ else resume,
             ephemeral=ephemeral,
@@ -87,3 +113,23 @@ def chat(
             with_status=not no_status,
             quiet=quiet,
         )
+
+
+@contextmanager
+def _toolbox(file: Path | None, trusted: bool, answers: AnswerOptions) -> Iterator[Toolbox | None]:
+    """The functions of a file, in a process of theirs. Raises `UsageError`, `NotFound`."""
+    if file is None:
+        if trusted:
+            raise UsageError("--trust-tools: there are none", hint="--tools FILE.py")
+        yield None
+        return
+    from llmrun.cli.chat.tool_calls import AskedTools, check_somebody_is_there
+    from llmrun.cli.terminal.files import read_bytes
+    from llmrun.engine.jobs.functions import UserFunctions
+
+    if answers.output_format is not None:
+        raise UsageError("--tools: answers have another form already", hint="one of the two")
+    check_somebody_is_there(trusted=trusted)
+    read_bytes("--tools", str(file))  # for what is no file, in words
+    with UserFunctions(file) as functions:
+        yield AskedTools(functions, trusted=trusted)

@@ -180,7 +180,7 @@ def _n(conversations: Sequence[object]) -> str:
 
 
 def _who(hit: Hit) -> str:
-    return "you" if hit.role == "user" else hit.summary.model or hit.role
+    return {"user": "you", "tool": "a tool"}.get(hit.role) or hit.summary.model or hit.role
 
 
 def _hit(each: Hit) -> dict[str, Any]:

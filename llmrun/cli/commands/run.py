@@ -14,13 +14,14 @@ from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.loading.tuned import TuningArguments
 from llmrun.cli.terminal import screen
-from llmrun.errors import DiskError, UsageError, WrongFormat
+from llmrun.errors import DiskError, LlmrunError, UsageError, WrongFormat
 from llmrun.options.load import LoadConfig
 from llmrun.options.sampling import SamplingConfig
 from llmrun.options.spec import TEXT
 
 if TYPE_CHECKING:
     from llmrun.cli.answering.report import Run
+    from llmrun.engine.interface import Engine
 
 
 @command(model_of=lambda typed: str(typed["model"]))
@@ -49,6 +50,8 @@ def run(
         bool, Option("--no-newline", help="Write the answer alone, without a newline at its end.", panel=TEXT)
     ] = False,
     raw: options.Raw = False,
+    server: options.Server = None,
+    api_key_file: options.ApiKeyFile = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -67,12 +70,15 @@ def run(
     """
     from llmrun.engine.process import started_early
 
-    # First of all: the child imports llama.cpp while all that follows is imported, read and looked up.
     with ExitStack() as stack:
-        child = stack.enter_context(started_early(model))
+        # First of all: the child imports llama.cpp while all that follows is imported, read and looked up.
+        child = stack.enter_context(started_early(model)) if server is None else None
         from llmrun.cli.answering import prompt
+        from llmrun.cli.loading import of_server
 
         answers = replace(answer_options(answering, shape), weighs=as_json)
+        remote = of_server.asked(server, api_key_file, invocation.given(model), answers)
+        answers = remote.answers if remote else answers
         if raw and (continue_ or save):
             raise UsageError("--raw continues a text, which is not a conversation: neither --continue nor --save")
         if copy:
@@ -88,7 +94,18 @@ def run(
 
             resume = "last" if continue_ else None
             chosen = invocation.given
-            converse(model, load, chosen, tuning, answers, child=child, system=system, resume=resume, quiet=quiet)
+            converse(
+                model,
+                load,
+                chosen,
+                tuning,
+                answers,
+                child=child,
+                remote=remote,
+                system=system,
+                resume=resume,
+                quiet=quiet,
+            )
             return
         if not text:
             raise UsageError(
@@ -109,9 +126,14 @@ def run(
 
         store = stack.enter_context(Conversations()) if continue_ or save else None
         resumed = store.read(store.find("last")) if store and continue_ else None
-        found = load_model.found(model, quiet=quiet)
+        engine: Engine | None = None
+        if remote:
+            found, engine = remote.opened(model)
+        else:
+            found = load_model.found(model, quiet=quiet)
         asked = asked_of(found, text, system, raw=raw, template=answers.chat_template)
-        sampling, notes = recommended.sampling_of(invocation.given(model), overridden(found.header, load.override_kv))
+        header, usual = overridden(found.header, load.override_kv), engine.usual_sampling if engine else None
+        sampling, notes = recommended.sampling_of(invocation.given(model), header, usual)
         if isinstance(asked, str) and not raw:
             instead = "ChatML is used" if store else "the text is continued as it is"
             notes.append(f"{load_model.no_template(found)}: {instead}")
@@ -121,12 +143,14 @@ def run(
         before = [*earlier, *(asked if isinstance(asked, list) else [])] or asked
         shown = answers.think == "show" and screen.is_terminal(sys.stdout) and not as_json
         thoughts = Thoughts(lambda text, _: screen.draw(text), shown=shown)
-        n_prompt = about_tokens(before)
-        expected = expected_tokens(n_prompt, sampling.max_tokens)
-        load, tuned = tuning.settled(model, found, load, invocation.given, n_prompt, quiet=quiet)
-        keeps = tuning.prompt_cache
-        engine = load_model.loaded(model, found, load, child, *expected, keeps_prefixes=keeps, quiet=quiet)
-        sampler = stack.enter_context(Sampler(lambda: engine.pid, nvml=open_nvml()))
+        tuned = sampler = None
+        if engine is None:
+            n_prompt = about_tokens(before)
+            expected = expected_tokens(n_prompt, sampling.max_tokens)
+            load, tuned = tuning.settled(model, found, load, invocation.given, n_prompt, quiet=quiet)
+            keeps = tuning.prompt_cache
+            engine = local = load_model.loaded(model, found, load, child, *expected, keeps_prefixes=keeps, quiet=quiet)
+            sampler = stack.enter_context(Sampler(lambda: local.pid, nvml=open_nvml()))
         chat = None
         if store is not None:
             chat = Chat(engine, model, sampling=sampling, options=answers, system=system or "", store=store)
@@ -142,18 +166,25 @@ def run(
         stack.callback(answer.close)
         for note in () if quiet else (*notes, *engine.notes):
             screen.note(note)
-        if as_json:
-            answer.finish()
-        else:
-            answer.show(thoughts, quiet=quiet, newline=not no_newline or screen.is_terminal(sys.stdout))
         generation = answer.generation
-        done = report.Run(found, engine, generation, load, sampling, answers, sampler.summary(), tuned)
+        try:
+            if as_json:
+                answer.finish()
+            else:
+                answer.show(thoughts, quiet=quiet, newline=not no_newline or screen.is_terminal(sys.stdout))
+        except LlmrunError:
+            if as_json and engine.server and answer.text:  # what had come is not lost with what did not
+                screen.out_json(report.as_document(report.Run(found, engine, generation, load, sampling, answers)))
+            raise
+        usage = sampler.summary() if sampler else None
+        done = report.Run(found, engine, generation, load, sampling, answers, usage, tuned)
         if as_json:
             screen.out_json(report.as_document(done))
         elif not quiet:
             for line in (report.meter_line(done), *(report.details(done) if verbose else ())):
                 screen.note(line)
-        _keep_score(done)
+        if not engine.server:
+            _keep_score(done)
         engine.flush()
         if chat is not None and chat.id is not None and not quiet:
             screen.note(f"kept as {chat.id}; llmrun chat --resume {chat.id}")
@@ -178,7 +209,7 @@ def _keep_score(run: Run) -> None:
 
     if is_small(run.engine.header) or not profile.folder().is_dir():
         return
-    done, others = run.generation.done, run.usage.other_cores
+    done, others = run.generation.done, run.usage.other_cores if run.usage else None
     if (done and done.threads) or (others is not None and others > _OTHERS):
         return
     from llmrun.tuning import score, sources

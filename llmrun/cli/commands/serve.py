@@ -13,6 +13,7 @@ from llmrun.cli.answering.answer_options import AnswerShape, answer_options
 from llmrun.cli.framework import options
 from llmrun.cli.framework.command import Invocation, command
 from llmrun.cli.framework.options import Option
+from llmrun.cli.loading import api_keys
 from llmrun.cli.loading.tuned import TuningArguments
 from llmrun.cli.terminal import screen
 from llmrun.errors import UsageError
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls", "last"]
 DEFAULT_PORT = 8080
 _SERVING = "Serving"
-_KEY = "LLMRUN_API_KEY"
-_MOST_KEYS = 1 << 16
 
 
 @command(model_of=lambda typed: str(typed["models"][0]))
@@ -63,7 +62,7 @@ def serve(
         Option(
             "--api-key-file",
             metavar="FILE",
-            help=f"Keys, one a line, of which a request needs one; also {_KEY}.",
+            help=f"Keys, one a line, of which a request needs one; also {api_keys.NAME}.",
             panel=_SERVING,
         ),
     ] = None,
@@ -107,9 +106,10 @@ def serve(
 
     if api_key is not None:
         raise UsageError(
-            "--api-key: everybody on this machine can read a command line", hint=f"--api-key-file FILE  or  {_KEY}=…"
+            "--api-key: everybody on this machine can read a command line",
+            hint=f"--api-key-file FILE  or  {api_keys.NAME}=…",
         )
-    keys = _keys(api_key_file)
+    keys = api_keys.read(api_key_file)
     if not is_loopback(host):
         if not allow_remote:
             raise UsageError(
@@ -118,7 +118,7 @@ def serve(
         if not keys:
             raise UsageError(
                 f"--host {host}: others can reach it, and nothing is asked of them",
-                hint=f"--api-key-file FILE  or  {_KEY}=…",
+                hint=f"--api-key-file FILE  or  {api_keys.NAME}=…",
             )
     _check_installed()
     from llmrun.server import app
@@ -154,20 +154,6 @@ def _check_installed() -> None:
 
     if missing := [name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None]:
         raise UsageError(f"a server needs {', '.join(missing)}", hint="pip install 'llmrun-cli[serve]'")
-
-
-def _keys(path: Path | None) -> tuple[str, ...]:
-    from llmrun.cli.terminal import files
-
-    found = [os.environ.get(_KEY, "").strip()]
-    if path is not None:
-        text = files.read_bytes("--api-key-file", str(path), most=_MOST_KEYS).decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines()]
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys:
-            raise UsageError(f"--api-key-file {path}: there is no key in it")
-        found += keys
-    return tuple(key for key in found if key)
 
 
 def _served(

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from llmrun.cli.framework import completion
 from llmrun.options import spec
 from llmrun.options.parse import parallel as parse_parallel
-from llmrun.options.spec import OUTPUT, TEXT, Kind, Text, Written
+from llmrun.options.spec import MODEL, OUTPUT, TEXT, Kind, Text, Written
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,18 @@ System = Annotated[str | None, Option("--system", metavar="TEXT", help="The syst
 Files = Annotated[
     list[Path] | None,
     Option("-f", "--file", metavar="FILE", help="Take the prompt, or more of it, from a file. Repeatable."),
+]
+Server = Annotated[
+    str | None,
+    Option(
+        "--server",
+        metavar="URL|auto",
+        help="Ask a running `llmrun serve`, and load nothing; auto: the one that `llmrun ps` shows.",
+        panel=MODEL,
+    ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    Option("--api-key-file", metavar="FILE", help="The key that --server wants; also LLMRUN_API_KEY.", panel=MODEL),
 ]
 Raw = Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.", panel=TEXT)]

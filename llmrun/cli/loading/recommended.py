@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmrun import units
@@ -30,10 +31,18 @@ _FIELDS = {
 _THE_FILE = "the file"
 
 
-def sampling_of(chosen: Mapping[str, Given], header: Header) -> tuple[SamplingConfig, list[str]]:
-    """How tokens are sampled, and a sentence for everything in it that was recommended."""
+def sampling_of(
+    chosen: Mapping[str, Given], header: Header, usual: SamplingConfig | None = None
+) -> tuple[SamplingConfig, list[str]]:
+    """How tokens are sampled, and a sentence for everything in it that was recommended.
+
+    `usual`: a server's own habits, in which all that is recommended is counted already.
+    """
     options = {each.key: each for each in options_of(SamplingConfig)}
     given, said = {key: each for key, each in chosen.items() if key in options}, []
+    if usual is not None:
+        asked = {key: each.value for key, each in given.items() if not (each.setting and each.setting.is_recommended)}
+        return replace(usual, **field_values(options.values(), asked)), []
     for name, value in sorted(header.metadata.items()):
         _, is_one, what = name.partition(_PREFIX)
         if not is_one:

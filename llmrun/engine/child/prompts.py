@@ -110,9 +110,8 @@ class Prompts:
         return len(tokens_of(self._vocab, _said(request.prompt or "", bool(request.special)), ""))
 
     def _of_messages(self, messages: list[dict[str, Any]], request: Prepare | Count) -> list[int]:
-        tools = request.tools if isinstance(request, Count) else None
         text, _, _ = self.render(
-            messages, request.template, thinks=request.thinks, special=request.special, tools=tools
+            messages, request.template, thinks=request.thinks, special=request.special, tools=request.tools
         )
         return tokens_of(self._vocab, text, self._source(request.template))
 
