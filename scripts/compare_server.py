@@ -25,17 +25,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from llmrun.bench import serving  # noqa: E402
-from llmrun.bench.load import quantile  # noqa: E402
-from llmrun.bench.serving import Level, Server, Wanted  # noqa: E402
+from llmrun.bench.load_row import LoadRow  # noqa: E402
+from llmrun.bench.serving import Server, Wanted  # noqa: E402
 from llmrun.machine import hardware  # noqa: E402
 
 _N_CTX = 4096
-Figure = Callable[[Level], float | None]
+Figure = Callable[[LoadRow], float | None]
 FIGURES: dict[str, Figure] = {
-    "t/s": lambda level: level.result.tokens_per_s,
-    "TTFT p50": lambda level: level.result.ttft_s(0.5),
-    "gap p99": lambda level: quantile([gap for each in level.result.answered for gap in each.itl_s], 0.99),
-    "E2E p50": lambda level: level.result.e2e_s(0.5),
+    "t/s": lambda row: row.tokens_per_s,
+    "TTFT p50": lambda row: row.result.ttft_s(0.5),
+    "gap p99": lambda row: row.result.itl_s(0.99),
+    "E2E p50": lambda row: row.result.e2e_s(0.5),
 }
 
 
@@ -102,7 +102,7 @@ def main() -> int:
     return 0
 
 
-def show(row: tuple[int, int, list[tuple[Level, Level]]], *, first: bool) -> None:
+def show(row: tuple[int, int, list[tuple[LoadRow, LoadRow]]], *, first: bool) -> None:
     n, shared, pairs = row
     if first:
         print(f"| at once | shared | {' | '.join(FIGURES)} | ours, theirs | errors | client's CPU of a request |")
@@ -115,8 +115,8 @@ def show(row: tuple[int, int, list[tuple[Level, Level]]], *, first: bool) -> Non
         if name in ("t/s", "TTFT p50") and known:
             middle = [statistics.median(each) for each in zip(*known, strict=True)]
             shown.append(f"{middle[0]:.3g}, {middle[1]:.3g} {'t/s' if name == 't/s' else 's'}")
-    errors = sum(level.result.n_errors for pair in pairs for level in pair)
-    cost = statistics.median(level.client_s for pair in pairs for level in pair)
+    errors = sum(side.result.n_errors for pair in pairs for side in pair)
+    cost = statistics.median(side.client_s or 0.0 for pair in pairs for side in pair)
     print(
         f"| {n} | {shared} | {' | '.join(ratios)} | {'; '.join(shown)} | {errors} | {cost * 1e3:.2g} ms |", flush=True
     )

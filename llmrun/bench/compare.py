@@ -10,6 +10,9 @@ five samples, and shrugs at one that is off:
 - Pairs, taken in turn: the median of the pairs' ratios, which a drift of the machine leaves alone, as both of a pair
   had it. Its interval goes between two of the ratios, in order, by the sign test; it takes six pairs.
 
+Of a load at a server, each answer is a sample: of its time to the first token and to the last, and of its rate between.
+Of all answers together there is one rate, so that an interval takes four loads of the same kind.
+
 Both assume samples that know nothing of each other, and two runs at different times are not only chance apart: the
 machine is warmer, has other neighbours, other pages. Within `NOISE` of 1 a difference between two runs is therefore
 none. To see less than that, take the samples in turn.
@@ -19,13 +22,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, product, takewhile
 from typing import Any, Literal
 
-from llmrun.bench.sides import Entry, Setting, Side
+from llmrun.bench.sides import Entry, LoadEntry, LoadMeasure, Setting, Side
 from llmrun.bench.spec import Test
 from llmrun.errors import UsageError
 
@@ -142,9 +145,21 @@ def _u_counts(n: int, m: int) -> list[int]:
 class Match:
     """One test of both sides. `settings`: those that tell it from other rows of the same test."""
 
-    test: Test
+    test: Test | LoadMeasure
     settings: Mapping[str, Setting]
     comparison: Comparison
+
+    @property
+    def times_s(self) -> tuple[float, float] | None:
+        """A's and B's median where it is a time; the rates compared are the inverse, and a ratio above 1 is faster."""
+        if not isinstance(self.test, LoadMeasure) or not self.test.is_time:
+            return None
+        return 1 / self.comparison.median_a, 1 / self.comparison.median_b
+
+    @property
+    def judged_with(self) -> Hashable:
+        """What has one verdict: a test with its settings, a load with all its measures."""
+        return self.test.test if isinstance(self.test, LoadMeasure) else (self.test, *self.settings.items())
 
 
 @dataclass(frozen=True)
@@ -172,25 +187,27 @@ def compare(a: Side, b: Side) -> Result:
     """Match the rows of both sides and compare them. Raises `UsageError` where nothing matches.
 
     Rows belong together that have the same test, and the same values of every setting that takes several for one test
-    on either side (a sweep). What is one value here and another there is what is being compared.
+    on either side (a sweep). What is one value here and another there is what is being compared. Loads at servers
+    belong together that have as many at once, or a second, and prompts and answers of the same lengths.
     """
-    swept = sorted(_swept(a.entries) | _swept(b.entries))
-    of_a, of_b = _by_key(a.entries, swept), _by_key(b.entries, swept)
+    mine, theirs = (side.entries or side.loads for side in (a, b))
+    swept = sorted(_swept(mine) | _swept(theirs))
+    of_a, of_b = _by_key(mine, swept), _by_key(theirs, swept)
     paired = bool((a.id and b.interleaved_with == a.id) or (b.id and a.interleaved_with == b.id))
     matches = []
     for key in (key for key in of_a if key in of_b):
-        mine, theirs = _rates(of_a[key]), _rates(of_b[key])
-        comparison = compare_samples(mine, theirs, paired=paired and len(mine) == len(theirs))
+        rates, their_rates = _rates(of_a[key]), _rates(of_b[key])
+        comparison = compare_samples(rates, their_rates, paired=paired and len(rates) == len(their_rates))
         matches.append(Match(of_a[key][0].test, dict(zip(swept, key[1:], strict=True)), comparison))
     if not matches:
-        names = [", ".join(dict.fromkeys(e.test.name for e in side.entries)) or "nothing" for side in (a, b)]
+        names = [", ".join(dict.fromkeys(map(_test, entries))) or "nothing" for entries in (mine, theirs)]
         raise UsageError(f"nothing to compare: {a.name} has {names[0]}; {b.name} has {names[1]}")
-    settings = {key for entry in (*a.entries, *b.entries) for key in entry.settings} - set(swept)
+    settings = {key for entry in (*mine, *theirs) for key in entry.settings} - set(swept)
     differences: dict[str, tuple[Setting, Setting]] = {
         key: (a.facts[key], b.facts[key]) for key in a.facts if key in b.facts and a.facts[key] != b.facts[key]
     }
     for name in sorted(settings):
-        mine_values, their_values = _values(a.entries, name), _values(b.entries, name)
+        mine_values, their_values = _values(mine, name), _values(theirs, name)
         # What follows from the test (several values, but one per test) is no difference between the sides.
         if len(mine_values) == len(their_values) == 1 and mine_values != their_values:
             differences[name] = (mine_values.pop(), their_values.pop())
@@ -199,9 +216,17 @@ def compare(a: Side, b: Side) -> Result:
     return Result(a, b, tuple(matches), differences, only_a, only_b)
 
 
-def _swept(entries: Iterable[Entry]) -> set[str]:
+AnyEntry = Entry | LoadEntry
+
+
+def _test(entry: AnyEntry) -> str:
+    """A load by its name alone: it has four measures."""
+    return entry.test.name if isinstance(entry, Entry) else entry.test.test.name_in_full
+
+
+def _swept(entries: Iterable[AnyEntry]) -> set[str]:
     """Settings that take several values for one test."""
-    values: dict[tuple[Test, str], set[Setting]] = {}
+    values: dict[tuple[Test | LoadMeasure, str], set[Setting]] = {}
     for entry in entries:
         for key, value in entry.settings.items():
             values.setdefault((entry.test, key), set()).add(value)
@@ -211,22 +236,22 @@ def _swept(entries: Iterable[Entry]) -> set[str]:
 _Key = tuple[Any, ...]
 
 
-def _by_key(entries: Iterable[Entry], swept: Sequence[str]) -> dict[_Key, list[Entry]]:
-    found: dict[_Key, list[Entry]] = {}
+def _by_key(entries: Iterable[AnyEntry], swept: Sequence[str]) -> dict[_Key, list[AnyEntry]]:
+    found: dict[_Key, list[AnyEntry]] = {}
     for entry in entries:
         found.setdefault((entry.test, *(entry.settings.get(key) for key in swept)), []).append(entry)
     return found
 
 
-def _rates(entries: Iterable[Entry]) -> list[float]:
+def _rates(entries: Iterable[AnyEntry]) -> list[float]:
     """Of a test that was run several times with the same settings, all samples."""
     return [tps for entry in entries for tps in entry.tps]
 
 
-def _values(entries: Iterable[Entry], key: str) -> set[Setting]:
+def _values(entries: Iterable[AnyEntry], key: str) -> set[Setting]:
     """The values of one setting, where it is known."""
     return {value for entry in entries if (value := entry.settings.get(key)) is not None}
 
 
-def _named(entry: Entry, swept: Sequence[str]) -> str:
+def _named(entry: AnyEntry, swept: Sequence[str]) -> str:
     return " ".join([entry.test.name, *(f"{key}={entry.settings.get(key)}" for key in swept)])

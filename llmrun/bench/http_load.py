@@ -1,6 +1,8 @@
 """A load at an address that speaks OpenAI's chat completions: the client, in a process of its own.
 
-    run(Job) ──► python -m llmrun.bench.http_load ──► a thread for each request in flight ──► outcomes, and what it cost
+    run(Job) ──► python -m llmrun.bench.http_load ──► a thread for each request in flight
+             ◄── a line for each request that ended ◄──┘
+             ◄── what the client cost
 
 A process of its own so that neither reads the other's time: what the client takes of the CPU is told beside what it
 saw. A piece of an answer may have several tokens; how many there were altogether the server says at the end (`usage`).
@@ -11,14 +13,17 @@ from __future__ import annotations
 import http.client
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from llmrun import codec
-from llmrun.bench.load import Outcome, Result
+from llmrun.bench.load_row import Request
 from llmrun.codec import Struct
 from llmrun.errors import NetworkError, UsageError
 
@@ -52,53 +57,48 @@ class Job(Struct):
     limit_s: float = 600.0
 
 
-class Seen(Struct):
-    """What became of a request, in seconds on `time.perf_counter`.
+class _Cost(Struct):
+    """The last line of the client. `cpu_s`: its CPU time, for all requests."""
 
-    Attributes:
-        piece_s: when each piece with text came.
-        server_prompt_ms, server_tps: what the server says of it, where it does.
-    """
-
-    asked_s: float
-    piece_s: list[float]
-    n_prompt: int = 0
-    n_cached: int = 0
-    n_made: int = 0
-    server_prompt_ms: float | None = None
-    server_tps: float | None = None
-    error: str | None = None
-
-    def outcome(self) -> Outcome:
-        return Outcome(self.asked_s, tuple(self.piece_s), self.n_prompt, self.n_cached, self.error, n_made=self.n_made)
-
-
-class Report(Struct):
-    """`cpu_s`: of the client, for all of them."""
-
-    seen: list[Seen]
     cpu_s: float
 
-    @property
-    def result(self) -> Result:
-        return Result([each.outcome() for each in self.seen])
 
+def run(job: Job, on_request: Callable[[int], None] = lambda _n: None) -> tuple[list[Request], float]:
+    """Do it, in a process of its own: the requests as they ended, and the client's CPU time in seconds.
 
-def run(job: Job) -> Report:
-    """Do it, in a process of its own. Raises `NetworkError` where that fails as a whole."""
-    done = subprocess.run(
-        [sys.executable, "-m", "llmrun.bench.http_load"], input=codec.encode(job), capture_output=True, check=False
-    )
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()
-        raise NetworkError(f"the client of the load ended with {done.returncode}: {last[-1] if last else 'no word'}")
-    return codec.decode(done.stdout, Report)
+    `on_request` is told how many have ended. Raises `NetworkError` where that fails as a whole.
+    """
+    command = [sys.executable, "-m", "llmrun.bench.http_load"]
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as client,
+    ):
+        assert client.stdin and client.stdout
+        found: list[Request] = []
+        try:
+            with suppress(BrokenPipeError), client.stdin:
+                client.stdin.write(codec.encode(job))
+            for line in client.stdout:
+                if line.startswith(b'{"cpu_s":'):
+                    return found, codec.decode(line, _Cost).cpu_s
+                found.append(codec.decode(line, Request))
+                on_request(len(found))
+            client.wait()
+            log.seek(0)
+            last = log.read().decode(errors="replace").strip().splitlines()
+        finally:
+            client.kill()
+    raise NetworkError(f"the client of the load ended with {client.returncode}: {last[-1] if last else 'no word'}")
 
 
 def check_address(address: str) -> str:
     """Without a slash at its end, or /v1. Raises `UsageError`."""
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_good = False
+    if not is_good:
         raise UsageError(f"{address!r} is no address: http://127.0.0.1:8080 is one")
     return address.rstrip("/").removesuffix("/v1")
 
@@ -106,17 +106,20 @@ def check_address(address: str) -> str:
 # -- the process ---
 
 
-class _Client:
-    """Sends the calls of a job."""
+class _Broken(Exception):
+    """There is no answer, or no whole one. The arguments: of what kind the error is, and its text."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+
+class _Client:
+    """Sends the calls of a job, and tells each request when it has ended."""
+
+    def __init__(self, job: Job, put: Callable[[bytes], object]) -> None:
+        self._job, self._put = job, put
         self._parts = urlsplit(job.address)
-        self.seen: list[Seen] = []
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        job, begin_s = self._job, time.perf_counter()
+        job, self._begin_s = self._job, time.perf_counter()
         if job.in_flight is not None:
             left = deque(job.calls)
             threads = [threading.Thread(target=self._from, args=(left,)) for _ in range(job.in_flight)]
@@ -125,11 +128,14 @@ class _Client:
         else:
             threads = []
             for call in sorted(job.calls, key=lambda each: each.at_s):
-                time.sleep(max(0.0, begin_s + call.at_s - time.perf_counter()))
-                threads.append(threading.Thread(target=self._ask, args=(call, begin_s + call.at_s)))
+                time.sleep(max(0.0, call.at_s - self._now_s()))
+                threads.append(threading.Thread(target=self._ask, args=(call, call.at_s)))
                 threads[-1].start()
         for thread in threads:
             thread.join()
+
+    def _now_s(self) -> float:
+        return time.perf_counter() - self._begin_s
 
     def _from(self, left: deque[HttpCall]) -> None:
         while True:
@@ -137,20 +143,28 @@ class _Client:
                 call = left.popleft()
             except IndexError:
                 return
-            self._ask(call, time.perf_counter())
+            self._ask(call, self._now_s())
 
     def _ask(self, call: HttpCall, asked_s: float) -> None:
-        seen = Seen(asked_s, [])
+        piece_s: list[float] = []
+        told: dict[str, Any] = {}
         try:
-            self._read(call, seen)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            seen.error = f"{type(error).__name__}: {error}"[:300]
-        if seen.error is None and not seen.piece_s:
-            seen.error = "the answer has no text"
+            self._read(call, piece_s, told)
+        except _Broken as error:
+            told["error_kind"], told["error"] = error.args
+        except TimeoutError as error:
+            told |= {"error_kind": "timeout", "error": f"{error} within {self._job.limit_s:g} s"}
+        except (OSError, http.client.HTTPException) as error:
+            told |= {"error_kind": "connection", "error": f"{type(error).__name__}: {error}"[:300]}
+        except ValueError as error:
+            told |= {"error_kind": "stream", "error": f"what came is not JSON of a stream: {error}"[:300]}
+        ended = Request(round(asked_s, 6), tuple(round(each, 6) for each in piece_s), **told)
+        line = codec.encode(ended) + b"\n"
         with self._lock:
-            self.seen.append(seen)
+            self._put(line)
 
-    def _read(self, call: HttpCall, seen: Seen) -> None:
+    def _read(self, call: HttpCall, piece_s: list[float], told: dict[str, Any]) -> None:
+        """Raises `_Broken`, and what a connection raises."""
         job, parts = self._job, self._parts
         body = {
             **({"model": job.model} if job.model else {}),
@@ -163,33 +177,52 @@ class _Client:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         if job.key:
             headers["Authorization"] = f"Bearer {job.key}"
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        assert parts.hostname
-        connection = kind(parts.hostname, parts.port, timeout=job.limit_s)
+        connection = connect(job.address, job.limit_s)
+        is_whole = False
         try:
             connection.request("POST", parts.path + CHAT, codec.encode(body), headers)
             response = connection.getresponse()
             if response.status != 200:
-                seen.error = f"{response.status}: {_reason(response.read())}"
-                return
+                raise _Broken(f"http {response.status}", f"{response.status}: {_reason(response.read())}")
             for line in response:
                 if line.startswith(b"data: {"):
-                    self._take(codec.decode(line[6:], _Chunk), seen)
+                    chunk = codec.decode(line[6:], _Chunk)
+                    is_whole |= any(choice.finish_reason for choice in chunk.choices or ())
+                    self._take(chunk, piece_s, told)
+                elif line.startswith(b"data: [DONE]"):
+                    is_whole = True
         finally:
             connection.close()
+        if not is_whole:
+            raise _Broken("cut short", f"the stream ended behind {len(piece_s)} pieces, before its answer did")
+        if not piece_s:
+            raise _Broken("no text", "the answer has no text")
 
-    def _take(self, chunk: _Chunk, seen: Seen) -> None:
+    def _take(self, chunk: _Chunk, piece_s: list[float], told: dict[str, Any]) -> None:
         if chunk.error is not None:
-            seen.error = str(chunk.error)[:300]
+            raise _Broken("stream", _message(chunk.error)[:300])
         for choice in chunk.choices or ():
             delta = choice.delta
             if delta is not None and (delta.content or delta.reasoning_content or delta.reasoning):
-                seen.piece_s.append(time.perf_counter())
+                piece_s.append(self._now_s())
         if (usage := chunk.usage) is not None:
-            seen.n_prompt, seen.n_made = usage.prompt_tokens or 0, usage.completion_tokens or 0
-            seen.n_cached = (usage.prompt_tokens_details or _Details()).cached_tokens or 0
+            told["n_prompt"], told["n_made"] = usage.prompt_tokens, usage.completion_tokens
+            told["n_cached"] = (usage.prompt_tokens_details or _Details()).cached_tokens
         if (timings := chunk.timings) is not None:
-            seen.server_prompt_ms, seen.server_tps = timings.prompt_ms, timings.predicted_per_second
+            told["server_prompt_s"], told["server_decode_s"] = _s(timings.prompt_ms), _s(timings.predicted_ms)
+            told["server_tps"] = timings.predicted_per_second
+
+
+def connect(address: str, limit_s: float) -> http.client.HTTPConnection:
+    """Not open yet; through no proxy."""
+    parts = urlsplit(address)
+    assert parts.hostname
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.hostname, parts.port, timeout=limit_s)
+
+
+def _s(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000
 
 
 class _Delta(Struct):
@@ -200,6 +233,7 @@ class _Delta(Struct):
 
 class _Choice(Struct):
     delta: _Delta | None = None
+    finish_reason: str | None = None
 
 
 class _Details(Struct):
@@ -214,6 +248,7 @@ class _Usage(Struct):
 
 class _Timings(Struct):
     prompt_ms: float | None = None
+    predicted_ms: float | None = None
     predicted_per_second: float | None = None
 
 
@@ -224,28 +259,34 @@ class _Chunk(Struct):
     error: Any = None
 
 
-class _Error(Struct):
-    message: str = ""
-
-
 class _Refusal(Struct):
-    error: _Error | str
+    error: Any = None
 
 
 def _reason(body: bytes) -> str:
     try:
-        error = codec.decode(body, _Refusal).error
+        return _message(codec.decode(body, _Refusal).error)[:200]
     except codec.Malformed:
         return body[:200].decode(errors="replace")
-    return (error if isinstance(error, str) else error.message)[:200]
 
 
-def _main(data: bytes) -> bytes:
-    client = _Client(codec.decode(data, Job))
+def _message(error: Any) -> str:
+    """Of an error as OpenAI has it, or a text."""
+    return str(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def _main() -> None:
+    out = sys.stdout.buffer
+
+    def put(line: bytes) -> None:
+        out.write(line)
+        out.flush()
+
+    client = _Client(codec.decode(sys.stdin.buffer.read(), Job), put)
     before_s = time.process_time()
     client.run()
-    return codec.encode(Report(client.seen, time.process_time() - before_s))
+    put(codec.encode(_Cost(time.process_time() - before_s)) + b"\n")
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(_main(sys.stdin.buffer.read()))
+    _main()

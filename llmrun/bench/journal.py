@@ -3,6 +3,7 @@
     <state>/bench/20261121-010203-ab12.jsonl
         {"schema": …, "id": …, "machine": …}      the record without its rows
         {"row": …}                                each row when it is finished: one write, flushed to the disk
+        {"load": …}                               the same of a bench of a server
         {"record": {"schema": …, …}}              the first line again, when more became known
         {"ended": "2026-11-21T01:05:00Z"}         only if the bench came to its end
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrun import fs, paths
+from llmrun.bench.load_row import LoadRow
 from llmrun.bench.record import Record, Row, read_part, read_record, to_document
 from llmrun.clock import utc
 from llmrun.errors import Act, NotFound, UsageError
@@ -53,7 +55,8 @@ class Journal:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._write(_head(record))
         fs.fsync_folder(path.parent)
-        for row in record.rows:
+        rows: tuple[Row | LoadRow, ...] = (*record.rows, *record.loads)
+        for row in rows:
             self.add(row)
 
     @classmethod
@@ -61,12 +64,12 @@ class Journal:
         """In the folder for all of them, by the record's id."""
         return cls(folder() / (record.id + _SUFFIX), record)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row | LoadRow) -> None:
         """Raises `DiskError`."""
-        self._write({"row": to_document(row)})
+        self._write({"load" if isinstance(row, LoadRow) else "row": to_document(row)})
 
     def update(self, record: Record) -> None:
-        """Everything but the rows anew, with what became known meanwhile; the id stays."""
+        """Everything but rows and loads anew, with what became known meanwhile; the id stays."""
         self._write({"record": _head(record)})
 
     def end(self, ended: str | None = None) -> None:
@@ -90,7 +93,7 @@ class Journal:
 
 
 def _head(record: Record) -> dict[str, Any]:
-    return {name: value for name, value in to_document(record).items() if name != "rows"}
+    return {name: value for name, value in to_document(record).items() if name not in ("rows", "loads")}
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -129,6 +132,7 @@ def parse(text: str, where: str) -> Record:
         return read_record(head, where)
     record = read_record({**head, "rows": []}, where)
     rows: list[Row] = []
+    loads: list[LoadRow] = []
     lines = rest.split("\n")
     for number, line in enumerate(lines, start=2):
         if not line.strip():
@@ -142,11 +146,13 @@ def parse(text: str, where: str) -> Record:
         match entry:
             case {"row": row}:
                 rows.append(read_part(Row, row, where, f"rows[{len(rows)}]"))
+            case {"load": load}:
+                loads.append(read_part(LoadRow, load, where, f"loads[{len(loads)}]"))
             case {"record": dict() as head}:
                 record = read_record({**head, "rows": []}, where)
             case {"ended": str() as ended}:
                 record = replace(record, ended=ended)
-    return replace(record, rows=tuple(rows))
+    return replace(record, rows=tuple(rows), loads=tuple(loads))
 
 
 def _loads(text: str) -> Any:

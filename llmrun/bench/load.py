@@ -142,7 +142,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Objectives:
-    """What an answer has to keep to, in seconds; None: whatever."""
+    """What an answer has to keep to; null: whatever.
+
+    Attributes:
+        ttft_s, tpot_s, e2e_s: at most, in seconds.
+    """
 
     ttft_s: float | None = None
     tpot_s: float | None = None

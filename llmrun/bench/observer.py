@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmrun.bench.load_row import LoadRow
 from llmrun.bench.record import Record, Row
 from llmrun.bench.spec import Case
 from llmrun.errors import LlmrunError
@@ -23,6 +24,12 @@ class Observer:
 
     def finished(self, row: Row) -> None:
         """A row is complete, or has its `error`."""
+
+    def loads_began(self, record: Record, planned: Sequence[LoadRow]) -> None:
+        """The record of a bench of a server; a row without requests for each load that is known to come."""
+
+    def load_finished(self, row: LoadRow) -> None:
+        """A load of a server has ended."""
 
     def failed(self, error: LlmrunError) -> None:
         """A case can't be measured; its row, which comes next or once a record has begun, has the same words."""

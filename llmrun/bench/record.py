@@ -1,9 +1,10 @@
 """What a bench leaves behind: one record, versioned, that says what was measured, on what, with what, and how long.
 
     Record ─┬─ machine, build, model      what the numbers are worth nothing without
-            └─ rows ── test + settings ── samples: seconds, as they were measured
-                                       ├─ bytes and operations of a step, measured ceilings, joules, what the run took
-                                       └─ warnings: what makes this row doubtful
+            ├─ rows ── test + settings ── samples: seconds, as they were measured
+            │                          ├─ bytes and operations of a step, measured ceilings, joules, what the run took
+            │                          └─ warnings: what makes this row doubtful
+            └─ loads                      of a server instead: the requests of each (`load_row.py`)
 
 Seconds, bytes and joules are stored; rates are derived from them here and nowhere else, by llama-bench's formulas
 where it has the same figure. What is unknown is None, null in JSON. A reader ignores fields that it does not know;
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from llmrun import codec
+from llmrun.bench.load_row import LoadRow, ServerInfo
 from llmrun.bench.spec import Test
 from llmrun.bench.warnings import RowWarning
 from llmrun.engine.meter import nearest_rank
@@ -326,6 +328,8 @@ class Record:
         quality: how well the model predicts a text, beside its speed: what `quality.Quality.as_dict` tells, and "text",
             the name of it, and "reference", that of the model it was compared with; null: not measured.
         rows: in the order in which they were finished.
+        server: that was measured, by loads instead of rows; a record of a model leaves `server` and `loads` out.
+        loads: in the order in which they were finished.
         ended: when the last row was written; null: the bench was cut short.
     """
 
@@ -339,6 +343,8 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, Any] | None = None
     rows: tuple[Row, ...] = ()
+    server: ServerInfo | None = None
+    loads: tuple[LoadRow, ...] = ()
     interleaved_with: str | None = None
     ended: str | None = None
 
@@ -360,7 +366,11 @@ class Record:
 
 def to_document(value: Any) -> Any:
     """A record, or any part of one, as dicts, lists, numbers and texts, for JSON; NaN and infinity are null."""
-    return codec.plain(value)
+    document = codec.plain(value)
+    if isinstance(value, Record) and value.server is None:
+        for name in ("server", "loads"):
+            document.pop(name, None)
+    return document
 
 
 def read_record(document: Any, where: str) -> Record:

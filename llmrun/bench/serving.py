@@ -4,24 +4,41 @@
     open loop     for each rate the same; what can't be kept up with shows in the waiting
     capacity      the most in flight at which 9 of 10 answers still meet the objectives, by halving
 
-Prompts are unlike each other from their first word on, unless a shared beginning is what is to be measured.
+Prompts are unlike each other from their first word on, unless a shared beginning is what is to be measured. What is
+measured is kept in a record as a bench of a model is, each load as soon as it has ended.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from http.client import HTTPException
+from typing import TypeVar
+from urllib.parse import urlsplit
 
+from llmrun import codec
 from llmrun.bench import http_load
-from llmrun.bench.http_load import HttpCall, Job, Report
-from llmrun.bench.load import Objectives, Result
+from llmrun.bench.http_load import HttpCall, Job
+from llmrun.bench.journal import Journal
+from llmrun.bench.load import Objectives
+from llmrun.bench.load_row import LoadRow, LoadTest, ServerInfo, warnings_of
+from llmrun.bench.observer import Observer
+from llmrun.bench.record import Record
+from llmrun.clock import new_id, utc
+from llmrun.codec import Struct
+from llmrun.engine.devices import Found
+from llmrun.errors import NetworkError
+from llmrun.machine.environment import describe_build, describe_machine
+from llmrun.machine.hardware import on_battery
+from llmrun.models.model_info import ModelInfo
+
+_T = TypeVar("_T")
 
 MOST_IN_FLIGHT = 64
 """Beyond, a capacity is not looked for."""
-_SHARE = 0.9
-"""Of answers that have to meet the objectives."""
+_ASK_S = 10
+"""For a server to say what it is."""
 _WORDS = (
     "time people way water words long little round year good sentence great think help low line before turn cause much"
     " mean move right boy old same tell follow came want show form three small set put end another well large must even"
@@ -37,7 +54,8 @@ class Wanted:
         n_prompt: words of each prompt, about as many tokens.
         n_gen: tokens of each answer, at most.
         n_shared: words that all prompts begin with.
-        n_requests: of each load; None: four for each in flight, sixteen at least.
+        n_requests: of each load; None: four for each in flight, or what comes in 20 s; sixteen at least.
+        objectives: that answers are held against.
         extra: further fields of each body.
     """
 
@@ -46,7 +64,16 @@ class Wanted:
     n_shared: int = 0
     n_requests: int | None = None
     seed: int = 1
+    objectives: Objectives | None = None
     extra: dict[str, object] = field(default_factory=dict)
+
+    def test(self, *, in_flight: int | None = None, per_s: float | None = None) -> LoadTest:
+        return LoadTest(self.n_prompt, self.n_gen, self.n_shared, in_flight, per_s)
+
+    def n_of(self, test: LoadTest) -> int:
+        """Requests of a load."""
+        least = 4 * test.in_flight if test.in_flight is not None else round(20 * (test.per_s or 0))
+        return self.n_requests or max(16, least)
 
 
 @dataclass(frozen=True)
@@ -58,73 +85,11 @@ class Server:
     key: str | None = None
 
 
-@dataclass(frozen=True)
-class Level:
-    """What one load gave.
+OnRequest = Callable[[LoadTest, int, int], None]
+"""Is told of a load how many of its requests have ended, of how many."""
 
-    Attributes:
-        in_flight: of a closed loop.
-        per_s: of an open one: requests a second.
-    """
 
-    in_flight: int | None
-    per_s: float | None
-    report: Report
-
-    @property
-    def result(self) -> Result:
-        return self.report.result
-
-    @property
-    def name(self) -> str:
-        return f"{self.in_flight} at once" if self.in_flight is not None else f"{self.per_s:g} a second"
-
-    @property
-    def client_s(self) -> float:
-        """CPU time of the client, of a request."""
-        return self.report.cpu_s / max(1, len(self.report.seen))
-
-    @property
-    def tps_each(self) -> float | None:
-        """Tokens per second of one answer behind its first token, as the client sees it; the median."""
-        found = [1 / each.tpot_s for each in self.result.answered if each.tpot_s]
-        return median(found) if found else None
-
-    @property
-    def tps_each_by_server(self) -> float | None:
-        """The same by the server's own clock."""
-        found = [each.server_tps for each in self.report.seen if each.server_tps and each.error is None]
-        return median(found) if found else None
-
-    def document(self, objectives: Objectives | None) -> dict[str, object]:
-        result = self.result
-        quantiles = {
-            f"{name}_p{round(100 * q)}_s": of(q)
-            for name, of in (
-                ("ttft", result.ttft_s),
-                ("itl", result.itl_s),
-                ("tpot", result.tpot_s),
-                ("e2e", result.e2e_s),
-            )
-            for q in (0.5, 0.9, 0.99)
-        }
-        first_error = next((each.error for each in self.report.seen if each.error), None)
-        return {
-            "in_flight": self.in_flight,
-            "per_s": self.per_s,
-            "n_requests": len(result.outcomes),
-            "n_errors": result.n_errors,
-            "first_error": first_error,
-            "seconds": result.seconds,
-            "tokens_per_s": result.tokens_per_s,
-            "tokens_per_s_each": self.tps_each,
-            "tokens_per_s_each_by_server": self.tps_each_by_server,
-            "n_prompt": median(each.n_prompt for each in result.answered) if result.answered else None,
-            "n_cached": sum(each.n_cached for each in result.answered),
-            **quantiles,
-            "goodput_per_s": result.goodput(objectives) if objectives else None,
-            "client_cpu_s": self.client_s,
-        }
+def _nobody(_test: LoadTest, _done: int, _of: int) -> None: ...
 
 
 def calls(wanted: Wanted, n: int, turn: int = 0) -> list[HttpCall]:
@@ -138,47 +103,152 @@ def calls(wanted: Wanted, n: int, turn: int = 0) -> list[HttpCall]:
     return made
 
 
-def closed(server: Server, wanted: Wanted, in_flight: int, turn: int = 0) -> Level:
+def closed(server: Server, wanted: Wanted, in_flight: int, turn: int = 0, on_request: OnRequest = _nobody) -> LoadRow:
     """Raises `NetworkError`."""
-    n = wanted.n_requests or max(16, 4 * in_flight)
-    made = calls(wanted, n, turn)
-    return Level(in_flight, None, http_load.run(_job(server, wanted, made, in_flight)))
+    test = wanted.test(in_flight=in_flight)
+    return _measured(server, wanted, test, calls(wanted, wanted.n_of(test), turn), on_request)
 
 
-def opened(server: Server, wanted: Wanted, per_s: float, turn: int = 0) -> Level:
+def opened(server: Server, wanted: Wanted, per_s: float, turn: int = 0, on_request: OnRequest = _nobody) -> LoadRow:
     """Raises `NetworkError`."""
-    n = wanted.n_requests or max(16, round(20 * per_s))
+    test = wanted.test(per_s=per_s)
     chance, at_s = random.Random(f"{wanted.seed} {turn} {per_s}"), 0.0
     made = []
-    for call in calls(wanted, n, turn):
+    for call in calls(wanted, wanted.n_of(test), turn):
         at_s += chance.expovariate(per_s)
         made.append(HttpCall(call.prompt, call.max_tokens, at_s))
-    return Level(None, per_s, http_load.run(_job(server, wanted, made, None)))
+    return _measured(server, wanted, test, made, on_request)
 
 
-def _job(server: Server, wanted: Wanted, made: list[HttpCall], in_flight: int | None) -> Job:
-    return Job(server.address, server.model, server.key, made, in_flight, dict(wanted.extra))
+def _measured(server: Server, wanted: Wanted, test: LoadTest, made: list[HttpCall], on_request: OnRequest) -> LoadRow:
+    job = Job(server.address, server.model, server.key, made, test.in_flight, dict(wanted.extra))
+    began = utc()
+    requests, cpu_s = http_load.run(job, lambda n: on_request(test, n, len(made)))
+    row = LoadRow(test, tuple(requests), began, wanted.objectives, cpu_s)
+    return replace(row, warnings=tuple(warnings_of(row, on_battery=bool(on_battery()))))
 
 
-def is_met(level: Level, objectives: Objectives) -> bool:
-    """Whether so many answers meet them as have to."""
-    outcomes = level.result.outcomes
-    return sum(map(objectives.met_by, outcomes)) >= _SHARE * len(outcomes)
-
-
-def capacity(
-    measure: Callable[[int], Level], objectives: Objectives, most: int = MOST_IN_FLIGHT
-) -> Iterator[tuple[Level, bool]]:
-    """Each load that was tried, and whether it meets the objectives: doubled until one does not, then by halves."""
+def capacity(measure: Callable[[int], LoadRow], most: int = MOST_IN_FLIGHT) -> Iterator[LoadRow]:
+    """Each load that was tried: doubled until one does not meet its objectives, then by halves."""
     good, bad, n = 0, most + 1, 1
     while bad - good > 1:
-        level = measure(n)
-        met = is_met(level, objectives)
-        yield level, met
-        good, bad = (n, bad) if met else (good, n)
+        row = measure(n)
+        yield row
+        good, bad = (n, bad) if row.is_met else (good, n)
         n = min(2 * n, most) if bad > most else (good + bad) // 2
 
 
-def most_that_met(tried: Sequence[tuple[Level, bool]]) -> Level | None:
-    met = [level for level, is_so in tried if is_so]
-    return max(met, key=lambda level: level.in_flight or 0, default=None)
+def most_that_met(rows: Sequence[LoadRow]) -> int | None:
+    """In flight; None: not even one."""
+    return max((row.test.in_flight or 0 for row in rows if row.is_met), default=None)
+
+
+# -- the record ---
+
+
+def begun(wanted: Wanted, info: ServerInfo, model: ModelInfo, found: Found | None, command: Sequence[str]) -> Record:
+    """The record without its loads. `found`: what llama.cpp computes on here, where the server was started for this."""
+    return Record(
+        id=new_id(),
+        created=utc(),
+        machine=describe_machine(found.devices if found else ()),
+        # Of another server only the client's version is known.
+        build=describe_build(found.system_info, found.versions)
+        if found
+        else replace(describe_build(), llama_cpp_python=None),
+        model=model,
+        command=tuple(command),
+        settings={"seed": wanted.seed, "n_requests": wanted.n_requests, **wanted.extra},
+        server=info,
+    )
+
+
+def bench_server(
+    record: Record, planned: Sequence[LoadRow], loads: Iterable[LoadRow], observers: Sequence[Observer] = ()
+) -> Record:
+    """Keeps each load in a journal as soon as it has ended, and tells of it. Returns the record.
+
+    `planned`: a row without requests for each that is known to come, one at least.
+
+    Raises `NetworkError` behind a load of which nothing was answered, as the next would not be either. Raises
+    `DiskError`, and what `loads` raises; what had ended before is kept.
+    """
+    with Journal.of(record) as journal:
+        for each in observers:
+            each.loads_began(record, planned)
+        try:
+            for row in loads:
+                journal.add(row)
+                record = replace(record, loads=(*record.loads, row))
+                for each in observers:
+                    each.load_finished(row)
+                if not row.answered:
+                    raise NetworkError(
+                        f"{row.test.name}: none of {len(row.requests)} requests was answered: {row.error}"
+                    )
+            record = replace(record, ended=utc())
+            journal.end(record.ended)
+        finally:
+            for each in observers:
+                each.ended(record)
+    return record
+
+
+# -- who it is ---
+
+
+class _Running(Struct):
+    model: str | None = None
+    n_slots: int | None = None
+    n_ctx: int | None = None
+
+
+class _Settings(Struct):
+    n_ctx: int | None = None
+
+
+class _Props(Struct):
+    """Ours has `version` and `models`, llama.cpp's the others."""
+
+    version: str | None = None
+    models: list[_Running] = codec.field(default_factory=list)
+    build_info: str | None = None
+    total_slots: int | None = None
+    default_generation_settings: _Settings | None = None
+
+
+class _Model(Struct):
+    id: str
+
+
+class _Models(Struct):
+    data: list[_Model]
+
+
+def ask_who(server: Server) -> tuple[ServerInfo, str | None]:
+    """What the server says of itself, and the name of its model where it has one. What it does not say is None."""
+    props, models = _told(server, "/props", _Props), _told(server, "/v1/models", _Models)
+    name = server.model or (models.data[0].id if models and len(models.data) == 1 else None)
+    host = urlsplit(server.address).hostname or ""
+    is_here = host in ("localhost", "::1") or host.startswith("127.")
+    info = ServerInfo(is_here=is_here)
+    if props and props.version:
+        running = next((each for each in props.models if each.model == name), _Running())
+        info = ServerInfo(f"llmrun {props.version}", running.n_slots, running.n_ctx, is_here)
+    elif props and props.build_info:
+        settings = props.default_generation_settings or _Settings()
+        info = ServerInfo(f"llama.cpp {props.build_info}", props.total_slots, settings.n_ctx, is_here)
+    return info, name
+
+
+def _told(server: Server, path: str, kind: type[_T]) -> _T | None:
+    connection = http_load.connect(server.address, _ASK_S)
+    try:
+        headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
+        connection.request("GET", urlsplit(server.address).path + path, headers=headers)
+        response = connection.getresponse()
+        return codec.decode(response.read(), kind) if response.status == 200 else None
+    except (OSError, HTTPException, codec.Malformed):
+        return None
+    finally:
+        connection.close()

@@ -11,13 +11,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmrun.bench.record import Record, Row
+from llmrun.bench.record import Record, Row, to_document
 from llmrun.bench.spec import Test
 from llmrun.machine.environment import BuildInfo, MachineInfo
 from llmrun.models.model_info import ModelInfo
 from llmrun.units import UNKNOWN, fixed
 
 Value = str | int | float | bool | None
+TABLE = "llmrun_bench"
+"""Of SQL."""
+
 # Words of settings that were asked for, as llama.cpp counts them: llama_flash_attn_type, `-ngl` of its common/arg.cpp.
 _NUMBERS: dict[str, dict[str, int]] = {
     "flash_attn": {"auto": -1, "off": 0, "on": 1},
@@ -143,6 +146,15 @@ def fields_of(record: Record, row: Row) -> dict[str, Value]:
     }
 
 
+def samples_of(row: Row) -> dict[str, Any]:
+    """What JSON has beside the fields."""
+    return {
+        "settings": to_document(row.settings),
+        "samples_ns": samples_ns(row),
+        "samples_ts": list(row.samples_tps),
+    }
+
+
 def samples_ns(row: Row) -> list[int]:
     """The samples in nanoseconds, as llama-bench keeps them."""
     return [round(seconds * 1e9) for sample in row.samples if (seconds := row.seconds(sample)) is not None]
@@ -163,6 +175,10 @@ REAL_FIELDS = frozenset(
     "avg_ts stddev_ts median_ts prefill_ts decode_ts ttft_s gap_median_s gap_p95_s load_s read_bytes_per_s mbu mfu "
     "joules_per_token cost_per_million_tokens ppl ppl_error kld".split()
 )
+
+
+def sql_type(name: str) -> str:
+    return "TEXT" if name in TEXT_FIELDS else "REAL" if name in REAL_FIELDS else "INTEGER"
 
 
 def plain(name: str, value: Value) -> str:

@@ -34,7 +34,7 @@ def _is_shown(field: str, values: set[llama_bench.Value], machine: MachineInfo) 
     return len(values) > 1 or not values <= {llama_bench.DEFAULTS[field], *decided}
 
 
-class MarkdownWriter(Writer):
+class MarkdownWriter(Writer[Row]):
     """llama-bench's table with our columns to its right, and below it what it was measured with."""
 
     def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
-from llmrun.bench.export import llama_bench
-from llmrun.bench.record import Record, Row, to_document
+from llmrun.bench.export.llama_bench import Value
+from llmrun.bench.record import Record, to_document
+
+R = TypeVar("R")
+_R = TypeVar("_R", contravariant=True)
 
 
-class Writer:
+class Fields(Protocol[_R]):
+    """How rows of a kind are flat: `llama_bench` those of models, `loads` those of servers."""
+
+    TABLE: str
+
+    def fields_of(self, record: Record, row: _R, /) -> dict[str, Value]: ...
+
+    def field_names(self) -> list[str]: ...
+
+    def samples_of(self, row: _R, /) -> dict[str, object]: ...
+
+    def sql_type(self, name: str, /) -> str: ...
+
+    def plain(self, name: str, value: Value, /) -> str: ...
+
+
+class Writer(Generic[R]):
     """One format. `begin` once, `row` for each, `end` once; each returns the text to put out next."""
 
-    def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:
+    def begin(self, record: Record, planned: Sequence[R], *, energy: bool = False) -> str:
         """`planned`: a row for each that will come, with its test and `asked_settings`.
 
         `energy`: joules will be measured.
@@ -20,52 +40,51 @@ class Writer:
         self._record = record
         return ""
 
-    def row(self, row: Row) -> str:
+    def row(self, row: R) -> str:
         raise NotImplementedError
 
     def end(self, record: Record) -> str:
         return ""
 
 
-class CsvWriter(Writer):
+class _Flat(Writer[R]):
+    def __init__(self, fields: Fields[R]) -> None:
+        self._fields = fields
+
+
+class CsvWriter(_Flat[R]):
     """All values quoted, as llama-bench does; what is unknown is empty and not quoted."""
 
-    def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:
-        return super().begin(record, planned) + ",".join(llama_bench.field_names()) + "\n"
+    def begin(self, record: Record, planned: Sequence[R], *, energy: bool = False) -> str:
+        return super().begin(record, planned) + ",".join(self._fields.field_names()) + "\n"
 
-    def row(self, row: Row) -> str:
-        return ",".join(_cell(*each) for each in llama_bench.fields_of(self._record, row).items()) + "\n"
+    def row(self, row: R) -> str:
+        return ",".join(self._cell(*each) for each in self._fields.fields_of(self._record, row).items()) + "\n"
+
+    def _cell(self, name: str, value: Value) -> str:
+        return "" if value is None else '"' + self._fields.plain(name, value).replace('"', '""') + '"'
 
 
-def _cell(name: str, value: llama_bench.Value) -> str:
-    return "" if value is None else '"' + llama_bench.plain(name, value).replace('"', '""') + '"'
+class JsonlWriter(_Flat[R]):
+    """One object a line: the fields, and the samples."""
 
-
-class JsonlWriter(Writer):
-    """One object a line: llama-bench's fields and ours, the row's own `settings`, `samples_ns` and `samples_ts`."""
-
-    def row(self, row: Row) -> str:
+    def row(self, row: R) -> str:
         return self._object(row) + "\n"
 
-    def _object(self, row: Row) -> str:
-        document = {
-            **to_document(llama_bench.fields_of(self._record, row)),
-            "settings": to_document(row.settings),
-            "samples_ns": llama_bench.samples_ns(row),
-            "samples_ts": list(row.samples_tps),
-        }
-        return json.dumps(document, ensure_ascii=False)
+    def _object(self, row: R) -> str:
+        fields = to_document(self._fields.fields_of(self._record, row))
+        return json.dumps({**fields, **self._fields.samples_of(row)}, ensure_ascii=False)
 
 
-class JsonWriter(JsonlWriter):
+class JsonWriter(JsonlWriter[R]):
     """The same objects in one array."""
 
     _between = ""
 
-    def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:
+    def begin(self, record: Record, planned: Sequence[R], *, energy: bool = False) -> str:
         return super().begin(record, planned) + "[\n"
 
-    def row(self, row: Row) -> str:
+    def row(self, row: R) -> str:
         between, self._between = self._between, ",\n"
         return f"{between}  {self._object(row)}"
 
@@ -73,26 +92,20 @@ class JsonWriter(JsonlWriter):
         return "\n]\n"
 
 
-class SqlWriter(Writer):
+class SqlWriter(_Flat[R]):
     """For sqlite3 and its kind. The table is not llama-bench's, which has fewer columns; those of both are the same."""
 
-    TABLE = "llmrun_bench"
+    def begin(self, record: Record, planned: Sequence[R], *, energy: bool = False) -> str:
+        columns = ",\n".join(f"  {name} {self._fields.sql_type(name)}" for name in self._fields.field_names())
+        return super().begin(record, planned) + f"CREATE TABLE IF NOT EXISTS {self._fields.TABLE} (\n{columns}\n);\n\n"
 
-    def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:
-        columns = ",\n".join(f"  {name} {_sql_type(name)}" for name in llama_bench.field_names())
-        return super().begin(record, planned) + f"CREATE TABLE IF NOT EXISTS {self.TABLE} (\n{columns}\n);\n\n"
-
-    def row(self, row: Row) -> str:
-        fields = llama_bench.fields_of(self._record, row)
+    def row(self, row: R) -> str:
+        fields = self._fields.fields_of(self._record, row)
         names, values = ", ".join(fields), ", ".join(map(_sql_value, fields.values()))
-        return f"INSERT INTO {self.TABLE} ({names}) VALUES ({values});\n"
+        return f"INSERT INTO {self._fields.TABLE} ({names}) VALUES ({values});\n"
 
 
-def _sql_type(name: str) -> str:
-    return "TEXT" if name in llama_bench.TEXT_FIELDS else "REAL" if name in llama_bench.REAL_FIELDS else "INTEGER"
-
-
-def _sql_value(value: llama_bench.Value) -> str:
+def _sql_value(value: Value) -> str:
     if value is None:
         return "NULL"
     if isinstance(value, str):

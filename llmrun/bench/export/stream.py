@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from llmrun import fs
-from llmrun.bench.export.formats import STREAMED, Format, writer
+from llmrun.bench.export.formats import STREAMED, Format, writer, writer_of_loads
+from llmrun.bench.load_row import LoadRow
 from llmrun.bench.observer import Observer
 from llmrun.bench.record import Record, Row
 
@@ -23,26 +24,37 @@ class ExportStream(Observer):
     def __init__(self, format: Format, put: Callable[[str], None]) -> None:
         """`put` takes the text that comes next."""
         self._format, self._put = format, put
-        self._writer = writer(format)
+        self._writer, self._writer_of_loads = writer(format), writer_of_loads(format)
         self._record: Record | None = None
 
     def began(self, record: Record, planned: Sequence[Row], *, energy: bool) -> None:
+        self._begin(record, self._writer.begin(record, planned, energy=energy))
+
+    def loads_began(self, record: Record, planned: Sequence[LoadRow]) -> None:
+        self._begin(record, self._writer_of_loads.begin(record, planned))
+
+    def _begin(self, record: Record, text: str) -> None:
         is_first, self._record = self._record is None, record
-        text = self._writer.begin(record, planned, energy=energy)
         if is_first or self._format in _FOR_PEOPLE:
             self._put(text)
 
     def finished(self, row: Row) -> None:
         self._put(self._writer.row(row))
 
+    def load_finished(self, row: LoadRow) -> None:
+        self._put(self._writer_of_loads.row(row))
+
     def ended(self, record: Record) -> None:
         self._record = record
         if self._format in _FOR_PEOPLE:
-            self._put(self._writer.end(record))
+            self._put(self._end(record))
 
     def close(self) -> None:
         if self._format not in _FOR_PEOPLE and self._record:
-            self._put(self._writer.end(self._record))
+            self._put(self._end(self._record))
+
+    def _end(self, record: Record) -> str:
+        return self._writer.end(record) if record.server is None else self._writer_of_loads.end(record)
 
     def __enter__(self) -> ExportStream:
         return self
@@ -76,7 +88,7 @@ class ExportFile(ExportStream):
             if not self._appends:
                 assert self._record
                 self._text += text
-                fs.write_atomically(self.path, self._text + self._writer.end(self._record))
+                fs.write_atomically(self.path, self._text + self._end(self._record))
                 return
             if not self._begun:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from llmrun.units import UNKNOWN
 _GAP = "  "
 
 
-class TableWriter(Writer):
+class TableWriter(Writer[Row]):
     """For people: what is the same in all rows above the table, what varies in columns, one line per row."""
 
     def begin(self, record: Record, planned: Sequence[Row], *, energy: bool = False) -> str:

@@ -15,16 +15,18 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+from llmrun.bench.load_row import QUANTILES, LoadRow
 from llmrun.bench.record import Record, Row, deviation, mean
 from llmrun.bench.sides import Entry, Setting, Side, open_bench
 from llmrun.bench.spec import TestKind
 from llmrun.errors import Act, Change, Remedy, UsageError
 from llmrun.units import UNKNOWN, bandwidth, significant
 
-Kind = Literal["sweep", "batch", "bars", "roofline"]
+Kind = Literal["sweep", "batch", "bars", "roofline", "load"]
 Scale = Literal["linear", "log", "symlog"]
 Mark = Literal["line", "bar", "dot", "roof"]
 
@@ -136,6 +138,11 @@ class Bench:
             return (None,) * len(self.side.entries)
         return tuple(row for row in self.record.rows if row.samples_tps)
 
+    @property
+    def loads(self) -> tuple[LoadRow, ...]:
+        """Those with an answer, of a bench of a server."""
+        return tuple(row for row in self.record.loads if row.answered) if self.record else ()
+
 
 def open_benches(names: Sequence[str]) -> list[Bench]:
     """Files, ids, "last", as `sides.open_side` takes them. Raises `NotFound` and `UsageError`."""
@@ -148,6 +155,8 @@ def figure(benches: Sequence[Bench], kinds: Sequence[Kind] = (), x: str | None =
     `x` is the setting of the x axis of a sweep, by its name in the record. Raises `UsageError` where there is nothing
     to draw.
     """
+    if any(bench.loads for bench in benches):
+        return _figure_of_loads(benches, kinds, x)
     items = _items(benches)
     if not items:
         raise UsageError("no row has samples", hint=Act("bench history show", "last"))
@@ -231,6 +240,7 @@ def _labels(benches: Sequence[Bench]) -> list[str]:
     tries: list[Callable[[Bench], str]] = [
         _model,
         lambda bench: _joined(_model(bench), _quantization(bench)),
+        lambda bench: _plain(bench.side.facts.get("server", "")),
         _machine,
         lambda bench: _plain(bench.side.name),
     ]
@@ -525,19 +535,110 @@ _MAKERS: dict[Kind, Callable[[Sequence[Bench], Sequence[_Item], str | None], _Ma
     "batch": _batch,
     "bars": _bars,
     "roofline": _roofline,
+    "load": lambda _benches, _items, _x: ([], []),  # of a bench of a server, which is none here
 }
 _WANTED: dict[Kind, str] = {
     "sweep": "no setting takes several numbers",
     "batch": "the number of sequences does not vary",
     "bars": "there is nothing to set side by side",
     "roofline": "bytes per step and ceilings were not measured",
+    "load": "no server was measured",
 }
 _REMEDIES: dict[Kind, Remedy] = {
     "sweep": Act("bench", "MODEL", {"n_threads": "1,2,4"}),
     "batch": Act("bench", "MODEL", {"n_parallel": "1,2,4,8"}),
     "bars": Act("bench", "MODEL", {"n_gpu_layers": "0,all"}),
     "roofline": Act("bench", "MODEL"),
+    "load": Act("bench serve", "MODEL"),
 }
+
+
+# -- loads at servers --------------------------------------------------------------------------------------------------
+
+
+_Place = Callable[[LoadRow], float | None]
+_PLACES: dict[str, _Place] = {"at once": lambda row: row.test.in_flight, "a second": lambda row: row.test.per_s}
+"""On the x axis, by how loads are asked."""
+
+
+def _figure_of_loads(benches: Sequence[Bench], kinds: Sequence[Kind], x: str | None) -> Figure:
+    """What all get, what each gets, how long the first token takes, and what each gets against what all get."""
+    without = [bench.side.name for bench in benches if not bench.loads]
+    if without:
+        raise UsageError(f"{without[0]} has no loads at a server: those are drawn by themselves")
+    for kind in kinds:
+        if kind != "load":
+            raise UsageError(f"'{kind}' can't be drawn: loads at a server were measured", field="kind", value=kind)
+    if x is not None:
+        raise UsageError("loads are drawn by how many are at once, or a second", field="x", value=x)
+    named = [(label, bench.loads) for label, bench in zip(_labels(benches), benches, strict=True)]
+    panels: list[Panel] = []
+    left_out: list[str] = []
+    for title, place in _PLACES.items():
+        some = [(label, [row for row in rows if place(row) is not None]) for label, rows in named]
+        values = {at for _, rows in some for row in rows if (at := place(row)) is not None}
+        if len(values) == 1:
+            left_out.append(f"{values.pop():g} {title}: there is one")
+        elif values:
+            panels += _load_panels(some, _x_axis(f"requests {title}", values), place)
+    if not panels:
+        raise UsageError("nothing varies in it", hint=Act("bench serve", "MODEL", {"concurrency": "1,2,4,8"}))
+    return Figure(_title(benches), tuple(panels), _notes_of_loads(benches), tuple(left_out))
+
+
+def _load_panels(named: Sequence[tuple[str, Sequence[LoadRow]]], x: Axis, place: _Place) -> list[Panel]:
+    def curves(figure: Callable[[LoadRow], float | None], said: str = "") -> list[Series]:
+        found = []
+        for label, rows in named:
+            values: dict[float, list[float]] = {}
+            for row in rows:
+                if (at := place(row)) is not None and (value := figure(row)) is not None:
+                    values.setdefault(at, []).append(value)
+            points = tuple(_point(at, values[at]) for at in sorted(values))
+            found.append(Series(", ".join(filter(None, (label, said))), points))
+        return [series for series in found if series.points]
+
+    quantiles = [(f"p{round(100 * q)}", partial(_ttft_s, q)) for q in QUANTILES]
+    seconds, first = Axis("seconds"), "time to the first token"
+    if len(named) == 1:
+        found = [series for name, ttft_s in quantiles for series in curves(ttft_s, name)]
+        waiting = [Panel("load", first, x, seconds, tuple(found))]
+    else:
+        waiting = [Panel("load", f"{first}, {name}", x, seconds, tuple(curves(ttft_s))) for name, ttft_s in quantiles]
+    against = []
+    for label, rows in named:
+        points = [
+            Point(row.tokens_per_s, row.tps_each, label=f"{place(row):g}")
+            for row in sorted(rows, key=lambda row: place(row) or 0)
+            if row.tokens_per_s and row.tps_each
+        ]
+        against.append(Series(label, tuple(points)))
+    made = [
+        Panel("load", "all together", x, _TPS, tuple(curves(lambda row: row.tokens_per_s))),
+        Panel("load", "each, behind its first token", x, _TPS, tuple(curves(lambda row: row.tps_each))),
+        *waiting,
+        Panel(
+            "load", "each against all", Axis("tokens per second, all"), Axis("tokens per second, each"), tuple(against)
+        ),
+    ]
+    return [panel for panel in made if any(series.points for series in panel.series)]
+
+
+def _ttft_s(q: float, row: LoadRow) -> float | None:
+    return row.result.ttft_s(q)
+
+
+def _notes_of_loads(benches: Sequence[Bench]) -> tuple[str, ...]:
+    rows = [row for bench in benches for row in bench.loads]
+    counts = sorted(len(row.answered) for row in rows)
+    lengths = dict.fromkeys(row.test.name_in_full.partition(", ")[2] for row in rows)
+    first = f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} answers to a load"
+    what = f"words of prompt and tokens of answer: {', '.join(lengths)}"
+    builds = dict.fromkeys(f"by {server}" for bench in benches if (server := bench.side.facts.get("server")))
+    notes = [" · ".join([first, what, *map(_plain, builds)])]
+    if found := dict.fromkeys(code for bench in benches for code in bench.side.warnings):
+        notes.append(f"warnings: {', '.join(map(_plain, found))}")
+    return tuple(notes)
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ _LABEL_HEIGHT = 9.5
 _LABEL_WIDTH = 0.56 * (_LABEL_HEIGHT - 2)
 """Of a character, about."""
 """Points, as fonts are measured in."""
+_POINT = 3.0
+"""Half of what a marker takes, in points."""
 
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -141,7 +143,7 @@ def _drawn(figure: Figure) -> Any:
     drawn.draw_without_rendering()  # everything has its place now, among which labels find theirs
     for panel, axes in zip(figure.panels, drawn.axes, strict=True):
         if panel.kind != "bars":
-            _draw_labels(axes, [point for series in panel.series for point in series.points if point.label])
+            _draw_labels(axes, [p for series in panel.series if series.mark != "roof" for p in series.points])
     return drawn
 
 
@@ -218,16 +220,18 @@ def _errors(series: Series) -> list[list[float]] | None:
 
 
 def _draw_labels(axes: Any, points: Sequence[Point]) -> None:
-    """Beside the highest point of each label, on the side of the farther edge; moved where labels would lie upon each
-    other."""
+    """Beside the highest point of each label, on the side of the farther edge; moved where it would lie upon another
+    label or a point."""
     highest: dict[str, Point] = {}
     for point in sorted(points, key=lambda p: p.y):
-        highest[point.label] = point
+        if point.label:
+            highest[point.label] = point
     if not highest:
         return
     scale = 72 / axes.figure.dpi
     (left, _), (right, _) = (axes.transAxes.transform((edge, 0.5)) * scale for edge in (0, 1))
-    boxes: list[tuple[float, float, float, float]] = []
+    places = [axes.transData.transform((point.x, point.y)) * scale for point in points]
+    boxes = [(x - _POINT, x + _POINT, y - _POINT, y + _POINT) for x, y in places]
     for point in sorted(highest.values(), key=lambda p: -p.y):
         x, y = axes.transData.transform((point.x, point.y)) * scale
         width = _LABEL_WIDTH * len(point.label)

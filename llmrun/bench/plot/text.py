@@ -54,7 +54,7 @@ def _panel(panel: Panel, width: int) -> str:
     names = dict(panel.x.ticks)
     blocks = []
     for series in panel.series:
-        rows = [(names.get(p.x, f"{p.x:g}"), p.y / highest, _value(p)) for p in series.points]
+        rows = [(names.get(p.x, significant(p.x)), p.y / highest, _value(p)) for p in series.points]
         blocks += [*_heading(series, panel), *_rows(rows, width, ">")]
     return "\n".join([title, *blocks])
 

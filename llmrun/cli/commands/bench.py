@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llmrun.cli.framework import options
-from llmrun.cli.framework.bench_options import Texts, tests_of
+from llmrun.cli.framework.bench_options import OutputFile, OutputFormat, Texts, outputs, tests_of
 from llmrun.cli.framework.options import Option, Swept
 from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import progress, screen
 from llmrun.cli.terminal.progress import CountBar
 from llmrun.errors import Change, LlmrunError, UsageError
 from llmrun.options.load import LoadConfig
-from llmrun.options.spec import OUTPUT
 
 if TYPE_CHECKING:
     from llmrun.bench.export.formats import Format
@@ -68,13 +67,8 @@ def bench(
     tuned: Annotated[
         bool, Option("--tuned", help="Take what `llmrun tune` or a first use has found, where nothing else is said.")
     ] = False,
-    output_format: Annotated[
-        str, Option("-o", "--output-format", metavar="FORMAT", help="table, md, csv, json, jsonl, sql.", panel=OUTPUT)
-    ] = "table",
-    output_file: Annotated[
-        Path | None,
-        Option("--output", metavar="FILE", help="Write the rows to this file too, by its suffix.", panel=OUTPUT),
-    ] = None,
+    output_format: OutputFormat = "table",
+    output_file: OutputFile = None,
     quiet: options.Quiet = False,
     *,
     configs: Annotated[list[LoadConfig], Swept(without=("n_ctx",))],
@@ -86,13 +80,11 @@ def bench(
     what is finished when you press Ctrl-C is kept. `llmrun bench history` has every bench, `llmrun compare` sets two
     side by side.
     """
-    from llmrun.bench.export.formats import parse_format
     from llmrun.bench.export.stream import ExportFile
     from llmrun.bench.session import bench as run_bench
     from llmrun.bench.spec import Case, MeasurementOptions
 
-    format = parse_format(output_format)
-    file_format = parse_format(output_file.suffix[1:], "output_file") if output_file else None
+    format, output_file, file_format = outputs(output_format, output_file)
     if tuned:
         from llmrun.cli.loading.tuned import fastest
     measuring = MeasurementOptions(repetitions, not no_warmup, delay_s, not no_ceilings, price_kwh, price_hour)

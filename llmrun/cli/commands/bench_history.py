@@ -52,7 +52,8 @@ def show(
     if chosen == "table" and screen.is_terminal(sys.stdout):
         _show_samples(record)
     if record.ended is None:
-        screen.note(f"{record.id} was cut short: {len(record.rows)} rows were finished")
+        n, what = (len(record.loads), "loads") if record.server else (len(record.rows), "rows")
+        screen.note(f"{record.id} was cut short: {n} {what} were finished")
 
 
 def rm(ids: Annotated[list[str], Argument("ID", "Ids, or how they begin.")]) -> None:
@@ -86,11 +87,19 @@ def _line(stored: StoredBench) -> tuple[str, ...]:
     record = stored.record
     if record is None:
         return stored.id, UNKNOWN, UNKNOWN, UNKNOWN, f"can't be read: {stored.problem}"
-    said = [f"{row.test.name} {rate(row.median_tps)}" for row in record.rows[:SHOWN_TESTS]]
-    said += [f"and {len(record.rows) - SHOWN_TESTS} more"] if len(record.rows) > SHOWN_TESTS else []
+    rows = [(row.test.name, row.median_tps) for row in record.rows]
+    rows += [(row.test.name, row.tokens_per_s) for row in record.loads]
+    said = [f"{name} {rate(tps)}" for name, tps in rows[:SHOWN_TESTS]]
+    said += [f"and {len(rows) - SHOWN_TESTS} more"] if len(rows) > SHOWN_TESTS else []
     said += ["cut short"] if record.ended is None else []
     when = record.created.replace("T", " ").removesuffix("Z")
-    return record.id, when, record.model.name, str(len(record.rows)), ", ".join(said)
+    return record.id, when, _what(record), str(len(rows)), ", ".join(said)
+
+
+def _what(record: Record) -> str:
+    """The model; of a server who serves it, where it is known."""
+    software = record.server.software if record.server else None
+    return f"{record.model.name}, by {software}" if software else record.model.name
 
 
 def _summary(stored: StoredBench) -> dict[str, Any]:
@@ -106,5 +115,10 @@ def _summary(stored: StoredBench) -> dict[str, Any]:
         "rows": [
             {"test": row.test.name, "settings": dict(row.settings), "median_tps": row.median_tps, "error": row.error}
             for row in record.rows
+        ],
+        "server": record.server.software if record.server else None,
+        "loads": [
+            {"test": row.test.name_in_full, "tokens_per_s": row.tokens_per_s, "error": row.error}
+            for row in record.loads
         ],
     }

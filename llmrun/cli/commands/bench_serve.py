@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-from llmrun.cli.framework import options
+from llmrun.cli.framework import options, sweeps
+from llmrun.cli.framework.bench_options import OutputFile, OutputFormat, outputs
 from llmrun.cli.framework.options import Argument, Option
 from llmrun.cli.terminal import screen
-from llmrun.errors import LlmrunError, UsageError
-from llmrun.options.spec import Number, Whole
-from llmrun.units import duration, fixed, rate
+from llmrun.cli.terminal.progress import CountBar
+from llmrun.errors import LlmrunError, NetworkError, UsageError
+from llmrun.options.spec import OUTPUT, Number, Whole
+from llmrun.units import duration, rate
 
 if TYPE_CHECKING:
+    from llmrun.bench.export.formats import Format
     from llmrun.bench.load import Objectives
-    from llmrun.bench.serving import Level, Server, Wanted
+    from llmrun.bench.load_row import LoadRow, LoadTest
+    from llmrun.bench.record import Record
+    from llmrun.bench.serving import Server, Wanted
 
 _KEY = "LLMRUN_API_KEY"
 _START_S = 600
+_PLACE = re.compile(r"[\w.-]+:\d+(/.*)?")
+"""An address without its http://, which is asked for; no name of a model."""
 
 
 def bench_serve(
@@ -74,70 +83,69 @@ def bench_serve(
     ignore_eos: Annotated[
         bool, Option("--ignore-eos", help="Ask for answers of full length; llmrun, llama.cpp and vLLM know it.")
     ] = False,
-    as_json: options.Json = False,
+    output_format: OutputFormat = "table",
+    output_file: OutputFile = None,
+    as_json: Annotated[bool, Option("--json", help="The same as -o json.", panel=OUTPUT)] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Load a server, and measure what those see who wait.
 
     A number in flight is a closed loop: the next request comes when one is answered, so that a slow server lowers its
     own load. A rate is an open one. A key is taken from LLMRUN_API_KEY. Of a model, a server is started for it.
+
+    Loads appear as they are measured; those that have ended when you press Ctrl-C are kept. `llmrun bench history` has
+    them, `llmrun compare` sets two runs side by side, `llmrun plot` draws them.
     """
     from llmrun.bench import serving
-    from llmrun.bench.http_load import check_address
+    from llmrun.bench.export.stream import ExportFile
     from llmrun.bench.load import Objectives
+    from llmrun.bench.load_row import LoadRow
 
+    format, file, file_format = outputs("json" if as_json else output_format, output_file)
     if sum((concurrency is not None, per_s is not None, find_capacity)) > 1:
         raise UsageError("--concurrency, --rate and --find-capacity: one of them at a time")
     objectives = Objectives(ttft_s, 1 / tps if tps else None, e2e_s)
-    has_objectives = any(each is not None for each in (ttft_s, tps, e2e_s))
+    has_objectives = objectives != Objectives()
     if find_capacity and not has_objectives:
         raise UsageError("--find-capacity looks for what meets objectives", hint="--ttft 0.5 --tps 20")
-    numbers = [_whole(each) for each in (concurrency or "1,2,4,8,16").split(",")]
-    rates = [_rate(each) for each in per_s.split(",")] if per_s else []
-    extra: dict[str, object] = {"temperature": 0, **({"ignore_eos": True} if ignore_eos else {})}
-    wanted = serving.Wanted(n_prompt, n_gen, n_shared, requests, extra=extra)
-    is_address = server.startswith(("http://", "https://"))
-    with _at(check_address(server)) if is_address else _started(server, max(numbers), quiet=quiet) as address:
-        at = serving.Server(address, model, os.environ.get(_KEY))
+    numbers = [_whole(each) for each in sweeps.values("--concurrency", [concurrency or "1,2,4,8,16"])]
+    rates = [_rate(each) for each in sweeps.values("--rate", [per_s])] if per_s else []
+    wanted = serving.Wanted(
+        n_prompt,
+        n_gen,
+        n_shared,
+        requests,
+        objectives=objectives if has_objectives else None,
+        extra={"temperature": 0, **({"ignore_eos": True} if ignore_eos else {})},
+    )
+    tests = [wanted.test(per_s=each) for each in rates] or [wanted.test(in_flight=each) for each in numbers]
+    planned = [LoadRow(test, objectives=wanted.objectives) for test in (tests[:1] if find_capacity else tests)]
+    with ExitStack() as stack:
+        n_of_all = None if find_capacity else sum(map(wanted.n_of, tests))
+        shown = stack.enter_context(_observer(format, n_of_all, quiet=quiet))
+        files = [stack.enter_context(ExportFile(file, file_format))] if file and file_format else []
+        at, record = stack.enter_context(_target(server, model, wanted, max(numbers), quiet=quiet))
         _warm(at, wanted)
-        table = _Table(objectives if has_objectives else None, shown=not as_json)
-        tried: list[tuple[Level, bool]] = []
+        loads: Iterator[LoadRow]
         if find_capacity:
             turn = iter(range(1, 1000))
-            for level, met in serving.capacity(lambda n: serving.closed(at, wanted, n, next(turn)), objectives):
-                tried.append((level, met))
-                table.add(level)
+            loads = serving.capacity(lambda n: serving.closed(at, wanted, n, next(turn), shown.requested))
+        elif rates:
+            loads = (serving.opened(at, wanted, each, i, shown.requested) for i, each in enumerate(rates, start=1))
         else:
-            for i, load in enumerate(rates or numbers, start=1):
-                level = serving.opened(at, wanted, load, i) if rates else serving.closed(at, wanted, int(load), i)
-                tried.append((level, has_objectives and serving.is_met(level, objectives)))
-                table.add(level)
-    levels = [level for level, _ in tried]
-    most = serving.most_that_met(tried) if find_capacity else None
-    if as_json:
-        goals = objectives if has_objectives else None
-        found = {
-            "server": address,
-            "model": model,
-            "n_prompt_words": n_prompt,
-            "n_gen": n_gen,
-            "n_shared_words": n_shared,
-            "loads": [level.document(goals) for level in levels],
-        }
-        screen.out_json({**found, "capacity": most.in_flight if most else None} if find_capacity else found)
-    elif find_capacity:
-        screen.out(_in_words(most, objectives) + "\n")
-    if not quiet:
-        cost = max(level.client_s for level in levels)
-        screen.note(f"the client took {duration(cost)} of CPU time of a request, at most")
-    if not any(level.result.answered for level in levels):
-        error = next((each.error for level in levels for each in level.report.seen if each.error), "no answer")
-        raise LlmrunError(f"no request was answered: {error}")
+            loads = (serving.closed(at, wanted, each, i, shown.requested) for i, each in enumerate(numbers, start=1))
+        record = serving.bench_server(record, planned, loads, (*files, shown))
+    if find_capacity:
+        said = _in_words(serving.most_that_met(record.loads), objectives)
+        if format == "table":
+            screen.out(f"\n{said}\n")
+        elif not quiet:
+            screen.note(said)
 
 
 def _whole(text: str) -> int:
     if not text.strip().isdigit() or not 1 <= int(text) <= 4096:
-        raise UsageError(f"--concurrency {text[:40]!r}: numbers from 1 to 4096, with commas between")
+        raise UsageError(f"--concurrency {text[:40]!r}: numbers from 1 to 4096", hint="--concurrency 1,2,4 or 1-16*2")
     return int(text)
 
 
@@ -147,13 +155,35 @@ def _rate(text: str) -> float:
     except ValueError:
         found = 0.0
     if not 0 < found <= 1e5:
-        raise UsageError(f"--rate {text[:40]!r}: requests a second, with commas between")
+        raise UsageError(f"--rate {text[:40]!r}: requests a second, above 0", hint="--rate 0.5,1,2")
     return found
 
 
 @contextmanager
-def _at(address: str) -> Iterator[str]:
-    yield address
+def _target(
+    server: str, model: str | None, wanted: Wanted, n_seq: int, *, quiet: bool
+) -> Iterator[tuple[Server, Record]]:
+    """Whom to ask, and the record to begin with; of a model, a server is there for as long as the block runs."""
+    from llmrun.bench import serving
+    from llmrun.bench.http_load import check_address
+    from llmrun.models.model_info import ModelInfo, describe_model
+
+    command = ("llmrun", *sys.argv[1:])
+    if "://" in server or _PLACE.fullmatch(server):
+        at = serving.Server(check_address(server), model, os.environ.get(_KEY))
+        info, name = serving.ask_who(at)
+        yield at, serving.begun(wanted, info, ModelInfo(name or "unknown"), None, command)
+        return
+    from llmrun.cli.loading import load_model
+    from llmrun.engine.devices import find_devices
+
+    found = load_model.found(server, quiet=quiet)
+    described = describe_model(found.name, found.path, found.header)
+    devices = find_devices()
+    with _started(server, n_seq, quiet=quiet) as address:
+        at = serving.Server(address, model, os.environ.get(_KEY))
+        info, _ = serving.ask_who(at)
+        yield at, serving.begun(wanted, info, described, devices, command)
 
 
 @contextmanager
@@ -173,6 +203,11 @@ def _started(model: str, n_seq: int, *, quiet: bool) -> Iterator[str]:
             screen.note(f"{model} is served at {first}, {n_seq} answers side by side")
         _wait_until_ready(first, process)
         yield first
+    except NetworkError as error:
+        if process.poll() is None:
+            raise
+        said = process.stderr.read().strip()[-300:]
+        raise LlmrunError(f"the server ended with {process.returncode}: {said or error.message}") from error
     finally:
         process.terminate()
         process.wait()
@@ -199,58 +234,49 @@ def _wait_until_ready(address: str, process: subprocess.Popen[str]) -> None:
 
 def _warm(server: Server, wanted: Wanted) -> None:
     """One request, uncounted. Raises why it can't be answered at all."""
-    from dataclasses import replace
-
     from llmrun.bench import serving
-    from llmrun.errors import NetworkError
 
-    report = serving.closed(server, replace(wanted, n_requests=1, n_gen=min(4, wanted.n_gen)), 1).report
-    if error := report.seen[0].error:
-        raise NetworkError(f"{server.address}: {error}")
-
-
-class _Table:
-    """Rows as they are measured."""
-
-    def __init__(self, objectives: Objectives | None, *, shown: bool) -> None:
-        self._objectives, self._shown = objectives, shown
-        self._titles: Sequence[str] = (
-            *("LOAD", "t/s", "t/s EACH", "BY SERVER", "TTFT p50", "p90", "p99", "GAP p50", "p99"),
-            *("E2E p50", "p99", *(("GOOD/s",) if objectives else ()), "ERRORS"),
-        )
-        self._widths = [max(9, len(title)) for title in self._titles]
-        self._widths[0] = 12
-        if shown:
-            self._line(self._titles)
-
-    def add(self, level: Level) -> None:
-        if not self._shown:
-            return
-        result = level.result
-        good = (fixed(result.goodput(self._objectives), 2),) if self._objectives else ()
-        self._line(
-            (
-                level.name,
-                rate(result.tokens_per_s).removesuffix(" t/s"),
-                rate(level.tps_each).removesuffix(" t/s"),
-                rate(level.tps_each_by_server).removesuffix(" t/s"),
-                *(duration(result.ttft_s(q)) for q in (0.5, 0.9, 0.99)),
-                *(duration(result.itl_s(q)) for q in (0.5, 0.99)),
-                *(duration(result.e2e_s(q)) for q in (0.5, 0.99)),
-                *good,
-                str(result.n_errors),
-            )
-        )
-
-    def _line(self, cells: Sequence[str]) -> None:
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, self._widths, strict=True))
-        )
-        screen.out("  ".join((first, *rest)).rstrip() + "\n")
+    row = serving.closed(server, replace(wanted, n_requests=1, n_gen=min(4, wanted.n_gen)), 1)
+    if row.error is None:
+        return
+    hints = {
+        "connection": "llmrun ps  or  llmrun serve MODEL",
+        "http 401": f"the key of the server in {_KEY}",
+        "http 404": "the name that the server has for its model: --model NAME",
+    }
+    raise NetworkError(f"{server.address}: {row.error}", hint=hints.get(row.requests[0].error_kind or ""))
 
 
-def _in_words(most: Level | None, objectives: Objectives) -> str:
+def _observer(format: Format, n_requests: int | None, *, quiet: bool) -> Any:
+    """Loads on stdout as they are measured; notes and the bar on stderr. `requested` is told of each request."""
+    from llmrun.bench.export.stream import ExportStream
+
+    class OnScreen(ExportStream):
+        def __init__(self) -> None:
+            super().__init__(format, self._out)
+            self._bar = CountBar(n_requests or 0, shown=not quiet and n_requests is not None)
+
+        def _out(self, text: str) -> None:
+            with self._bar.aside():
+                screen.out(text)
+
+        def loads_began(self, record: Record, planned: Sequence[LoadRow]) -> None:
+            super().loads_began(record, planned)
+            self._bar.start()
+
+        def requested(self, test: LoadTest, done: int, of: int) -> None:
+            self._bar.advance(f"{test.name} {done}/{of}")
+
+        def ended(self, record: Record) -> None:
+            self._bar.stop()
+            super().ended(record)
+            if not quiet:
+                screen.note(f"kept as {record.id}: llmrun bench history show {record.id}")
+
+    return OnScreen()
+
+
+def _in_words(most: int | None, objectives: Objectives) -> str:
     """ "Up to 4 at once each gets at least 20 t/s and the first token within 0.5 s."."""
     wanted = [
         *([f"at least {rate(1 / objectives.tpot_s)}"] if objectives.tpot_s else []),
@@ -259,4 +285,4 @@ def _in_words(most: Level | None, objectives: Objectives) -> str:
     ]
     if most is None:
         return f"Not even one alone gets {' and '.join(wanted)}, 9 of 10 times."
-    return f"Up to {most.in_flight} at once each gets {' and '.join(wanted)}, 9 of 10 times."
+    return f"Up to {most} at once each gets {' and '.join(wanted)}, 9 of 10 times."

@@ -14,7 +14,7 @@ from llmrun.cli.loading import load_model
 from llmrun.cli.terminal import screen, tables
 from llmrun.cli.terminal.progress import CountBar
 from llmrun.errors import Change, TooSlow, UsageError
-from llmrun.units import UNKNOWN, fixed, rate, significant
+from llmrun.units import UNKNOWN, duration, fixed, rate, significant
 
 if TYPE_CHECKING:
     from llmrun.bench.compare import Comparison, Match, Result
@@ -65,7 +65,8 @@ def compare(
 
     B/A is the ratio of the speeds with its 95 % interval; above 1 B is faster. "same" is said where the interval holds
     1 and is narrow, "unclear" where it is wide: take more repetitions (-r 10). Rows belong together by test, and by
-    each setting that was swept.
+    each setting that was swept. Loads at servers (`llmrun bench serve`) are compared by how many are at once, or come
+    in a second; "each" is tokens per second of one answer.
 
     --fail-under 0.95 is for CI: it fails when B reaches less than 95 % of A's speed beyond doubt, and does not when
     that might be chance. With fewer than four samples on a side nothing is beyond doubt: exit code 2.
@@ -140,7 +141,8 @@ def judge(result: Result, bound: float) -> None:
     if below:
         shown = ", ".join(f"{_name(match)} at {significant(match.comparison.ratio)}" for match in below)
         raise TooSlow(f"{len(below)} of {len(result.matches)} tests below {bound:g} of the speed: {shown}")
-    unknown = [match for match in result.matches if match.comparison.is_below(bound) is None]
+    known = {match.judged_with for match in result.matches if match.comparison.is_below(bound) is not None}
+    unknown = [m for m in result.matches if m.comparison.is_below(bound) is None and m.judged_with not in known]
     if unknown:
         few = min(min(match.comparison.n_a, match.comparison.n_b) for match in unknown)
         names = ", ".join(map(_name, unknown))
@@ -148,7 +150,7 @@ def judge(result: Result, bound: float) -> None:
 
 
 def as_document(result: Result) -> dict[str, Any]:
-    """The `--json` document: rates in tokens per second; null is unknown."""
+    """The `--json` document: rates in tokens per second, times of loads in seconds; null is unknown."""
     return {
         "a": result.a.name,
         "b": result.b.name,
@@ -158,6 +160,7 @@ def as_document(result: Result) -> dict[str, Any]:
                 "test": match.test.name,
                 "settings": dict(match.settings),
                 **asdict(match.comparison),
+                **(dict(zip(("median_a", "median_b"), match.times_s, strict=True)) if match.times_s else {}),
                 "verdict": match.comparison.word,
             }
             for match in result.matches
@@ -192,7 +195,7 @@ def _show(result: Result) -> None:
 def _row(match: Match, swept: list[str]) -> tuple[str, ...]:
     found = match.comparison
     values = (_value(match.settings[name]) for name in swept)
-    medians = (rate(found.median_a), rate(found.median_b))
+    medians = map(duration, match.times_s) if match.times_s else map(rate, (found.median_a, found.median_b))
     return (match.test.name, *values, *medians, _ratio(found.ratio), _interval(found), found.word)
 
 

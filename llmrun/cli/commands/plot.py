@@ -21,7 +21,9 @@ def plot(
     ] = None,
     kind: Annotated[
         list[str] | None,
-        Option("--kind", metavar="KIND", help="sweep, batch, bars, roofline; several: a,b.", without="by what varies"),
+        Option(
+            "--kind", metavar="KIND", help="sweep, batch, bars, roofline, load; several: a,b.", without="by what varies"
+        ),
     ] = None,
     x: Annotated[
         str | None,
@@ -33,7 +35,8 @@ def plot(
 
     sweep: t/s against the setting that varies, a line for each combination of the others and each bench. batch: t/s
     against sequences in parallel. bars: CPU against GPU, model against model. roofline: each row under the bandwidth
-    and the operations per second that were measured beside it.
+    and the operations per second that were measured beside it. load: what a server gives all and each, and the time to
+    the first token, against requests at once.
 
     Points are means, error bars standard deviations. A file takes matplotlib; text and --json do not.
     """

@@ -1,20 +1,47 @@
-"""What options of a bench say: the tests, and the settings of one side of a comparison."""
+"""What options of a bench say: the tests, the settings of one side of a comparison, where the rows go."""
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from llmrun.cli.framework import sweeps
+from llmrun.cli.framework.options import Option
 from llmrun.errors import Change, UsageError
+from llmrun.options.spec import OUTPUT
 
 if TYPE_CHECKING:
+    from llmrun.bench.export.formats import Format
     from llmrun.bench.spec import Test
     from llmrun.cli.framework.command import Command
     from llmrun.options.load import LoadConfig
 
 Texts = list[str] | None
 RECORD = "A record's file, an id of `llmrun bench history`, how one begins, 'last'; or llama-bench's JSON."
+
+
+OutputFormat = Annotated[
+    str,
+    Option("-o", "--output-format", metavar="FORMAT|FILE", help="table, md, csv, json, jsonl, sql.", panel=OUTPUT),
+]
+OutputFile = Annotated[
+    Path | None,
+    Option("--output", metavar="FILE", help="Write the rows to this file too, by its suffix.", panel=OUTPUT),
+]
+
+
+def outputs(output_format: str, output_file: Path | None) -> tuple[Format, Path | None, Format | None]:
+    """The format on stdout, and the file beside it with its own. Raises `UsageError`.
+
+    `-o rows.json` is a file, as it is for most programs.
+    """
+    from llmrun.bench.export.formats import parse_format
+
+    if output_file is None and Path(output_format).suffix:
+        output_format, output_file = "table", Path(output_format)
+    format = parse_format(output_format)
+    return format, output_file, parse_format(output_file.suffix[1:], "output_file") if output_file else None
 
 
 def tests_of(
