@@ -608,7 +608,8 @@ def _load_panels(named: Sequence[tuple[str, Sequence[LoadRow]]], x: Axis, place:
     against = []
     for label, rows in named:
         points = [
-            Point(row.tokens_per_s, row.tps_each, label=f"{place(row):g}")
+            # Of several lines one has labels: the others bend where it does.
+            Point(row.tokens_per_s, row.tps_each, label="" if against else f"{place(row):g}")
             for row in sorted(rows, key=lambda row: place(row) or 0)
             if row.tokens_per_s and row.tps_each
         ]

@@ -13,7 +13,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _drawn(figure: Figure) -> Any:
     drawn.draw_without_rendering()  # everything has its place now, among which labels find theirs
     for panel, axes in zip(figure.panels, drawn.axes, strict=True):
         if panel.kind != "bars":
-            _draw_labels(axes, [p for series in panel.series if series.mark != "roof" for p in series.points])
+            _draw_labels(axes, [series for series in panel.series if series.mark != "roof"])
     return drawn
 
 
@@ -219,19 +220,20 @@ def _errors(series: Series) -> list[list[float]] | None:
     return [[max(0.0, bar[side]) if bar else math.nan for bar in bars] for side in (0, 1)]
 
 
-def _draw_labels(axes: Any, points: Sequence[Point]) -> None:
+def _draw_labels(axes: Any, drawn: Sequence[Series]) -> None:
     """Beside the highest point of each label, on the side of the farther edge; moved where it would lie upon another
-    label or a point."""
+    label, a point or a line."""
     highest: dict[str, Point] = {}
-    for point in sorted(points, key=lambda p: p.y):
+    for point in sorted((point for series in drawn for point in series.points), key=lambda p: p.y):
         if point.label:
             highest[point.label] = point
     if not highest:
         return
     scale = 72 / axes.figure.dpi
     (left, _), (right, _) = (axes.transAxes.transform((edge, 0.5)) * scale for edge in (0, 1))
-    places = [axes.transData.transform((point.x, point.y)) * scale for point in points]
-    boxes = [(x - _POINT, x + _POINT, y - _POINT, y + _POINT) for x, y in places]
+    paths = [[axes.transData.transform((p.x, p.y)) * scale for p in series.points] for series in drawn]
+    boxes = [(x - _POINT, x + _POINT, y - _POINT, y + _POINT) for path in paths for x, y in path]
+    lines = [box for series, path in zip(drawn, paths, strict=True) if series.mark == "line" for box in _along(path)]
     for point in sorted(highest.values(), key=lambda p: -p.y):
         x, y = axes.transData.transform((point.x, point.y)) * scale
         width = _LABEL_WIDTH * len(point.label)
@@ -240,7 +242,9 @@ def _draw_labels(axes: Any, points: Sequence[Point]) -> None:
         placed = [(side, down, _box(x, y + down, side * width)) for side, down in tries]
         inside = [each for each in placed if left <= each[2][0] and each[2][1] <= right]
         free = [each for each in inside if not any(_overlap(each[2], box) for box in boxes)]
-        side, down, box = (free or inside or placed)[0]
+        # A line may be crossed, rather than that the label is far from its point.
+        clear = [e for e in free if abs(e[1]) <= _LABEL_HEIGHT and not any(_overlap(e[2], box) for box in lines)]
+        side, down, box = (clear or free or inside or placed)[0]
         boxes.append(box)
         label = axes.annotate(
             point.label,
@@ -252,6 +256,14 @@ def _draw_labels(axes: Any, points: Sequence[Point]) -> None:
             fontsize=_LABEL_HEIGHT - 2,
         )
         label.set_in_layout(False)
+
+
+def _along(path: Sequence[Sequence[float]]) -> Iterator[tuple[float, float, float, float]]:
+    """Small boxes in a row on the lines between these places."""
+    for (x, y), (to_x, to_y) in pairwise(path):
+        n = math.ceil(math.dist((x, y), (to_x, to_y)) / _POINT)
+        for at_x, at_y in ((x + (to_x - x) * i / n, y + (to_y - y) * i / n) for i in range(1, n)):
+            yield at_x - 1, at_x + 1, at_y - 1, at_y + 1
 
 
 def _box(x: float, y: float, width: float) -> tuple[float, float, float, float]:

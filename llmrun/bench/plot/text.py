@@ -54,7 +54,7 @@ def _panel(panel: Panel, width: int) -> str:
     names = dict(panel.x.ticks)
     blocks = []
     for series in panel.series:
-        rows = [(names.get(p.x, significant(p.x)), p.y / highest, _value(p)) for p in series.points]
+        rows = [(names.get(p.x) or _place(p), p.y / highest, _value(p)) for p in series.points]
         blocks += [*_heading(series, panel), *_rows(rows, width, ">")]
     return "\n".join([title, *blocks])
 
@@ -83,6 +83,10 @@ def _rows(rows: Sequence[tuple[str, float, str]], width: int, align: str = "<") 
     value = max(len(text) for _, _, text in rows)
     room = max(NARROWEST_BAR, width - label - value - 6)
     return [f"  {name:{align}{label}}  {bar(share, room):<{room}}  {text}" for name, share, text in rows]
+
+
+def _place(point: Point) -> str:
+    return f"{point.label}: {significant(point.x)}" if point.label else f"{point.x:g}"
 
 
 def _value(point: Point) -> str:
