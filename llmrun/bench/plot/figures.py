@@ -605,7 +605,7 @@ def _load_panels(named: Sequence[tuple[str, Sequence[LoadRow]]], x: Axis, place:
         waiting = [Panel("load", first, x, seconds, tuple(found))]
     else:
         waiting = [Panel("load", f"{first}, {name}", x, seconds, tuple(curves(ttft_s))) for name, ttft_s in quantiles]
-    against = []
+    against: list[Series] = []
     for label, rows in named:
         points = [
             # Of several lines one has labels: the others bend where it does.
