@@ -27,11 +27,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hub_server import STALLS, Client, Cut, Hub, Outcome, pull_together, tiny_gguf  # noqa: E402
 
-from llmrun.models.store import listing, verify  # noqa: E402
+from llmrun.models.store import listing, partial, verify  # noqa: E402
 
 REPO, FILE = "user/model", "model-Q4_K_M.gguf"
 SMALL = tiny_gguf(3 << 20)
 LARGE = tiny_gguf(30_000_000)
+HUGE = tiny_gguf(60_000_000)
 MAX_LOSS = 10 << 20
 
 
@@ -57,7 +58,7 @@ class Trial:
         return list((self.home / "hf").rglob("*.partial"))
 
     def on_disk(self) -> int:
-        return sum(path.stat().st_size for path in self.partials())
+        return sum(map(partial.bytes_here, self.partials()))
 
     def corrupt(self) -> int:
         """Listed models whose bytes are not what their names promise."""
@@ -100,6 +101,42 @@ def kills(t: Trial) -> Line:
     good = n == 50 and corrupt == 0 and worst <= MAX_LOSS and most <= 1 and done.exit == 0
     seen = f"{n} kills: {corrupt} corrupt models, at most {most} partial, at most {worst:,} bytes fetched again; "
     return seen + f"the last pull fetched {fetched_last:,} of {len(LARGE):,} bytes ({kept:,} were here)", good
+
+
+def kills_of_four(t: Trial) -> Line:
+    """kill −9 at 30 random points of a throttled 60 MB pull with four ranges open"""
+    t.fresh(HUGE)
+    n, corrupt, worst, most, holes = 0, 0, 0, 0, 0
+    t.hub.faults.throttle_bps = 1_000_000
+    while n < 30:
+        told = 0
+        with t.client() as client:
+            client.send("pull", repo=REPO, connections=4)
+            until = None
+            for event in client.events():
+                told = max(told, event.get("resumed_at", 0), event.get("done", 0))
+                until = until or time.monotonic() + t.chance.uniform(0, 0.4)
+                if event["event"] == "Outcome" or time.monotonic() > until:
+                    break
+            client.process.kill()
+            client.process.wait()
+        n += 1
+        corrupt += t.corrupt()
+        most = max(most, len(t.partials()))
+        here = [extent for path in t.partials() for extent in partial.extents_of(path)]
+        holes += len(here) > 1
+        worst = max(worst, told - sum(end - begin for begin, end in here))
+    kept = t.on_disk()
+    t.hub.forget()
+    with t.client() as client:
+        done = client.ask("pull", repo=REPO, connections=4)
+    again = sum(event["fetched"] for event in done.of("PullFinished")) - (len(HUGE) - kept)
+    good = n == 30 and not corrupt and worst <= 4 * MAX_LOSS and most <= 1 and done.exit == 0 and again == 0
+    seen = f"{n} kills, {holes} with holes: {corrupt} corrupt models, at most {most} partial, at most {worst:,} bytes "
+    seen += (
+        f"of what it had told of came again, of all four together; {kept:,} of {len(HUGE):,} bytes were here at the "
+    )
+    return seen + f"end, of which the last pull fetched {again:,}", good
 
 
 def kills_at_the_end(t: Trial) -> Line:
@@ -338,8 +375,8 @@ def flipped(t: Trial) -> Line:
     return seen, found == again == n and left == 0
 
 
-LINES = (kills, kills_at_the_end, signals, broken, wrong_bytes, together, killed_holders, file_limit, full_disk,
-         hostile, flipped)  # fmt: skip
+LINES = (kills, kills_of_four, kills_at_the_end, signals, broken, wrong_bytes, together, killed_holders, file_limit,
+         full_disk, hostile, flipped)  # fmt: skip
 
 
 def main() -> int:

@@ -239,11 +239,20 @@ def _check_purpose(header: Header) -> None:
         raise BadModel(f"architecture '{printable(architecture)}' is not known to this llama.cpp")
 
 
+PROJECTOR_KIND = "the image or audio part of a model (mmproj), not the language model itself"
+
+
+def check_projector(header: Header) -> None:
+    """Raises `BadModel` for what is not the image or audio part of a model."""
+    if no_model(header) != PROJECTOR_KIND:
+        raise BadModel("this is not the image or audio part of a model (mmproj), although its name says so")
+
+
 def no_model(header: Header) -> str | None:
     """What a file is that only goes with a model: "a LoRA adapter, not a model"; None for a model."""
     kind, architecture = header.metadata.get("general.type"), header.architecture
     if architecture == "clip" or kind == "mmproj":
-        return "the image or audio part of a model (mmproj), not the language model itself"
+        return PROJECTOR_KIND
     if kind == "adapter":
         return "a LoRA adapter, not a model"
     if kind == "imatrix" or architecture == "imatrix":

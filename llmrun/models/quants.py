@@ -116,6 +116,7 @@ _COMPANION = re.compile(
     r"|[-_.](?:mtp|eagle[23]?|dflash|dspark|draft(?:er)?|assistant|lora|adapter)(?:[-_.]\d{5}-of-\d{5})?\.gguf$",
     re.IGNORECASE,
 )
+_PROJECTORS = ("F16", "BF16", "F32")
 _DOUBTFUL = re.compile(r"mtp|eagle|dflash|draft|specul|assistant|lora|adapter|imatrix", re.IGNORECASE)
 
 
@@ -172,6 +173,25 @@ def is_model_file(filename: str) -> bool:
     if not is_gguf(name) or _BESIDE.search(name) or _COMPANION.search(filename):
         return False
     return "imatrix" not in name.lower() or quant_of(name) is not None
+
+
+def is_projector(filename: str) -> bool:
+    """Whether a file of a repository is the image or audio part of a model, by its path."""
+    return is_gguf(filename) and "mmproj" in filename.lower()
+
+
+def choose_projector(files: Iterable[str], model: str) -> str | None:
+    """The projector to take with a model of the same repository: one in its folder before others, then by precision:
+    F16, which every backend computes, BF16, F32, then the others by their size. None: there is none."""
+    folder = model.rpartition("/")[0]
+
+    def order(name: str) -> tuple[bool, int, float, int, str]:
+        quant = quant_of(name)
+        rank = _PROJECTORS.index(quant) if quant in _PROJECTORS else len(_PROJECTORS)
+        bits = (bits_per_weight(quant) if quant else None) or 0.0
+        return name.rpartition("/")[0] != folder, rank, -bits, len(name), name
+
+    return min(filter(is_projector, files), key=order, default=None)
 
 
 def is_in_doubt(filename: str, others: Iterable[str]) -> bool:

@@ -24,6 +24,8 @@ _OF_KIND: dict[str, Callable[[str], KvValue]] = {
 }
 MAX_PARALLEL = 256
 """As many sequences as llama.cpp knows (LLAMA_MAX_SEQ)."""
+MAX_CONNECTIONS = 16
+"""To a server, for one file."""
 _WHOLE = re.compile(r"-?\d{1,18}")
 
 
@@ -60,6 +62,16 @@ def parallel(text: str) -> int | None:
     n = _whole(text, "auto or a number of answers")
     if not 1 <= n <= MAX_PARALLEL:
         raise ValueError(f"{n} is not from 1 to {MAX_PARALLEL}")
+    return n
+
+
+def connections(text: str) -> int | None:
+    """How many connections a file is fetched over; None for "auto"."""
+    if text == "auto":
+        return None
+    n = _whole(text, "auto or a number of connections")
+    if not 1 <= n <= MAX_CONNECTIONS:
+        raise ValueError(f"{n} is not from 1 to {MAX_CONNECTIONS}")
     return n
 
 

@@ -158,6 +158,67 @@ def test_pull_of_an_imported_model(run: Run, tmp_path: Path) -> None:
     assert run("pull", "local/none").returncode == 3
 
 
+def test_connections(run: Run, hub: Hub) -> None:
+    """As many as somebody says, for what is large enough to be divided."""
+    done = run("pull", "pet:Q8_0", "--connections", "4", "-q")
+    assert done.returncode == 0 and Path(done.stdout.rstrip("\n")).read_bytes() == LARGE
+    hub.add("user/large", {"large-Q8_0.gguf": tiny_gguf(12 << 20)})
+    assert run("pull", "user/large", "--connections", "3", "-q").returncode == 0
+    assert len(hub.seen["cdn"].ranges) >= 3
+    for wrong in ("0", "17", "many", "-1"):
+        assert run("pull", "pet", f"--connections={wrong}").returncode == 2
+
+
+def test_the_projector_of_a_model(run: Run, hub: Hub) -> None:
+    """With the model if asked for, F16 before others; listed with what it goes with, verified, removed by name."""
+    projector = tiny_gguf(600_000, name="mmproj", seed=3).replace(b"general.name", b"general.type")
+    files = {f"mmproj-{level}.gguf": projector for level in ("Q8_0", "F32", "F16", "BF16")}
+    hub.add("user/sees", {"sees-Q4_K_M.gguf": SMALL, **files})
+    name = "hf://user/sees/mmproj-F16.gguf"
+    dry = json.loads(run("pull", "user/sees", "--mmproj", "--dry-run", "--json").stdout)[0]
+    assert dry["mmproj"]["missing_bytes"] == len(projector) and dry["mmproj"]["memory"] is None
+    assert "mmproj-F16.gguf" in run("pull", "user/sees", "--mmproj", "--dry-run").stdout
+    done = run("pull", "user/sees", "--mmproj")
+    model, beside = done.stdout.splitlines()
+    assert Path(model).read_bytes() == SMALL and Path(beside).read_bytes() == projector
+    assert Path(beside).parent == Path(model).parent
+    assert "llmrun reads text only" in done.stderr
+    assert listed(run)[name]["where"] == "hub cache, goes with user/sees"
+    assert run("pull", "user/sees", "--mmproj", "--offline", "-q").stdout == done.stdout
+    assert run("verify", "--all").stdout.count("ok") == 2
+    assert run("run", name, "hello").returncode == 8
+    removed = run("rm", "-y", "user/sees:Q4_K_M")
+    assert f"llmrun rm {name}" in removed.stderr
+    assert run("rm", "-y", name).returncode == 0 and list(listed(run)) == ["tiny"]
+    none = run("pull", "pet", "--mmproj")
+    assert none.returncode == 4 and "user/pet-GGUF has no projector" in none.stderr
+    assert list(listed(run)) == ["tiny"]
+    hub.add("user/says-so", {"m-Q4_K_M.gguf": SMALL, "mmproj-m-F16.gguf": LARGE})
+    assert run("pull", "user/says-so", "--mmproj").returncode == 8
+
+
+def test_the_draft_of_a_model(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """The smallest of its family, if it has the same vocabulary; else the next, else none, with the reason."""
+    entry = '[[model]]\nname = "{}"\nrepo = "user/{}"\nparameters = {}\n'
+    sizes = {"dog:big": 8, "dog:odd": 0.1, "dog:small": 0.5, "dog:half": 4, "cat:big": 8, "cat:odd": 1}
+    text = "".join(entry.format(name, name.replace(":", "-"), n) for name, n in sizes.items())
+    (tmp_path / "config" / "models.toml").write_text(text)
+    for name in sizes:
+        content = tiny_gguf(600_000, tokens=600 if "odd" in name else 300)
+        hub.add(f"user/{name.replace(':', '-')}", {f"{name.replace(':', '-')}-Q4_K_M.gguf": content})
+    done = run("pull", "dog:big", "--draft", "--json")
+    (document,) = json.loads(done.stdout)
+    assert document["draft"]["name"] == "dog:small" and "--draft dog:small" in done.stderr
+    assert sorted(listed(run)) == ["dog:big:Q4_K_M", "dog:small:Q4_K_M", "tiny"]
+    answer = run("run", "dog:big", "--draft", "dog:small", "hello", "-n", "4", "-t", "1")
+    assert answer.returncode == 0, answer.stderr
+    refused = run("pull", "cat:big", "--draft")
+    assert refused.returncode == 4 and "cat:odd: it has another vocabulary" in refused.stderr
+    none = run("pull", "dog:odd", "--draft")
+    assert none.returncode == 4 and "no model that is small enough" in none.stderr
+    assert not any("odd" in name for name in listed(run))
+
+
 def test_dry_run_fetches_nothing(run: Run, tmp_path: Path) -> None:
     """What it would fetch, and whether that fits on the disk and in memory: weights and KV cache."""
     done = run("pull", "pet", "--dry-run", "--json")

@@ -638,6 +638,20 @@ def test_choose_nothing(wanted: str) -> None:
     assert quants.choose(["README.md", "mmproj-F16.gguf"]) is None
 
 
+@pytest.mark.parametrize(
+    ("files", "chosen"),
+    [
+        (["m-Q4_K_M.gguf", "mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf"], "mmproj-F16.gguf"),
+        (["mmproj-m-Q8_0.gguf", "mmproj-m-Q4_0.gguf", "m-F16.gguf"], "mmproj-m-Q8_0.gguf"),
+        (["other/mmproj-F16.gguf", "big/M-BF16-mmproj.gguf", "mmproj-F16.gguf"], "big/M-BF16-mmproj.gguf"),
+        (["m-Q4_K_M.gguf", "mmproj.md"], None),
+    ],
+)
+def test_choose_projector(files: list[str], chosen: str | None) -> None:
+    """F16 before BF16 before F32 before what is quantized; one in the model's folder before all of them."""
+    assert quants.choose_projector(files, "big/m-Q4_K_M.gguf") == chosen
+
+
 def test_choose_by_real_sizes() -> None:
     """Where sizes are known they decide: here a level of unknown width is the nearest to what Q4_K_M would take."""
     sizes = {"m-Q8_0.gguf": 8_500, "m-Q3_K_S.gguf": 3_640, "m-IQ5_K.gguf": 5_000, "m-Q2_K.gguf": 3_160}

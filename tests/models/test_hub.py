@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -15,10 +16,12 @@ from hub_server import FOR_EVER, STALLS, TOKEN, Client, Cut, Hub, Outcome, pull_
 from waiting import HANGS_S, until
 
 from llmrun.models.hub.info import is_safe_name
+from llmrun.models.store.partial import bytes_here, extents_of
 
 SIZE = 3 << 20
 FILE = "model-Q4_K_M.gguf"
 MODEL, OTHER = tiny_gguf(SIZE), tiny_gguf(300_000, seed=1)
+LARGE = tiny_gguf(24 << 20, seed=2)
 REPO = "user/model"
 
 
@@ -439,6 +442,222 @@ def test_offline_never_asks(bench: Bench, by: str) -> None:
     assert (missing.exit, missing.error) == (3, "NotInStore")
     assert other_quant.exit == 3
     assert sum(seen.requests.total() for seen in bench.hub.seen.values()) == 0
+
+
+# --- several connections
+
+
+@pytest.fixture
+def large(bench: Bench) -> bytes:
+    """24 MiB, in pieces of 4 MiB."""
+    bench.hub.add(REPO, {FILE: LARGE})
+    return LARGE
+
+
+def asked(bench: Bench) -> list[tuple[int, int]]:
+    """The ranges that the CDN was asked for, (from, up to)."""
+    ranges = (wanted.removeprefix("bytes=").split("-") for wanted in bench.hub.seen["cdn"].ranges)
+    return [(int(first), int(last) + 1) for first, last in ranges]
+
+
+def in_the_middle(bench: Bench, client: Client, n: int = 6 << 20, **arguments: Any) -> int:
+    """A slow pull over four connections that has brought more than so many bytes; how many it told of."""
+    bench.hub.faults.throttle_bps = 2_000_000
+    client.send("pull", repo=REPO, connections=4, **arguments)
+    done: int = next(
+        event["done"] for event in client.events() if event["event"] == "PullProgress" and event["done"] > n
+    )
+    return done
+
+
+def killed(bench: Bench) -> tuple[int, int]:
+    """What is here of a pull that was killed with four ranges open, and what it had told of."""
+    with bench.new_client() as client:
+        told = in_the_middle(bench, client)
+        client.process.kill()
+        client.process.wait()
+    bench.hub.forget()
+    (left,) = bench.partials()
+    assert len(extents_of(left)) > 1, "it has holes"
+    return bytes_here(left), told
+
+
+def test_pieces_over_four_connections(bench: Bench, large: bytes) -> None:
+    """The first four pieces at once and the others in order; one question about the file; nothing of it is left."""
+    done = bench.pull(connections=4)
+    assert done.exit == 0, done.message
+    assert Path(done.result).read_bytes() == large
+    assert sorted(asked(bench)[:4]) == [(first << 20, (first + 4) << 20) for first in (0, 4, 8, 12)]
+    assert bench.hub.seen["hub"].requests["HEAD"] == 1
+    assert done.of("PullFinished")[0]["fetched"] == len(large)
+    assert bench.files("*.partial*") == []
+
+
+def test_more_connections_where_they_gain(bench: Bench, large: bytes) -> None:
+    """A server that gives each connection so much: there are several after a while; to a small file, one."""
+    bench.hub.faults.throttle_bps = 3_000_000
+    assert bench.pull().exit == 0
+    assert len(asked(bench)) > 2
+    bench.hub.add("user/small", {FILE: MODEL})
+    bench.hub.forget()
+    bench.hub.faults.throttle_bps = 1_000_000
+    assert bench.pull("user/small").exit == 0
+    assert bench.hub.seen["cdn"].requests["GET"] == 1 and asked(bench) == []
+
+
+def test_kill_9_with_four_ranges_open(bench: Bench, large: bytes) -> None:
+    """What each had brought but for its last bytes is here, and only the rest is asked for again."""
+    kept, told = killed(bench)
+    assert told - kept <= 4 * (128 << 10)
+    assert bench.listed() == []
+    assert [(item["kind"], item["size"]) for item in bench.ask("leftovers").result] == [("partial", kept)]
+    assert bench.ask("resolve").result["missing"] == len(large) - kept
+    done = bench.pull(connections=4)
+    assert done.exit == 0, done.message
+    assert done.of("PullStarted")[0]["resumed_at"] == kept
+    assert done.of("PullFinished")[0]["fetched"] == len(large) - kept
+    assert Path(done.result).read_bytes() == large
+    assert bench.files("*.partial*") == []
+
+
+def test_one_connection_fills_the_holes(bench: Bench, large: bytes) -> None:
+    """What was begun over four goes on over one."""
+    kept, _ = killed(bench)
+    done = bench.pull()
+    assert done.exit == 0 and Path(done.result).read_bytes() == large
+    assert sum(end - begin for begin, end in asked(bench)) == len(large) - kept
+
+
+def test_a_partial_with_holes_can_be_freed(bench: Bench, large: bytes) -> None:
+    """With its journal; what it had taken is what was freed."""
+    kept, _ = killed(bench)
+    assert bench.ask("free").result == kept
+    assert not (bench.cache / "models--user--model").exists()
+
+
+def test_a_partial_of_one_connection_goes_on_over_four(bench: Bench, large: bytes) -> None:
+    """As llmrun left it before there were several: a run of bytes from the first."""
+    sha256, _ = bench.hub.repos[REPO].files[FILE]
+    blobs = bench.cache / "models--user--model" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{sha256}.partial").write_bytes(large[: 5 << 20])
+    done = bench.pull(connections=4)
+    assert done.exit == 0 and Path(done.result).read_bytes() == large
+    assert done.of("PullStarted")[0]["resumed_at"] == 5 << 20
+    assert min(asked(bench)) == (5 << 20, 9 << 20)
+    assert done.of("PullFinished")[0]["fetched"] == len(large) - (5 << 20)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"cuts": [Cut("close", 5_000_000), Cut("reset", 9_000_000), Cut("close", 20_000_000)]},
+        {"cuts": [Cut("stall", 2_000_000), Cut("stall", 6_000_000), Cut("stall", 10_000_000)]},
+        {"expired_urls": 2},
+        {"get_status": 503, "get_times": 3},
+        {"head_status": 500, "head_times": 2},
+        {"same_origin": True},
+        {"redirects": 3},
+        {"no_ranges": True},
+        {"wrong_range": True},
+        {"refuse_ranges": 4},
+    ],
+    ids=lambda faults: "-".join(faults),
+)
+def test_four_connections_to_a_server_that_fails(bench: Bench, large: bytes, faults: dict[str, object]) -> None:
+    """Ranges that break off, expired addresses, servers that can't do ranges: it comes whole all the same."""
+    for name, value in faults.items():
+        setattr(bench.hub.faults, name, value)
+    done = bench.pull(connections=4, patience=STALLS)
+    assert done.exit == 0, done.message
+    assert Path(done.result).read_bytes() == large
+    assert bench.files("*.partial*") == []
+
+
+def test_a_server_that_gives_two_at_once(bench: Bench, large: bytes) -> None:
+    """Who is refused beside others that get theirs is no failure: two it is, and nobody waits."""
+    bench.hub.faults.at_once, bench.hub.faults.throttle_bps = 2, 6_000_000
+    done = bench.pull(connections=6)
+    assert done.exit == 0 and Path(done.result).read_bytes() == large
+    assert done.of("PullRetrying") == []
+    assert bench.hub.seen["cdn"].requests["GET"] - bench.hub.seen["cdn"].bodies <= 5
+
+
+def test_holes_and_a_server_without_ranges(bench: Bench, large: bytes) -> None:
+    """It can send only the whole: that is said, and done."""
+    killed(bench)
+    bench.hub.faults.no_ranges = True
+    done = bench.pull()
+    assert done.exit == 0 and Path(done.result).read_bytes() == large
+    assert "in the middle" in done.of("PullRestarted")[0]["reason"]
+    assert done.of("PullFinished")[0]["fetched"] == len(large)
+
+
+@pytest.mark.parametrize(
+    "faults", [{"corrupt_at": 9_000_000}, {"swap_after": 2}, {"short_to": 9_000_000}], ids=["bit", "swapped", "short"]
+)
+def test_wrong_bytes_of_one_range(bench: Bench, large: bytes, faults: dict[str, object]) -> None:
+    """Exit 6, never in the list, nothing is left to go on from; when the server is well again, a new pull works."""
+    for name, value in faults.items():
+        setattr(bench.hub.faults, name, value)
+    done = bench.pull(connections=4)
+    assert (done.exit, done.error) == (6, "IntegrityError"), done.message
+    assert bench.listed() == []
+    bench.hub.forget()
+    again = bench.pull(connections=4)
+    assert again.exit == 0 and Path(again.result).read_bytes() == large
+
+
+def test_pieces_that_do_not_fit_together_come_in_one(bench: Bench, large: bytes) -> None:
+    """A partial that is wrong somewhere costs one more download, over one connection."""
+    killed(bench)
+    (left,) = bench.partials()
+    with left.open("r+b") as file:
+        file.write(b"\0" * 1000)
+    done = bench.pull(connections=4)
+    assert done.exit == 0 and Path(done.result).read_bytes() == large
+    assert len(done.of("PullRestarted")) == 1
+    assert bench.hub.seen["cdn"].requests["GET"] == len(asked(bench)) + 1, "the last for all of it"
+
+
+def test_a_file_that_changes_while_four_are_open(bench: Bench, large: bytes) -> None:
+    """What the hub says now is not what it promised: exit 6 as soon as it is asked again, with what is here kept."""
+    with bench.new_client() as client:
+        in_the_middle(bench, client)
+        bench.hub.faults.etag = "0" * 64
+        bench.hub.faults.cuts = [Cut("close", at << 20) for at in range(24)]
+        done = client.outcome()
+    assert (done.exit, done.error) == (6, "IntegrityError")
+    assert "contradicts itself" in done.message
+    assert bench.listed() == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stalled", [False, True])
+def test_signals_with_four_ranges_open(bench: Bench, large: bytes, signum: signal.Signals, stalled: bool) -> None:
+    """It ends with all that came noted, also while the network is silent."""
+    with bench.new_client() as client:
+        bench.hub.faults.cuts = [Cut("stall", (at << 20) + 2_000_000) for at in (0, 4, 8, 12)] if stalled else []
+        in_the_middle(bench, client, patience=FOR_EVER)
+        client.process.send_signal(signum)
+        assert client.process.wait(timeout=HANGS_S) == 128 + signum
+    kept = bytes_here(bench.partials()[0])
+    bench.hub.forget()
+    done = bench.pull(connections=4)
+    assert done.exit == 0 and Path(done.result).read_bytes() == large
+    assert done.of("PullStarted")[0]["resumed_at"] == kept > 6 << 20
+
+
+def test_file_size_limit_with_four_ranges(bench: Bench, large: bytes) -> None:
+    """What lies behind the limit can't be written: exit 7, what is before it is kept."""
+    with bench.new_client() as client:
+        bench.hub.faults.throttle_bps = 2_000_000
+        done = client.ask("pull", repo=REPO, connections=4, file_limit=13 << 20)
+    assert (done.exit, done.error) == (7, "DiskError")
+    bench.hub.forget()
+    again = bench.pull(connections=4)
+    assert again.exit == 0 and Path(again.result).read_bytes() == large
+    assert again.of("PullStarted")[0]["resumed_at"] > 0
 
 
 # --- wrong bytes

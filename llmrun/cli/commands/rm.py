@@ -58,6 +58,19 @@ def rm(
         for name in (*gone, *map(known.of, wanted)):
             screen.out(sanitize(name) + "\n")
         screen.note(f"{size(freed)} freed")
+        _tell_what_stays({model.repo for model in models.values()})
+
+
+def _tell_what_stays(repos: set[str]) -> None:
+    """Names projectors whose last model is gone."""
+    from llmrun.models import quants
+    from llmrun.models.store.listing import list_models
+
+    left = [model for model in list_models(header_budget_s=0) if model.repo in repos]
+    with_model = {model.repo for model in left if not quants.is_projector(model.file)}
+    for model in left:
+        if model.repo not in with_model:
+            screen.note(f"{model.name} went with it and stays; to remove it: llmrun rm {model.name}")
 
 
 def _meant(name: str, known: ModelNames, leftovers: list[Leftover]) -> Sequence[StoredModel | Leftover]:

@@ -32,7 +32,9 @@ def resolve(named: HubFile, *, offline: bool, quiet: bool) -> Resolved:
     return resolved
 
 
-def pull(resolved: Resolved, *, offline: bool, quiet: bool) -> tuple[Path, list[PullFinished]]:
+def pull(
+    resolved: Resolved, *, offline: bool, quiet: bool, n_connections: int | None = None
+) -> tuple[Path, list[PullFinished]]:
     """Pulls, and shows how far it is, in a bar per file and per kind of work on it; the path of the first file, and
     what was fetched of each."""
     from llmrun.models.hub import download, events
@@ -68,4 +70,4 @@ def pull(resolved: Resolved, *, offline: bool, quiet: bool) -> tuple[Path, list[
                 bar.close()
 
     with closing(Bytes(quiet=quiet)) as bar:
-        return download.pull(resolved, on_event, offline=offline), finished
+        return download.pull(resolved, on_event, offline=offline, n_connections=n_connections), finished

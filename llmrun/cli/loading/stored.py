@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmrun.cli.terminal import screen
 from llmrun.clock import utc_of
 from llmrun.errors import LlmrunError
+from llmrun.models import quants
 
 if TYPE_CHECKING:
     from llmrun.models.naming import ModelNames
@@ -39,6 +40,8 @@ def model_row(model: StoredModel, name: str) -> dict[str, Any]:
     """What `list` says of a model; `last_used_s` is a Unix time."""
     here, of = len(model.parts), model.n_parts
     where = "hub cache" if model.commit is not None else "imported"
+    if quants.is_projector(model.file) and model.commit is not None:
+        where = f"hub cache, goes with {model.repo}"
     if model.commit is None and model.path.is_symlink():
         where = f"link to {model.path.readlink()}"
     return {

@@ -1,4 +1,5 @@
-"""One file on its way into the cache: fetched, hashed while it grows, checked early, resumed after a kill."""
+"""One file on its way into the cache: fetched over as many connections as pay, hashed while it grows, checked early,
+resumed after a kill."""
 
 from __future__ import annotations
 
@@ -14,13 +15,18 @@ from typing import Any, NoReturn
 from llmrun import fs, units
 from llmrun.errors import Act, BadModel, IntegrityError, NetworkError, Remedy
 from llmrun.gguf.reader import Header, naming, read_header
-from llmrun.gguf.rules import check_part, check_runnable
+from llmrun.gguf.rules import check_part, check_projector, check_runnable
 from llmrun.models.hub import events
+from llmrun.models.hub.connection import Connection, NoRanges
+from llmrun.models.hub.connection_count import MOST, ConnectionCount
 from llmrun.models.hub.http import Patience, http_errors, reason_of
 from llmrun.models.hub.info import RepoFile, Resolved
-from llmrun.models.hub.remote import HEADER_STEPS, AttemptFailed, RangeRefused, RemoteFile
+from llmrun.models.hub.ranges import LEAST_BYTES, Ranges
+from llmrun.models.hub.remote import HEADER_STEPS, AttemptFailed, RangeRefused, Refused, RemoteFile
+from llmrun.models.store import partial as partials
 from llmrun.models.store import state
 from llmrun.models.store.layout import DAMAGED, RepoFolder
+from llmrun.models.store.partial import Extent, Partial
 from llmrun.models.store.state import HeaderFacts
 from llmrun.text import printable
 
@@ -32,6 +38,14 @@ _EARLY_CHECK_BYTES = 64 << 20
 """With less than this to go, a header is not checked before the sha256 is known."""
 _CLEAR_ANSWERS = 3
 """So often in a row a server may say that its file is shorter than promised."""
+_SMALL_BYTES = 16 << 20
+"""A smaller file has one connection, unless somebody says how many."""
+_MOST_PIECE_BYTES = 32 << 20
+_TICK_S = 0.1
+_RATE_S = 0.5
+"""For so long bytes are counted for one rate."""
+_STOP_S = 0.5
+"""For so long connections that are to end are waited for: a user has pressed Ctrl-C."""
 
 
 class _Hasher(threading.Thread):
@@ -41,19 +55,18 @@ class _Hasher(threading.Thread):
     not slowed down.
     """
 
-    def __init__(self, path: Path, available: int) -> None:
+    def __init__(self, partial: Partial, ranges: Ranges) -> None:
         super().__init__(daemon=True, name="llmrun-hash")
         self.hashed = 0
-        self._available = available
-        self._path = path
+        self.synced: list[Extent] = []
+        self._partial, self._ranges = partial, ranges
         self._sha = hashlib.sha256()
         self._more, self._last, self._stopped = threading.Event(), False, False
         self._error: OSError | None = None
         self.start()
 
-    def advance(self, available: int) -> None:
-        """The file has grown to `available` bytes."""
-        self._available = available
+    def advance(self) -> None:
+        """The file has grown."""
         self._more.set()
 
     def finish(self, on_wait: Callable[[], None]) -> str:
@@ -75,7 +88,7 @@ class _Hasher(threading.Thread):
 
     def run(self) -> None:
         try:
-            with self._path.open("rb+", buffering=0) as file:
+            with self._partial.path.open("rb+", buffering=0) as file:
                 self._hash(file)
         except OSError as error:
             self._error = error
@@ -83,13 +96,13 @@ class _Hasher(threading.Thread):
     def _hash(self, file: Any) -> None:
         buffer = bytearray(fs.CHUNK_BYTES)
         view = memoryview(buffer)
-        synced = self._available
-        sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+        n_synced = 0  # what an earlier process left may not be on the disk yet
         while not self._stopped:
-            if self._available - synced >= _SYNC_BYTES:
-                synced = self._available
-                sync(file.fileno())
-            wanted = min(len(buffer), self._available - self.hashed)
+            if self._ranges.n_here - n_synced >= _SYNC_BYTES:
+                n_synced, here = self._ranges.n_here, self._ranges.here()
+                self._partial.sync(file.fileno(), here)
+                self.synced = here
+            wanted = min(len(buffer), self._ranges.prefix - self.hashed)
             if wanted > 0:
                 n = file.readinto(view[:wanted])
                 self._sha.update(view[:n])
@@ -124,21 +137,29 @@ class BlobDownload:
     """One file on its way into `blobs/`, whose lock we have."""
 
     def __init__(
-        self, resolved: Resolved, file: RepoFile, folder: RepoFolder, on_event: events.OnPullEvent, patience: Patience
+        self,
+        resolved: Resolved,
+        file: RepoFile,
+        folder: RepoFolder,
+        on_event: events.OnPullEvent,
+        patience: Patience,
+        n_connections: int | None = None,
     ) -> None:
+        """`n_connections`: None for as many as pay."""
         assert file.sha256 is not None
         self._resolved, self._file, self._folder = resolved, file, folder
         self._on_event, self._patience = on_event, patience
         self._remote = RemoteFile(resolved, file, patience)
         self._sha256 = file.sha256
-        self._blob, self._partial = folder.blob(self._sha256), folder.partial(self._sha256)
+        self._blob = folder.blob(self._sha256)
         self._shown_s = 0.0
-        self._fd = -1
-        self._at = 0  # bytes in the partial
-        self._pieces = 0  # answers that these bytes came from; an earlier process's count as several
-        self._fetched = 0
+        self._n_answers = 0  # that the bytes here came from; an earlier process's count as several
         self._next_look = HEADER_STEPS[0]
         self._facts: HeaderFacts | None = None
+        self._ranges = Ranges(file.size, (), 1)
+        self._n_connections = n_connections
+        self._open: list[Connection] = []
+        self._wake = threading.Event()
 
     def run(self) -> None:
         began_s = time.monotonic()
@@ -147,16 +168,17 @@ class BlobDownload:
                 state.pull_begins(self._blob, self._resolved.repo, self._file.name, self._file.size)
                 fetching_s = time.monotonic()
                 self._fetch()
-                state.note_rate(self._fetched, time.monotonic() - fetching_s)
+                state.note_rate(self._ranges.n_fetched, time.monotonic() - fetching_s)
                 state.remember(self._blob, sha256=self._sha256, facts=self._facts)
                 state.pull_ended(self._blob)
         seconds = time.monotonic() - began_s
-        self._on_event(events.PullFinished(self._file.name, self._file.size, self._fetched, seconds))
+        self._on_event(events.PullFinished(self._file.name, self._file.size, self._ranges.n_fetched, seconds))
 
     # --- what is here already
 
     def _is_here(self) -> bool:
         """Whether the finished blob is in the cache, ours or another tool's. It is hashed once, then remembered."""
+        partial = self._folder.partial(self._sha256)
         try:
             size = self._blob.stat().st_size
         except OSError:
@@ -172,9 +194,10 @@ class BlobDownload:
             self._on_event(
                 events.PullRestarted(self._file.name, "the copy in the cache is damaged and has been set aside")
             )
-        elif size < self._file.size and not self._partial.exists() and not self._blob.is_symlink():
+        elif size < self._file.size and not partial.exists() and not self._blob.is_symlink():
             # Cut short by another tool: as good a beginning as any, if it is one.
-            self._blob.replace(self._partial)
+            partials.remove(partial)  # the journal of one that is gone
+            self._blob.replace(partial)
         else:
             self._blob.unlink()
         return False
@@ -203,26 +226,23 @@ class BlobDownload:
 
     def _fetch(self) -> None:
         """Fills the partial, verifies it and gives it its name."""
-        # O_NOFOLLOW: should a link lie there, it is not ours, and what it points to must not be written.
-        self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        self._partial = Partial(self._folder.partial(self._sha256), self._folder.path)
         try:
             self._fill_and_verify()
-            self._refuse_if_unfit(lambda: self._checked_header(self._partial))
-            os.fsync(self._fd)
-            self._partial.replace(self._blob)
-            fs.fsync_folder(self._folder.blobs)
+            self._refuse_if_unfit(lambda: self._checked_header(self._partial.path))
+            self._partial.finish(self._blob)
         finally:
-            if os.fstat(self._fd).st_size == 0:
-                self._partial.unlink(missing_ok=True)
-            os.close(self._fd)
+            self._partial.close()
 
     def _fill_and_verify(self) -> None:
-        self._at = os.fstat(self._fd).st_size
+        self._ranges.reset(self._partial.found)
         for last_chance in (False, True):
-            if self._at > self._file.size:
+            if max((end for _, end in self._ranges.here()), default=0) > self._file.size:
                 self._empty()
-            self._pieces = 2 if self._at else 0
-            self._on_event(events.PullStarted(self._file.name, self._file.size, self._at))
+            self._n_answers = 2 if self._ranges.n_here else 0
+            # What came in pieces that do not fit together comes in one.
+            self._wanted = self._new_count(1 if last_chance else self._n_connections)
+            self._on_event(events.PullStarted(self._file.name, self._file.size, self._ranges.n_here))
             found = self._filled_hash()
             if found == self._sha256:
                 return
@@ -230,23 +250,26 @@ class BlobDownload:
             # Wrong bytes from one answer are the server's. From several, or from an earlier process, they may just not
             # belong together (a power cut, content that changed): then it may send the file once more in one piece.
             reason = f"its sha256 is {found[:12]}…, the hub promised {self._sha256[:12]}…"
-            if last_chance or self._pieces < 2:
-                self._partial.unlink(missing_ok=True)
+            if last_chance or self._n_answers < 2:
+                self._partial.remove()
                 state.pull_ended(self._blob)
                 said = f"{printable(self._file.name)} came damaged: {reason}. It has been thrown away"
                 raise IntegrityError(said, hint=Act("pull", self._resolved.name))
             self._on_event(events.PullRestarted(self._file.name, reason))
 
+    def _new_count(self, fixed: int | None) -> ConnectionCount:
+        return ConnectionCount(fixed, most=MOST if self._file.size >= _SMALL_BYTES else 1)
+
     def _empty(self) -> None:
-        os.ftruncate(self._fd, 0)
-        self._at, self._next_look = 0, HEADER_STEPS[0]
+        self._partial.empty()
+        self._ranges.reset()
+        self._next_look = HEADER_STEPS[0]
 
     def _filled_hash(self) -> str:
         """Fetches what is missing and returns the sha256 of the whole."""
-        self._hasher = _Hasher(self._partial, self._at)
+        self._hasher = _Hasher(self._partial, self._ranges)
         try:
             self._fetch_rest()
-            self._hasher.advance(self._at)
             return self._hasher.finish(self._show_progress)
         finally:
             self._hasher.stop()
@@ -254,83 +277,114 @@ class BlobDownload:
     def _start_over(self, reason: str) -> None:
         self._hasher.stop()
         self._empty()
-        self._pieces = 0
-        self._hasher = _Hasher(self._partial, 0)
+        self._n_answers = self._shown_bytes = 0
+        self._wanted = self._new_count(1)
+        self._hasher = _Hasher(self._partial, self._ranges)
         self._on_event(events.PullRestarted(self._file.name, reason))
 
     def _fetch_rest(self) -> None:
-        """Attempt after attempt, until all bytes are here or it is clear that they won't come."""
-        failures, in_short, refusals, best = 0, 0, 0, self._at
-        while self._at < self._file.size:
-            try:
-                self._attempt()
-            except (NetworkError, AttemptFailed) as error:
-                broken = error if isinstance(error, AttemptFailed) else AttemptFailed(error.message)
-            except http_errors() as error:
-                broken = AttemptFailed(reason_of(error))
-            else:
-                continue
-            if self._at >= best + _GOOD_PROGRESS_BYTES:
-                failures, best = 0, self._at
-            failures += 1
-            # A server that says clearly what it has does not change its mind, as networks do.
-            in_short = in_short + 1 if broken.short else 0
-            if failures >= self._patience.attempts or in_short >= _CLEAR_ANSWERS:
-                self._give_up(broken)
-            refusals = refusals + 1 if isinstance(broken, RangeRefused) else 0
-            if refusals >= 2 and self._at:
-                self._start_over(broken.reason)
-            pause_s = max(broken.pause_s, self._patience.pause(failures))
-            self._on_event(
-                events.PullRetrying(self._file.name, broken.reason, failures, self._patience.attempts, pause_s)
-            )
-            time.sleep(pause_s)
+        """Until all bytes are here or it is clear that they won't come."""
+        self._failures, self._in_short, self._refusals, self._best = 0, 0, 0, self._ranges.n_here
+        self._failed_s = self._not_before_s = 0.0
+        self._rate_s, self._rate_bytes = time.monotonic(), self._ranges.n_here
+        self._shown_bytes = self._ranges.n_here
+        try:
+            while self._ranges.n_here < self._file.size:
+                self._look_at_header()
+                self._open_connections()
+                pause_s = self._not_before_s - time.monotonic()
+                self._wake.wait(min(_TICK_S, pause_s) if pause_s > 0 else _TICK_S)
+                self._wake.clear()
+                self._hasher.advance()
+                for connection in [each for each in self._open if each.ended]:
+                    self._open.remove(connection)
+                    self._look_at_end(connection)
+                self._choose_connections()
+                if self._ranges.n_here > self._shown_bytes:
+                    self._show_progress()
+        finally:
+            self._stop_connections()
+
+    def _open_connections(self) -> None:
+        while len(self._open) < self._wanted.count and time.monotonic() >= self._not_before_s:
+            n = self._wanted.count
+            self._ranges.piece = min(max(self._file.size // (4 * n), 2 * LEAST_BYTES), _MOST_PIECE_BYTES)
+            prefix = self._ranges.prefix
+            claimed = self._ranges.claim(self._patience.window_bytes, alone=n == 1)
+            if claimed is None:
+                return
+            if not self._partial.has_journal and (self._open or claimed.begin != prefix):
+                self._partial.begin_journal(self._ranges.here(), self._hasher.synced)
+            self._open.append(Connection(self._remote, self._partial, self._ranges, claimed, self._wake))
+
+    def _stop_connections(self) -> None:
+        for connection in self._open:
+            connection.stop()
+        until_s = time.monotonic() + _STOP_S
+        for connection in self._open:
+            connection.join(max(0.0, until_s - time.monotonic()))
+            self._n_answers += connection.n_taken > 0
+        self._open = []
+
+    def _choose_connections(self) -> None:
+        now_s, n_here = time.monotonic(), self._ranges.n_here
+        if now_s - self._rate_s >= _RATE_S:
+            rate = (n_here - self._rate_bytes) / (now_s - self._rate_s)
+            self._wanted.measured(rate, self._file.size - n_here)
+            self._rate_s, self._rate_bytes = now_s, n_here
+
+    def _look_at_end(self, connection: Connection) -> None:
+        """What the end of a connection means for those that follow."""
+        self._n_answers += connection.n_taken > 0
+        error = connection.error
+        if error is None:
+            return
+        if isinstance(error, NetworkError):
+            broken = AttemptFailed(error.message)
+        elif isinstance(error, AttemptFailed):
+            broken = error
+        elif isinstance(error, http_errors()):
+            broken = AttemptFailed(reason_of(error))
+        else:
+            raise error
+        if self._open and isinstance(broken, NoRanges | Refused):
+            # Beside others that get theirs: the server has no more to give.
+            self._wanted.limit(len(self._open))
+        elif isinstance(broken, NoRanges):
+            self._start_over(broken.reason)
+        elif connection.opened_s >= self._failed_s:  # else of the same break as one before
+            self._count_failure(broken)
+
+    def _count_failure(self, broken: AttemptFailed) -> None:
+        if self._ranges.n_here >= self._best + _GOOD_PROGRESS_BYTES:
+            self._failures, self._best = 0, self._ranges.n_here
+        self._failures += 1
+        # A server that says clearly what it has does not change its mind, as networks do.
+        self._in_short = self._in_short + 1 if broken.short else 0
+        if self._failures >= self._patience.attempts or self._in_short >= _CLEAR_ANSWERS:
+            self._give_up(broken)
+        self._refusals = self._refusals + 1 if isinstance(broken, RangeRefused) else 0
+        if self._refusals >= 2 and self._ranges.n_here:
+            self._start_over(broken.reason)
+        pause_s = max(broken.pause_s, self._patience.pause(self._failures))
+        self._on_event(
+            events.PullRetrying(self._file.name, broken.reason, self._failures, self._patience.attempts, pause_s)
+        )
+        self._failed_s = time.monotonic()
+        self._not_before_s = self._failed_s + pause_s
 
     def _give_up(self, broken: AttemptFailed) -> NoReturn:
         said = f"{printable(self._file.name)}: {broken.reason}"
         again: Remedy = "try again later"
-        if self._at:
-            said += f"; {units.size(self._at)} of {units.size(self._file.size)} are kept for the next pull"
+        if n_here := self._ranges.n_here:
+            said += f"; {units.size(n_here)} of {units.size(self._file.size)} are kept for the next pull"
             again = Act("pull", self._resolved.name)
         raise (IntegrityError if broken.short else NetworkError)(said, hint=again)
 
-    def _attempt(self) -> None:
-        """One request, from where we are."""
-        self._look_at_header()
-        url = self._remote.locate()
-        end = min(self._file.size, self._at + self._patience.window_bytes)
-        with self._remote.body(url, self._at, end) as (response, first):
-            if first != self._at:
-                # It sends the whole file: all of it, then. The window was for what it does not do.
-                self._start_over("the server can't go on in the middle of a file")
-                end = self._file.size
-            elif response.status_code == 200:
-                end = self._file.size
-            self._pieces += 1
-            self._take(response, end)
-        if self._at < end:
-            raise AttemptFailed(f"the server ends the file after {self._at:,} of {self._file.size:,} bytes", short=True)
-
-    def _take(self, response: Any, end: int) -> None:
-        os.lseek(self._fd, self._at, os.SEEK_SET)
-        told = self._at
-        for chunk in response.iter_raw():
-            data = chunk if len(chunk) <= end - self._at else chunk[: end - self._at]
-            # At once and not in larger blocks: what has been written survives the death of this process.
-            fs.write_all(self._fd, data)
-            self._at += len(data)
-            self._fetched += len(data)
-            if self._at - told >= fs.CHUNK_BYTES:
-                told = self._at
-                self._hasher.advance(told)
-                self._look_at_header()
-            self._show_progress()
-            if self._at >= end:
-                return
-
     def _show_progress(self) -> None:
         if self._is_time():
-            self._on_event(events.PullProgress(self._file.name, self._at, self._file.size, self._hasher.hashed))
+            here = self._shown_bytes = self._ranges.n_here
+            self._on_event(events.PullProgress(self._file.name, here, self._file.size, self._hasher.hashed))
 
     # --- is it a model
 
@@ -340,10 +394,11 @@ class BlobDownload:
         Not where the rest is small: then the sha256 comes first, and tells a model that can't run (exit 8) from one
         that came damaged (exit 6).
         """
-        if self._facts is not None or self._at < self._next_look or self._file.size - self._at < _EARLY_CHECK_BYTES:
+        prefix = self._ranges.prefix
+        if self._facts is not None or prefix < self._next_look or self._file.size - prefix < _EARLY_CHECK_BYTES:
             return
-        self._next_look = 2 * self._at
-        source = _GrowingFile(self._fd, self._at, self._file.size)
+        self._next_look = 2 * prefix
+        source = _GrowingFile(self._partial.fd, prefix, self._file.size)
         with suppress(_NotYet):
             self._refuse_if_unfit(lambda: self._checked(read_header(source)))
 
@@ -351,7 +406,7 @@ class BlobDownload:
         try:
             self._facts = check()
         except BadModel:
-            self._partial.unlink(missing_ok=True)
+            self._partial.remove()
             state.pull_ended(self._blob)
             raise
 
@@ -363,6 +418,8 @@ class BlobDownload:
         files = self._resolved.files
         check_part(self._file.name.rpartition("/")[2], header, files.index(self._file), len(files))
         # A part of a split model is not a model by itself; `_check_whole` looks at them together.
-        if len(files) == 1:
+        if self._resolved.goes_with:
+            check_projector(header)
+        elif len(files) == 1:
             check_runnable(header)
         return HeaderFacts.of(header)

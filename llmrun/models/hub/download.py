@@ -9,8 +9,11 @@ A pull, step by step, and the reason for each:
 3. The bytes go to `blobs/<sha256>.partial`, each as soon as it arrives, so a killed process loses only what was in the
    socket. A thread behind the download reads the file again and hashes it: what is verified is what is in the file,
    and on resume the old bytes are hashed while new ones arrive. (A hash state can't be saved, the bytes can.)
-4. Before every request the hub is asked again, at the pinned commit, for a fresh signed URL, and whether the file still
-   is what it promised.
+   Over several connections the file has holes, and a journal says where (`store/partial.py`); pieces are fetched in
+   order, so that the hash is never far behind (`ranges.py`). How many there are is found by trying
+   (`connection_count.py`): they gain where the other side limits each, and not where the line or this machine does.
+4. Before a request the hub is asked again, at the pinned commit, for a fresh signed URL, and whether the file still
+   is what it promised; what it said some seconds ago is good for the other connections too.
 5. The header is checked as soon as enough of it is here: a model that can't run is refused after a few MB.
 6. Only when the sha256 is right: fsync, rename to `blobs/<sha256>`, then the link in `snapshots/`, which is what
    makes a file visible. All parts of a split model get their links together.
@@ -37,7 +40,7 @@ from llmrun.models.hub.blob import BlobDownload
 from llmrun.models.hub.events import OnPullEvent, PullFinished, PullWaiting
 from llmrun.models.hub.http import Patience, is_offline
 from llmrun.models.hub.info import RepoFile, Resolved, check_promise, is_safe_name
-from llmrun.models.store import state
+from llmrun.models.store import partial, state
 from llmrun.models.store.layout import COMMIT, RepoFolder, blob_name, files_below
 from llmrun.models.store.remove import tidy
 from llmrun.text import printable
@@ -51,8 +54,8 @@ def missing_bytes(resolved: Resolved) -> int:
     folder = RepoFolder.of(resolved.repo)
     missing = 0
     for file in resolved.files:
-        here = 0
-        for path in (*_places(resolved, file, folder), folder.partial(str(file.sha256))):
+        here = partial.bytes_here(folder.partial(str(file.sha256)))
+        for path in _places(resolved, file, folder):
             with suppress(OSError):
                 here = max(here, path.stat().st_size)
         missing += max(0, file.size - here)
@@ -65,11 +68,17 @@ def _places(resolved: Resolved, file: RepoFile, folder: RepoFolder) -> tuple[Pat
 
 
 def pull(
-    resolved: Resolved, on_event: OnPullEvent | None = None, *, offline: bool = False, patience: Patience | None = None
+    resolved: Resolved,
+    on_event: OnPullEvent | None = None,
+    *,
+    offline: bool = False,
+    patience: Patience | None = None,
+    n_connections: int | None = None,
 ) -> Path:
     """Brings all files of a model into the cache, verified, and returns the path of the first.
 
-    May be killed at any point and called again: it goes on where it was. Raises `NetworkError` when the hub or the
+    May be killed at any point and called again: it goes on where it was. `n_connections` to fetch each file over; None:
+    as many as pay. Raises `NetworkError` when the hub or the
     network gives up, `IntegrityError` when the bytes are not those promised, `DiskError` before or when the disk is
     full, `BadModel` when the file is not a model that can be run, `NotFound`, and offline `NotInStore`.
     """
@@ -101,7 +110,7 @@ def pull(
             with _locked(resolved, folder, on_event):
                 try:
                     for file in resolved.files:
-                        BlobDownload(resolved, file, folder, on_event, patience).run()
+                        BlobDownload(resolved, file, folder, on_event, patience, n_connections).run()
                     _check_whole(resolved, folder)
                 except BadModel:
                     _discard(resolved, folder)
@@ -137,9 +146,11 @@ def _waiting(resolved: Resolved, folder: RepoFolder) -> PullWaiting:
     """Which file another process is at, as the folder shows it: the one with a partial, else the first not here."""
 
     def state_of(file: RepoFile) -> tuple[int, int]:
-        for order, path in enumerate((folder.partial(str(file.sha256)), folder.blob(str(file.sha256)))):
-            with suppress(OSError):
-                return 2 * order, path.stat().st_size
+        blob, unfinished = folder.blob(str(file.sha256)), folder.partial(str(file.sha256))
+        if unfinished.exists():
+            return 0, partial.bytes_here(unfinished)
+        with suppress(OSError):
+            return 2, blob.stat().st_size
         return 1, 0
 
     (_, done), file = min(((state_of(file), file) for file in resolved.files), key=lambda pair: pair[0][0])

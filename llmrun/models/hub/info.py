@@ -13,7 +13,7 @@ from llmrun.models import quants
 from llmrun.models.catalog import is_repo
 from llmrun.models.hub.http import Patience, hub_errors, is_offline, session, with_retry
 from llmrun.models.store import listing, state
-from llmrun.models.store.layout import COMMIT, SHA256, is_local
+from llmrun.models.store.layout import COMMIT, SHA256, RepoFolder, files_below, is_local
 from llmrun.text import printable
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Resolved:
         why: why this one, for a person; empty when it was asked for by name.
         files: all parts of a split model, in order.
         revision: the branch or tag that was asked for; None when it was a commit.
+        goes_with: of a projector, the model that it belongs to; empty for a model.
     """
 
     repo: str
@@ -72,6 +73,7 @@ class Resolved:
     files: tuple[RepoFile, ...]
     revision: str | None = "main"
     licence: str | None = None
+    goes_with: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -148,6 +150,25 @@ def resolve(ref: HubFile, *, offline: bool = False) -> Resolved:
         revision=None if COMMIT.fullmatch(revision) else revision,
         licence=info.licence,
     )
+
+
+def resolve_projector(model: Resolved, *, offline: bool = False) -> Resolved:
+    """The image or audio part (mmproj) that lies beside a model in its repository, at the same commit.
+
+    Raises `NotFound` where there is none, and what `resolve` raises.
+    """
+    if is_offline(offline):
+        folder = RepoFolder.of(model.repo).snapshots / model.commit
+        here = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
+        files = {name: RepoFile(name, path.stat().st_size, None) for name, path in here.items() if path.exists()}
+    else:
+        files = {file.name: file for file in model_info(model.repo, model.commit).files}
+    name = quants.choose_projector(files, model.files[0].name)
+    if name is None and is_offline(offline):
+        raise NotInStore(f"no projector (mmproj) of {model.name} is on this machine", hint=Act("list"))
+    if name is None:
+        raise NotFound(f"{model.repo} has no projector (mmproj)", hint=Act("show", model.repo))
+    return replace(model, quant=None, why="", files=(files[name],), goes_with=model.name)
 
 
 def _resolve_from_store(ref: HubFile) -> Resolved:

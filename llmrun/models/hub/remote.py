@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from llmrun.text import printable
 HEADER_STEPS = (1 << 20, 2 << 20, 4 << 20, 8 << 20)
 """A header is asked for, or looked for in a file that grows, at steps of so many bytes."""
 _MAX_REDIRECTS = 5
+_FRESH_S = 20.0
+"""For so long connections share what the hub said of where the bytes are."""
 
 
 class AttemptFailed(Exception):
@@ -33,7 +36,11 @@ class AttemptFailed(Exception):
         self.reason, self.pause_s, self.short = reason, pause_s, short
 
 
-class RangeRefused(AttemptFailed):
+class Refused(AttemptFailed):
+    """The server answers, but not with bytes: perhaps it has given enough to others of ours."""
+
+
+class RangeRefused(Refused):
     """The server does not go on where we are."""
 
 
@@ -42,12 +49,34 @@ class RemoteFile:
 
     def __init__(self, resolved: Resolved, file: RepoFile, patience: Patience) -> None:
         self._resolved, self._file, self._patience = resolved, file, patience
+        self._lock = threading.Lock()
+        self._url, self._asked_s = "", 0.0
+        self._failure, self._failed_s = "", 0.0
 
     def locate(self) -> str:
         """Asks the hub, at the pinned commit, where the bytes are, and that they still are what it promised.
 
-        A signed URL, so good for minutes only. Raises `NetworkError` where asking again may help.
+        A signed URL, so good for minutes only: asked for again by who comes later than some seconds, and after
+        `forget`. Of several who ask at once one does, for all. Raises `NetworkError` where asking again may help.
         """
+        began_s = time.monotonic()
+        with self._lock:
+            if self._failure and self._failed_s > began_s:
+                raise NetworkError(self._failure)
+            if not self._url or began_s - self._asked_s > _FRESH_S:
+                try:
+                    self._url = self._located()
+                except NetworkError as error:
+                    self._failure, self._failed_s = error.message, time.monotonic()
+                    raise
+                self._asked_s = time.monotonic()
+            return self._url
+
+    def forget(self) -> None:
+        """An attempt failed: the address may be good no longer."""
+        self._url = ""
+
+    def _located(self) -> str:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         resolved, file = self._resolved, self._file
@@ -105,7 +134,7 @@ class RemoteFile:
         if status in (401, 403, 404, 410):
             raise AttemptFailed(f"the address that the hub gave no longer works ({status})")
         if status not in (200, 206):
-            raise AttemptFailed(f"the server answers {status}", pause_s=retry_after(response))
+            raise Refused(f"the server answers {status}", pause_s=retry_after(response))
         if headers.get("Content-Encoding", "identity") != "identity":
             raise AttemptFailed("the server compresses what must come as it is")
         if status == 200:
@@ -138,7 +167,6 @@ class _RemoteSource:
         self.size: int | None = file.size
         self._remote = RemoteFile(resolved, file, patience)
         self._file, self._patience = file, patience
-        self._url = ""
         self._buffer = memoryview(b"")
         self._at, self._step = 0, HEADER_STEPS[0]
 
@@ -153,11 +181,10 @@ class _RemoteSource:
     def _fetched(self, first: int, end: int) -> bytes:
         for failures in range(1, self._patience.attempts + 1):
             try:
-                self._url = self._url or self._remote.locate()
-                with self._remote.body(self._url, first, end) as (response, at):
+                with self._remote.body(self._remote.locate(), first, end) as (response, at):
                     return _slice_of(response, at, first, end)
             except http_errors(NetworkError, AttemptFailed) as error:
-                self._url = ""  # it may have expired
+                self._remote.forget()
                 reason = error.message if isinstance(error, NetworkError) else reason_of(error)
                 if failures == self._patience.attempts:
                     raise NetworkError(f"{printable(self._file.name)}: {reason}", hint="try again later") from None

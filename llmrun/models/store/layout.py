@@ -5,6 +5,7 @@ Models that come from the hub lie in the standard Hugging Face cache, which llam
     <cache>/models--user--repo/
         blobs/<sha256>                  the bytes, named by what they must hash to
         blobs/<sha256>.partial          an unfinished download of llmrun (at most one per blob)
+        blobs/<sha256>.partial.ranges   which of its bytes are here, where it has holes (see `partial.py`)
         blobs/<sha256>.damaged          set aside by `verify`; nothing sees it any more
         snapshots/<commit>/<file>       a link to the blob: a file "is there" when this link is there
         refs/<branch or tag>            the commit that it stood for when last asked

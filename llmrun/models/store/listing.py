@@ -16,6 +16,7 @@ from llmrun.errors import LlmrunError
 from llmrun.models import quants
 from llmrun.models.store import layout, state
 from llmrun.models.store.layout import DAMAGED, LOCAL, RepoFolder, entries, files_below, is_local
+from llmrun.models.store.partial import bytes_here
 from llmrun.models.store.state import HeaderFacts
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def list_leftovers() -> list[Leftover]:
                     continue
             with suppress(OSError):
                 file, total = pulls.get(str(folder.blob(base)), (None, None))
-                found.append(Leftover(kind, folder.repo, Path(entry.path), entry.stat().st_size, file, total))
+                size = bytes_here(Path(entry.path)) if kind == "partial" else entry.stat().st_size
+                found.append(Leftover(kind, folder.repo, Path(entry.path), size, file, total))
     return found
 
 

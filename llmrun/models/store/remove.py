@@ -15,6 +15,7 @@ from llmrun.models import quants
 from llmrun.models.store import layout, state
 from llmrun.models.store.layout import RepoFolder, blob_name, entries, files_below
 from llmrun.models.store.listing import Leftover, StoredModel, found_in_repo
+from llmrun.models.store.partial import journal_of
 from llmrun.text import printable
 
 
@@ -58,7 +59,8 @@ def remove_leftovers(leftovers: Iterable[Leftover]) -> int:
         folder = RepoFolder(item.path.parent.parent)
         sha256 = item.path.name.partition(".")[0]
         with suppress(UsageError), fs.disk_errors(f"removing {item.path.name}"), blob_lock(folder, sha256):
-            freed += _unlink(item.path)
+            freed += min(item.size, _unlink(item.path))  # one with holes is shorter than its end
+            _unlink(journal_of(item.path))
             state.pull_ended(folder.blob(sha256))
             tidy(folder)
     return freed
