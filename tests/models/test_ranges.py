@@ -49,6 +49,12 @@ def test_what_is_nearly_here_is_not_tried_for() -> None:
     assert counts({1: 10e6}, 10, left=19e6) == [1] * 10
 
 
+def test_a_machine_that_is_busy_with_one_is_not_tried_with_two() -> None:
+    """They share a core, and one takes most of it."""
+    chosen = ConnectionCount()
+    assert [chosen.measured(200e6, 10**12, busy) for busy in (0.8, 0.8, 0.8, 0.8, 0.2)] == [1, 1, 1, 1, 2]
+
+
 def test_a_silence_is_no_gain() -> None:
     """No bytes at all say nothing about one more connection."""
     assert counts({1: 0}, 10) == [1] * 10

@@ -286,7 +286,7 @@ class BlobDownload:
         """Until all bytes are here or it is clear that they won't come."""
         self._failures, self._in_short, self._refusals, self._best = 0, 0, 0, self._ranges.n_here
         self._failed_s = self._not_before_s = 0.0
-        self._rate_s, self._rate_bytes = time.monotonic(), self._ranges.n_here
+        self._rate_s, self._rate_bytes, self._rate_busy_s = time.monotonic(), self._ranges.n_here, 0.0
         self._shown_bytes = self._ranges.n_here
         try:
             while self._ranges.n_here < self._file.size:
@@ -298,6 +298,7 @@ class BlobDownload:
                 self._hasher.advance()
                 for connection in [each for each in self._open if each.ended]:
                     self._open.remove(connection)
+                    self._rate_busy_s -= connection.busy_s
                     self._look_at_end(connection)
                 self._choose_connections()
                 if self._ranges.n_here > self._shown_bytes:
@@ -329,9 +330,10 @@ class BlobDownload:
     def _choose_connections(self) -> None:
         now_s, n_here = time.monotonic(), self._ranges.n_here
         if now_s - self._rate_s >= _RATE_S:
-            rate = (n_here - self._rate_bytes) / (now_s - self._rate_s)
-            self._wanted.measured(rate, self._file.size - n_here)
-            self._rate_s, self._rate_bytes = now_s, n_here
+            seconds, busy_s = now_s - self._rate_s, sum(each.busy_s for each in self._open)
+            rate, busy = (n_here - self._rate_bytes) / seconds, (busy_s - self._rate_busy_s) / seconds
+            self._wanted.measured(rate, self._file.size - n_here, busy)
+            self._rate_s, self._rate_bytes, self._rate_busy_s = now_s, n_here, busy_s
 
     def _look_at_end(self, connection: Connection) -> None:
         """What the end of a connection means for those that follow."""

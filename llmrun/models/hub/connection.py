@@ -25,6 +25,7 @@ class Connection(threading.Thread):
     Attributes:
         opened_s: monotonic time.
         n_taken: bytes that it has brought.
+        busy_s: CPU time that it has taken.
         ended: it does nothing any more; then `error` is why, None where its bytes are all here.
     """
 
@@ -33,7 +34,7 @@ class Connection(threading.Thread):
     ) -> None:
         super().__init__(daemon=True, name="llmrun-fetch")
         self.opened_s = time.monotonic()
-        self.n_taken, self.ended = 0, False
+        self.n_taken, self.busy_s, self.ended = 0, 0.0, False
         self.error: Exception | None = None
         self._remote, self._partial, self._ranges, self._claimed, self._wake = remote, partial, ranges, claimed, wake
         self._fd = os.dup(partial.fd)  # its own: whoever closes the file does not wait for it
@@ -81,7 +82,7 @@ class Connection(threading.Thread):
                 self._partial.written(claimed.begin, claimed.at)
                 self.n_taken += n
                 if self.n_taken - told >= fs.CHUNK_BYTES:
-                    told = self.n_taken
+                    told, self.busy_s = self.n_taken, time.thread_time()
                     self._wake.set()
                 # An answer that ends here is read to its end, which leaves the connection for the next.
                 if not ranges.room(claimed, 1) and (

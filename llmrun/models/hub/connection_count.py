@@ -8,6 +8,9 @@ _GAIN = 1.15
 """Twice as many have to bring this much more."""
 _WORTH_S = 2.0
 """What is here in less is not worth a try."""
+_BUSY = 0.45
+"""Of a core, taken by those that fetch: twice as many would take more than there is for them, as they share Python's
+lock."""
 _PAUSE = 20
 """Rates until the next try, after one that gained nothing; then twice as many."""
 
@@ -29,9 +32,10 @@ class ConnectionCount:
         self._most = max(1, min(self._most, most))
         self.count = min(self.count, self._most)
 
-    def measured(self, rate: float, n_left: int) -> int:
-        """How many are to be open next, after `rate` bytes per second with `count` of them for some moments, when
-        `n_left` bytes are missing. The first rate after a change is not looked at: connections begin slowly."""
+    def measured(self, rate: float, n_left: int, busy: float = 0.0) -> int:
+        """How many are to be open next, after `rate` bytes per second with `count` of them for some moments, in which
+        they took so much of a core (`busy`), when `n_left` bytes are missing. The first rate after a change is not
+        looked at: connections begin slowly."""
         if rate <= 0:
             return self.count  # a silence is nobody's gain
         if self._is_new:
@@ -41,7 +45,7 @@ class ConnectionCount:
             self._before, self._wait, self._pause = None, self._pause, 2 * self._pause
         elif self._wait:
             self._wait -= 1
-        elif n_left > _WORTH_S * rate and self.count < self._most:
+        elif n_left > _WORTH_S * rate and self.count < self._most and busy < _BUSY:
             self._before = self.count, rate
             self._change(2 * self.count)
         else:
