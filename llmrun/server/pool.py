@@ -98,18 +98,19 @@ class Pool:
     async def runner(self, name: str | None) -> Runner:
         """The one that answers for a model, which is loaded then. Raises `NotFound`, and why it can't be loaded."""
         model = self.named(name)
-        if self.is_loaded(model.name):
-            return self.runners[model.name]
-        # One at a time: two would each count on the same memory. And who asks for one that is being loaded waits for
-        # the end of that, as a first try may fail before another model has made room.
-        async with self._loading:
-            known = self.runners.get(model.name)
-            if known is not None and known.state in ("ready", "loading"):
-                await known.ready()
-                return known
-            return await self._load(model)
+        # Again, where it was unloaded between its being ready and our turn.
+        while not self.is_loaded(model.name):
+            # One at a time: two would each count on the same memory. And who asks for one that is being loaded waits
+            # for the end of that, as a first try may fail before another model has made room.
+            async with self._loading:
+                known = self.runners.get(model.name)
+                if known is not None and known.state in ("ready", "loading"):
+                    await known.ready()
+                else:
+                    await self._load(model)
+        return self.runners[model.name]
 
-    async def _load(self, model: Served) -> Runner:
+    async def _load(self, model: Served) -> None:
         while True:
             if self._closing:
                 raise Stopping("the server is stopping")
@@ -132,7 +133,7 @@ class Pool:
                 self.runners.pop(model.name, None)
                 raise
             else:
-                return runner
+                return
 
     async def _unload_one(self) -> bool:
         """The one that was not used for the longest time; waits for one to be idle. Returns False without any."""
@@ -166,9 +167,8 @@ class Pool:
 
     async def unload_expired(self) -> None:
         for name, until in list(self._until.items()):
-            runner = self.runners.get(name)
-            if runner is not None and runner.is_idle and time.monotonic() >= until:
-                del self._until[name]
+            if self.is_loaded(name) and self.runners[name].is_idle and time.monotonic() >= until:
+                self._until.pop(name, None)
                 await self.runners.pop(name).close()
 
     async def close(self, limit_s: float = 0.0) -> None:

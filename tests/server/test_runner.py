@@ -285,6 +285,33 @@ def test_names(micro: Path) -> None:
     run(work())
 
 
+def test_unloaded_while_somebody_waits_for_it(micro: Path) -> None:
+    """Who asks for a model that is to go gets it: it goes when it is loaded and idle, or is loaded again."""
+
+    async def work() -> None:
+        may_load = threading.Event()
+
+        def slow() -> ChildEngine:
+            may_load.wait()
+            return opener(micro)()
+
+        pool = Pool([served("a", micro, slow)])
+        asking = asyncio.create_task(pool.runner("a"))
+        await asyncio.sleep(0)
+        pool.keep("a", 0)
+        await pool.unload_expired()
+        may_load.set()
+        while not pool.is_loaded("a"):
+            await asyncio.sleep(0)
+        await pool.unload_expired()  # it is ready, and who asked for it does not know yet
+        runner = await asking
+        await text_of(runner.submit("b", GREEDY, OPTIONS))
+        assert runner.totals.n_answers == 1
+        await pool.close()
+
+    run(work())
+
+
 def test_unloaded_when_it_was_idle_for_so_long(micro: Path) -> None:
     async def work() -> None:
         pool = Pool([served("a", micro)])
