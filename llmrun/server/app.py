@@ -30,6 +30,7 @@ from llmrun.codec import Struct
 from llmrun.engine.interface import Answer
 from llmrun.engine.protocol import Count, Counted, Decode, Decoded, Embed, Embedded, Encode, Encoded
 from llmrun.errors import (
+    BadModel,
     EngineCrashed,
     LlmrunError,
     NotFound,
@@ -129,6 +130,8 @@ class Api:
 
     async def _answered(self, dialect: Dialect, request: Request, http: HttpRequest) -> Response:
         runner = await self.pool.runner(request.model)
+        if isinstance(request.asked, list):
+            _check_messages(request.asked, runner)
         reply = dialect.reply(request, runner.name, secrets.token_hex(12))
         options = request.options()
         streams: list[Stream] = []
@@ -141,6 +144,9 @@ class Api:
                 await _or_gone(asyncio.gather(*map(_ended, streams)), gone)
                 _check_format(request, begun)
                 return _json(reply.whole(begun))
+        except BadModel as error:
+            _leave(streams)
+            raise _not_for_it(error) from None
         except BaseException:
             _leave(streams)
             raise
@@ -208,8 +214,12 @@ class Api:
         _check_writes(model)
         messages, thinks, tools = anthropic.count_of(body, model.answers)
         runner = await self.pool.runner(model.name)
+        _check_messages(messages, runner)
         asked = Count(None, messages, model.answers.chat_template, thinks, tools=[*tools] or None)
-        found = await runner.ask(asked)
+        try:
+            found = await runner.ask(asked)
+        except BadModel as error:
+            raise _not_for_it(error) from None
         assert isinstance(found, Counted)
         return _json({"input_tokens": found.n_tokens})
 
@@ -359,6 +369,13 @@ def _check_writes(model: Served) -> None:
         raise Refused(f"{model.name} is an embedding model: it writes no text", "model")
 
 
+def _check_messages(messages: Sequence[Any], runner: Runner) -> None:
+    """Each takes a token at least; and a template that has too many to write takes longer than it may, which ends the
+    engine for all."""
+    if runner.width is not None and len(messages) > (there := runner.width.n_ctx_most):
+        raise PromptTooLong(f"there are {len(messages)} messages, the context holds {there} tokens")
+
+
 def _check_context(n_ctx: int | None, runner: Runner) -> None:
     """Of ollama's option."""
     if n_ctx is not None and runner.width is not None and n_ctx > runner.width.n_ctx_most:
@@ -415,12 +432,13 @@ def _leave(streams: Sequence[Stream]) -> None:
 
 
 def _check_format(request: Request, answers: Sequence[Answer]) -> None:
-    """What was cut by its limit may be no whole document; else it keeps to what was asked for, or is an error."""
+    """What was cut, by its limit or by a text where it is to stop, may be no whole document; else it keeps to what was
+    asked for, or is an error."""
     wanted = request.answers.output_format
     if wanted is None:
         return
     for answer in answers:
-        if answer.stop_reason in ("length", "context"):
+        if answer.stop_reason in ("length", "context", "stop"):
             continue
         if problem := wanted.problem(answer.text):
             raise LlmrunError(problem)
@@ -531,6 +549,11 @@ def _code_of(error: LlmrunError) -> str | None:
     return next((code for kind, code in kinds if isinstance(error, kind)), None)
 
 
+def _not_for_it(error: BadModel) -> Refused:
+    """Of a model that is loaded: its template fails at these messages."""
+    return Refused(error.message, "messages")
+
+
 async def _on_refused(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return _error(dialects.dialect_of(http.url.path), error.status, error.message, error.param, error.code)
@@ -552,6 +575,11 @@ async def _on_http(http: HttpRequest, error: Exception) -> Response:
 
 async def _on_too_long(http: HttpRequest, error: Exception) -> Response:
     return _error(dialects.dialect_of(http.url.path), 413, "the body is longer than may be")
+
+
+async def _on_bug(http: HttpRequest, error: Exception) -> Response:
+    """Its traceback is written by who serves."""
+    return _error(dialects.dialect_of(http.url.path), 500, f"a mistake of the server: {type(error).__name__}")
 
 
 async def _on_gone(http: HttpRequest, error: Exception) -> Response:
@@ -604,6 +632,7 @@ def made(
             TooLong: _on_too_long,
             _Gone: _on_gone,
             ClientDisconnect: _on_gone,
+            Exception: _on_bug,
         },
     )
     return Guard(app, rules), stop

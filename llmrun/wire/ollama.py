@@ -42,9 +42,11 @@ if TYPE_CHECKING:
 CHAT, GENERATE = "/api/chat", "/api/generate"
 SPEAKS = "0.12.0"
 """The version of ollama whose interface this is: clients look at it before they ask for anything."""
+_ROLES = ("system", "user", "assistant", "tool")
 _FINISHED = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_LONGEST_S = 10 * 365 * 24 * 3600.0
 
 
 class _Options(Struct, forbid_unknown_fields=True):
@@ -156,8 +158,6 @@ def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOpt
             answers = effort_of(answers, read.think, "think")
         else:
             answers = thinking_of(answers, read.think)
-        if isinstance(read, GenerateBody) and read.template is not None:
-            answers = replace(answers, chat_template=read.template)
         if read.format:
             answers = replace(answers, output_format=_format(read.format))
         names = (
@@ -188,8 +188,8 @@ def _tools(body: _Body) -> tuple[Tool, ...]:
 def _messages(messages: Sequence[_Message]) -> list[dict[str, Any]]:
     made = []
     for i, message in enumerate(messages):
-        if message.role not in ("system", "user", "assistant", "tool"):
-            raise Refused(f"messages[{i}].role is {message.role[:40]!r}: there are system, user, assistant, tool")
+        if message.role not in _ROLES:
+            raise Refused(f"messages[{i}].role is {message.role[:40]!r}: there are {', '.join(_ROLES)}")
         if message.images:
             raise Refused(f"messages[{i}].images: text alone can be read")
         said: dict[str, Any] = {"role": message.role, "content": message.content or ""}
@@ -209,9 +209,10 @@ def _messages(messages: Sequence[_Message]) -> list[dict[str, Any]]:
 def _prompt(body: GenerateBody) -> str | list[dict[str, str]]:
     if body.images:
         raise Refused("images: text alone can be read", "images")
-    if body.context or body.suffix:
-        name = "context" if body.context else "suffix"
-        raise Refused(f"{name} is not held here: leave it out", name)
+    # A template of ollama's is a program of another language.
+    for name in ("context", "suffix", "template"):
+        if getattr(body, name):
+            raise Refused(f"{name} is not held here: leave it out", name)
     if body.raw or not body.prompt:
         return body.prompt
     said = [{"role": "system", "content": body.system}] if body.system else []
@@ -236,17 +237,20 @@ def _format(wanted: str | dict[str, Any]) -> Any:
 
 
 def keep_alive_s(given: float | str | None) -> float | None:
-    if given is None or (isinstance(given, float | int) and given < 0):
-        return None
-    if isinstance(given, float | int):
-        return float(given)
-    if given.startswith("-"):
-        return None
-    if re.fullmatch(r"\d+(\.\d+)?", given):
-        return float(given)
-    if not re.fullmatch(f"({_DURATION.pattern})+", given):
-        raise Refused(f"keep_alive is {given[:40]!r}: 5m, 30s, 0 or -1 are possible", "keep_alive")
-    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(given))
+    """None: for ever, as is whatever is below 0 or above what a calendar has."""
+    if isinstance(given, str):
+        given = _duration(given)
+    return float(given) if given is not None and 0 <= given <= _LONGEST_S else None
+
+
+def _duration(text: str) -> float:
+    if text.startswith("-"):
+        return -1
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not re.fullmatch(f"({_DURATION.pattern})+", text):
+        raise Refused(f"keep_alive is {text[:40]!r}: 5m, 30s, 0 or -1 are possible", "keep_alive")
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -71,6 +71,23 @@ def test_a_template_without_end(process: TemplateProcess) -> None:
         render(process, EACH)
 
 
+def test_what_is_nested_too_deeply(process: TemplateProcess) -> None:
+    """Arguments of a call are read as JSON: an error for whoever sent them, and the process goes on."""
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    template += """{% for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", "arguments": """
+    template += "{{ c.function.arguments | tojson }}}</tool_call>{% endfor %}{% endfor %}"
+
+    def called(arguments: str) -> str:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return process.render(template, [*USER, {"role": "assistant", "content": "", "tool_calls": [call]}], {})[0]
+
+    assert '"arguments": [[1]]}' in called("[[1]]")
+    for n in (700, 100_000):
+        with pytest.raises(TemplateError, match=r"RecursionError|nested too deeply"):
+            called("[" * n + "]" * n)
+    assert '"arguments": [[1]]}' in called("[[1]]")
+
+
 def test_a_process_that_was_killed(process: TemplateProcess) -> None:
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(TemplateProcessDied, match="signal 9"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from test_runner import opener, run, width
 from waiting import HANGS_S
 
+from llmrun import codec
 from llmrun.options.load import LoadConfig
 from llmrun.server import app
 from llmrun.server.pool import Served
@@ -58,6 +61,23 @@ async def _idle(made: Any) -> None:
         await asyncio.sleep(0.01)
 
 
+@asynccontextmanager
+async def _begun(made: Any) -> AsyncIterator[None]:
+    """The application, from its start to its end."""
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    begun = asyncio.Event()
+
+    async def told(message: dict[str, Any]) -> None:
+        begun.set()
+
+    lifespan = asyncio.create_task(made({"type": "lifespan", "asgi": {"version": "3.0"}}, events.get, told))
+    events.put_nowait({"type": "lifespan.startup"})
+    await begun.wait()
+    yield
+    events.put_nowait({"type": "lifespan.shutdown"})
+    await lifespan
+
+
 @pytest.mark.parametrize("dies_at", ["http.response.start", "http.response.body"])
 def test_who_leaves_before_the_first_byte(busy: Path, dies_at: str) -> None:
     """The answer is ended, not made for nobody: also where its stream was never read from."""
@@ -69,22 +89,32 @@ def test_who_leaves_before_the_first_byte(busy: Path, dies_at: str) -> None:
             raise OSError("the client is gone")
 
     async def work() -> None:
-        events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        begun = asyncio.Event()
-
-        async def told(message: dict[str, Any]) -> None:
-            begun.set()
-
-        lifespan = asyncio.create_task(made({"type": "lifespan", "asgi": {"version": "3.0"}}, events.get, told))  # type: ignore[arg-type]
-        events.put_nowait({"type": "lifespan.startup"})
-        await begun.wait()
-        body = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "stream": True}
-        with pytest.raises(Exception, match=".*"):
-            await _asked(made, "/v1/completions", body, send)
-        await asyncio.wait_for(_idle(made), HANGS_S)
-        assert b'llamacpp:requests_failed_total{model="busy"} 1.0' in await _told(made, "/metrics")
-        await stop()
-        events.put_nowait({"type": "lifespan.shutdown"})
-        await lifespan
+        async with _begun(made):
+            body = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+            with pytest.raises(Exception, match=".*"):
+                await _asked(made, "/v1/completions", body, send)
+            await asyncio.wait_for(_idle(made), HANGS_S)
+            assert b'llamacpp:requests_failed_total{model="busy"} 1.0' in await _told(made, "/metrics")
+            await stop()
 
     run(work())
+
+
+@pytest.mark.parametrize(("path", "form"), [("/v1/models", dict[str, dict[str, Any]]), ("/api/tags", dict[str, str])])
+def test_a_mistake_of_ours(micro: Path, path: str, form: Any) -> None:
+    """Whoever asks is told of it in their form; whoever serves writes its traceback."""
+    facts = {"n_params": object()}  # which is no data
+    made, _ = app.made([Served("a", micro, opener(micro), width(1), facts=facts)], preload=False)
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def work() -> None:
+        async with _begun(made):
+            with pytest.raises(TypeError):
+                await _asked(made, path, None, send)
+
+    run(work())
+    assert sent[0]["status"] == 500
+    codec.convert(json.loads(sent[1]["body"]), form)

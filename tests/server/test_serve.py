@@ -14,6 +14,8 @@ from conftest import RunLlmrun
 from serving import Server, serving
 from waiting import HANGS_S, until
 
+from llmrun.gguf import synth
+
 HI = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 
 
@@ -44,6 +46,40 @@ def test_malformed(tiny_server: Server, path: str, body: bytes) -> None:
     status, found = tiny_server.ask(path, body)
     assert status == 400 and found["error"], found
     assert tiny_server.get("/health") == (200, {"status": "ok"})
+
+
+def test_messages_that_the_template_refuses(tmp_path: Path) -> None:
+    """They are at fault, and not the model, which answers others."""
+    template = "{% if messages[0].content == 'no' %}{{ raise_exception('not so') }}{% endif %}{{ messages[0].content }}"
+    synth.write(tmp_path / "some.gguf", synth.SHAPES["micro"], "Q8_0", chat_template=template)
+    no = {"messages": [{"role": "user", "content": "no"}], "max_tokens": 4}
+    with serving(str(tmp_path / "some.gguf"), "-np", "1", home=tmp_path) as server:
+        server.ready()
+        for path in ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"):
+            status, found = server.ask(path, no)
+            assert status == 400 and "not so" in found["error"]["message"]
+        assert server.ask("/v1/chat/completions", {**no, "stream": True})[0] == 400
+        assert server.ask("/v1/chat/completions", HI)[0] == 200
+
+
+def test_more_messages_than_there_is_room_for(tiny_server: Server) -> None:
+    """They are refused, and not tried: a template that takes too long would end the engine for all."""
+
+    def restarts() -> float:
+        return _value(tiny_server.get("/metrics")[1], 'llamacpp:engine_restarts_total{model="tiny"}')
+
+    before, many = restarts(), {"messages": [{"role": "user", "content": "Hi"}] * 200_000, "max_tokens": 1}
+    status, found = tiny_server.ask("/v1/chat/completions", many)
+    assert status == 400 and found["error"]["code"] == "context_length_exceeded"
+    assert tiny_server.ask("/v1/messages/count_tokens", many)[0] == 400
+    assert restarts() == before
+
+
+def test_a_format_that_the_request_itself_cuts(tiny_server: Server) -> None:
+    """An answer that stops where it was to stop is one, though no document."""
+    asks = {**HI, "max_tokens": 50, "response_format": {"type": "json_object"}, "stop": ["{", "["]}
+    status, found = tiny_server.ask("/v1/chat/completions", asks)
+    assert status == 200 and found["choices"][0]["finish_reason"] == "stop"
 
 
 def test_tokens(tiny_server: Server) -> None:

@@ -163,6 +163,8 @@ def _rendered(templates: Templates, job: Job) -> Outcome:
         return Outcome(text.pieces(), templates.tags_of(job.template, job.special), syntax, None)
     except TemplateError as error:
         return Outcome([], None, None, str(error))
+    except RecursionError:  # arguments of a call, which are read as JSON
+        return Outcome([], None, None, "what it is given is nested too deeply")
 
 
 def _clean(value: Any) -> Any:
