@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +39,12 @@ _NAMES = {
     "object": "an object",
     "array": "a list",
 }
+
+
+def words(known: Iterable[str]) -> Meta:
+    """Tells who reads `schemas` that a text is one of these. Whoever takes the value refuses others, in words of its
+    own: those of a `Literal` don't say which there are."""
+    return Meta(extra_json_schema={"enum": [*known]})
 
 
 class Malformed(ValueError):
@@ -95,6 +101,27 @@ def convert(value: object, kind: type[_T]) -> _T:
         return msgspec.convert(value, type=kind, dec_hook=_made)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise Malformed(str(error)) from error
+
+
+def schemas(kinds: Sequence[Any], where: str) -> tuple[Sequence[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """JSON Schema (2020-12) of types: a reference to each, which begins with `where`, and by name what they refer to.
+    Two types of one name have their module's before it: "openai.Message"."""
+    references, found = msgspec.json.schema_components(kinds, ref_template=where + "{name}")
+    named = {_outer(name): {**_renamed(each), "title": _outer(name)} for name, each in found.items()}
+    return [_renamed(each) for each in references], named
+
+
+def _renamed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_renamed(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _outer(item) if key == "$ref" else _renamed(item) for key, item in value.items()}
+
+
+def _outer(name: str) -> str:
+    """ "#/llmrun.wire.openai._Message" is "#/openai.Message"."""
+    return re.sub(r"(?:\w+\.)*(\w+\.)_?|(?<![\w.])_", r"\1", name)
 
 
 def _known(value: object) -> object:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -38,8 +38,9 @@ from llmrun.errors import (
     PromptTooLong,
     UsageError,
 )
-from llmrun.server import dialects, metrics, moment
-from llmrun.server.dialects import Dialect, Reply
+from llmrun.server import description, dialects, metrics, moment
+from llmrun.server.description import JSON, Operation
+from llmrun.server.dialects import EVENTS, Dialect, Reply
 from llmrun.server.guard import Guard, Rules, TooLong
 from llmrun.server.pool import Pool, Served
 from llmrun.server.runner import Busy, Runner, Stopping, Stream
@@ -60,6 +61,8 @@ _PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
 }
 _MEDIA = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
+_ASKS, _ANSWERS = (404, 500, 503), (404, 429, 500, 503)
+"""What may go wrong where a model is asked about tokens, and where it answers."""
 T = TypeVar("T")
 
 
@@ -70,41 +73,50 @@ class _Named(Struct):
 
 
 class Api:
-    """The routes of one pool."""
+    """The routes of one pool. `needs_key`: of all but the open ones."""
 
-    def __init__(self, pool: Pool, told: metrics.Metrics) -> None:
-        self.pool, self.metrics = pool, told
+    def __init__(self, pool: Pool, told: metrics.Metrics, *, needs_key: bool = False) -> None:
+        self.pool, self.metrics, self._needs_key = pool, told, needs_key
 
     def routes(self) -> list[Route]:
-        def answers(dialect: Dialect) -> Any:
-            return partial(self._answer, dialect)
+        return [Route(each.path, each.handler, methods=[each.method]) for each in self.operations()]
 
-        post, get = ["POST"], ["GET"]
+    def operations(self) -> list[Operation]:
+        """All that is served; what is not here is neither served nor described."""
+
+        def answers(path: str, summary: str, dialect: Dialect, body: type) -> Operation:
+            answer = partial(self._answer, dialect) if dialect.is_sse else partial(self._ollama, dialect, path)
+            return Operation(path, summary, answer, body, (JSON, dialect.media), _ANSWERS)
+
         return [
-            Route(openai.CHAT, answers(dialects.CHAT), methods=post),
-            Route(openai.COMPLETIONS, answers(dialects.COMPLETIONS), methods=post),
-            Route(responses.RESPONSES, answers(dialects.RESPONSES), methods=post),
-            Route(anthropic.MESSAGES, answers(dialects.MESSAGES), methods=post),
-            Route(anthropic.COUNT, self.count_tokens, methods=post),
-            *(Route(url, partial(self._embed, url), methods=post) for url in embeddings.URLS),
-            Route("/v1/models", self.models, methods=get),
-            Route("/models", self.models, methods=get),
-            Route("/v1/models/{name:path}", self.model, methods=get),
-            Route("/tokenize", self.tokenize, methods=post),
-            Route("/detokenize", self.detokenize, methods=post),
-            Route("/health", self.health, methods=get),
-            Route("/props", self.props, methods=get),
-            Route("/metrics", self.prometheus, methods=get),
-            Route("/events", self.events, methods=get),
-            Route("/", self.page, methods=get),
-            Route("/page.js", self.page, methods=get),
-            Route("/page.css", self.page, methods=get),
-            Route(ollama.CHAT, partial(self._ollama, dialects.OLLAMA_CHAT, ollama.CHAT), methods=post),
-            Route(ollama.GENERATE, partial(self._ollama, dialects.OLLAMA_GENERATE, ollama.GENERATE), methods=post),
-            Route("/api/tags", self.tags, methods=get),
-            Route("/api/ps", self.loaded, methods=get),
-            Route("/api/show", self.show, methods=post),
-            Route("/api/version", self.version, methods=get),
+            answers(openai.CHAT, "Goes on with messages.", dialects.CHAT, openai.ChatBody),
+            answers(openai.COMPLETIONS, "Goes on with a text.", dialects.COMPLETIONS, openai.CompletionBody),
+            answers(responses.RESPONSES, "Goes on with items.", dialects.RESPONSES, responses.ResponsesBody),
+            answers(anthropic.MESSAGES, "Goes on with messages.", dialects.MESSAGES, anthropic.MessagesBody),
+            Operation(anthropic.COUNT, "Counts tokens.", self.count_tokens, anthropic.CountBody, failures=_ASKS),
+            *(
+                Operation(path, "Makes vectors of texts.", partial(self._embed, path), body, failures=_ASKS)
+                for path, body in embeddings.BODIES.items()
+            ),
+            Operation("/v1/models", "Lists the models.", self.models),
+            Operation("/models", "Lists the models.", self.models),
+            Operation("/v1/models/{name:path}", "Tells of a model.", self.model, failures=(404,)),
+            Operation("/tokenize", "Makes tokens of a text.", self.tokenize, _Tokenize, failures=_ASKS),
+            Operation("/detokenize", "Makes a text of tokens.", self.detokenize, _Detokenize, failures=_ASKS),
+            Operation("/health", "Tells whether anything can be answered.", self.health, failures=(503,)),
+            Operation("/props", "Tells how models are set, and what they do.", self.props),
+            Operation("/metrics", "Tells Prometheus what was done.", self.prometheus, media=("text/plain",)),
+            Operation("/events", "Tells what models do, twice a second, for ever.", self.events, media=(EVENTS,)),
+            Operation("/openapi.json", "Describes all this.", self.described),
+            Operation("/", "A page: chat, and the meter.", self.page, media=("text/html",)),
+            Operation("/page.js", "Of the page.", self.page, media=("text/javascript",)),
+            Operation("/page.css", "Of the page.", self.page, media=("text/css",)),
+            answers(ollama.CHAT, "Goes on with messages.", dialects.OLLAMA_CHAT, ollama.ChatBody),
+            answers(ollama.GENERATE, "Answers a prompt.", dialects.OLLAMA_GENERATE, ollama.GenerateBody),
+            Operation("/api/tags", "Lists the models.", self.tags),
+            Operation("/api/ps", "Lists the models that are loaded.", self.loaded),
+            Operation("/api/show", "Tells of a model.", self.show, ollama.ShowBody, failures=(404,)),
+            Operation("/api/version", "Tells the version of ollama whose interface this is.", self.version),
         ]
 
     # -- answers ---
@@ -154,9 +166,8 @@ class Api:
             if not request.streams:
                 gone.cancel()
         gone.cancel()
-        media = "text/event-stream" if dialect.is_sse else "application/x-ndjson"
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return _Streamed(_sent(dialect, reply, streams), streams, media, headers)
+        return _Streamed(_sent(dialect, reply, streams), streams, dialect.media, headers)
 
     # -- vectors ---
 
@@ -267,12 +278,19 @@ class Api:
                 yield b"data: " + codec.encode({"models": moment.of_all(self.pool.runners)}) + b"\n\n"
                 await asyncio.sleep(_MOMENT_S)
 
-        return StreamingResponse(moments(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        return StreamingResponse(moments(), media_type=EVENTS, headers={"cache-control": "no-cache"})
 
     async def page(self, http: HttpRequest) -> Response:
         name = http.url.path.lstrip("/") or "index.html"
         data = files("llmrun.server").joinpath("page").joinpath(name).read_bytes()
         return Response(data, headers=_PAGE_HEADERS, media_type=_MEDIA[name.rpartition(".")[2]])
+
+    async def described(self, http: HttpRequest) -> Response:
+        return Response(self._description, media_type=JSON)
+
+    @cached_property
+    def _description(self) -> bytes:
+        return codec.encode(description.document(self.operations(), needs_key=self._needs_key))
 
     # -- ollama ---
 
@@ -470,7 +488,7 @@ async def _sent(dialect: Dialect, reply: Reply, streams: Sequence[Stream]) -> As
     except LlmrunError as error:
         status = _status_of(error)
         told = dialect.error(status, error.message, error.field, _code_of(error))
-        yield _line(dialect, Event("error", told))
+        yield _line(dialect, Event("error", {**told}))
 
 
 def _line(dialect: Dialect, event: Event) -> bytes:
@@ -516,7 +534,7 @@ async def _events(reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[list
 
 
 def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(codec.encode(document), status, headers, "application/json")
+    return Response(codec.encode(document), status, headers, JSON)
 
 
 def _error(dialect: Dialect, status: int, message: str, param: str | None = None, code: str | None = None) -> Response:
@@ -607,7 +625,7 @@ def made(
         pool = Pool(models, most_waiting=most_waiting, on_end=ended, on_note=on_note)
         pools.append(pool)
         told = metrics.Metrics(pool.totals, pool.runners)
-        api = Api(pool, told)
+        api = Api(pool, told, needs_key=bool(rules.keys))
         app.router.routes.extend(api.routes())
         sweeping = asyncio.create_task(pool.sweep())
         loading = asyncio.create_task(_preloaded(pool, on_note)) if preload else None

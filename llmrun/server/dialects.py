@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
     from llmrun.engine.interface import Answer
     from llmrun.options.sampling import SamplingConfig
+
+
+EVENTS, LINES = "text/event-stream", "application/x-ndjson"
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,22 @@ class Dialect:
     read: a body. Raises `Refused`.
     reply: to a request of a model, with an id of so many hexadecimal digits.
     error: a document, of a status of HTTP, a message, the field that is the reason and a word for programs.
+    error_type: of that document.
     is_sse: streams are server-sent events; else lines of JSON.
     ends: the last line of a stream.
     """
 
     read: Callable[[bytes, SamplingConfig, AnswerOptions], Request]
     reply: Callable[[Request, str, str], Reply]
-    error: Callable[[int, str, str | None, str | None], dict[str, Any]]
+    error: Callable[[int, str, str | None, str | None], Mapping[str, Any]]
+    error_type: type
     is_sse: bool = True
     ends: bytes = b""
+
+    @property
+    def media(self) -> str:
+        """Of a stream."""
+        return EVENTS if self.is_sse else LINES
 
 
 _OPENAI_TYPES = {
@@ -57,7 +67,7 @@ _OPENAI_TYPES = {
 }
 
 
-def openai_error(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
+def openai_error(status: int, message: str, param: str | None, code: str | None) -> openai.ErrorBody:
     kind = _OPENAI_TYPES.get(status, "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -75,6 +85,7 @@ def _openai(url: str) -> Dialect:
         lambda body, sampling, answers: openai.request_of(body, url, sampling, answers, live=True),
         reply,
         openai_error,
+        openai.ErrorBody,
         ends=b"data: [DONE]\n\n",
     )
 
@@ -106,15 +117,19 @@ def _ollama(url: str) -> Dialect:
             ollama.Lines(request, url=url, model=model),
         )
 
-    return Dialect(read, reply, lambda status, message, param, code: {"error": message}, is_sse=False)
+    def error(status: int, message: str, param: str | None, code: str | None) -> ollama.ErrorBody:
+        return {"error": message}
+
+    return Dialect(read, reply, error, ollama.ErrorBody, is_sse=False)
 
 
 CHAT, COMPLETIONS = _openai(openai.CHAT), _openai(openai.COMPLETIONS)
-RESPONSES = Dialect(responses.request_of, _responses_reply, openai_error)
+RESPONSES = Dialect(responses.request_of, _responses_reply, openai_error, openai.ErrorBody)
 MESSAGES = Dialect(
     anthropic.request_of,
     _anthropic_reply,
     lambda status, message, param, code: anthropic.error_body(status, message),
+    anthropic.ErrorBody,
 )
 OLLAMA_CHAT, OLLAMA_GENERATE = _ollama(ollama.CHAT), _ollama(ollama.GENERATE)
 

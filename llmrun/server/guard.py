@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmrun import codec
+from llmrun.server import dialects
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/health", "/", "/page.js", "/page.css")
-"""Without a key: whether it lives, and the page, which asks for the key itself."""
+OPEN_PATHS = ("/health", "/", "/page.js", "/page.css", "/openapi.json")
+"""Without a key: whether it lives, the page, which asks for the key itself, and how to ask, which tells of no model."""
 _LOCAL = ("localhost", "ip6-localhost")
 
 
@@ -58,22 +59,22 @@ class Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         origin = headers.get(b"origin", b"").decode("latin-1")
-        host = headers.get(b"host", b"").decode("latin-1")
+        host, path = headers.get(b"host", b"").decode("latin-1"), scope["path"]
         if not self._is_host(host):
-            await _refuse(send, 403, f"the host {host[:100]!r} is not one that is served here")
+            await _refuse(send, path, 403, f"the host {host[:100]!r} is not one that is served here")
             return
         allowed = not origin or self._is_origin(origin, host)
         if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
             await _preflight(send, origin if allowed and origin else None)
             return
         if not allowed:
-            await _refuse(send, 403, f"pages of {origin[:100]} may not ask here", origin=None)
+            await _refuse(send, path, 403, f"pages of {origin[:100]} may not ask here", origin=None)
             return
-        if scope["path"] not in OPEN_PATHS and self._keys and not self._has_key(headers):
-            await _refuse(send, 401, "a key is needed, and this is none of those that are known", origin=origin)
+        if path not in OPEN_PATHS and self._keys and not self._has_key(headers):
+            await _refuse(send, path, 401, "a key is needed, and this is none of those that are known", origin=origin)
             return
         if int(headers.get(b"content-length", b"0") or 0) > self._rules.most_body:
-            await _refuse(send, 413, f"the body is longer than {self._rules.most_body} bytes", origin=origin)
+            await _refuse(send, path, 413, f"the body is longer than {self._rules.most_body} bytes", origin=origin)
             return
         await self._app(scope, self._bounded(receive), _with_origin(send, origin))
 
@@ -147,9 +148,8 @@ async def _preflight(send: Send, origin: str | None) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _refuse(send: Send, status: int, message: str, *, origin: str | None = None) -> None:
-    kinds = {401: "authentication_error", 403: "permission_error", 413: "invalid_request_error"}
-    body = codec.encode({"error": {"message": message, "type": kinds[status], "param": None, "code": None}})
+async def _refuse(send: Send, path: str, status: int, message: str, *, origin: str | None = None) -> None:
+    body = codec.encode(dialects.dialect_of(path).error(status, message, None, None))
     headers: list[tuple[bytes, bytes]] = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from llmrun import codec
-from llmrun.codec import Meta, Struct
+from llmrun.codec import Meta, Struct, words
 from llmrun.wire.openai import call_of, text_of_parts
 from llmrun.wire.request import (
     Choice,
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from llmrun.options.sampling import SamplingConfig
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+_KINDS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
 _STOPPED = {"end": "end_turn", "stop": "stop_sequence", "length": "max_tokens", "context": "max_tokens"}
 
 
 class _Block(Struct):
     """`text` and `thinking` of these two; the others of a tool's use, and of its result."""
 
-    type: str
+    type: Annotated[str, words(_KINDS)]
     text: str | None = None
     thinking: str | None = None
     id: str | None = None
@@ -58,7 +59,7 @@ class _Part(Struct):
 
 class _Tool(Struct):
     name: str
-    type: str | None = None
+    type: Annotated[str, words(["custom"])] | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
 
@@ -189,7 +190,7 @@ def _text(content: str | Sequence[_Block], where: str) -> str:
         return content
     texts = []
     for j, block in enumerate(content):
-        if block.type in ("thinking", "redacted_thinking", "tool_use", "tool_result"):
+        if block.type in _KINDS[1:]:
             continue
         if block.type != "text" or block.text is None:
             raise Refused(f"{where}[{j}] is {block.type[:40]!r}: text alone can be read", where)
@@ -337,9 +338,20 @@ def _event(name: str, **fields: Any) -> Event:
     return Event(name, {"type": name, **fields})
 
 
+class _Error(TypedDict):
+    type: str
+    message: str
+
+
+class ErrorBody(TypedDict):
+    type: Literal["error"]
+    error: _Error
+
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
@@ -347,5 +359,5 @@ _TYPES = {
 }
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
+def error_body(status: int, message: str) -> ErrorBody:
     return {"type": "error", "error": {"type": _TYPES.get(status, "api_error"), "message": message}}

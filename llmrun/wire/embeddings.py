@@ -19,7 +19,6 @@ from llmrun.wire.ollama import keep_alive_s
 from llmrun.wire.request import Refused, refusals
 
 EMBEDDINGS, EMBED, OLDER = "/v1/embeddings", "/api/embed", "/api/embeddings"
-URLS = (EMBEDDINGS, EMBED, OLDER)
 MOST_INPUTS = 2048
 """Of one request, as OpenAI has it."""
 _PART = 512
@@ -28,10 +27,14 @@ _CHARACTERS = 4
 """Of a token, about."""
 
 
+_TOKENS = {"type": "array", "items": {"type": "integer"}}
+_INPUTS = Meta(extra_json_schema={"items": {"anyOf": [{"type": "string"}, {"type": "integer"}, _TOKENS]}})
+
+
 class Body(Struct, forbid_unknown_fields=True, kw_only=True):
     """OpenAI's."""
 
-    input: str | list[Any]
+    input: str | Annotated[list[Any], _INPUTS]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
@@ -60,6 +63,9 @@ class OlderBody(Struct, forbid_unknown_fields=True, kw_only=True):
     prompt: str
     keep_alive: float | str | None = None
     options: _Options | None = None
+
+
+BODIES = {EMBEDDINGS: Body, EMBED: EmbedBody, OLDER: OlderBody}
 
 
 class Asked(NamedTuple):

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from llmrun import codec
-from llmrun.codec import Struct
+from llmrun.codec import Struct, words
 from llmrun.units import count
 from llmrun.wire import openai
 from llmrun.wire.request import (
+    EFFORTS,
     Event,
     Function,
     Piece,
@@ -90,7 +91,7 @@ class _Call(Struct):
 
 
 class _Message(Struct):
-    role: str
+    role: Annotated[str, words(_ROLES)]
     content: str | None = None
     thinking: str | None = None
     images: list[Any] | None = None
@@ -102,10 +103,10 @@ class _Message(Struct):
 class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
     model: str
     stream: bool | None = None
-    format: str | dict[str, Any] | None = None
+    format: Annotated[str, words(["json", ""])] | dict[str, Any] | None = None
     options: _Options | None = None
     keep_alive: float | str | None = None
-    think: bool | str | None = None
+    think: bool | Annotated[str, words(EFFORTS)] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     truncate: bool | None = None
@@ -125,6 +126,10 @@ class GenerateBody(_Body, forbid_unknown_fields=True, kw_only=True):
     raw: bool | None = None
     images: list[Any] | None = None
     context: list[int] | None = None
+
+
+class ErrorBody(TypedDict):
+    error: str
 
 
 class ShowBody(Struct):

@@ -11,11 +11,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from llmrun import codec
-from llmrun.codec import Meta, Struct
+from llmrun.codec import Meta, Struct, words
 from llmrun.wire.request import (
+    EFFORTS,
     MOST_LOGPROBS,
     Event,
     Function,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MOST_ANSWERS = 16
 """Of one request."""
+_BY_TOKEN = Meta(extra_json_schema={"propertyNames": {"pattern": "^[0-9]+$"}})
 _FINISHED = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
@@ -53,7 +55,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 class _Part(Struct):
     """Of the other types than text there are (images, audio) none is read here, so their fields need no names."""
 
-    type: str
+    type: Annotated[str, words(["text"])]
     text: str | None = None
 
 
@@ -69,7 +71,7 @@ class ToolCall(Struct):
 
 
 class _Message(Struct):
-    role: str
+    role: Annotated[str, words(_ROLES)]
     content: str | list[_Part] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -138,12 +140,12 @@ class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
     repeat_last_n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Annotated[dict[int, float], _BY_TOKEN] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     grammar: str | None = None
-    n: Annotated[int, Meta(ge=1)] | None = None
+    n: Annotated[int, Meta(ge=1, extra_json_schema={"maximum": MOST_ANSWERS})] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_prompt: bool | None = None
@@ -161,7 +163,7 @@ class ChatBody(_Body, forbid_unknown_fields=True, kw_only=True):
     messages: Annotated[list[_Message], Meta(min_length=1)]
     max_completion_tokens: int | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Annotated[str, words(EFFORTS)] | None = None
     chat_template_kwargs: TemplateArguments | None = None
     thinking_budget_tokens: int | None = None
     logprobs: bool | None = None
@@ -170,6 +172,17 @@ class ChatBody(_Body, forbid_unknown_fields=True, kw_only=True):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
+
+
+class _Error(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    error: _Error
 
 
 class CompletionBody(_Body, forbid_unknown_fields=True, kw_only=True):

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmrun import codec
-from llmrun.codec import Meta, Struct
+from llmrun.codec import Meta, Struct, words
 from llmrun.wire.openai import call_of, text_of_parts
 from llmrun.wire.request import (
+    EFFORTS,
     Choice,
     Event,
     Function,
@@ -48,8 +49,8 @@ class _Part(Struct):
 class _Item(Struct):
     """A message, what was thought before one, a call and its result, or something that is not held."""
 
-    type: str = "message"
-    role: str | None = None
+    type: Annotated[str, words(["message", "reasoning", "function_call", "function_call_output"])] = "message"
+    role: Annotated[str, words(_ROLES)] | None = None
     content: str | list[_Part] | None = None
     call_id: str | None = None
     name: str | None = None
@@ -71,7 +72,7 @@ class _Text(Struct, forbid_unknown_fields=True):
 
 
 class _Reasoning(Struct, forbid_unknown_fields=True):
-    effort: str | None = None
+    effort: Annotated[str, words(EFFORTS)] | None = None
     summary: str | None = None
     generate_summary: str | None = None
 

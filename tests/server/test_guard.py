@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from llmrun import codec
 from llmrun.server.guard import Guard, Rules, TooLong, split_origins
+from llmrun.wire import anthropic, ollama, openai
 
 KEY = "secret-1"
 
@@ -141,8 +143,19 @@ def test_with_a_key_any_host() -> None:
     assert asked(Rules((KEY,)), {"host": "evil.example"})[0] == 401
 
 
+@pytest.mark.parametrize(("path", "form"), [("/v1/models", openai), ("/v1/messages", anthropic), ("/api/chat", ollama)])
+def test_whoever_asks_is_refused_in_their_form(path: str, form: Any) -> None:
+    """Also by who has not seen a body yet: 401, 403 and 413."""
+    for rules, headers in (
+        (Rules((KEY,)), {}),
+        (Rules(), {"host": "evil.example"}),
+        (Rules(most_body=1), {"content-length": "2"}),
+    ):
+        codec.convert(asked(rules, headers, path=path)[2], form.ErrorBody)
+
+
 def test_what_needs_no_key() -> None:
-    assert asked(Rules((KEY,)), {}, path="/health")[0] == 200
+    assert asked(Rules((KEY,)), {}, path="/health")[0] == asked(Rules((KEY,)), {}, path="/openapi.json")[0] == 200
     assert asked(Rules((KEY,)), {}, path="/healthy")[0] == asked(Rules((KEY,)), {}, path="/metrics")[0] == 401
 
 
