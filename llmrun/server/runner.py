@@ -363,7 +363,8 @@ class Runner:
     def _answer(self, answers: Parallel) -> None:
         while True:
             with self._lock:
-                while not (self._active or self._questions or self._closing):
+                # Who waits while nobody is answered could not be sent: the engine died idle, which is found below.
+                while not (self._active or self._questions or self._waiting or self._early or self._closing):
                     self._lock.wait()
                 if self._closing and not (self._active or self._questions):
                     return

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ENDLESS, EXACT, PATIENT
+from waiting import until_gone
 
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.engine.engine import ChildEngine
@@ -101,6 +102,27 @@ def test_questions_wait_for_nobody(busy: Path) -> None:
             await runner.ask(Decode([1 << 30]))
         assert endless.answer and endless.answer.stop_reason is None
         endless.cancel()
+        await runner.close()
+
+    run(work())
+
+
+def test_an_engine_that_died_while_nobody_asked(busy: Path) -> None:
+    """Whoever asks next, for an answer or about tokens, has it from a new one."""
+
+    async def work() -> None:
+        runner = Runner("busy", opener(busy), width(2))
+        for n_crashes, ask in enumerate((None, "answer", "question")):
+            if ask is not None:
+                assert runner.engine
+                pid = runner.engine.pid
+                os.kill(pid, signal.SIGKILL)
+                await asyncio.to_thread(until_gone, pid)
+            if ask == "question":
+                assert isinstance(await runner.ask(Encode("a b")), Encoded)
+            else:
+                assert await text_of(runner.submit("c", replace(ENDLESS, max_tokens=3), OPTIONS)) is not None
+            assert runner.totals.n_crashes == n_crashes and runner.totals.n_errors == 0
         await runner.close()
 
     run(work())
