@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from llmrun import codec
@@ -21,6 +22,8 @@ from llmrun.wire.request import (
     Refused,
     Request,
     chosen,
+    effort_of,
+    format_of_schema,
     new_call_id,
     refusals,
     sampling_of,
@@ -81,6 +84,25 @@ class _Thinking(Struct):
     display: str | None = None
 
 
+class _Format(Struct, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class _Output(Struct, forbid_unknown_fields=True):
+    effort: str | None = None
+    format: _Format | None = None
+
+
+class _Edit(Struct):
+    type: str
+    keep: Any = None
+
+
+class _Context(Struct, forbid_unknown_fields=True):
+    edits: list[_Edit] | None = None
+
+
 class CountBody(Struct, kw_only=True):
     """Of what there is to count; the rest is as in `MessagesBody`, and changes nothing."""
 
@@ -88,6 +110,7 @@ class CountBody(Struct, kw_only=True):
     model: str | None = None
     system: str | list[_Block] | None = None
     thinking: _Thinking | None = None
+    output_config: _Output | None = None
     tools: list[_Tool] | None = None
     tool_choice: _ToolChoice | None = None
 
@@ -99,6 +122,7 @@ class MessagesBody(CountBody, forbid_unknown_fields=True, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    context_management: _Context | None = None
     # Of no meaning here, and of none for an answer.
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
@@ -109,6 +133,7 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
     """As `openai.request_of`."""
     with refusals():
         asked = codec.decode(body, MessagesBody)
+        _refuse_edits(asked.context_management)
         found = _tools(asked)
         given = {
             "max_tokens": asked.max_tokens,
@@ -127,6 +152,15 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
             must_call=found.must_call,
             several_calls=not (asked.tool_choice and asked.tool_choice.disable_parallel_tool_use),
         )
+
+
+def _refuse_edits(context: _Context | None) -> None:
+    """Of messages nothing is taken away here; where an edit would take nothing, it is held."""
+    for edit in (context.edits if context else None) or ():
+        if (edit.type, edit.keep) != ("clear_thinking_20251015", "all"):
+            raise Refused(
+                f"context_management: {edit.type[:40]!r} is not held: send what is to be read", "context_management"
+            )
 
 
 def _tools(asked: CountBody) -> Choice:
@@ -152,6 +186,13 @@ def count_of(body: bytes, answers: AnswerOptions) -> tuple[list[dict[str, Any]],
 
 
 def _answers(asked: CountBody, answers: AnswerOptions) -> AnswerOptions:
+    output = asked.output_config or _Output()
+    # How long to think; whether to is said by `thinking`.
+    answers = replace(effort_of(answers, output.effort, "output_config.effort"), think=answers.think)
+    if output.format is not None:
+        if asked.tools:
+            raise Refused("tools and output_config.format: an answer has one form", "output_config.format")
+        answers = replace(answers, output_format=format_of_schema(codec.encode(output.format.schema)))
     if asked.thinking is None:
         return answers
     return thinking_of(answers, asked.thinking.type != "disabled", asked.thinking.budget_tokens)

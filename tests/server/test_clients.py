@@ -261,6 +261,29 @@ def test_counted_as_it_is_asked(anthropic_client: Any) -> None:
     assert n == made.usage.input_tokens + made.usage.cache_read_input_tokens
 
 
+def test_a_schema_is_kept_to_for_anthropic(anthropic_client: Any) -> None:
+    """An effort beside it is how long to think; with tools it is refused, as an answer has one form."""
+    asked: Any = {"model": "tiny", "messages": HI, "max_tokens": 100}
+    output: Any = {"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "low"}
+    made: Any = anthropic_client.messages.create(**asked, output_config=output)
+    assert json.loads(made.content[0].text)["a"] in (1, 2, 3) and made.stop_reason == "end_turn"
+    tools: Any = [{"name": "get_weather", "input_schema": {"type": "object"}}]
+    for more in ({"tools": tools, "output_config": output}, {"output_config": {"effort": "most"}}):
+        with pytest.raises(anthropic.BadRequestError, match="output_config"):
+            anthropic_client.messages.create(**asked, **more)
+
+
+def test_of_messages_nothing_is_taken_away(anthropic_client: Any) -> None:
+    """What claude-code asks for takes nothing away, and is held; what would is refused."""
+    asked: Any = {"model": "tiny", "messages": HI, "max_tokens": 12, "thinking": {"type": "adaptive"}}
+    keep: Any = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+    made: Any = anthropic_client.messages.create(**asked, extra_body={"context_management": keep})
+    assert made.content[0].text == SAID
+    with pytest.raises(anthropic.BadRequestError, match="clear_tool_uses"):
+        clear = {"edits": [{"type": "clear_tool_uses_20250919"}]}
+        anthropic_client.messages.create(**asked, extra_body={"context_management": clear})
+
+
 def test_refused_in_anthropic_s_form(anthropic_client: Any) -> None:
     with pytest.raises(anthropic.BadRequestError) as refused:
         anthropic_client.messages.create(model="tiny", messages=HI, max_tokens=1, extra_body={"temperature": -3})
