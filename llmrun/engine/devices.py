@@ -19,7 +19,9 @@ from llmrun.engine.channel import Channel
 from llmrun.engine.process import Child, Death
 from llmrun.engine.protocol import NO_REQUEST, Devices, Failed, FindDevices, Ready
 from llmrun.errors import Act, EngineCrashed, LlmrunError, NetworkError, OutOfMemory, UsageError
+from llmrun.machine.backends import missing_library
 from llmrun.machine.device import Device
+from llmrun.machine.gpus import clone_folder
 from llmrun.text import printable
 from llmrun.units import duration
 
@@ -94,7 +96,15 @@ def _asked(channel: Channel, question: FindDevices, timeout_s: float) -> Devices
 def _why_dead(death: Death) -> LlmrunError:
     if death.out_of_memory:
         return OutOfMemory(f"out of memory: the engine {death.reason}")
-    return EngineCrashed(f"the engine {death.reason}", hint=Act("doctor"), log=death.log)
+    return does_not_start(death) or EngineCrashed(f"the engine {death.reason}", hint=Act("doctor"), log=death.log)
+
+
+def does_not_start(death: Death) -> EngineCrashed | None:
+    """The error for a child that could not load llama.cpp for want of a library; None where that is not why it died."""
+    missing = missing_library(death.last_line)
+    if missing is None:
+        return None
+    return EngineCrashed(missing.message, remedies=missing.remedies(clone_folder()), log=death.log)
 
 
 def _look(endpoint: str) -> OSError | None:
@@ -146,7 +156,13 @@ def lost(endpoints: Sequence[str], death: Death) -> EngineCrashed:
 
 def variants() -> list[str]:
     """Of ggml's CPU backend, by name, where the build has it for several generations of CPUs; else none."""
-    spec = find_spec("llama_cpp")
-    folders = (spec.submodule_search_locations or ()) if spec else ()
-    found = (path.name for folder in folders for path in Path(folder, "lib").glob("*ggml-cpu-*"))
-    return sorted({name.partition("ggml-cpu-")[2].partition(".")[0] for name in found})
+    return sorted(name.removeprefix("cpu-") for name in built() if name.startswith("cpu-"))
+
+
+def built(folders: Sequence[Path] | None = None) -> set[str]:
+    """The backends of ggml that the build has, by the names of their libraries: {"cpu", "rpc", "vulkan"}."""
+    if folders is None:
+        spec = find_spec("llama_cpp")
+        folders = [Path(each, "lib") for each in (spec.submodule_search_locations or ())] if spec else []
+    found = (path.name for folder in folders for path in folder.glob("*ggml-*"))
+    return {name.partition("ggml-")[2].partition(".")[0] for name in found} - {"base"}

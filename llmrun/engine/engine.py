@@ -20,6 +20,7 @@ from typing import TypeVar
 from llmrun.engine import buffers
 from llmrun.engine.buffers import FootprintCheck
 from llmrun.engine.connection import Connection
+from llmrun.engine.devices import built
 from llmrun.engine.failures import Situation
 from llmrun.engine.generation import ChildGeneration
 from llmrun.engine.interface import Engine, Generation, Messages, OnPrefill
@@ -43,6 +44,7 @@ from llmrun.engine.protocol import (
 from llmrun.errors import LlmrunError, OutOfMemory, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import overridden
+from llmrun.machine.backends import without_devices
 from llmrun.machine.hardware import slow_instructions
 from llmrun.options.defaults import SMALL_MODEL_BYTES
 from llmrun.options.load import COMFORTABLE_CTX, LoadConfig, Rope
@@ -122,6 +124,8 @@ class ChildEngine(Engine):
             if unused := slow_instructions(self._loader.found.devices):
                 slow = f"llama.cpp was built without {', '.join(unused)}, which this CPU has: 2 to 5 times slower than"
                 self.notes.append(f"{slow} it could be; doctor says how to build it anew")
+            if config.offload.n_gpu_layers == "auto" and config.offload.devices is None and not self.plan.budgets:
+                self.notes += filter(None, [without_devices(built(), self._loader.found.devices)])
             n_ctx, trained = config.n_ctx or 0, header.n_ctx_train or 0
             if n_ctx > trained > 0 and config.rope == Rope():
                 long = f"the context of {n_ctx} tokens is longer than the {trained} that the model was trained on"

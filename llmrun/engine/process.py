@@ -66,6 +66,11 @@ class Death:
     killer: int
     log: str
 
+    @property
+    def last_line(self) -> str:
+        """Of the log: of an exception what it is."""
+        return self.log.rstrip().rpartition("\n")[2]
+
 
 class Child:
     """A Python process that runs `main()` of a module of this package, with pipes for lines and a file for its log."""

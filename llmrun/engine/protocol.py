@@ -855,10 +855,13 @@ def decode(line: bytes) -> tuple[int, Message]:
 
 
 _OUT_OF_MEMORY = re.compile(
-    "failed to allocate|unable to allocate|out ?of ?memory|bad_alloc|cannot allocate memory|memoryerror", re.IGNORECASE
+    "failed to allocate|unable to allocate|cannot allocate memory|memory allocation of size|bad_alloc|memoryerror"
+    r"|alloc_failed|out[ _]?of[ _]?((device|host|pool)[ _]?)?memory",  # OutOfDeviceMemory, CUBLAS_STATUS_ALLOC_FAILED
+    re.IGNORECASE,
 )
 
 
 def out_of_memory(log: str) -> bool:
-    """Whether a log tells of memory that could not be had, in the words of llama.cpp, C++, CUDA or Python."""
+    """Whether a log tells of memory that could not be had, in the words of llama.cpp, C++, Python, CUDA, Vulkan,
+    Metal or SYCL."""
     return _OUT_OF_MEMORY.search(log) is not None

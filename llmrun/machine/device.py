@@ -17,7 +17,8 @@ class Device(Struct):
         description: the product's name; of an RPC device its "host:port".
         kind: as ggml has it; an RPC device counts as "gpu" whatever lies behind it.
         backend: "CPU", "CUDA", "Metal", "Vulkan", "RPC[host:port]".
-        total_bytes, free_bytes: of its memory; None where it doesn't tell.
+        total_bytes, free_bytes: of its memory; None where it doesn't tell. Of a driver whose budget is smaller than
+            what is in use, nothing is free.
         features: what its backend can do, {"AVX512": "1"}; empty where it doesn't tell.
     """
 
@@ -28,3 +29,9 @@ class Device(Struct):
     total_bytes: int | None
     free_bytes: int | None
     features: dict[str, str] = field(default_factory=dict)
+
+
+def free_of(free: int, total: int) -> int:
+    """Bytes that are free, of what ggml tells: it takes what is in use from Vulkan's budget without a look, and less
+    than nothing is nearly 2^64 then."""
+    return free if free <= total else 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from llmrun import fs, paths
 from llmrun.errors import Act, DiskError, EngineCrashed, LlmrunError, NetworkError, OutOfMemory, Remedy
 from llmrun.fs import FREE_SPACE
-from llmrun.machine import gpus, hardware, packages
+from llmrun.machine import backends, gpus, hardware, packages
 from llmrun.machine.gpus import Gpu
 from llmrun.machine.proc import CpuTicks, Proc, line_of, text_of
 from llmrun.text import printable
@@ -101,6 +101,8 @@ def llama_cpp(error: LlmrunError | None, clone: Path | None, unused: Sequence[st
         version = packages.installed("llama-cpp-python")
         return Check(name, "ok", f"starts (llama-cpp-python {version or 'of unknown version'})")
     again = gpus.rebuild_command(clone=clone)
+    if isinstance(error, EngineCrashed) and (missing := backends.missing_library(error.log)) is not None:
+        return _problem(name, missing.message, EngineCrashed, *missing.remedies(clone))
     if "SIGILL" in error.message:
         # Built with -march=native, so that a folder that was moved or an image made elsewhere ends like this.
         return _problem(name, "it was built for another CPU: illegal instruction (SIGILL)", EngineCrashed, again)
@@ -132,6 +134,20 @@ def gpu_checks(found: Sequence[Gpu], backends: Sequence[str] | None, clone: Path
             # Intel's are mostly part of the CPU and read the same memory: not worth a warning on every laptop.
             lines.append(_check("GPU", "ok" if gpu.vendor == "Intel" else "warn", *unused_gpu(gpu, clone)))
     return lines
+
+
+def without_devices(message: str | None) -> list[Check]:
+    """Of a build for GPUs that finds none: why, by `backends.without_devices`."""
+    return [] if message is None else [Check("backend", "warn", message)]
+
+
+def vulkan_headers(version: tuple[int, int, int] | None) -> list[Check]:
+    """Where they are too old for a build with Vulkan. Without them there is nothing to say."""
+    if version is None or version >= gpus.LEAST_VULKAN:
+        return []
+    here, least = (".".join(map(str, each)) for each in (version, gpus.LEAST_VULKAN))
+    message = f"{here}: llama.cpp can't be built with Vulkan here, which needs {least} or newer (Debian 13 has 1.4.309)"
+    return [Check("Vulkan headers", "warn", message)]
 
 
 def nvidia(driver: str | None, library: str | None) -> list[Check]:
@@ -386,6 +402,7 @@ def of_this_machine(
         python((sys.version_info[0], sys.version_info[1], sys.version_info[2]), sys.maxsize > 1 << 32),
         required_packages(packages.requirements()),
         *nvidia(gpus.nvidia_driver(proc), gpus.nvidia_library()),
+        *vulkan_headers(backends.vulkan_headers()),
         cache_folder(folder, free, writable),
     ]
     try:

@@ -22,12 +22,15 @@ _VENDORS: dict[str, Vendor] = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "I
 # PCI classes: VGA controller, 3D controller, other display controller. The last two digits are its interface.
 _DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380")
 _BINDING = "llama-cpp-python"
+LEAST_VULKAN = (1, 3, 272)
+"""Of Vulkan's headers: llama.cpp sets layers by VK_EXT_layer_settings, which came with these."""
+_VULKAN = f"glslc, SPIR-V's headers and Vulkan's {'.'.join(map(str, LEAST_VULKAN))} or newer (Debian 12's are too old)"
 # What llama.cpp has to be built with, what that needs, and how llama.cpp names the backends that can use such a GPU.
 # Vulkan's one device may be another vendor's: taken for used.
 _BUILDS: dict[Vendor, tuple[str, str, set[str]]] = {
     "NVIDIA": ("-DGGML_CUDA=on", "the CUDA toolkit (nvcc)", {"CUDA", "Vulkan"}),
-    "AMD": ("-DGGML_HIP=on", "ROCm; or -DGGML_VULKAN=on and the Vulkan SDK", {"ROCm", "HIP", "Vulkan"}),
-    "Intel": ("-DGGML_VULKAN=on", "the Vulkan SDK (glslc)", {"SYCL", "Vulkan", "OpenVINO"}),
+    "AMD": ("-DGGML_HIP=on", f"ROCm; or -DGGML_VULKAN=on and {_VULKAN}", {"ROCm", "HIP", "Vulkan"}),
+    "Intel": ("-DGGML_VULKAN=on", _VULKAN, {"SYCL", "Vulkan", "OpenVINO"}),
     "Apple": ("-DGGML_METAL=on", "Xcode's command line tools", {"MTL", "Metal"}),
 }
 

@@ -14,6 +14,7 @@ from waiting import HANGS_S
 
 from llmrun.engine.devices import find_devices
 from llmrun.machine import gpus, hardware
+from llmrun.machine.device import free_of
 from llmrun.machine.doctor import unused_gpu
 from llmrun.machine.gpus import Gpu, find_gpus, nvidia_driver, nvidia_library, rebuild_command
 
@@ -142,6 +143,12 @@ def test_this_machine() -> None:
     assert cpu.total_bytes == hardware.physical_memory()
     assert free and cpu.free_bytes and abs(cpu.free_bytes - free) < 1 << 29
     assert cpu.features and "CPU" in everything.system_info and everything.versions["ggml"]
+
+
+def test_less_than_nothing_is_free() -> None:
+    """Of a budget of 3 GiB with 4 in use nothing is left, and not 16 EiB."""
+    gib = 1 << 30
+    assert free_of((3 - 4) * gib % (1 << 64), 8 * gib) == 0 and free_of(2 * gib, 8 * gib) == 2 * gib
 
 
 def test_table_and_document(llmrun: RunLlmrun, rpc_worker: Callable[..., str]) -> None:

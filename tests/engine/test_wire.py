@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmrun.codec import Malformed
-from llmrun.engine.protocol import Cancel, Devices, Done, Message, Prepare, Tokens, decode, encode
+from llmrun.engine.protocol import Cancel, Devices, Done, Message, Prepare, Tokens, decode, encode, out_of_memory
 from llmrun.machine.device import Device
 
 
@@ -46,3 +46,21 @@ def test_messages_survive_the_pipe(message: Message) -> None:
     line = encode(7, message)
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
     assert decode(line.removesuffix(b"\n")) == (7, message)
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "ggml_vulkan: Device memory allocation of size 1048576 failed.",
+        "what():  vk::Device::allocateMemory: ErrorOutOfDeviceMemory",
+        "terminate called after throwing an instance of 'vk::OutOfHostMemoryError'",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "error: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+        "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+        "alloc_tensor_range: failed to allocate Vulkan0 buffer of size 1048576",
+    ],
+)
+def test_memory_that_could_not_be_had(log: str) -> None:
+    """In the words of every backend."""
+    assert out_of_memory(log) and not out_of_memory("ErrorDeviceLost")

@@ -108,6 +108,8 @@ def devices(
         pairs.append(("profile", f"measured {ago(known.age_s())}"))
     pairs += [(name.replace("_", " "), version) for name, version in facts["versions"].items() if version]
     tables.show_pairs(pairs)
+    if facts["without_devices"]:
+        screen.note(facts["without_devices"])
     for gpu in facts["unused_gpus"]:
         screen.note(gpu["message"])
         if gpu["command"]:
@@ -224,12 +226,13 @@ def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
     """The document that `--json` prints: sizes in bytes, None where unknown."""
     import platform
 
-    from llmrun.machine import doctor, gpus, hardware, packages
+    from llmrun.engine.devices import built
+    from llmrun.machine import backends, doctor, gpus, hardware, packages
 
     cpus = hardware.usable_cpus()
-    backends = {device.backend for device in found.devices}
+    used = {device.backend for device in found.devices}
     clone = gpus.clone_folder()
-    unused = [gpu for gpu in gpus.find_gpus() if not gpu.used_by(backends)]
+    unused = [gpu for gpu in gpus.find_gpus() if not gpu.used_by(used)]
     return {
         "devices": codec.plain(found.devices),
         "threads": {
@@ -249,6 +252,7 @@ def facts_of(found: Found, measured: Sequence[Ceiling] = ()) -> dict[str, Any]:
             "python": platform.python_version(),
             "nvidia_driver": gpus.nvidia_driver(),
         },
+        "without_devices": backends.without_devices(built(), found.devices),
         "unused_gpus": [
             {
                 "vendor": gpu.vendor,

@@ -27,23 +27,27 @@ def doctor(
     Warnings leave the exit code 0. A problem gives that with which a run would end: 5 network, 7 disk, 9 llama.cpp,
     10 memory; of several problems, that of the first. Nothing leaves this machine unless --network is given.
     """
-    from llmrun.engine.devices import find_devices
+    from llmrun.engine.devices import built, find_devices
     from llmrun.machine import doctor, gpus, hardware
+    from llmrun.machine.backends import without_devices
     from llmrun.models.store.listing import list_leftovers
 
     clone = gpus.clone_folder()
     backends: list[str] | None = None
     failure: LlmrunError | None = None
     unused: list[str] = []
+    idle: str | None = None
     try:
         devices = find_devices().devices
         backends = [device.backend for device in devices]
         unused = hardware.unused_instructions(devices)
+        idle = without_devices(built(), devices)
     except LlmrunError as error:
         failure = error
     found = [
         doctor.llama_cpp(failure, clone, unused),
         *doctor.gpu_checks(gpus.find_gpus(), backends, clone),
+        *doctor.without_devices(idle),
         *doctor.of_this_machine(lambda: time.sleep(_LOOK_S), list_leftovers),
     ]
     if network:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrun.engine.child.native import library
-from llmrun.machine.device import Device, DeviceKind
+from llmrun.machine.device import Device, DeviceKind, free_of
 from llmrun.machine.hardware import available_memory
 
 # enum ggml_backend_dev_type
@@ -77,7 +77,7 @@ def describe(handle: ctypes.c_void_p) -> Device:
         kind=kind,
         backend=_text("ggml_backend_reg_name", registry(handle)),
         total_bytes=total.value if known else None,
-        free_bytes=free.value if known else None,
+        free_bytes=free_of(free.value, total.value) if known else None,
         features=features(handle),
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llmrun import __version__, fs
 from llmrun.engine.channel import Channel
+from llmrun.engine.devices import does_not_start
 from llmrun.engine.process import Child, Death
 from llmrun.engine.protocol import Failed, Quantize, Quantized, QuantizingTensor, out_of_memory
 from llmrun.errors import Act, BadModel, Change, DiskError, EngineCrashed, NotFound, OutOfMemory, UsageError
@@ -185,7 +186,9 @@ class Quantizer:
                     raise self._channel.ended(f"sent {type(other).__name__} out of turn")
 
     def _of_death(self, death: Death) -> OutOfMemory | EngineCrashed:
-        return _no_memory() if death.out_of_memory else EngineCrashed(f"the quantizer {death.reason}")
+        if death.out_of_memory:
+            return _no_memory()
+        return does_not_start(death) or EngineCrashed(f"the quantizer {death.reason}")
 
     def _refused(self, reason: str, target: Path) -> Exception:
         if out_of_memory(reason):

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmrun.engine.channel import Channel, Died
+from llmrun.engine.devices import does_not_start
 from llmrun.engine.process import Child, Death
 from llmrun.engine.protocol import NO_REQUEST, Client, Failed, Listening, Message, Serve
 from llmrun.errors import Act, Change, EngineCrashed, LlmrunError, OutOfMemory, UsageError
@@ -221,7 +222,7 @@ def _taken(port: int) -> UsageError:
 def _crashed(death: Death) -> LlmrunError:
     if death.out_of_memory:
         return OutOfMemory(f"the worker {death.reason}", hint=Change({"memory": 4}, note="offer less"))
-    return EngineCrashed(f"the worker {death.reason}", log=death.log)
+    return does_not_start(death) or EngineCrashed(f"the worker {death.reason}", log=death.log)
 
 
 def _sentence(message: object) -> str:
