@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from llmrun import codec
@@ -184,7 +183,7 @@ class Loader:
             repack = wants_repack(self.drafter.header)
             settings = codec.replace(settings, draft=DraftSettings(os.fspath(self.drafter.path.absolute()), repack))
         if keeps_prefixes is not None:
-            settings = codec.replace(settings, prefixes=self._store(plan.path, settings, keeps_prefixes))
+            settings = codec.replace(settings, prefixes=self._store(plan, settings, keeps_prefixes))
         number = connection.request(Load(path, settings, self._header.chat_template is not None))
         try:
             loaded = self._wait(number, on_progress)
@@ -193,11 +192,11 @@ class Loader:
         self._holds_model = True
         return loaded
 
-    def _store(self, path: Path, settings: Settings, model: str) -> PrefixStore | None:
+    def _store(self, plan: LoadPlan, settings: Settings, model: str) -> PrefixStore | None:
         """Where beginnings are kept for this model, build and settings; None where that can't be told."""
         from llmrun.engine import prefixes
 
-        files = [path.with_name(name) for name in split_parts(path.name)]
+        files = [plan.path.with_name(name) for name in split_parts(plan.path.name)]
         what = {"build": self.found.system_info, "versions": self.found.versions, "settings": codec.plain(settings)}
         for name in (
             "n_ctx",
@@ -209,6 +208,7 @@ class Loader:
             "mtp",
         ):  # they change no state
             what["settings"].pop(name)
+        what["settings"]["tensor_split"] = plan.placement.layers  # shares by free memory are other ones every time
         try:
             key = prefixes.key_of([*files, *(adapter.path for adapter in self._config.lora)], what)
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from llmrun.engine.limits import Limits
 from llmrun.engine.protocol import PrefixStore, PromptOptions
 from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
-from llmrun.options.load import LoadConfig
+from llmrun.options.load import LoadConfig, Offload
 from llmrun.options.sampling import SamplingConfig
 
 TOKENS = [*range(1000)]
@@ -207,6 +208,20 @@ def test_the_next_process_has_it(tmp_path: Path, home: Path, name: str) -> None:
     assert answer(prompt) == wanted and "damaged, and removed" in notes[-1]
     assert entry.path.read_bytes() != data  # computed and kept anew
     assert answer(prompt) == (wanted[0], entry.n_tokens)
+
+
+def test_on_a_device(micro: Path, home: Path, rpc_worker: Callable[..., str]) -> None:
+    """However much of its memory is free: what counts is which layers lie there."""
+    endpoint, known = rpc_worker(), []
+    for n_layers, share in (("all", 1.0), ("all", 3.0), (1, 3.0)):
+        offload = Offload(n_gpu_layers=n_layers, tensor_split=(share,))  # type: ignore[arg-type]
+        config = LoadConfig(n_threads=1, rpc=(endpoint,), offload=offload)
+        with ChildEngine(micro, open_header(micro), config, limits=KEEPS, keeps_prefixes="m") as engine:
+            generation = engine.generate(text(90), GREEDY)
+            list(generation)
+            engine.flush()
+            known.append(generation.timing.n_cached)
+    assert known[0] == 0 < known[1] and known[2] == 0
 
 
 def test_a_row_of_a_batch(exact: Path, home: Path) -> None:
