@@ -4,6 +4,7 @@ const find = (id) => document.getElementById(id);
 const said = [];
 let key = sessionStorage.getItem("key") || "";
 let answering = null;
+let asking = null; // for the key: once, however many requests want it
 
 function headers() {
   const made = { "Content-Type": "application/json" };
@@ -13,17 +14,21 @@ function headers() {
 
 async function askKey() {
   const dialog = find("key");
+  find("refused").hidden = !key;
+  find("secret").value = "";
   dialog.showModal();
   await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
   key = find("secret").value;
   sessionStorage.setItem("key", key);
+  asking = null;
 }
 
 async function asked(path, options) {
   while (true) {
+    const used = key;
     const response = await fetch(path, { ...options, headers: headers() });
     if (response.status !== 401) return response;
-    await askKey();
+    if (used === key) await (asking ??= askKey());
   }
 }
 
@@ -41,6 +46,20 @@ async function* events(response) {
       if (data && data !== "[DONE]") yield JSON.parse(data);
     }
   }
+}
+
+function problem(error) {
+  if (error.name === "AbortError") return;
+  // A fetch that fails tells no more than that, and every browser in its own words.
+  shown("error", error instanceof TypeError ? "The server does not answer." : error.message);
+}
+
+// Whoever has scrolled up to read is left there.
+function follow(change) {
+  const chat = find("chat");
+  const atEnd = chat.scrollHeight - chat.scrollTop - chat.clientHeight < 40;
+  change();
+  if (atEnd) chat.scrollTop = chat.scrollHeight;
 }
 
 function shown(role, text) {
@@ -67,6 +86,18 @@ function part(article, name, title) {
   return found.lastChild;
 }
 
+function draw(article, chunk) {
+  for (const { delta, finish_reason } of chunk.choices) {
+    if (delta.reasoning_content) part(article, "details", "Thinking").data += delta.reasoning_content;
+    if (delta.content) part(article, "div").data += delta.content;
+    if (finish_reason) {
+      const rate = chunk.timings && chunk.timings.predicted_per_second;
+      const told = [rate ? `${rate.toPrecision(3)} t/s` : "", finish_reason === "length" ? "cut at its limit" : ""];
+      part(article, "footer").data = told.filter(Boolean).join(", ");
+    }
+  }
+}
+
 async function send(text) {
   said.push({ role: "user", content: text });
   shown("user", text);
@@ -80,20 +111,11 @@ async function send(text) {
     if (!response.ok) throw new Error((await response.json()).error.message);
     for await (const chunk of events(response)) {
       if (chunk.error) throw new Error(chunk.error.message);
-      for (const choice of chunk.choices) {
-        if (choice.delta.reasoning_content) part(article, "details", "Thinking").data += choice.delta.reasoning_content;
-        if (choice.delta.content) {
-          answer += choice.delta.content;
-          part(article, "div").data += choice.delta.content;
-        }
-      }
-      if (chunk.timings && chunk.timings.predicted_per_second) {
-        part(article, "footer").data = `${chunk.timings.predicted_per_second.toPrecision(3)} t/s`;
-      }
-      article.scrollIntoView({ block: "end" });
+      for (const choice of chunk.choices) answer += choice.delta.content || "";
+      follow(() => draw(article, chunk));
     }
   } catch (error) {
-    if (error.name !== "AbortError") shown("error", error.message);
+    problem(error);
   } finally {
     if (answer) said.push({ role: "assistant", content: answer });
     else said.pop();
@@ -145,4 +167,4 @@ find("clear").addEventListener("click", () => {
   const models = (await (await asked("v1/models", {})).json()).data;
   for (const model of models) find("model").add(new Option(model.id, model.id));
   watch();
-})();
+})().catch(problem);
