@@ -105,13 +105,14 @@ CASES = [Case(conversation, thinking) for thinking in (True, False) for conversa
 # -- llama.cpp ---
 
 
-def compile_reference(peers: Path, folder: Path) -> Path:
+def compile_reference(peers: Path, folder: Path, name: str) -> Path:
+    """The program of that name beside this one, against llama.cpp's source and build."""
     source = next(peers.glob("llama_cpp_python-*/vendor/llama.cpp"))
     libraries = peers / "build" / "bin"
-    program = folder / "template_reference"
+    program = folder / name
     subprocess.run(
         [
-            *("g++", "-std=c++17", "-o", program, ROOT / "scripts" / "template_reference.cpp"),
+            *("g++", "-std=c++17", "-o", program, ROOT / "scripts" / f"{name}.cpp"),
             *(f"-I{source / name}" for name in ("common", "include", "ggml/include", "vendor")),
             *(libraries / f"lib{name}.so" for name in ("llama-common", "llama", "ggml", "ggml-base")),
             f"-Wl,-rpath,{libraries}",
@@ -429,7 +430,7 @@ def main() -> int:
     if arguments.names:
         templates = [path for path in templates if any(name in path.name for name in arguments.names)]
     with tempfile.TemporaryDirectory() as scratch:
-        return compare(compile_reference(arguments.peers, Path(scratch)), templates)
+        return compare(compile_reference(arguments.peers, Path(scratch), "template_reference"), templates)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ from conftest import PATIENT
 from jsonschema import Draft202012Validator
 
 from llmrun.engine.child.chat_template import Templates
-from llmrun.engine.child.tool_calls import CallSplitter
+from llmrun.engine.child.literals import Literals, NotYet
+from llmrun.engine.child.tool_calls import CallSplitter, texts_of
+from llmrun.engine.child.tool_grammar import grammar
 from llmrun.engine.child.tool_syntax import GENERIC, HARMONY, ToolSyntax
 from llmrun.engine.engine import ChildEngine
+from llmrun.engine.grammar import judge
 from llmrun.engine.protocol import PromptOptions
 from llmrun.gguf.reader import open_header
 from llmrun.options.sampling import SamplingConfig
@@ -90,6 +93,39 @@ TEMPLATES = {
     + '{"{{ c.function.name }}": {{ c.function.arguments | tojson }}}{% if not loop.last %}, {% endif %}{% endfor %}'
     + "]<|suffix|>{% endif %}"
     + END,
+    # arguments as literals: with a quote of the template's, and as Python has them
+    "literals": BEGIN
+    + '{% macro lit(v) %}{% if v is string %}<|"|>{{ v }}<|"|>{% elif v is mapping %}{ {%- for k, w in v | items %}'
+    + "{{ k }}:{{ lit(w) }}{{ ',' if not loop.last }}{% endfor %}}{% elif v is iterable %}[{% for w in v %}{{ lit(w) }}"
+    + "{{ ',' if not loop.last }}{% endfor %}]{% else %}{{ v | tojson }}{% endif %}{% endmacro %}"
+    + "{{ m.content or '' }}"
+    + CALLS
+    + "<|tool_call>call:{{ c.function.name }}{{ lit(c.function.arguments) }}<tool_call|>{% endfor %}"
+    + END,
+    "as python": BEGIN
+    + "{{ m.content or '' }}{% if m.tool_calls %}<|calls|>[{% for c in m.tool_calls %}{{ c.function.name }}("
+    + "{% for k, v in c.function.arguments | items %}{{ k }}={% if v is string %}'{{ v }}'{% else %}{{ v }}{% endif %}"
+    + "{{ ', ' if not loop.last }}{% endfor %}){{ ', ' if not loop.last }}{% endfor %}]<|end|>{% endif %}"
+    + END,
+    # a turn of its own, whose tag every turn has
+    "a turn of its own": "{{ tools | tojson }}{% for m in messages %}<|role|>{{ m.role }}\n{{ m.content or '' }}"
+    + '{% if m.tool_calls %}<|role|>call\n{"name": "{{ m.tool_calls[0].function.name }}", "arguments": '
+    + "{{ m.tool_calls[0].function.arguments | tojson }}}{% endif %}<|im_end|>\n{% endfor %}"
+    + "{% if add_generation_prompt %}<|role|>assistant\n{% endif %}",
+    # lists that a template appends to, tools through a filter
+    "with a queue": "{{ tools | map(attribute='function') | tojson }}{% set ns = namespace(ids=[]) %}"
+    + BEGIN
+    + "{{ m.content or '' }}"
+    + CALLS
+    + "{% set _ = ns.ids.append(c.function.name) %}<|call|>{{ ns.ids[-1] }}:{{ ns.ids | length }}<|args|>"
+    + "{{ c.function.arguments | tojson }}<|end_call|>{% endfor %}"
+    + END,
+    # the template tells of no tools
+    "tells of none": BEGIN.partition("{% endif %}")[2]
+    + "{{ m.content or '' }}"
+    + CALLS
+    + "<|call|>{{ c.function.name }}<|args|>{{ c.function.arguments | tojson }}<|end_call|>{% endfor %}"
+    + END,
 }
 TRIGGERS = {
     "hermes": "<tool_call>",
@@ -101,8 +137,13 @@ TRIGGERS = {
     "parameters": "<tool_call>",
     "keys and values": "<tool_call>",
     "name as a key": "<|prefix|>",
+    "literals": "<|tool_call>",
+    "as python": "<|calls|>",
+    "a turn of its own": '<|role|>call\n{"name": "',
+    "with a queue": "<|call|>",
+    "tells of none": "<|call|>",
 }
-SINGLE = {"bare"}
+SINGLE = {"bare", "a turn of its own"}
 TOLD_NOTHING = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}<|assistant|>"
 
 WEATHER = Function(
@@ -119,10 +160,34 @@ WEATHER = Function(
         "additionalProperties": False,
     },
 )
+BOOK = Function(
+    "book",
+    "Books seats",
+    {
+        "type": "object",
+        "properties": {
+            "code": {"type": "string", "pattern": "^[A-Z]{2}/[0-9]{2}$"},
+            "window": {"type": "boolean"},
+            "who": {
+                "type": "object",
+                "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"$ref": "#/$defs/age"}},
+                "required": ["name", "age"],
+                "additionalProperties": False,
+            },
+            "seats": {"type": "array", "items": {"type": "integer", "maximum": 9}, "minItems": 1, "maxItems": 2},
+            "note": {"anyOf": [{"type": "string", "minLength": 2, "maxLength": 4}, {"type": "null"}]},
+            "class": {"const": "first"},
+        },
+        "required": ["code", "who", "seats", "class"],
+        "additionalProperties": False,
+        "$defs": {"age": {"type": "integer", "minimum": 1, "maximum": 99}},
+    },
+)
 NOTHING = Function("stop", "Stop all", None)
 TOOLS = tools_of([WEATHER, NOTHING], "tools")
+STRICT_TOOLS = tools_of([WEATHER, NOTHING, BOOK], "tools")
 ASKED = {"place": 'São "Paulo" <b>', "days": 3}
-STRINGS = {"get_weather": {"place", "unit"}, "stop": set[str]()}
+TEXTS = texts_of(TOOLS)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +221,9 @@ def written(templates: Templates, name: str, answer: dict[str, Any]) -> str:
     """What the template makes of an answer, without its heading and its end."""
     question = {"role": "user", "content": "Q?"}
     text = templates.render(TEMPLATES[name], [question, answer], {}, tools=[{"type": "function", "function": {}}])
-    body = text.partition("Q?<|im_end|>\n<|im_start|>assistant\n")[2]
-    return body.rpartition("<|im_end|>\n<|im_start|>assistant\n")[0]
+    heading = "<|role|>" if "<|role|>" in text else "<|im_start|>"
+    body = text.partition(f"Q?<|im_end|>\n{heading}assistant\n")[2]
+    return body.rpartition(f"<|im_end|>\n{heading}assistant\n")[0]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -181,9 +247,9 @@ def test_what_a_template_writes_is_read(templates: Templates, name: str) -> None
             (call["function"]["name"], json.loads(call["function"]["arguments"])) for call in answer["tool_calls"]
         ]
         for i in range(len(text)):
-            content, calls = read(CallSplitter(syntax, STRINGS), [text[:i], text[i:]])
+            content, calls = read(CallSplitter(syntax, TEXTS), [text[:i], text[i:]])
             assert (content.strip(), calls) == (answer["content"], wanted), text[:i]
-        assert read(CallSplitter(syntax, STRINGS), text)[1] == wanted
+        assert read(CallSplitter(syntax, TEXTS), text)[1] == wanted
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -191,7 +257,7 @@ def test_what_a_template_writes_is_read(templates: Templates, name: str) -> None
 def test_text_is_text(templates: Templates, name: str, text: str) -> None:
     syntax = templates.syntax_of(TEMPLATES[name], {})
     for pieces in ([text], [*text]):
-        content, calls = read(CallSplitter(syntax, STRINGS), pieces)
+        content, calls = read(CallSplitter(syntax, TEXTS), pieces)
         assert (content, calls) == (text, [])
 
 
@@ -203,24 +269,43 @@ def test_blanks_may_differ(templates: Templates) -> None:
         '{ "name" : "stop", "arguments": {} }\n</tool_call>\n'
     )
     wanted = [("get_weather", {"place": "x", "days": 1}), ("stop", {})]
-    assert read(CallSplitter(syntax, STRINGS), [text]) == ("", wanted) == read(CallSplitter(syntax, STRINGS), text)
+    assert read(CallSplitter(syntax, TEXTS), [text]) == ("", wanted) == read(CallSplitter(syntax, TEXTS), text)
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "harmony"])
+def test_blanks_without_end(templates: Templates, name: str) -> None:
+    """What begins like a call and goes on with blanks is looked at in steps, not in every way to share them out."""
+    syntax = HARMONY if name == "harmony" else templates.syntax_of(TEMPLATES[name], {})
+    begin = "".join((*syntax.lead, *syntax.pre))
+    for text in (begin[:-1], f"{begin}stop"):
+        assert all(not call.arguments for call in CallSplitter(syntax, TEXTS).add(text + " \n" * 1500)[1])
 
 
 def test_what_is_cut_is_as_far_as_it_is(templates: Templates) -> None:
     syntax = templates.syntax_of(TEMPLATES["hermes"], {})
-    splitter = CallSplitter(syntax, STRINGS)
+    splitter = CallSplitter(syntax, TEXTS)
     _, calls = splitter.add('<tool_call>\n{"name": "get_weather", "arguments": {"place": "x')
     assert [call.name for call in calls if call.name] == ["get_weather"]
     assert "".join(call.arguments for call in calls) == '{"place": "x' and splitter.finish() == ("", [])
 
 
 def test_harmony() -> None:
-    """gpt-oss writes the recipient before or behind the channel."""
+    """gpt-oss writes the recipient before or behind the channel, and may say something in a turn before."""
     for text in (
         '<|channel|>commentary to=functions.stop <|constrain|>json<|message|>{"a": 1}<|call|>',
         '<|start|>assistant<|channel|>commentary to=functions.stop<|channel|>commentary json<|message|>{"a": 1}',
+        ' to=functions.stop<|channel|>commentary json<|message|>{"a": 1}<|call|>',
     ):
-        assert read(CallSplitter(HARMONY, {}), text)[1] == [("stop", {"a": 1})], text
+        for pieces in ([text], text):
+            content, calls = read(CallSplitter(HARMONY, {}), pieces)
+            assert (content.strip(), calls) == ("", [("stop", {"a": 1})]), text
+    said = "<|channel|>commentary<|message|>I stop it.<|end|>"
+    text = (
+        said + '<|start|>assistant<|channel|>commentary to=functions.stop <|constrain|>json<|message|>{"a": 1}<|call|>'
+    )
+    for whole, wanted in ((text, [("stop", {"a": 1})]), (said, [])):
+        for pieces in ([whole], whole):
+            assert read(CallSplitter(HARMONY, {}), pieces) == ("I stop it.", wanted)
 
 
 def test_a_template_that_knows_of_none(templates: Templates) -> None:
@@ -238,19 +323,64 @@ def test_a_template_that_knows_of_none(templates: Templates) -> None:
     assert "<|user|><tool_response>\ndone\n</tool_response>" in text
 
 
+def test_tools_are_told_in_words_and_called_as_the_template_has_it(templates: Templates) -> None:
+    """Where it writes calls, but tells of no tools. Control tokens in the form of a call are the template's."""
+    tools = [{"type": "function", "function": {"name": "stop", "parameters": {}}}]
+    asked = [{"role": "system", "content": "Be <|call|>."}, {"role": "user", "content": "Q?"}, called(("stop", {}))]
+    text = templates.render(TEMPLATES["tells of none"], asked, {}, tools=tools)
+    form = "<|call|>NAME<|args|>ARGUMENTS<|end_call|>"
+    at = text.index(form)
+    assert text.startswith("<|im_start|>system\nBe <|call|>.\n\nYou may call") and text.is_own(at, at + len(form))
+    assert not text.is_own(text.index("<|call|>"), at) and "<|call|>stop<|args|>{}<|end_call|><|im_end|>" in text
+
+
+def test_calls_that_something_has_to_follow(templates: Templates) -> None:
+    """A template may leave out those of a last answer, for the model to go on with it."""
+    template = "{% if messages[-1].role == 'assistant' %}{% set messages = messages[:-1] %}{% endif %}"
+    found = templates.syntax_of(template + TEMPLATES["hermes"], {})
+    assert found == templates.syntax_of(TEMPLATES["hermes"], {}) and found != GENERIC
+
+
+LITERALS: list[tuple[str, str, Any]] = [
+    ("'", """a='x', b="y\\n", c=[1, -2.5, 'z'])""", {"a": "x", "b": "y\n", "c": [1, -2.5, "z"]}),
+    ("'", "d={'k': None, \"l\": [True]})", {"d": {"k": None, "l": [True]}}),
+    ("'", r"""a='it\'s', b='')""", {"a": "it's", "b": ""}),
+    ("'", "a='two\nlines', b=true)", {"a": "two\nlines", "b": True}),
+    ('<|"|>', """a=<|"|>'x'\\<|"|>,b={<|"|>k<|"|>:1e3,l:[]})""", {"a": "'x'\\", "b": {"k": 1e3, "l": []}}),
+    ("'", " )", {}),
+]
+
+
+@pytest.mark.parametrize(("quote", "text", "wanted"), LITERALS)
+def test_literals(quote: str, text: str, wanted: dict[str, Any]) -> None:
+    """Read as a whole; no part of them is taken for a whole."""
+    assert Literals(quote).members(text, 0, "=", ")") == (wanted, len(text) - 1)
+    for i in range(len(text)):
+        with pytest.raises(NotYet):
+            Literals(quote).members(text[:i], 0, "=", ")")
+
+
+@pytest.mark.parametrize("text", ["a=,", "a:1)", "=1)", "a='x' b=1)", "a=x)", "a=NaN)", "a=" + "[" * 200])
+def test_no_literals(text: str) -> None:
+    with pytest.raises((ValueError, NotYet)):
+        Literals("'").members(text, 0, "=", ")")
+
+
 @pytest.mark.parametrize("name", [*TEMPLATES, "generic"])
 def test_a_grammar_forces_calls(exact: Path, name: str) -> None:
     """Of a model that knows nothing: every call is of a tool that is there, its arguments keep to the schema."""
     template = TEMPLATES.get(name, TOLD_NOTHING)
-    known = {tool.name: Draft202012Validator(tool.parameters) for tool in TOOLS}
+    known = {tool.name: Draft202012Validator(tool.parameters) for tool in STRICT_TOOLS}
     asked = [{"role": "user", "content": "b c d"}]
     with ChildEngine(exact, open_header(exact), limits=PATIENT) as engine:
         n_calls = 0
-        for seed in range(4):
-            options = PromptOptions(template=template, tools=[*TOOLS], must_call=True, several_calls=seed % 2 > 0)
+        for seed in range(6):
+            options = PromptOptions(
+                template=template, tools=[*STRICT_TOOLS], must_call=True, several_calls=seed % 2 > 0
+            )
             answer = engine.generate(asked, SamplingConfig(seed=seed, max_tokens=400), options=options)
             text = "".join(answer)
-            if answer.stop_reason == "length":  # noise may write a text of blanks for long
+            if answer.stop_reason == "length":  # noise may write blanks, or calls, for long
                 continue
             assert not text.strip() and answer.calls
             assert len(answer.calls) == 1 or seed % 2
@@ -258,6 +388,19 @@ def test_a_grammar_forces_calls(exact: Path, name: str) -> None:
                 known[call.name].validate(json.loads(call.arguments))
             n_calls += len(answer.calls)
         assert n_calls
+
+
+@pytest.mark.parametrize("name", ["hermes", "literals", "keys and values"])
+@pytest.mark.parametrize("must", [True, False])
+def test_one_call_or_several(templates: Templates, name: str, must: bool) -> None:
+    """As asked, whether calls are demanded or not: nothing follows the only one."""
+    syntax = templates.syntax_of(TEMPLATES[name], {})
+    one = written(templates, name, called(("stop", {}))).strip()
+    two = written(templates, name, called(("stop", {}), ("get_weather", {"place": "x", "days": 1}))).strip()
+    for several in (False, True):
+        made = grammar(syntax, TOOLS, lambda text: [text], must=must, several=several)
+        assert made is not None and judge(made, one) == "complete"
+        assert (judge(made, two) == "complete") == several
 
 
 def test_text_or_calls(exact: Path) -> None:
@@ -280,11 +423,11 @@ def test_pieces_are_the_whole(templates: Templates) -> None:
         for _ in range(10):
             value = "".join(chance.choice('ab{}[]",:\\ \n<>/é') for _ in range(chance.randint(0, 20)))
             if syntax.places is not None:
-                value = value.replace("<", "(").strip()
+                value = value.replace("<", "(").replace("\\", "/").strip()
             text = written(templates, name, called(("get_weather", {"place": value, "days": 2})))
             pieces, at = [], 0
             while at < len(text):
                 n = chance.randint(1, 9)
                 pieces.append(text[at : at + n])
                 at += n
-            assert read(CallSplitter(syntax, STRINGS), pieces)[1] == [("get_weather", {"place": value, "days": 2})]
+            assert read(CallSplitter(syntax, TEXTS), pieces)[1] == [("get_weather", {"place": value, "days": 2})]

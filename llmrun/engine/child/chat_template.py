@@ -8,7 +8,7 @@ conversation is rendered, and what became of the marks decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmrun.engine.child import tool_messages, tool_syntax, written
@@ -221,9 +221,9 @@ def _n_characters(value: Any) -> int:
 
 
 def _as_given(value: Any) -> Any:
-    """The same, every text in it known not to be the template's."""
+    """The same, every text in it known not to be the template's, but where it is known already."""
     if isinstance(value, str):
-        return Written(value)
+        return value if isinstance(value, Written) else Written(value)
     if isinstance(value, dict):
         return {key: _as_given(each) for key, each in value.items()}
     return [_as_given(each) for each in value] if isinstance(value, list) else value
@@ -314,6 +314,11 @@ def _environment() -> Any:
         own = staticmethod(written.own)
         concat = staticmethod(written.concat)
 
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            # Kimi K2's keeps a queue. All lists that a template sees are made for this one prompt.
+            is_queue = type(obj) is list and attr in ("append", "pop")
+            return is_queue or super().is_safe_attribute(obj, attr, value)
+
         def wrap_str_format(self, value: Any) -> Any:
             wrapped = super().wrap_str_format(value)
             if wrapped is None:
@@ -372,5 +377,7 @@ def _tojson(
 
     if isinstance(value, Undefined):  # tools that there are none of, printed without a test
         value = None
+    elif isinstance(value, Iterator):  # of `map`
+        value = [*value]
     given = (separators[0], separators[1]) if separators else None
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=given, sort_keys=sort_keys)

@@ -194,7 +194,7 @@ class GenerationState:
             return False
         if self._tools is not None and not self._tools.must:
             is_thought = thinking is not None and thinking.splitter.inside
-            return self._source.has_grammar and self._tools.splitter.inside and not is_thought
+            return self._source.has_grammar and self._tools.inside and not is_thought
         return thinking.is_constrained if thinking else self._source.has_grammar
 
     @property

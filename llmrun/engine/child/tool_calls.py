@@ -1,4 +1,4 @@
-"""Calls of tools in one answer: told apart from its text as it comes, and the grammar that keeps them well-formed.
+"""Calls of tools in one answer: told apart from its text as it comes.
 
     answer's text ──► CallSplitter ──► content, and calls: a name, then its arguments as JSON, piece by piece
 
@@ -11,16 +11,19 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 from llmrun.engine.child.answer_text import overlap
+from llmrun.engine.child.literals import Literals, NotYet, json_of
 from llmrun.engine.child.special_tokens import Vocabulary, named_in
+from llmrun.engine.child.tool_grammar import grammar, kind_of, kinds_of
 from llmrun.engine.child.tool_syntax import HARMONY, ID, INDEX, Parts, ToolSyntax
 from llmrun.engine.protocol import CallPiece, Tool
 
+Texts = Mapping[str, Mapping[str, Set[str]]]
+
 _NAME = r"(?P<name>[^\s\"'<>{}()\[\]:,|=]{1,128}?)"
-EMPTY = '""'
 _LONGEST_HEAD = 4096
 """Characters; what has no name by then is no call."""
 
@@ -43,6 +46,11 @@ def _pattern(parts: Parts) -> str:
     return "".join(kinds.get(part) or _loosely(part) for part in parts)
 
 
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Several places in a row where whitespace is free are one: each would try every share of a run of blanks."""
+    return re.compile(re.sub(r"(?:\\s\*)+", r"\\s*", pattern))
+
+
 def _exactly(text: str) -> str:
     """A pattern of a text, whose newlines may be missing."""
     return re.escape(text).replace("\\\n", "\n").replace("\n", r"\n?")
@@ -51,11 +59,14 @@ def _exactly(text: str) -> str:
 class CallSplitter:
     """Divides an answer into content and calls. How the text is cut into pieces changes nothing."""
 
-    def __init__(self, syntax: ToolSyntax, strings: Mapping[str, set[str]]) -> None:
-        """`strings`: of each tool, the arguments that are texts, where arguments have a place each."""
-        self._syntax, self._strings = syntax, strings
+    def __init__(self, syntax: ToolSyntax, texts: Texts) -> None:
+        """`texts`: of each tool, the arguments that may be texts, and what else; where arguments have a place each."""
+        self._syntax, self._texts = syntax, texts
         self._trigger = syntax.trigger
-        self._at: Literal["text", "head", "json", "places", "behind"] = "text"
+        self._triggers = [syntax.trigger]
+        if syntax == HARMONY:  # whose models write the recipient before the channel as well, and turns in an answer
+            self._triggers += ["<|end|>", "<|start|>assistant", "to=functions."]
+        self._at: Literal["text", "head", "json", "places", "literals", "behind"] = "text"
         self._held = ""
         self._n = 0  # calls that have begun
         self._said = False  # something of the content was given out
@@ -63,16 +74,22 @@ class CallSplitter:
         self._scan = _Json()
         self._arguments: dict[str, Any] = {}
         self._ahead: tuple[str, ...] = ()
+        self._heading: re.Pattern[str] | None = None  # of content, behind which it goes on
         places = syntax.places
         if syntax == HARMONY:
-            opened = r"(?:<\|start\|>assistant)?\s*(?:<\|channel\|>commentary)?\s*to=functions\."
-            follow = r"(?:<\|channel\|>commentary)?\s*(?:<\|constrain\|>)?(?:json)?\s*<\|message\|>\s*(?=\{)"
-            self._head = re.compile(opened + _NAME + r"\s*" + follow)
+            opened = r"(?:\s|<\|end\|>|<\|start\|>assistant|<\|channel\|>commentary)*to=functions\."
+            follow = r"(?:\s|<\|channel\|>commentary|<\|constrain\|>|json)*<\|message\|>\s*(?=\{)"
+            self._head = re.compile(opened + _NAME + follow)
             self._next = self._end = None
-            self._close = re.compile(r"\s*(?:<\|call\|>)?")
+            self._close = re.compile(r"\s*<\|call\|>")
+            # What is said before calls, and what may be left at the end.
+            self._heading = re.compile(
+                r"(?:\s|<\|end\|>|<\|start\|>assistant|<\|channel\|>(?:commentary|final))+"
+                r"(?:<\|message\|>|$)"
+            )
             return
-        if places is None:
-            follow = r"\s*(?=\{)"
+        if places is None or places.quote:
+            follow = r"\s*(?=\{)" if places is None else ""
         else:
             follow = rf"(?={_exactly(places.key)}|\s*{_pattern(syntax.post)})"
             self._place = re.compile(
@@ -81,10 +98,10 @@ class CallSplitter:
                 re.DOTALL,
             )
         called = _pattern(syntax.pre) + _NAME + _pattern(syntax.mid) + follow
-        self._head = re.compile(_pattern(syntax.lead) + r"\s*" + called)
-        self._next = re.compile(r"\s*" + _pattern(syntax.sep) + r"\s*" + called) if syntax.sep is not None else None
-        self._close = re.compile(r"\s*" + _pattern(syntax.post))
-        self._end = re.compile(r"\s*" + _pattern(syntax.end)) if syntax.end else None
+        self._head = _compiled(_pattern(syntax.lead) + r"\s*" + called)
+        self._next = _compiled(r"\s*" + _pattern(syntax.sep) + r"\s*" + called) if syntax.sep is not None else None
+        self._close = _compiled(r"\s*" + _pattern(syntax.post))
+        self._end = _compiled(r"\s*" + _pattern(syntax.end)) if syntax.end else None
         ahead = (*syntax.sep, *syntax.pre) if syntax.sep is not None else ()
         self._ahead = (_compact(ahead), _compact(syntax.end))
 
@@ -92,6 +109,11 @@ class CallSplitter:
     def inside(self) -> bool:
         """Whether what comes next belongs to calls."""
         return self._at != "text"
+
+    @property
+    def has_called(self) -> bool:
+        """Whether a call has begun."""
+        return self._n > 0
 
     def add(self, text: str) -> tuple[str, list[CallPiece]]:
         """Content and calls that can be told after this piece; what may become a call is held back."""
@@ -108,6 +130,8 @@ class CallSplitter:
                     self._read_json(calls)
                 case "places":
                     self._read_places(calls)
+                case "literals":
+                    self._read_literals(calls)
                 case "behind":
                     content += self._go_on(calls)
             if (self._at, len(self._held)) == before or not self._held:
@@ -118,8 +142,10 @@ class CallSplitter:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
         calls = list[CallPiece]()
-        if self._at == "places":
+        if self._at in ("places", "literals"):
             self._end_places(calls)
+            held = ""
+        if self._at == "head" and self._heading is not None and self._heading.fullmatch(held):
             held = ""
         if self._at in ("text", "head"):
             if self._n and not held.strip():
@@ -130,7 +156,7 @@ class CallSplitter:
     # -- content ---
 
     def _find_call(self) -> str:
-        begin = self._held.find(self._trigger)
+        begin = min((at for each in self._triggers if (at := self._held.find(each)) >= 0), default=-1)
         if begin >= 0 and (not self._trigger.startswith("{") or not (self._said or self._held[:begin].strip())):
             shown, self._held = self._held[:begin].rstrip(), self._held[begin:]
             self._at = "head"
@@ -138,7 +164,7 @@ class CallSplitter:
         if self._trigger.startswith("{") and (self._said or not self._trigger.startswith(self._held.lstrip()[:64])):
             shown, self._held = self._held, ""
             return self._shown(shown)
-        keep = overlap(self._held, self._trigger)
+        keep = max(overlap(self._held, each) for each in self._triggers)
         shown = self._held[: len(self._held) - keep].rstrip()
         self._held = self._held[len(shown) :]
         return self._shown(shown)
@@ -154,6 +180,10 @@ class CallSplitter:
     def _begin_call(self, pattern: re.Pattern[str], calls: list[CallPiece]) -> str:
         found = pattern.match(self._held)
         if found is None:
+            heading = self._heading.match(self._held) if self._heading is not None else None
+            if heading is not None and heading[0].endswith("<|message|>"):
+                self._held, self._at = self._held[heading.end() :], "text"
+                return ""
             if len(self._held) > _LONGEST_HEAD:
                 text, self._held, self._at = self._held, "", "text"
                 return self._shown(text)
@@ -162,7 +192,8 @@ class CallSplitter:
         calls.append(CallPiece(self._n, self._name, ""))
         self._n += 1
         self._scan, self._arguments = _Json(), {}
-        self._at = "json" if self._syntax.places is None else "places"
+        places = self._syntax.places
+        self._at = "json" if places is None else "literals" if places.quote else "places"
         return ""
 
     def _read_json(self, calls: list[CallPiece]) -> None:
@@ -180,11 +211,22 @@ class CallSplitter:
         if self._close.match(self._held) and self._held.strip():
             self._end_places(calls)
 
-    def _take_place(self, key: str, value: str) -> None:
-        if key in self._strings.get(self._name, ()):
-            self._arguments[key] = value
+    def _read_literals(self, calls: list[CallPiece]) -> None:
+        places, post = self._syntax.places, "".join(self._syntax.post).lstrip()
+        assert places is not None
+        try:
+            self._arguments, end = Literals(places.quote).members(self._held, 0, places.value.strip(), post[0])
+        except NotYet:
             return
-        self._arguments[key] = _value_of(value)
+        except ValueError:  # not a call that anybody could read
+            end = len(self._held)
+        self._held = self._held[end:]
+        self._end_places(calls)
+
+    def _take_place(self, key: str, value: str) -> None:
+        kinds = self._texts.get(self._name, {}).get(key)
+        found = value if kinds == set() else _value_of(value)
+        self._arguments[key] = found if kinds is None or kind_of(found) in kinds else value
 
     def _end_places(self, calls: list[CallPiece]) -> None:
         calls.append(CallPiece(self._n - 1, "", json.dumps(self._arguments, ensure_ascii=False)))
@@ -227,7 +269,7 @@ def _compact(parts: Parts) -> str:
 def _value_of(text: str) -> Any:
     """JSON; as Python writes it, where a template does so; else a text."""
     try:
-        return json.loads(text)
+        return json_of(text)
     except ValueError:
         pass
     try:
@@ -275,9 +317,14 @@ class ToolWatch:
     def __init__(
         self, syntax: ToolSyntax, tools: Sequence[Tool], vocab: Vocabulary, *, must: bool, several: bool
     ) -> None:
-        self.splitter = CallSplitter(syntax, strings_of(tools))
+        self.splitter = CallSplitter(syntax, texts_of(tools))
         self.must = must
         self._syntax, self._tools, self._vocab, self._several = syntax, tools, vocab, several
+
+    @property
+    def inside(self) -> bool:
+        """Whether the grammar says what comes next: of calls, and that nothing follows the only one that may be."""
+        return self.splitter.inside or (not self._several and self.splitter.has_called)
 
     def pieces(self, usual: Callable[[int], bytes]) -> Callable[[int], bytes]:
         """The text of a token: as usual, and of control tokens that calls are written with, their names."""
@@ -306,137 +353,11 @@ class ToolWatch:
         return grammar(self._syntax, self._tools, controls, must=self.must, several=self._several)
 
 
-def strings_of(tools: Iterable[Tool]) -> dict[str, set[str]]:
-    """Of each tool, the arguments that its schema says are texts."""
+def texts_of(tools: Iterable[Tool]) -> Texts:
+    """Of each tool, the arguments that may be texts, with the JSON types that they may be instead."""
     found = {}
     for tool in tools:
         properties = tool.parameters.get("properties")
-        known = properties.items() if isinstance(properties, dict) else ()
-        found[tool.name] = {key for key, schema in known if isinstance(schema, dict) and schema.get("type") == "string"}
+        kinds = {key: kinds_of(schema) for key, schema in properties.items()} if isinstance(properties, dict) else {}
+        found[tool.name] = {key: {*each} - {"string"} for key, each in kinds.items() if "string" in each}
     return found
-
-
-# -- the grammar ---
-
-Controls = Callable[[str], "Sequence[str | int]"]
-"""Cuts a text at the names of control tokens: texts, and ids of these."""
-
-
-def grammar(syntax: ToolSyntax, tools: Sequence[Tool], controls: Controls, *, must: bool, several: bool) -> str | None:
-    """For llguidance: text and calls, or calls alone where one `must` be; None: there is none for this syntax."""
-    if syntax == HARMONY and not must:
-        return None  # answers have headings of control tokens that only the tags know
-    lines, schemas = [], []
-
-    def literal(parts: Parts) -> str:
-        return " ".join(each for part in parts for each in _terms(part, controls))
-
-    for i, tool in enumerate(tools):
-        if syntax.places is None:
-            schemas.append({"name": f"arguments{i}", "json_schema": _narrow(tool.schema)})
-            arguments = f"@arguments{i}"
-        else:
-            arguments, more = _places(syntax, tool, i, literal, schemas)
-            lines += more
-        name = " ".join(_terms(tool.name, lambda text: [text]))
-        lines.append(f"call{i}: {literal(syntax.pre)} {name} {literal(syntax.mid)} {arguments} {literal(syntax.post)}")
-    any_call = " | ".join(f"call{i}" for i in range(len(tools)))
-    repeated = f"({literal(syntax.sep)} call)*" if several and syntax.sep is not None else ""
-    lines += [f"call: {any_call}", f"calls: {literal(syntax.lead)} call {repeated} {literal(syntax.end)}"]
-    if must:
-        lines.append("start: calls")
-    else:
-        lines += [r"TEXT: /(.|\n)*/", *_free(syntax, tools, controls, literal)]
-    made: list[dict[str, Any]] = [{"lark_grammar": "\n".join(reversed(lines)) + "\n"}, *schemas]
-    return json.dumps({"grammars": made})
-
-
-def _free(syntax: ToolSyntax, tools: Sequence[Tool], controls: Controls, literal: Callable[[Parts], str]) -> list[str]:
-    """Text, which may go over into calls: at a control token, or where a text stands that tells one."""
-    cut = controls(syntax.trigger)
-    if cut and isinstance(cut[0], int):
-        return ["start: TEXT | TEXT calls TEXT"]
-    # What stands behind the trigger is demanded from there on.
-    whole = "".join(part for part in (*syntax.lead, *syntax.pre))
-    begin = whole.find(syntax.trigger)
-    head = "".join(_terms(whole[begin : begin + len(syntax.trigger)], lambda text: [text]))
-    if syntax.trigger.startswith("{"):
-        return [r"OTHER: /[^{](.|\n)*/", "start: calls | OTHER"]
-    return [
-        "start: TEXT | called",
-        "called: begun rest TEXT",
-        f"begun[lazy]: TEXT {head}",
-        _rest(syntax, tools, literal),
-    ]
-
-
-def _rest(syntax: ToolSyntax, tools: Sequence[Tool], literal: Callable[[Parts], str]) -> str:
-    """Calls, without the trigger of the first one."""
-    whole = (*syntax.lead, *syntax.pre)
-    left, parts = syntax.trigger, list[str]()
-    for part in whole:
-        if not left:
-            parts.append(part)
-            continue
-        stripped = part.lstrip() if not parts else part
-        n = len(stripped) if len(stripped) < len(left) else len(left)
-        left = left[n:]
-        if stripped[n:]:
-            parts.append(stripped[n:])
-    n_lead = len(syntax.lead)
-    first = literal(tuple(parts)) if n_lead == 0 or parts else ""
-    names = " | ".join(f"after{i}" for i in range(len(tools)))
-    made = [f"rest: {first} ({names}) ({literal(syntax.sep or ())} call)* {literal(syntax.end)}"]
-    for i, tool in enumerate(tools):
-        name = " ".join(_terms(tool.name, lambda text: [text]))
-        arguments = f"@arguments{i}" if syntax.places is None else f"places{i}"
-        made.append(f"after{i}: {name} {literal(syntax.mid)} {arguments} {literal(syntax.post)}")
-    return "\n".join(made)
-
-
-def _places(
-    syntax: ToolSyntax,
-    tool: Tool,
-    i: int,
-    literal: Callable[[Parts], str],
-    schemas: list[dict[str, Any]],
-) -> tuple[str, list[str]]:
-    """Arguments with a place each, in the schema's order."""
-    places = syntax.places
-    assert places is not None
-    properties = tool.parameters.get("properties")
-    required = tool.parameters.get("required") or []
-    made, terms = [], []
-    for j, (key, schema) in enumerate(properties.items() if isinstance(properties, dict) else ()):
-        begin = f"{literal((places.key,))} {' '.join(_terms(key, lambda text: [text]))} {literal((places.value,))}"
-        rule = f"place{i}_{j}"
-        if isinstance(schema, dict) and schema.get("type") == "string" and "enum" not in schema:
-            made.append(f"text{i}_{j}[lazy]: /(.|\\n)*{_escaped(places.after)}/")
-            made.append(f"{rule}: {begin} text{i}_{j}")
-        else:
-            schemas.append({"name": f"value{i}_{j}", "json_schema": _narrow(schema)})
-            begin = begin.removesuffix(literal((places.value,))) + literal((places.other,))
-            made.append(f"{rule}: {begin} @value{i}_{j} {literal((places.after,))}")
-        terms.append(rule if key in required else f"{rule}?")
-    between = f" {literal((places.between,))} " if places.between else " "
-    made.append(f"places{i}: {between.join(terms) or EMPTY}")
-    return f"places{i}", made
-
-
-def _narrow(schema: Any) -> Any:
-    """As llguidance is to read it: what it does not know is left out, and blanks are few."""
-    if not isinstance(schema, dict):
-        return schema
-    return {**schema, "x-guidance": {"lenient": True, "whitespace_pattern": r" |\n[ \t]{0,20}"}}
-
-
-def _terms(text: str, controls: Controls) -> list[str]:
-    if text == ID:
-        return ["/[a-zA-Z0-9]{9}/"]
-    if text == INDEX:
-        return ["/[0-9]{1,3}/"]
-    return [f"<[{each}]>" if isinstance(each, int) else f"/{_escaped(each)}/" for each in controls(text) if each != ""]
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\x{{{ord(char):x}}}" for char in text)

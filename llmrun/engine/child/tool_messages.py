@@ -1,4 +1,4 @@
-"""Conversations with tools in the shape that a template takes; of one that knows of no tools, in words.
+"""Conversations with tools in the shape that a template takes; of one that knows of none, or tells of none, in words.
 
 What comes in is OpenAI's form: `tool_calls` of an assistant, whose arguments are a text of JSON, and results with the
 role "tool".
@@ -10,25 +10,26 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llmrun.engine.child.tool_syntax import GENERIC, ToolSyntax
+from llmrun.engine.child.tool_syntax import GENERIC, ID, INDEX, Parts, ToolSyntax
+from llmrun.engine.child.written import Written, concat, own
 
 _TOLD = """You may call functions. These are there, one in each line:
 <tools>
 {tools}
 </tools>
 To call one, write its name and its arguments as JSON, and nothing behind:
-<tool_call>
-{{"name": NAME, "arguments": ARGUMENTS}}
-</tool_call>"""
+"""
+_VARIABLE = {ID: "ID", INDEX: "0"}
 
 
 def fitted(
     syntax: ToolSyntax, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """Messages and tools for the template."""
-    if syntax.is_generic:
-        return _in_words(messages, tools), None
-    return [_of_template(syntax, message) for message in messages], tools
+    made = [_in_words(message) if syntax.is_generic else _of_template(syntax, message) for message in messages]
+    if syntax.is_told and not syntax.is_generic:
+        return made, tools
+    return _told(syntax, made, tools) if tools else made, None
 
 
 def _of_template(syntax: ToolSyntax, message: dict[str, Any]) -> dict[str, Any]:
@@ -60,24 +61,29 @@ def _loaded(arguments: Any) -> Any:
         return arguments
 
 
-def _in_words(messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    made = [_said(message) for message in messages]
-    if not tools:
-        return made
-    told = _TOLD.format(tools="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools))
-    if made and made[0]["role"] == "system":
-        return [{**made[0], "content": f"{made[0]['content']}\n\n{told}"}, *made[1:]]
-    return [{"role": "system", "content": told}, *made]
+def _told(syntax: ToolSyntax, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The system's words tell which tools there are. Control tokens in the form of a call are the template's."""
+    listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    form = (*syntax.lead, *syntax.pre, "NAME", *syntax.mid, "ARGUMENTS", *syntax.post, *syntax.end)
+    told = [Written(_TOLD.format(tools=listed)), own(_written(form).strip())]
+    if messages and messages[0]["role"] == "system":
+        before = [Written(f"{messages[0]['content']}\n\n")]
+        return [{**messages[0], "content": concat([*before, *told])}, *messages[1:]]
+    return [{"role": "system", "content": concat(told)}, *messages]
 
 
-def _said(message: dict[str, Any]) -> dict[str, Any]:
+def _written(parts: Parts) -> str:
+    return "".join(_VARIABLE.get(part, part) for part in parts)
+
+
+def _in_words(message: dict[str, Any]) -> dict[str, Any]:
     """A call as the model writes it, a result as the user hands it in."""
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"}
     calls = message.get("tool_calls")
     if not calls:
         return {key: value for key, value in message.items() if key != "tool_calls"}
-    pre, mid, post = (parts[0] for parts in (GENERIC.pre, GENERIC.mid, GENERIC.post))
+    pre, mid, post = (_written(parts) for parts in (GENERIC.pre, GENERIC.mid, GENERIC.post))
     written = [f"{pre}{call['function']['name']}{mid}{call['function']['arguments']}{post}" for call in calls]
     text = "\n".join(filter(None, [message.get("content") or "", *written]))
     return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": text}

@@ -4,8 +4,9 @@
 
 Never by a model's name: conversations are rendered whose last answer calls tools with marks for names, and what stands
 around the marks is looked at. Arguments are JSON, or each has a place of its own. Whether it was understood is tried by
-reading what the template writes of other calls; where it was not, or a template knows of no tools, calls are asked for
-in the way that most models have seen (`GENERIC`).
+reading what the template writes of other calls; where it was not, or a template writes none, calls are asked for in the
+way that most models have seen (`GENERIC`). A template that writes calls but does not tell which tools there are keeps
+its way; tools are told in words.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -30,34 +32,42 @@ Parts = tuple[str, ...]
 
 
 class Places(Struct, frozen=True):
-    """Of arguments that have a place each: ⟨key⟩KEY⟨value⟩VALUE⟨after⟩ ⟨between⟩ … `other`: in place of `value` before
-    what is no text."""
+    """Of arguments that have a place each: ⟨key⟩KEY⟨value⟩VALUE⟨after⟩ ⟨between⟩ …
+
+    Attributes:
+        other: in place of `value` before what is no text.
+        quote: around texts where values are literals, as in name='x', more={a:[1]}. Keys of objects are bare or quoted.
+    """
 
     key: str
     value: str
     after: str
     between: str
     other: str
+    quote: str = ""
 
     @property
     def texts(self) -> Parts:
-        return self.key, self.value, self.after, self.between, self.other
+        return self.key, self.value, self.after, self.between, self.other, self.quote
 
 
 class ToolSyntax(Struct, frozen=True):
     """Texts as they stand in the token stream, control tokens written out.
 
     Attributes:
+        trigger: the text that tells a call, wherever it stands: the first tag, or all that stands before a name.
         lead: before the first call.
         pre, mid, post: before the name, between it and the arguments, and behind those.
         sep: between calls; None: an answer calls one.
         end: behind the last call.
         places: of arguments that are no JSON.
-        is_generic: the template knows of no tools: they are told in the system's words.
+        is_generic: the template writes no calls: tools are told in the system's words, calls are words as well.
+        is_told: the template tells which tools there are; else they are told in the system's words.
         as_text: the template takes arguments as a text of JSON, not as an object.
         content: what an answer that only calls has for content: "", None, or it has none (False).
     """
 
+    trigger: str
     lead: Parts
     pre: Parts
     mid: Parts
@@ -66,15 +76,9 @@ class ToolSyntax(Struct, frozen=True):
     end: Parts
     places: Places | None = None
     is_generic: bool = False
+    is_told: bool = True
     as_text: bool = False
     content: str | bool | None = ""
-
-    @property
-    def trigger(self) -> str:
-        """The text that tells a call, wherever it stands: the first tag, or all that stands before a name."""
-        begin = "".join(part for part in _until_variable((*self.lead, *self.pre))).lstrip()
-        tag = re.match(r"<[^<>\s]+>|\[[A-Z_]+\]|<\|[^|]+\|>", begin)
-        return tag[0] if tag else begin.rstrip()
 
     @property
     def markers(self) -> str:
@@ -85,10 +89,18 @@ class ToolSyntax(Struct, frozen=True):
 
 
 GENERIC = ToolSyntax(
-    (), ('<tool_call>\n{"name": "',), ('", "arguments": ',), ("}\n</tool_call>",), ("\n",), (), is_generic=True
+    "<tool_call>",
+    (),
+    ('<tool_call>\n{"name": "',),
+    ('", "arguments": ',),
+    ("}\n</tool_call>",),
+    ("\n",),
+    (),
+    is_generic=True,
 )
 
 HARMONY = ToolSyntax(
+    "<|channel|>",
     ("<|channel|>commentary to=",),
     ("functions.",),
     (" <|constrain|>json<|message|>",),
@@ -99,8 +111,8 @@ HARMONY = ToolSyntax(
 """gpt-oss's: its template writes the recipient of earlier calls before the channel, the model behind it."""
 
 _NAMES = ("qzjxvkwa", "qzjxvkwb", "qzjxvkwc")
-_KEYS, _VALUE, _QUESTION, _ANSWER = ("jxqwvkza", "jxqwvkzb"), "vkwqzjxy", "wvzqkjxu", "kqxwjzvu"
-_NUMBER = 8675309
+_KEYS, _VALUE, _QUESTION, _ANSWER, _NEXT = ("jxqwvkza", "jxqwvkzb"), "vkwqzjxy", "wvzqkjxu", "kqxwjzvu", "xukqwjzv"
+_NUMBER, _OBJECT = 8675309, {"a": [1, "b", None, {"c": True}]}
 _IDS = ("qzj00000a", "qzj00000b", "qzj00000c")  # nine letters and digits, as Mistral's templates demand
 
 
@@ -111,6 +123,12 @@ def _spec(name: str) -> dict[str, Any]:
 
 
 _SPECS = [_spec(name) for name in _NAMES]
+
+
+Ask = Callable[[dict[str, Any]], str]
+"""What stands behind the question when it is answered so; "" where the template fails."""
+
+_TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|<\|[^|]+\|>")
 
 
 class _Rendered(NamedTuple):
@@ -126,62 +144,71 @@ def syntax_of(template: str, render: Render) -> ToolSyntax:
     if "<|channel|>" in template and "commentary" in template and "functions." in template:
         return HARMONY
     tags = tags_of(template)
-    try:
-        found = _found(render, tags.close if tags is not None else "")
-    except Exception:  # noqa: BLE001 - whatever a template dies of, it has not told of calls
-        found = None
-    return found or GENERIC
+    close = tags.close if tags is not None else ""
+    is_told = _NAMES[0] in _text(render, [_said(_QUESTION)])
+    # Some templates leave out the calls of a last answer, or its end: they have the model go on with it.
+    asks = [partial(_asked, render, behind) for behind in ([], [_said(_NEXT)])]
+    tails = [ask({"role": "assistant", "content": _ANSWER}).partition(_ANSWER)[2] for ask in asks]
+    for ask, tail in zip(asks, [tails[0] or tails[1], tails[1]], strict=True):
+        try:
+            found = _found(ask, close, tail)
+        except Exception:  # noqa: BLE001 - whatever a template dies of, it has not told of calls
+            found = None
+        if found is not None and (is_told or found.places is None):
+            return codec.replace(found, is_told=is_told)
+    return GENERIC
 
 
-def _found(render: Render, close: str) -> ToolSyntax | None:
-    """`close`: what ends thoughts, which a template may put before calls."""
-    plain = _text(render, [_user(), {"role": "assistant", "content": _ANSWER}], _SPECS)
-    header, answered, tail = plain.rpartition(_QUESTION)[2].partition(_ANSWER)
-    if not answered or not _is_told(render):
+def _asked(render: Render, behind: list[dict[str, Any]], answer: dict[str, Any]) -> str:
+    """`behind`: what is said after the answer."""
+    text = _text(render, [_said(_QUESTION), answer, *behind])
+    return (text.rpartition(_NEXT)[0] if behind else text).rpartition(_QUESTION)[2]
+
+
+def _found(ask: Ask, close: str, tail: str) -> ToolSyntax | None:
+    """`close`: what ends thoughts, which a template may put before calls; `tail`: what stands behind every answer."""
+    header, answered, _ = ask({"role": "assistant", "content": _ANSWER}).partition(_ANSWER)
+    one = _one_call(ask)
+    if not answered or one is None:
         return None
-    one = _one_call(render)
-    if one is None:
-        return None
-    body = _behind(header, one.text.rpartition(_QUESTION)[2], close)
-    several = _text(render, [_user(), _calls(3, one.as_text, one.content)], _SPECS)
-    bodies = (
-        _behind(header, several.rpartition(_QUESTION)[2], close) if all(name in several for name in _NAMES) else None
-    )
-    cut = _cut(body, bodies, tail)
+
+    def calls(*more: Any, **named: Any) -> str:
+        return _behind(header, ask(_calls(*more, as_text=one.as_text, content=one.content, **named)), close)
+
+    several = calls(3)
+    cut = _cut(calls(1), several if all(name in several for name in _NAMES) else None, tail)
     if cut is not None and cut.places is not None:
-        two = _text(render, [_user(), _calls(1, one.as_text, one.content, 2)], _SPECS)
-        number = _text(render, [_user(), _calls(1, one.as_text, one.content, value=_NUMBER)], _SPECS)
-        cut = _with_places(cut, _behind(header, two.rpartition(_QUESTION)[2], close), number.rpartition(_QUESTION)[2])
+        cut = _with_places(cut, calls(1, n_keys=2), calls(1, value=_NUMBER))
     if cut is None:
         return None
-    made = codec.replace(cut, as_text=one.as_text, content=one.content)
-    if not made.trigger or made.trigger in header + tail:  # it would be found in every answer
-        return None
-    return made if _is_understood(made, render, header, close) else None
+    trigger = _trigger((*cut.lead, *cut.pre), header + tail)
+    made = codec.replace(cut, trigger=trigger, as_text=one.as_text, content=one.content)
+    return made if trigger and _is_understood(made, calls) else None
 
 
-def _is_told(render: Render) -> bool:
-    """Whether the template tells the model which tools there are."""
-    return _NAMES[0] in _text(render, [_user()], _SPECS)
+def _trigger(parts: Parts, around: str) -> str:
+    """The first tag; more of what stands before a name where that is found `around` every answer; "": all of it is."""
+    begin = "".join(_until_variable(parts)).strip()
+    ends = [found.end() for found in _TAG.finditer(begin)] if _TAG.match(begin) else []
+    return next((begin[:end] for end in (*ends, len(begin)) if begin[:end] not in around), "")
 
 
-def _one_call(render: Render) -> _Rendered | None:
+def _one_call(ask: Ask) -> _Rendered | None:
     """In the first way that the template takes, so that name and argument come through as JSON or as text."""
     contents: tuple[str | bool | None, ...] = ("", None, False)
     for as_text, content in product((False, True), contents):
-        text = _text(render, [_user(), _calls(1, as_text, content)], _SPECS)
-        behind = text.rpartition(_QUESTION)[2]
-        is_there = all(mark in behind for mark in (_NAMES[0], _KEYS[0], _VALUE))
-        if is_there and not re.search(rf"""'{_KEYS[0]}'|\\"{_KEYS[0]}""", behind):  # as Python, JSON within JSON
+        text = ask(_calls(1, as_text=as_text, content=content))
+        is_there = all(mark in text for mark in (_NAMES[0], _KEYS[0], _VALUE))
+        if is_there and not re.search(rf"""'{_KEYS[0]}'|\\"{_KEYS[0]}""", text):  # as Python, JSON within JSON
             return _Rendered(as_text, content, text)
     return None
 
 
-def _user() -> dict[str, Any]:
-    return {"role": "user", "content": _QUESTION}
+def _said(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
 
 
-def _calls(n: int, as_text: bool, content: str | bool | None, n_keys: int = 1, value: Any = None) -> dict[str, Any]:
+def _calls(n: int, *, as_text: bool, content: str | bool | None, n_keys: int = 1, value: Any = None) -> dict[str, Any]:
     arguments: Any = dict.fromkeys(_KEYS[:n_keys], value or _VALUE)
     made = [_call(_IDS[i], _NAMES[i], json.dumps(arguments) if as_text else arguments) for i in range(n)]
     said = {} if content is False else {"content": content}
@@ -223,7 +250,7 @@ def _cut(one: str, several: str | None, tail: str) -> ToolSyntax | None:
         if pre is None or mid is None:
             return None
         post = _general([ended], [_IDS[0]])
-        return None if post is None else ToolSyntax((), pre, mid, post, None, (), places)
+        return None if post is None else ToolSyntax("", (), pre, mid, post, None, (), places)
     before, mids, _, gaps = all_of
     ended = _without_tail(gaps[2], tail)
     behind = [_marked(text, id_) for text, id_ in zip(gaps, _IDS, strict=True)]
@@ -240,7 +267,7 @@ def _cut(one: str, several: str | None, tail: str) -> ToolSyntax | None:
     post, end = _general([post_text], None), _general([own_end[len(post_text) :]], None)
     if None in (sep, pre, mid, lead, post, end):
         return None
-    return ToolSyntax(lead, pre, mid, post, sep, end, places)  # type: ignore[arg-type]
+    return ToolSyntax("", lead, pre, mid, post, sep, end, places)  # type: ignore[arg-type]
 
 
 def _with_places(syntax: ToolSyntax, two: str, number: str) -> ToolSyntax | None:
@@ -252,6 +279,13 @@ def _with_places(syntax: ToolSyntax, two: str, number: str) -> ToolSyntax | None
         return None
     to_value = two[key + len(_KEYS[0]) : value]
     gap = two[value + len(_VALUE) : next_key]
+    found = number.partition(_KEYS[0])[2].partition(str(_NUMBER))
+    to_number = found[0] if found[1] else to_value
+    quote = to_value.removeprefix(to_number) if to_number else ""
+    if quote and gap.startswith(quote) and syntax.post[0].startswith(quote):
+        post = (syntax.post[0].removeprefix(quote), *syntax.post[1:])
+        places = Places("", to_number, "", gap.removeprefix(quote), to_number, quote)
+        return codec.replace(syntax, post=post, places=places) if post[0].strip() else None
     key_text = _whole_end(_common_end([syntax.mid[-1], gap]))
     gap = gap[: len(gap) - len(key_text)]
     after = _whole_begin(_common_begin([gap, syntax.post[0]]))
@@ -259,8 +293,7 @@ def _with_places(syntax: ToolSyntax, two: str, number: str) -> ToolSyntax | None
         return None
     mid = (*syntax.mid[:-1], syntax.mid[-1][: len(syntax.mid[-1]) - len(key_text)])
     post = (syntax.post[0][len(after) :], *syntax.post[1:])
-    to_number = number.partition(_KEYS[0])[2].partition(str(_NUMBER))
-    places = Places(key_text, to_value, after, gap[len(after) :], to_number[0] if to_number[1] else to_value)
+    places = Places(key_text, to_value, after, gap[len(after) :], to_number)
     return codec.replace(syntax, mid=tuple(filter(None, mid)), post=tuple(filter(None, post)), places=places)
 
 
@@ -296,9 +329,11 @@ def _split(
 
 
 def _without_tail(text: str, tail: str) -> str:
-    """What a call ends with, without what every answer ends with, whose token may be another one."""
+    """What a call ends with, without what every answer ends with, whose token may be another one, or come twice."""
     common = _common_end([text, tail])
-    return _whole_begin(text[: len(text) - len(common)])
+    ended = _whole_begin(text[: len(text) - len(common)])
+    first = _TAG.match(tail)
+    return ended.partition(first[0])[0] if first is not None else ended
 
 
 def _whole_begin(text: str) -> str:
@@ -350,28 +385,27 @@ def _until_variable(parts: Sequence[str]) -> list[str]:
     return list(parts[:variable])
 
 
-def _text(render: Render, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+def _text(render: Render, messages: list[dict[str, Any]]) -> str:
     try:
-        return str.__str__(render(messages, tools))  # a plain text, which forgets whose its characters are
+        return str.__str__(render(messages, _SPECS))  # a plain text, which forgets whose its characters are
     except Exception:  # noqa: BLE001 - as above
         return ""
 
 
-def _is_understood(syntax: ToolSyntax, render: Render, header: str, close: str) -> bool:
+def _is_understood(syntax: ToolSyntax, calls: Callable[..., str]) -> bool:
     """Whether calls that the template writes are read as they are."""
     from llmrun.engine.child.tool_calls import CallSplitter
 
-    strings = {name: {*_KEYS} for name in _NAMES}
-    for n, n_keys in ((1, 1), (1, 2), (3, 2)) if syntax.sep is not None else ((1, 1), (1, 2)):
-        text = _text(render, [_user(), _calls(n, syntax.as_text, syntax.content, n_keys)], _SPECS)
-        splitter = CallSplitter(syntax, strings)
-        body = _behind(header, text.rpartition(_QUESTION)[2], close)
-        pieces = [*splitter.add(body)[1], *splitter.finish()[1]]
+    texts = {name: {key: set[str]() for key in _KEYS} for name in _NAMES}
+    trials: list[tuple[int, int, Any]] = [(1, 1, _VALUE), (1, 2, _VALUE), (1, 2, _OBJECT)]
+    for n, n_keys, value in [*trials, (3, 2, _VALUE)] if syntax.sep is not None else trials:
+        splitter = CallSplitter(syntax, texts if value == _VALUE else {})
+        pieces = [*splitter.add(calls(n, n_keys=n_keys, value=value))[1], *splitter.finish()[1]]
         found: dict[int, tuple[str, str]] = {}
         for piece in pieces:
             name, arguments = found.get(piece.index, ("", ""))
             found[piece.index] = name + piece.name, arguments + piece.arguments
-        wanted = dict.fromkeys(_KEYS[:n_keys], _VALUE)
+        wanted = dict.fromkeys(_KEYS[:n_keys], value)
         read = [(name, _loaded(arguments)) for name, arguments in found.values()]
         if read != [(name, wanted) for name in _NAMES[:n]]:
             return False
