@@ -37,6 +37,7 @@ from llmrun.errors import (
     OutOfMemory,
     PromptTooLong,
     UsageError,
+    WrongFormat,
 )
 from llmrun.server import description, dialects, metrics, moment
 from llmrun.server.description import JSON, Operation
@@ -61,7 +62,7 @@ _PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
 }
 _MEDIA = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
-_ASKS, _ANSWERS = (404, 500, 503), (404, 429, 500, 503)
+_ASKS, _ANSWERS = (404, 500, 503), (404, 422, 429, 500, 503)
 """What may go wrong where a model is asked about tokens, and where it answers."""
 T = TypeVar("T")
 
@@ -459,7 +460,7 @@ def _check_format(request: Request, answers: Sequence[Answer]) -> None:
         if answer.stop_reason in ("length", "context", "stop"):
             continue
         if problem := wanted.problem(answer.text):
-            raise LlmrunError(problem)
+            raise WrongFormat(problem)
 
 
 class _Streamed(StreamingResponse):
@@ -549,6 +550,7 @@ def _status_of(error: LlmrunError) -> int:
         (PromptTooLong, 400),
         (UsageError, 400),
         (NotFound, 404),
+        (WrongFormat, 422),
         (EngineCrashed, 503),
         (OutOfMemory, 503),
     )
@@ -561,6 +563,7 @@ def _code_of(error: LlmrunError) -> str | None:
         (Stopping, "stopping"),
         (PromptTooLong, "context_length_exceeded"),
         (NotFound, "model_not_found"),
+        (WrongFormat, "format_not_held"),
         (EngineCrashed, "engine_crashed"),
         (OutOfMemory, "out_of_memory"),
     )

@@ -21,8 +21,9 @@ _WHY = {
     403: "The host is not one that is served here, or the page may not ask.",
     404: "There is no such model.",
     413: "The body is longer than may be.",
+    422: "What a grammar can't hold of a format was asked for, and the answer does not keep to it.",
     429: "As many requests wait already as may.",
-    500: "The model can't be loaded, or its answer is not of the format that was asked for.",
+    500: "The model can't be loaded.",
     503: "Not now: the engine is replaced, there is no memory for the model, or the server is stopping.",
 }
 _HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}

@@ -82,6 +82,15 @@ def test_a_format_that_the_request_itself_cuts(tiny_server: Server) -> None:
     assert status == 200 and found["choices"][0]["finish_reason"] == "stop"
 
 
+def test_a_format_that_no_answer_can_keep_to(tiny_server: Server) -> None:
+    """Items that must differ and can be one thing alone: a grammar can't tell, so the answer is made, and not given."""
+    schema = {"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked = {**HI, "max_tokens": 40, "response_format": form}
+    status, found = tiny_server.ask("/v1/chat/completions", asked)
+    assert (status, found["error"]["code"]) == (422, "format_not_held"), found
+
+
 def test_tokens(tiny_server: Server) -> None:
     status, found = tiny_server.ask("/tokenize", {"content": "Hello there", "with_pieces": True})
     assert status == 200 and "".join(each["piece"] for each in found["tokens"]) == "Hello there"
