@@ -240,7 +240,8 @@ def test_figure() -> None:
     assert [p.label for p in against.series[0].points] == ["1", "2", "4"]
     assert [p.x for p in against.series[0].points] == [p.y for p in together.series[0].points]
     assert figure.notes[0].startswith("20 answers to a load · ")
-    assert "requests at once" in sketch(figure, 60)
+    text = sketch(figure, 60)
+    assert "requests at once" in text and f"  1: {against.series[0].points[0].x:.0f}  " in text
     png = images.render(figure, "png")
     assert struct.unpack(">II", png[16:24])[0] == 1320
 
