@@ -168,7 +168,7 @@ class Api:
                 gone.cancel()
         gone.cancel()
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return _Streamed(_sent(dialect, reply, streams), streams, dialect.media, headers)
+        return _Streamed(_sent(dialect, request, reply, streams), streams, dialect.media, headers)
 
     # -- vectors ---
 
@@ -480,10 +480,10 @@ class _Streamed(StreamingResponse):
             _leave(self._streams)
 
 
-async def _sent(dialect: Dialect, reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[bytes]:
+async def _sent(dialect: Dialect, request: Request, reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[bytes]:
     """Events as bytes."""
     try:
-        async for events in _events(reply, streams):
+        async for events in _events(request, reply, streams):
             yield b"".join(_line(dialect, event) for event in events) if events else _ping(dialect)
         yield dialect.ends
     except LlmrunError as error:
@@ -504,7 +504,7 @@ def _ping(dialect: Dialect) -> bytes:
     return b": ping\n\n" if dialect.is_sse else b""
 
 
-async def _events(reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[list[Event]]:
+async def _events(request: Request, reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[list[Event]]:
     """Of all streams, in the order in which they come; an empty list where nothing came for a while."""
     writer = reply.writer
     answers = [await stream.begun() for stream in streams]
@@ -525,6 +525,7 @@ async def _events(reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[list
                     if events := [*writer.piece(i, piece, answers[i])]:
                         yield events
                     waiting[asyncio.ensure_future(anext(streams[i]))] = i
+        _check_format(request, answers)
         yield [*writer.close(answers)]
     finally:
         for each in waiting:

@@ -89,6 +89,8 @@ def test_a_format_that_no_answer_can_keep_to(tiny_server: Server) -> None:
     asked = {**HI, "max_tokens": 40, "response_format": form}
     status, found = tiny_server.ask("/v1/chat/completions", asked)
     assert (status, found["error"]["code"]) == (422, "format_not_held"), found
+    status, found = tiny_server.ask("/v1/chat/completions", {**asked, "stream": True})
+    assert status == 200 and '"code":"format_not_held"' in found.splitlines()[-2]
 
 
 def test_tokens(tiny_server: Server) -> None:
