@@ -12,7 +12,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from llmrun.engine.channel import Channel
@@ -162,7 +162,7 @@ def variants() -> list[str]:
 def built(folders: Sequence[Path] | None = None) -> set[str]:
     """The backends of ggml that the build has, by the names of their libraries: {"cpu", "rpc", "vulkan"}."""
     if folders is None:
-        spec = find_spec("llama_cpp")
+        spec = PathFinder.find_spec("llama_cpp")  # on the disk, whatever is imported under that name
         folders = [Path(each, "lib") for each in (spec.submodule_search_locations or ())] if spec else []
     found = (path.name for folder in folders for path in folder.glob("*ggml-*"))
     return {name.partition("ggml-")[2].partition(".")[0] for name in found} - {"base"}
