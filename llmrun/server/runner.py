@@ -13,11 +13,11 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.interface import Answer
@@ -27,6 +27,7 @@ from llmrun.errors import EngineCrashed, LlmrunError
 from llmrun.options.sampling import SamplingConfig
 from llmrun.wire.request import Piece
 
+T = TypeVar("T")
 _POLL_S = 0.01
 _LOOK_S = 0.5
 """At most so long the engine's thread waits before it looks whether it is to end."""
@@ -92,6 +93,12 @@ class Stream:
         self._has_news, self._has_begun, self._has_ended = asyncio.Event(), asyncio.Event(), False
         self._n_text = self._n_thought = self._n_tokens = self._n_logprobs = self._n_calls = 0
         self._error: LlmrunError | None = None
+        self.is_again = False  # an engine died before it had begun with it
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the engine has."""
+        return self.answer is not None and self.answer.n_ctx is not None
 
     async def begun(self) -> Answer:
         """Wait until its prompt is known and being computed. Raises what it could not be asked for."""
@@ -163,8 +170,11 @@ def joined(pieces: list[Piece]) -> Piece:
 
 @dataclass
 class _Question:
+    """`is_again`: an engine died of it, or before it."""
+
     message: Question
     reply: asyncio.Future[Message]
+    is_again: bool = False
 
 
 @dataclass
@@ -408,13 +418,21 @@ class Runner:
         totals.decode_s += timing.decode_s
 
     def _broken(self, error: LlmrunError) -> None:
-        """The engine is gone: an error for those that it was answering. One that can't be loaded at all is given up."""
+        """The engine is gone: an error for those that it was answering. What it had not begun is asked once more, of
+        the next one: it may have been dead already. One that can't be loaded at all is given up."""
         was_ready = self.state == "ready"
         with self._lock:
             streams, self._active = list(self._active.values()), {}
             questions, self._questions = list(self._questions.values()), {}
             self._answers, self.engine = None, None
             self.state = "loading"
+            if was_ready and not self._closing:
+                streams, not_begun = _parted(streams, lambda each: each.is_again or each.has_begun)
+                questions, unanswered = _parted(questions, lambda each: each.is_again)
+                for each in (*not_begun, *unanswered):
+                    each.is_again = True
+                self._waiting.extendleft(reversed(not_begun))
+                self._early += unanswered
         if was_ready:
             self.totals.n_crashes += 1
             self.totals.n_errors += len(streams)
@@ -436,6 +454,11 @@ class Runner:
             each.stream.tell(each.piece, each.error, ended=each.ended)
             if each.ended:
                 self.on_end(each.stream, each.error)
+
+
+def _parted(all_of: Sequence[T], is_first: Callable[[T], bool]) -> tuple[list[T], list[T]]:
+    """In two, each in its order."""
+    return [each for each in all_of if is_first(each)], [each for each in all_of if not is_first(each)]
 
 
 def _reject(question: _Question, error: LlmrunError) -> None:
