@@ -124,7 +124,9 @@ def unused_gpu(gpu: Gpu, clone: Path | None) -> tuple[str, str | None]:
 def gpu_checks(found: Sequence[Gpu], backends: Sequence[str] | None, clone: Path | None) -> list[Check]:
     """A line per GPU. `backends`: of llama.cpp, those that have devices; None: it did not start."""
     if not found:
-        return [Check("GPU", "ok", "none found: the CPU computes")]
+        others = sorted({*(backends or ())} - {"CPU", "BLAS"})
+        at = f"none on the bus; llama.cpp has a device by {', '.join(others)}" if others else None
+        return [Check("GPU", "ok", at or "none found: the CPU computes")]
     lines = []
     for gpu in found:
         if backends is None or gpu.used_by(backends):
