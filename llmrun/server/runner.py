@@ -429,8 +429,10 @@ class Runner:
             if was_ready and not self._closing:
                 streams, not_begun = _parted(streams, lambda each: each.is_again or each.has_begun)
                 questions, unanswered = _parted(questions, lambda each: each.is_again)
-                for each in (*not_begun, *unanswered):
-                    each.is_again = True
+                for stream in not_begun:
+                    stream.is_again = True
+                for question in unanswered:
+                    question.is_again = True
                 self._waiting.extendleft(reversed(not_begun))
                 self._early += unanswered
         if was_ready:
