@@ -95,7 +95,9 @@ def main() -> int:
                 pairs = []
                 for turn in range(1, asked.rounds + 1):
                     order = (mine, other) if turn % 2 else (other, mine)
-                    found = {server: serving.closed(server, wanted, n, turn) for server in order}
+                    # Of no two loads the same prompts: what one left in a server's memory would answer the next.
+                    prompts = 1000 * len(rows) + turn
+                    found = {server: serving.closed(server, wanted, n, prompts) for server in order}
                     pairs.append((found[mine], found[other]))
                 rows.append((n, shared, pairs))
                 show(rows[-1], first=len(rows) == 1)
