@@ -31,6 +31,7 @@ from llmrun.machine import hardware  # noqa: E402
 
 _N_CTX = 4096
 Figure = Callable[[LoadRow], float | None]
+_Row = tuple[int, int, list[tuple[LoadRow, LoadRow]]]  # how many at once, words shared, ours and theirs by round
 FIGURES: dict[str, Figure] = {
     "t/s": lambda row: row.tokens_per_s,
     "TTFT p50": lambda row: row.result.ttft_s(0.5),
@@ -86,7 +87,7 @@ def main() -> int:
     theirs = [asked.peer, "-m", str(asked.model), "--host", "127.0.0.1", "--port", str(ports[1]), "-np", str(most)]
     theirs += ["-c", str(_N_CTX * most), "-t", str(threads), "-tb", str(threads), "-fa", "on", "--no-webui", "--jinja"]
     with started(ours, addresses[0]) as mine, started(theirs, addresses[1]) as other:
-        rows = []
+        rows: list[_Row] = []
         for shared in dict.fromkeys((0, asked.shared)):
             for n in numbers:
                 requests = asked.requests or max(8, 4 * n)
@@ -104,7 +105,7 @@ def main() -> int:
     return 0
 
 
-def show(row: tuple[int, int, list[tuple[LoadRow, LoadRow]]], *, first: bool) -> None:
+def show(row: _Row, *, first: bool) -> None:
     n, shared, pairs = row
     if first:
         print(f"| at once | shared | {' | '.join(FIGURES)} | ours, theirs | errors | client's CPU of a request |")
