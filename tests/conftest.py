@@ -37,7 +37,7 @@ for each in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "llmrun" / "data" / "tiny.gguf"
 
-EXACT = LoadConfig(type_k="f32", type_v="f32", flash_attn="off", repack="off")
+EXACT = LoadConfig(n_threads=1, type_k="f32", type_v="f32", flash_attn="off", repack="off")
 """For models in F32: nothing is rounded but sums. Two ways of computing then differ by less than 1e-6 (with GELU, which
 llama.cpp looks up in a table, by 3e-4) where the best two logits are 1e-4 apart and more (4e-3). In Q8_0 they differ by
 0.05, and the best two are as near as 0.001: there the likeliest token is a matter of the CPU."""
@@ -46,6 +46,11 @@ PATIENT = Limits(cancel_s=HANGS_S)
 """For tests that go on with an engine after leaving an answer: on a busy machine half a second may pass in silence."""
 
 RunLlmrun = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests wait for children, for a sixth of their time."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +90,17 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in F32, for any length: with `EXACT`, an answer that does not depend on how it is computed."""
     return written_once(tmp_path_factory, "exact", replace(synth.SHAPES["micro"], n_ctx_train=1 << 17), "F32")
+
+
+TOO_LONG = 1 << 21
+"""A context of `wide` that fits nowhere: 256 GiB. llama.cpp lays its cells out in a third of a second."""
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic model whose keys and values take 128 KiB a token."""
+    shape = synth.Shape(4, 256, 256, 32, 32, 512, head_dim=256, n_ctx_train=1 << 22)
+    return written_once(tmp_path_factory, "wide", shape, "Q8_0")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmrun import codec
+from llmrun.bench.chunks import Chunk
 from llmrun.bench.load_row import Request
 from llmrun.codec import Struct
 from llmrun.errors import NetworkError, UsageError
@@ -186,7 +187,7 @@ class _Client:
                 raise _Broken(f"http {response.status}", f"{response.status}: {_reason(response.read())}")
             for line in response:
                 if line.startswith(b"data: {"):
-                    chunk = codec.decode(line[6:], _Chunk)
+                    chunk = codec.decode(line[6:], Chunk)
                     is_whole |= any(choice.finish_reason for choice in chunk.choices or ())
                     self._take(chunk, piece_s, told)
                 elif line.startswith(b"data: [DONE]"):
@@ -198,18 +199,18 @@ class _Client:
         if not piece_s:
             raise _Broken("no text", "the answer has no text")
 
-    def _take(self, chunk: _Chunk, piece_s: list[float], told: dict[str, Any]) -> None:
+    def _take(self, chunk: Chunk, piece_s: list[float], told: dict[str, Any]) -> None:
         if chunk.error is not None:
             raise _Broken("stream", _message(chunk.error)[:300])
         for choice in chunk.choices or ():
             delta = choice.delta
-            if delta is not None and (delta.content or delta.reasoning_content or delta.reasoning):
+            if delta is not None and (delta.content or delta.thought):
                 piece_s.append(self._now_s())
         if (usage := chunk.usage) is not None:
             told["n_prompt"], told["n_made"] = usage.prompt_tokens, usage.completion_tokens
-            told["n_cached"] = (usage.prompt_tokens_details or _Details()).cached_tokens
+            told["n_cached"] = usage.n_cached
         if (timings := chunk.timings) is not None:
-            told["server_prompt_s"], told["server_decode_s"] = _s(timings.prompt_ms), _s(timings.predicted_ms)
+            told["server_prompt_s"], told["server_decode_s"] = timings.prompt_s, timings.decode_s
             told["server_tps"] = timings.predicted_per_second
 
 
@@ -219,44 +220,6 @@ def connect(address: str, limit_s: float) -> http.client.HTTPConnection:
     assert parts.hostname
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     return kind(parts.hostname, parts.port, timeout=limit_s)
-
-
-def _s(ms: float | None) -> float | None:
-    return None if ms is None else ms / 1000
-
-
-class _Delta(Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class _Choice(Struct):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Details(Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-
-
-class _Timings(Struct):
-    prompt_ms: float | None = None
-    predicted_ms: float | None = None
-    predicted_per_second: float | None = None
-
-
-class _Chunk(Struct):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    timings: _Timings | None = None
-    error: Any = None
 
 
 class _Refusal(Struct):

@@ -14,7 +14,6 @@ moment loses no more than one piece.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.chat.store import Call, Conversation, Turn, title_of
 from llmrun.clock import utc
+from llmrun.engine.protocol import new_call_id
 from llmrun.errors import DiskError, PromptTooLong, UsageError
 from llmrun.options.sampling import SamplingConfig
 
@@ -458,7 +458,7 @@ class Chat:
             if sampling.max_tokens >= 0:
                 sampling = replace(sampling, max_tokens=max(0, left))
             if generation.stop_reason in ("end", "stop"):
-                turn.calls = tuple(Call(_new_id(), each.name, each.arguments) for each in generation.calls)
+                turn.calls = tuple(Call(new_call_id(), each.name, each.arguments) for each in generation.calls)
             elif generation.call_pieces:
                 yield Notice("the call of a tool was cut short, and is not run")
             begins_anew = self.options.grammar or generation.call_pieces or self.engine.server
@@ -543,11 +543,6 @@ def _message(turn: Turn) -> dict[str, Any]:
             for each in turn.calls
         ]
     return said
-
-
-def _new_id() -> str:
-    """Nine letters and digits: templates of Mistral's demand that."""
-    return secrets.token_hex(5)[:9]
 
 
 def summary(stretches: Sequence[tuple[Timing, int]]) -> dict[str, Any]:

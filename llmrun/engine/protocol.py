@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from typing import Any, Literal
 
 from llmrun import codec
@@ -120,6 +121,11 @@ class FindDevices(Message):
     """Parent → child: which devices are there, those of the RPC servers at "host:port" included?"""
 
     rpc: list[str]
+
+
+def new_call_id() -> str:
+    """Of a call of a tool: nine letters and digits, as templates of Mistral's demand."""
+    return secrets.token_hex(5)[:9]
 
 
 class Tool(Struct, frozen=True):

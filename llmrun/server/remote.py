@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from llmrun import codec
+from llmrun.bench.chunks import Chunk, Delta, Timings, Usage
 from llmrun.chat.conversation import CHATML
 from llmrun.codec import Struct, field
 from llmrun.constrain.output_format import OutputFormat, of_json
@@ -307,57 +308,6 @@ class _Count(Struct):
     input_tokens: int
 
 
-class _Function(Struct):
-    name: str | None = None
-    arguments: str = ""
-
-
-class _Call(Struct):
-    index: int
-    function: _Function = field(default_factory=_Function)
-
-
-class _Delta(Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[_Call] | None = None
-
-
-class _Choice(Struct):
-    delta: _Delta = field(default_factory=_Delta)
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Details(Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-
-
-class Timings(Struct):
-    """As llama.cpp's server has them."""
-
-    prompt_ms: float | None = None
-    prompt_per_second: float | None = None
-    predicted_ms: float | None = None
-    predicted_per_second: float | None = None
-    draft_n: int = 0
-    draft_n_accepted: int = 0
-
-
-class _Chunk(Struct):
-    choices: list[_Choice]
-    usage: _Usage | None = None
-    timings: Timings | None = None
-
-
 @dataclass(frozen=True)
 class ServerTiming(Timing):
     """By a server's clock, but for `ttft_s`, which is from the request to the first piece that came here. The gaps are
@@ -379,7 +329,7 @@ class ServerTiming(Timing):
 
     @property
     def decode_s(self) -> float:
-        return _seconds(self.said.predicted_ms if self.said else None) or 0.0
+        return (self.said.decode_s if self.said else None) or 0.0
 
     @property
     def tg_tps(self) -> float | None:
@@ -392,25 +342,21 @@ class _ServerMeter(Meter):
     said: Timings | None = None
 
     def timing(self) -> ServerTiming:
-        here, said = super().timing(), self.said
+        here, said = super().timing(), self.said or Timings()
         return ServerTiming(
             load_s=None,
             n_prompt=here.n_prompt,
             n_cached=here.n_cached,
-            prefill_s=_seconds(said.prompt_ms if said else None),
+            prefill_s=said.prompt_s,
             ttft_s=here.ttft_s,
             step_s=(),
             n_generated=here.n_generated,
             read_bytes=None,
             peak_rss_bytes=None,
-            n_drafted=said.draft_n if said else 0,
-            n_accepted=said.draft_n_accepted if said else 0,
-            said=said,
+            n_drafted=said.draft_n or 0,
+            n_accepted=said.draft_n_accepted or 0,
+            said=self.said,
         )
-
-
-def _seconds(ms: float | None) -> float | None:
-    return None if ms is None else ms / 1000
 
 
 class RemoteGeneration(Generation):
@@ -444,7 +390,7 @@ class RemoteGeneration(Generation):
         self._asked_s = time.perf_counter()
         try:
             for data in self._exchange.events():
-                yield from self._take(codec.decode(data, _Chunk))
+                yield from self._take(codec.decode(data, Chunk))
             if self._finish is None:
                 raise NetworkError(f"{self._engine.server} ended without an end of the answer")
             self.stop_reason = self._why()
@@ -459,33 +405,35 @@ class RemoteGeneration(Generation):
             self._exchange.close()
             self.stop_reason = self.stop_reason or "cancelled"
 
-    def _take(self, chunk: _Chunk) -> Iterator[tuple[str, str]]:
+    def _take(self, chunk: Chunk) -> Iterator[tuple[str, str]]:
         if chunk.timings is not None:
             self.meter.said = chunk.timings
         if chunk.usage is not None:
             self._count(chunk.usage)
-        for choice in chunk.choices:
+        for choice in chunk.choices or ():
             self._finish = choice.finish_reason or self._finish
-            text, thought = choice.text or choice.delta.content or "", choice.delta.reasoning_content or ""
+            delta = choice.delta or Delta()
+            text, thought = choice.text or delta.content or "", delta.thought
             self.text += text
             self.thinking += thought
-            calls = choice.delta.tool_calls or ()
             self.call_pieces += [
-                CallPiece(each.index, each.function.name or "", each.function.arguments) for each in calls
+                CallPiece(each.index, each.function.name or "", each.function.arguments or "")
+                for each in delta.tool_calls or ()
+                if each.function is not None
             ]
             if text or thought:
                 yield text, thought
 
-    def _count(self, usage: _Usage) -> None:
+    def _count(self, usage: Usage) -> None:
         now_s, asked_s, engine = time.perf_counter(), self._asked_s, self._engine
         if self.n_ctx is None:
             engine.learn()
             self.n_ctx = engine.n_ctx_most
-        n_cached = (usage.prompt_tokens_details or _Details()).cached_tokens or 0
-        self.meter.feed(Started(usage.prompt_tokens, n_cached, self.n_ctx, asked_s, asked_s, buffers=[]))
-        n_more = usage.completion_tokens - self.meter.n_generated
+        n_prompt, n_cached = usage.prompt_tokens or 0, usage.n_cached or 0
+        self.meter.feed(Started(n_prompt, n_cached, self.n_ctx, asked_s, asked_s, buffers=[]))
+        n_more = (usage.completion_tokens or 0) - self.meter.n_generated
         self.meter.feed(Tokens([], [now_s] * n_more, ""))
-        self.n_thinking = (usage.completion_tokens_details or _Details()).reasoning_tokens or 0
+        self.n_thinking = usage.n_thinking
 
     def _why(self) -> StopReason:
         most = self._sampling.max_tokens

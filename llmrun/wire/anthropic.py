@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from llmrun import codec
 from llmrun.codec import Meta, Struct, words
+from llmrun.engine.protocol import new_call_id
 from llmrun.wire.openai import call_of, text_of_parts
 from llmrun.wire.request import (
     Choice,
@@ -24,7 +25,6 @@ from llmrun.wire.request import (
     chosen,
     effort_of,
     format_of_schema,
-    new_call_id,
     refusals,
     sampling_of,
     thinking_of,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from llmrun import codec
 from llmrun.codec import Meta, Struct, words
+from llmrun.engine.protocol import new_call_id
 from llmrun.wire.request import (
     EFFORTS,
     MOST_LOGPROBS,
@@ -28,7 +29,6 @@ from llmrun.wire.request import (
     format_of_grammar,
     format_of_json,
     format_of_schema,
-    new_call_id,
     openai_usage,
     refusals,
     sampling_of,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -217,11 +216,6 @@ def chosen(tools: tuple[Tool, ...], choice: str | None, name: str | None, where:
             raise Refused(f"{where}: there is no tool {str(name)[:60]!r}", where)
         return Choice(found, must_call=True)
     return Choice(tools, must_call=choice == "required")
-
-
-def new_call_id() -> str:
-    """Nine letters and digits: templates of Mistral's demand that."""
-    return secrets.token_hex(5)[:9]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmrun import codec
 from llmrun.codec import Meta, Struct, words
+from llmrun.engine.protocol import new_call_id
 from llmrun.wire.openai import call_of, text_of_parts
 from llmrun.wire.request import (
     EFFORTS,
@@ -25,7 +26,6 @@ from llmrun.wire.request import (
     effort_of,
     format_of_json,
     format_of_schema,
-    new_call_id,
     refusals,
     sampling_of,
     timings,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TOO_LONG
 from waiting import HANGS_S
 
 from llmrun.bench import journal, run
@@ -159,15 +160,15 @@ def test_ceilings_are_taken_between_the_samples() -> None:
     assert row.mbu and row.mbu > 0
 
 
-def test_settings_that_do_not_fit_are_a_row_too() -> None:
+def test_settings_that_do_not_fit_are_a_row_too(wide: Path) -> None:
     """One bad combination of a sweep has its error, and the others go on."""
     cases = [
         Case(LoadConfig(n_threads=1), Test("tg", 0, 2)),
-        Case(LoadConfig(), Test("tg", 0, 1 << 24)),
+        Case(LoadConfig(), Test("tg", 0, TOO_LONG)),
         Case(LoadConfig(n_threads=2), Test("tg", 0, 2)),
     ]
     with run.open_instruments(ceilings=False) as instruments:
-        found = list(run.measure(find_model("tiny"), cases, QUICK, instruments))
+        found = list(run.measure(find_model(str(wide)), cases, QUICK, instruments))
     assert [bool(row.samples) for row in found] == [True, False, True]
     assert "needs" in (found[1].error or "")
 
@@ -261,7 +262,7 @@ def test_several_models_in_one_file(home: Path, micro: Path, suffix: str) -> Non
     rows = home / f"rows.{suffix}"
     arguments = [
         *("tiny", str(micro)),
-        *("-p", "8", "-n", "0", "-r", "1", "-t", "1-40", "--no-ceilings", "-o", "jsonl"),
+        *("-p", "8", "-n", "0", "-r", "1", "-t", "1-10", "--no-ceilings", "-o", "jsonl"),
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "llmrun", "bench", *arguments, "--output", str(rows)],
@@ -276,21 +277,22 @@ def test_several_models_in_one_file(home: Path, micro: Path, suffix: str) -> Non
     process.communicate(timeout=HANGS_S)
     text = rows.read_text()
     found = json.loads(text) if suffix == "json" else list(csv.DictReader(text.splitlines()))
-    assert [row["model_filename"] for row in found][39:41] == ["tiny.gguf", "micro.gguf"]
+    assert [row["model_filename"] for row in found][9:11] == ["tiny.gguf", "micro.gguf"]
 
 
-def test_nothing_measured_is_no_success(llmrun: Any, home: Path) -> None:
+def test_nothing_measured_is_no_success(llmrun: Any, home: Path, wide: Path) -> None:
     """What can't be loaded at all is an error; among several things it is a row, and the others are measured, in any
     order; where none is left, the exit code is that of the first cause."""
-    arguments = ("bench", "tiny", "-p", "8", "-n", "0", "-r", "1", "--no-ceilings", "-o", "csv")
-    for depths in ("0,16777200", "16777200,0"):
+    arguments = ("bench", str(wide), "-p", "8", "-n", "0", "-r", "1", "--no-ceilings", "-o", "csv")
+    too_long = str(TOO_LONG)
+    for depths in (f"0,{too_long}", f"{too_long},0"):
         done = llmrun(*arguments, "-d", depths)
         rows = {row["n_depth"]: row for row in csv.DictReader(done.stdout.splitlines())}
         assert done.returncode == 0 and rows["0"]["avg_ts"] and not rows["0"]["error"]
-        assert not rows["16777200"]["avg_ts"] and rows["16777200"]["error"].startswith("needs ")
-    alone = llmrun(*arguments, "-d", "16777200")
+        assert not rows[too_long]["avg_ts"] and rows[too_long]["error"].startswith("needs ")
+    alone = llmrun(*arguments, "-d", too_long)
     assert (alone.returncode, alone.stdout) == (10, "") and "try:" in alone.stderr
-    none = llmrun(*arguments, "-d", "16777200", "-t", "1,2")
+    none = llmrun(*arguments, "-d", too_long, "-t", "1,2")
     assert none.returncode == 10 and [row["n_threads"] for row in csv.DictReader(none.stdout.splitlines())] == [
         "1",
         "2",
@@ -359,13 +361,13 @@ def test_prices(llmrun: Any, home: Path) -> None:
 
 def test_two_settings_in_turn(llmrun: Any, home: Path) -> None:
     """compare --live: pairs of samples, two records that know of each other, a ratio with its interval."""
-    arguments = ("compare", "-t 1", "-t 2", "--live", "tiny", "-p", "8", "-n", "4", "-r", "6", "--json")
+    arguments = ("compare", "-t 1", "-t 2", "--live", "tiny", "-p", "8", "-n", "4", "-r", "3", "--json")
     done = llmrun(*arguments)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [test["test"] for test in found["tests"]] == ["pp8", "tg4"]
     assert all(
-        test["paired"] and test["n_a"] == 6 and test["low"] <= test["ratio"] <= test["high"] for test in found["tests"]
+        test["paired"] and test["n_a"] == 3 and test["low"] <= test["ratio"] <= test["high"] for test in found["tests"]
     )
     assert found["differences"]["n_threads"] == {"a": "1", "b": "2"} or found["differences"]["n_threads"] == {
         "a": 1,

@@ -223,8 +223,21 @@ def test_a_grammar_binds_the_answer_alone() -> None:
     words = Words()
     control = thinking(words)
     control.constrain(lambda: words.id("<think>"), answer_begun=False)
-    answer = Answer(f"<think> hm </think> yes {EOS}", words=words, grammar=True, thinking=control)
+    answer = Answer(f"hm </think> yes {EOS}", words=words, grammar=True, thinking=control)
     assert answer.words == ["<think>", "hm", "</think>", "YES"] and answer.text == "YES"
+
+
+@pytest.mark.parametrize(("said", "budget"), [(f"hm <|end|> yes {EOS}", None), (f"hm yes {EOS}", 2)])
+def test_a_grammar_of_calls_behind_thoughts(said: str, budget: int | None) -> None:
+    """Harmony's thoughts, answers and calls begin with the same token: what begins with it is thinking as a whole.
+    Calls have no heading but what each of its turns begins with, and a budget leads out to that."""
+    words = Words()
+    control = thinking(words, HARMONY, budget=budget)
+    control.constrain(lambda: words.id("<|channel|>"), answer_begun=False, heads=False)
+    words.tokenize = lambda text, **_: words.ids(text.replace("><|start|>", "> <|start|>"))  # type: ignore[method-assign]
+    answer = Answer(said, words=words, grammar=True, thinking=control)
+    assert answer.words == [HARMONY.open, "hm", "<|end|>", "<|start|>assistant", "YES"]
+    assert answer.thinking == "hm"
 
 
 def test_a_grammar_and_a_model_that_answers_at_once() -> None:

@@ -95,15 +95,15 @@ def test_remembered_is_as_good_as_computed(
     """Full attention, windows, recurrent states, both together: going on, going back and starting over all give the
     answer that an engine without a past gives; also where another copy of the weights computes long prompts."""
     path = small(tmp_path, name) if name != "micro" else small(tmp_path, "llama-1.2b")
-    story = text(150)
+    story = text(120)
     prompts = [
         story[:200],
         story,  # goes on
-        story + text(60, 1),
-        story + text(60, 2),  # goes back a little
+        story + text(30, 1),
+        story + text(30, 2),  # goes back a little
         story[:300],  # goes back far, out of any window
-        text(40, 3),  # something else
-        text(40, 3),  # the same again
+        text(25, 3),  # something else
+        text(25, 3),  # the same again
     ]
     with open_file(path, EXACT) as fresh:
         expected = ["".join(fresh.generate(prompt, GREEDY)) for prompt in prompts]

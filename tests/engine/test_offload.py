@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENDLESS
+from conftest import ENDLESS, TOO_LONG
 from waiting import HANGS_S
 
 from llmrun.cli.loading.fit_hints import with_smaller_quantization
@@ -218,11 +218,11 @@ def test_a_prompt_longer_than_planned(rpc_worker: Worker, eight: Path) -> None:
         assert f"the prompt has {n_prompt} tokens" in engine.notes[-1]
 
 
-def test_nothing_fits(micro: Path) -> None:
+def test_nothing_fits(wide: Path) -> None:
     """Exit 10 before loading."""
-    model = find_model(str(micro))
+    model = find_model(str(wide))
     with pytest.raises(DoesNotFit) as caught:
-        ChildEngine(model.path, model.header, LoadConfig(n_ctx=1 << 24))
+        ChildEngine(model.path, model.header, LoadConfig(n_ctx=TOO_LONG))
     assert caught.value.exit_code == 10 and "n_ctx=" in (caught.value.hint or "")
 
 

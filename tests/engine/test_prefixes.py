@@ -166,7 +166,7 @@ def test_every_shape(tmp_path: Path, home: Path, name: str) -> None:
     found = []
     for keeps in (None, "m", "m"):
         with ChildEngine(path, open_header(path), EXACT, limits=KEEPS, keeps_prefixes=keeps) as engine:
-            generation = engine.generate(text(200), GREEDY)
+            generation = engine.generate(text(80), GREEDY)
             found.append("".join(generation))
             engine.flush()
     (entry,) = prefixes.entries()
@@ -178,7 +178,7 @@ def test_the_next_process_has_it(tmp_path: Path, home: Path, name: str) -> None:
     """Attention, windows, states: as good as computed; a longer prompt and the same again take it from the disk."""
     path = tmp_path / "model.gguf"
     synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=4096), "F32")
-    header, prompt = open_header(path), text(200)
+    header, prompt = open_header(path), text(80)
 
     def answer(
         asked: str, config: LoadConfig = EXACT, *, keeps: str | None = "m", reuse: bool = False

@@ -18,7 +18,7 @@ from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.options.sampling import SamplingConfig
 
-GREEDY = SamplingConfig(temperature=0, max_tokens=12)
+GREEDY = SamplingConfig(temperature=0, max_tokens=8)
 SHARED, BULK, ALONE = PromptOptions(reuse=True), PromptOptions(reuse=True, bulk=True), PromptOptions()
 ENDLESS = SamplingConfig(temperature=0, max_tokens=1500, ignore_eos=True)
 
@@ -33,8 +33,8 @@ def ended(answers: Parallel) -> list[Submitted]:
 
 def prompts() -> list[str]:
     """Long and short ones, some of which begin alike."""
-    story = text(120)
-    return [story, text(9, 1), story + text(30, 2), text(60, 3), story + text(5, 4), text(9, 1), story, text(200, 5)]
+    story = text(60)
+    return [story, text(9, 1), story + text(20, 2), text(30, 3), story + text(5, 4), text(9, 1), story, text(90, 5)]
 
 
 @pytest.mark.parametrize("name", sorted(synth.SHAPES))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llmrun.engine.child.tool_syntax import GENERIC, HARMONY, ToolSyntax
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.grammar import judge
 from llmrun.engine.protocol import PromptOptions
+from llmrun.gguf import synth
 from llmrun.gguf.reader import open_header
 from llmrun.options.sampling import SamplingConfig
 from llmrun.wire.request import Function, tools_of
@@ -374,7 +376,7 @@ def test_a_grammar_forces_calls(exact: Path, name: str) -> None:
     asked = [{"role": "user", "content": "b c d"}]
     with ChildEngine(exact, open_header(exact), limits=PATIENT) as engine:
         n_calls = 0
-        for seed in range(6):
+        for seed in range(2):
             options = PromptOptions(
                 template=template, tools=[*STRICT_TOOLS], must_call=True, several_calls=seed % 2 > 0
             )
@@ -388,6 +390,28 @@ def test_a_grammar_forces_calls(exact: Path, name: str) -> None:
                 known[call.name].validate(json.loads(call.arguments))
             n_calls += len(answer.calls)
         assert n_calls
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_a_grammar_forces_calls_of_harmony(tmp_path: Path, thinks: bool) -> None:
+    """Whose channels have a text, as llama.cpp has it, and are cut otherwise with what follows."""
+    texts, scores, types = synth.vocabulary(512)
+    names = ["<|start|>", "<|message|>", "<|end|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>"]
+    for i, name in enumerate(names, 500):
+        texts[i], types[i] = name.encode(), 3
+    template = (
+        "{{ tools | tojson }}{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
+        "<|start|>assistant{% if false %}<|channel|>analysis<|channel|>commentary to=functions.{% endif %}"
+    )
+    path, shape = tmp_path / "model.gguf", replace(synth.SHAPES["micro"], n_ctx_train=4096)
+    synth.write(path, shape, "F32", vocab=(texts, scores, types), chat_template=template)
+    known = {tool.name: Draft202012Validator(tool.parameters) for tool in STRICT_TOOLS}
+    with ChildEngine(path, open_header(path), limits=PATIENT) as engine:
+        options = PromptOptions(tools=[*STRICT_TOOLS], must_call=True, thinks=thinks, think_budget=10)
+        for seed in range(3):
+            answer = engine.generate([{"role": "user", "content": "b"}], SamplingConfig(seed=seed), options=options)
+            assert not "".join(answer).strip() and len(answer.calls) == 1
+            known[answer.calls[0].name].validate(json.loads(answer.calls[0].arguments))
 
 
 @pytest.mark.parametrize("name", ["hermes", "literals", "keys and values"])

@@ -18,6 +18,7 @@ from serving import Server, serving
 from terminal import Terminal
 from waiting import HANGS_S, until
 
+from llmrun.bench.chunks import Timings
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.constrain import output_format
 from llmrun.engine.engine import ChildEngine
@@ -25,7 +26,7 @@ from llmrun.engine.interface import Messages
 from llmrun.errors import EngineCrashed, NetworkError, PromptTooLong, UsageError
 from llmrun.options.sampling import SamplingConfig
 from llmrun.server.client import Client, address_of
-from llmrun.server.remote import Facts, Listed, RemoteEngine, ServerTiming, Timings, opened
+from llmrun.server.remote import Facts, Listed, RemoteEngine, ServerTiming, opened
 from llmrun.server.remote import _meant as meant
 from llmrun.wire import openai
 from llmrun.wire.request import Function, tools_of

@@ -176,7 +176,7 @@ class GenerationState:
         if self._n_logprobs is not None and not is_thought:
             self._batch.add_logprobs(self._source.logprobs(context, index, token, self._n_logprobs))
         if thinking is not None:
-            thinking.update(was_inside=was_inside, answer=answer)
+            thinking.update(was_inside=was_inside)
         self._batch.add_text(answer, thought)
         if is_due:
             self._flush()

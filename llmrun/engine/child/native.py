@@ -22,6 +22,7 @@ from typing import Any
 
 from llmrun.engine.child.alignment import align_work_memory
 from llmrun.engine.child.bootstrap import small_typing_extensions
+from llmrun.engine.child.special_tokens import is_control
 from llmrun.engine.protocol import Buffer
 
 
@@ -229,7 +230,9 @@ class Vocab:
         for token in range(self.n_tokens):
             n = llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
             piece = buffer.raw[:n] if n >= 0 else self.text_of(token, special=False)
-            pieces.append(piece or b"\xff<%d>" % token)
+            # Some have a text all the same: gpt-oss's channels. Cut with what follows, it may get a space behind it.
+            is_text = piece and not (piece.startswith(b"<") and is_control(self, token, ""))
+            pieces.append(piece if is_text else b"\xff<%d>" % token)
         ends = [*filter(partial(llama.llama_vocab_is_eog, self._vocab), range(self.n_tokens))]
         addresses = (ctypes.cast(pointer, ctypes.c_void_p) for pointer in (self._vocab, llama._lib.llama_tokenize))
         vocab, tokenize = (address.value or 0 for address in addresses)

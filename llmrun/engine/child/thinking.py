@@ -34,8 +34,7 @@ class Thinking:
         self.n_tokens = 0
         self._tags, self._vocab, self._budget = tags, vocab, budget
         self._tag_text = tags.open + tags.close + tags.answer + tags.direct + tags.end
-        self._has_grammar, self._heads = False, True
-        self._is_opening = False  # under a grammar: the model is about to write the opening tag
+        self._has_grammar, self._way_on, self._way_out = False, tags.answer, way_out(tags)
 
     def piece(self, token: int) -> bytes:
         """The token's text. Control tokens have none, except where a tag is made of them."""
@@ -50,32 +49,33 @@ class Thinking:
 
         `argmax` gives the token that the model would begin with. `answer_begun`: the prompt ends with the heading of
         the answer or with its first words, so that no thinking can come. `heads`: an answer has its heading; calls have
-        none.
+        none, only what every turn begins with.
         """
-        self._has_grammar, self._heads = True, heads
+        self._has_grammar, tags = True, self._tags
+        if not heads and tags.answer:
+            self._way_on = tags.answer.removesuffix(tags.direct) if tags.direct else ""
+            self._way_out = tags.close + self._way_on
         if answer_begun or self.splitter.inside:
             return
         if self._budget != 0 and self._may_open_with(argmax()):
-            self._is_opening = True
+            self._force(tags.open)  # whole: harmony's calls and answers begin with its first token as well
         elif heads:
-            self._force(self._tags.direct)
+            self._force(tags.direct)
 
     @property
     def is_constrained(self) -> bool:
         """Whether the grammar binds the next token."""
-        return self._has_grammar and not self._is_opening and not self.splitter.inside
+        return self._has_grammar and not self.splitter.inside
 
-    def update(self, *, was_inside: bool, answer: str) -> None:
-        """Take note of a token: whether the thinking went on before it, and what it has added to the answer's text."""
+    def update(self, *, was_inside: bool) -> None:
+        """Take note of a token: whether the thinking went on before it."""
         inside = self.splitter.inside
-        if inside or answer:
-            self._is_opening = False
-        if was_inside and not inside and self._has_grammar and self._heads and not self.forced:
-            self._force(self._tags.answer)
+        if was_inside and not inside and self._has_grammar and not self.forced:
+            self._force(self._way_on)
         if was_inside or inside:
             self.n_tokens += 1
         if inside and not self.forced and self._budget in (0, self.n_tokens):
-            self._force(way_out(self._tags))
+            self._force(self._way_out)
 
     def _may_open_with(self, token: int) -> bool:
         """Whether an answer that begins with this token begins with thinking."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from llmrun.engine.child.answer_text import overlap
 from llmrun.engine.child.literals import Literals, NotYet, json_of
-from llmrun.engine.child.special_tokens import Vocabulary, named_in
+from llmrun.engine.child.special_tokens import Vocabulary, is_control, named_in
 from llmrun.engine.child.tool_grammar import grammar, kind_of, kinds_of
 from llmrun.engine.child.tool_syntax import HARMONY, ID, INDEX, Parts, ToolSyntax
 from llmrun.engine.protocol import CallPiece, Tool
@@ -345,7 +345,7 @@ class ToolWatch:
             cut: list[str | int] = []
             at = 0
             for begin, end, token in named_in(self._vocab, text):
-                if not self._vocab.piece(token):
+                if is_control(self._vocab, token, ""):
                     cut += [text[at:begin], token]
                     at = end
             return [each for each in (*cut, text[at:]) if each != ""]
