@@ -24,9 +24,10 @@ from llmrun.options.sampling import SamplingConfig
 if TYPE_CHECKING:
     from serving import Server
 
-# Two threads that spin at a barrier while a third process has the core wait for a whole time slice, for every one of
-# hundreds of barriers per token. Tests share their machine: they sleep at barriers instead.
+# Two threads that meet at hundreds of barriers per token, while a third process has the core: tests share their machine.
+# However many threads are asked for, one computes, where a test does not say otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
 # Signals that are ignored stay so in every command that is started from here, and a shell ignores them for a job in the
 # background, `nohup` for all: what is tested of Ctrl-C would wait for ever.

@@ -54,6 +54,13 @@ def test_same_prompt_four_ways(llmrun: RunLlmrun, tmp_path: Path) -> None:
         assert "".join(answer) == expected
 
 
+def test_threads_change_no_word(llmrun: RunLlmrun) -> None:
+    """Of a short answer; here alone two of them compute."""
+    asked = ("run", "tiny", "Once upon a time", "--temp", "0", "-n", "60")
+    texts = [llmrun(*asked, "-t", str(n), env={"OMP_THREAD_LIMIT": str(n)}).stdout for n in (1, 2, 3)]
+    assert texts[0] and len({*texts}) == 1
+
+
 def test_an_answer_ends_with_a_newline(llmrun: RunLlmrun) -> None:
     """One that it has or one of ours, never two; none at all where that is asked for."""
     assert llmrun(*STORY, "-q").stdout == llmrun(*STORY, "-q", "--no-newline").stdout + "\n"

@@ -110,7 +110,7 @@ def test_as_often_as_it_is_said(tmp_path: Path, name: str, n: int) -> None:
     """Hundreds of answers at temperature 1, of words with the same beginning: by chi-square they are as likely as was
     said; and the same is said whatever was answered, alone and beside others."""
     path = tmp_path / "model.gguf"
-    synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=2048), "F32")
+    synth.write(path, replace(synth.small(synth.SHAPES[name], n_embd=64), n_ctx_train=2048), "F32")
     choices = ["a", "ab", "abc", "b", "ba"]
     chance = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
     with ChildEngine(path, open_header(path), EXACT) as engine:

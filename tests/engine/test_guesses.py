@@ -34,7 +34,7 @@ def answered(engine: ChildEngine, prompt: str, sampling: SamplingConfig, **optio
 def test_the_same_text(tmp_path: Path, name: str) -> None:
     """Greedily and by chance, in a conversation and behind a window: random weights repeat themselves soon."""
     path = tmp_path / "model.gguf"
-    synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=4096), "F32")
+    synth.write(path, replace(synth.small(synth.SHAPES[name], n_embd=64), n_ctx_train=4096), "F32")
     story = text(60)
     asked = [(story, GREEDY), (story + text(20, 1), GREEDY), (story, replace(GREEDY, temperature=0.7, seed=3))]
     asked += [(story * 3, replace(GREEDY, max_tokens=n)) for n in (1, 2, 17)]

@@ -38,7 +38,7 @@ def open_twice(path: Path, config: LoadConfig) -> ChildEngine:
 
 def small(tmp_path: Path, name: str) -> Path:
     path = tmp_path / f"{name}.gguf"
-    synth.write(path, synth.small(synth.SHAPES[name]), "F32")
+    synth.write(path, synth.small(synth.SHAPES[name], n_embd=64), "F32")
     return path
 
 

@@ -162,7 +162,7 @@ IN_FULL = ["llama-1.2b", "gemma3-1b", "mamba2-2.7b", "lfm2-1.2b", "deepseek-v2-l
 def test_every_shape(tmp_path: Path, home: Path, name: str) -> None:
     """What is read is as good as computed."""
     path = tmp_path / "model.gguf"
-    synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=4096), "F32")
+    synth.write(path, replace(synth.small(synth.SHAPES[name], n_embd=64), n_ctx_train=4096), "F32")
     found = []
     for keeps in (None, "m", "m"):
         with ChildEngine(path, open_header(path), EXACT, limits=KEEPS, keeps_prefixes=keeps) as engine:
@@ -177,7 +177,7 @@ def test_every_shape(tmp_path: Path, home: Path, name: str) -> None:
 def test_the_next_process_has_it(tmp_path: Path, home: Path, name: str) -> None:
     """Attention, windows, states: as good as computed; a longer prompt and the same again take it from the disk."""
     path = tmp_path / "model.gguf"
-    synth.write(path, replace(synth.small(synth.SHAPES[name]), n_ctx_train=4096), "F32")
+    synth.write(path, replace(synth.small(synth.SHAPES[name], n_embd=64), n_ctx_train=4096), "F32")
     header, prompt = open_header(path), text(80)
 
     def answer(
