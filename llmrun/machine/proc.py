@@ -136,12 +136,12 @@ class Proc:
 
     def thread_waits(self, pid: int | str = "self") -> dict[str, int]:
         """Thread → nanoseconds for which it could have run and had no core; empty where the system doesn't tell."""
-        found = {}
+        found, tasks = {}, f"{self._root}/{pid}/task"
         with suppress(OSError):
-            for thread in Path(self._root, str(pid), "task").iterdir():
-                waited = _number(_at(text_of(thread / "schedstat").split(), 1))
+            for thread in os.listdir(tasks):
+                waited = _number(_at((_first_read(f"{tasks}/{thread}/schedstat") or "").split(), 1))
                 if waited is not None:
-                    found[thread.name] = waited
+                    found[thread] = waited
         return found
 
     def meminfo(self) -> dict[str, int]:

@@ -131,6 +131,24 @@ def test_who_wakes_up_often_and_does_nothing(share: float, expected: list[int]) 
     assert switch.calls[:1] == expected
 
 
+@pytest.mark.parametrize(("prefill_s", "n_slow"), [(0.5, 0), (0.005, 2)])
+def test_beside_many_a_core_is_lost_seldom_and_for_long(prefill_s: float, n_slow: int) -> None:
+    """Twenty times a second alone, but threads wait for most of the time: a prompt of half a second tells it, and else
+    two steps do."""
+    lost, switch = iter(range(1 << 20)), Switch()
+    asked = {"preemptions": lambda: next(lost), "waited": lambda: 0.6, "has_idle_core": lambda: False}
+    threads = GuardedThreads(2, switch, on=True, **asked)  # type: ignore[arg-type]
+    threads.before_prefill()
+    threads.begin(prefill_s)
+    slow = 0
+    for i in range(60):
+        threads.before(8 + i, i, repeatable=False)
+        n_threads = switch.calls[-1] if switch.calls else 2
+        slow += n_threads == 2
+        threads.after(0.3 if n_threads == 2 else 0.06)
+    assert slow == n_slow and switch.calls == [1]
+
+
 def test_several_answers_get_fewer_threads_too() -> None:
     """As llama.cpp counts them, several tokens at once are a prompt: what decodes several answers with fewer threads
     sets that number, and a prompt between two steps has all of them again."""
@@ -165,7 +183,7 @@ def test_waited(tmp_path: Path) -> None:
     write(a=5 + 10_000_000, b=7 + 300_000_000, c=900_000_000)
     assert waited() == pytest.approx(0.3)
     assert waited() == 0
-    assert Waited(Proc(tmp_path / "none"))() == 1
+    assert Waited(Proc(tmp_path / "none"))() is None
 
 
 class Switch:

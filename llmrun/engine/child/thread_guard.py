@@ -28,7 +28,12 @@ WAITED = 0.1
 """Of the time: for so much of it, at least, a thread waits for its core beside a process that computes; half of it,
 mostly. Who wakes up often and does next to nothing, as daemons of the kernel do, takes the core as often and costs next
 to nothing: 150 times a second and 3 % of the time have been seen on a machine that was idle otherwise."""
-_WINDOW, _LEAST = 8, 4
+KEPT = 0.3
+"""Of the time: a thread that waits for so much of it is kept from its core, however seldom it loses it: beside four
+processes that compute, each has it for long."""
+_ASK_S, _LEAST_WAIT_S = 0.05, 0.015
+"""How long threads waited is asked so often, at 10 µs a thread; less in all is chance."""
+_WINDOW, _LEAST, _LEAST_KEPT = 8, 4, 2
 _TRIAL, _SEEN_AGAIN = 7, 3
 _GAIN = 0.95
 """Fewer threads must take at most so much of the time; more of them, no more time."""
@@ -40,12 +45,12 @@ _DRIFT = 1.002
 """What the usual may grow by from step to step: attention takes longer with every token."""
 
 
-def is_disturbed(seconds: float, n_preempted: int) -> bool:
+def is_disturbed(seconds: float, n_preempted: float) -> bool:
     """Whether threads lost their core to others more often in that time than whoever reads the tokens causes."""
     return n_preempted > max(PREEMPTED_ONCE, PREEMPTED_PER_S * seconds)
 
 
-def is_surely_disturbed(seconds: float, n_preempted: int) -> bool:
+def is_surely_disturbed(seconds: float, n_preempted: float) -> bool:
     """The same, and beyond what chance makes of that rate: by two standard deviations of a Poisson distribution."""
     usual = PREEMPTED_PER_S * seconds
     return n_preempted > PREEMPTED_ONCE + usual + 2 * math.sqrt(usual)
@@ -68,7 +73,7 @@ class ThreadGuard:
         self._rungs = ladder(n_threads)
         self._rung = 0
         self._usual_s: float | None = None  # of a step with all threads
-        self._recent: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
         self._since_s = 0.0
         self._down_pause_s, self._up_pause_s = 0.0, _UP_PAUSE_S
         self._reach = 1  # rungs that the next trial goes down: one less is no gain where several cores are taken
@@ -89,13 +94,13 @@ class ThreadGuard:
     def after(
         self,
         step_s: float,
-        n_preempted: int = 0,
+        n_preempted: float = 0,
         has_idle_core: Callable[[], bool] = lambda: True,
         *,
         n_steps: int = 1,
     ) -> int:
         """Threads for the next step, after `n_steps` that took so long each, and in which threads lost their core so
-        often.
+        often; infinitely often: they are kept from it.
 
         `has_idle_core` is asked before more threads are tried.
         """
@@ -107,7 +112,7 @@ class ThreadGuard:
         self.n_threads = self._rungs[self._rung]
         return self.n_threads
 
-    def _watch(self, step_s: float, n_preempted: int, has_idle_core: Callable[[], bool]) -> None:
+    def _watch(self, step_s: float, n_preempted: float, has_idle_core: Callable[[], bool]) -> None:
         recent = self._recent
         recent.append((step_s, n_preempted))
         times = [each for each, _ in recent]
@@ -115,7 +120,7 @@ class ThreadGuard:
         if self._rung == 0 and len(recent) == _WINDOW:
             usual_s = sorted(times)[_WINDOW // 4]
             self._usual_s = usual_s if self._usual_s is None else min(self._usual_s * _DRIFT, usual_s)
-        if len(recent) < _LEAST:
+        if len(recent) < (_LEAST if n_preempted < math.inf else _LEAST_KEPT):
             return
         slow_s = SLOW * self._undisturbed_s()
         disturbed = sum(each > slow_s or is_disturbed(each, n) for each, n in recent)
@@ -205,12 +210,12 @@ class GuardedThreads:
         *,
         on: bool,
         preemptions: Callable[[], int] = lambda: 0,
-        waited: Callable[[], float] = lambda: 1.0,
+        waited: Callable[[], float | None] = lambda: None,
         has_idle_core: Callable[[], bool] = lambda: True,
     ) -> None:
         """`preemptions`: how often threads of this process have lost their core to others so far. `waited`: of the time
-        since it was asked last, the share for which the unluckiest of them had none. `has_idle_core`: whether any core
-        was idle for most of that time."""
+        since it was asked last, the share for which the unluckiest of them had none; None: the system does not tell.
+        `has_idle_core`: whether any core was idle for most of that time."""
         self._all = self._now = n_threads
         self.set_threads = set_threads
         self._guard = ThreadGuard(n_threads) if on and n_threads > 1 else None
@@ -218,6 +223,7 @@ class GuardedThreads:
         self._preemptions, self._n_before, self._waited = preemptions, 0, waited
         self._has_idle_core = has_idle_core
         self._n_untold, self._untold_s = 0, 0.0  # steps that the guard does not know of yet
+        self._unasked_s, self._are_kept = 0.0, False  # since it was asked how long threads waited; what that told
         self.changes: list[tuple[int, int]] = []
 
     def before_prefill(self) -> None:
@@ -231,8 +237,8 @@ class GuardedThreads:
         self._n_untold, self._untold_s = 0, 0.0
         if not self._guard:
             return
-        is_often = is_surely_disturbed(prefill_s, self._preemptions() - self._n_before)
-        if self._waited() > WAITED and is_often:
+        self._unasked_s = prefill_s
+        if is_surely_disturbed(prefill_s, self._lost(self._preemptions() - self._n_before)):
             self._guard.begin_with_fewer()
 
     def in_new_context(self) -> None:
@@ -264,10 +270,21 @@ class GuardedThreads:
             before, self._n_before = self._n_before, self._preemptions()
             n_steps, mean_s = self._n_untold, self._untold_s / self._n_untold
             self._n_untold, self._untold_s = 0, 0.0
-            n_lost = self._n_before - before
-            if is_disturbed(mean_s, n_lost) and self._waited() <= WAITED:  # asked where it matters: it takes longer
-                n_lost = 0
+            n_lost: float = self._n_before - before
+            self._unasked_s += n_steps * mean_s
+            if self._unasked_s >= _ASK_S or is_disturbed(mean_s, n_lost):
+                n_lost = self._lost(n_lost)
+            elif self._are_kept:
+                n_lost = math.inf
             self._guard.after(mean_s, n_lost, self._has_idle_core, n_steps=n_steps)
+
+    def _lost(self, n: float) -> float:
+        """How often threads lost their core to who computes: as was counted, by how long they waited for it."""
+        waited, seconds, self._unasked_s = self._waited(), self._unasked_s, 0.0
+        self._are_kept = waited is not None and waited > KEPT and waited * seconds > _LEAST_WAIT_S
+        if self._are_kept:
+            return math.inf
+        return n if waited is None or waited > WAITED else 0
 
     def end(self) -> None:
         """All of them again, as the next answer begins."""
@@ -326,12 +343,12 @@ class Waited:
         self._proc, self._clock = proc or Proc(), clock
         self._before, self._before_s = self._proc.thread_waits(), clock()
 
-    def __call__(self) -> float:
-        """1 where the system does not tell."""
+    def __call__(self) -> float | None:
+        """None where the system does not tell."""
         before, before_s = self._before, self._before_s
         self._before, self._before_s = self._proc.thread_waits(), self._clock()
         waited = [now - before[thread] for thread, now in self._before.items() if thread in before]
-        return max(waited) / 1e9 / (self._before_s - before_s) if waited and self._before_s > before_s else 1.0
+        return max(waited) / 1e9 / (self._before_s - before_s) if waited and self._before_s > before_s else None
 
 
 class IdleCore:
