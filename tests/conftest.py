@@ -24,7 +24,7 @@ from llmrun.options.sampling import SamplingConfig
 if TYPE_CHECKING:
     from serving import Server
 
-# Two threads that meet at hundreds of barriers per token, while a third process has the core: tests share their machine.
+# Two threads meet at hundreds of barriers per token, while a third process has the core: tests share their machine.
 # However many threads are asked for, one computes, where a test does not say otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_THREAD_LIMIT", "1")

@@ -137,11 +137,11 @@ class Proc:
     def thread_waits(self, pid: int | str = "self") -> dict[str, int]:
         """Thread → nanoseconds for which it could have run and had no core; empty where the system doesn't tell."""
         found, tasks = {}, f"{self._root}/{pid}/task"
-        with suppress(OSError):
-            for thread in os.listdir(tasks):
-                waited = _number(_at((_first_read(f"{tasks}/{thread}/schedstat") or "").split(), 1))
+        with suppress(OSError), os.scandir(tasks) as threads:
+            for thread in threads:
+                waited = _number(_at((_first_read(f"{thread.path}/schedstat") or "").split(), 1))
                 if waited is not None:
-                    found[thread] = waited
+                    found[thread.name] = waited
         return found
 
     def meminfo(self) -> dict[str, int]:
