@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-SHARE, UNNOTICED_S = 0.75, 0.2
-"""A part of a prompt takes so many times as long as a step of the others, where that is longer than a gap that no
-reader minds. Few tokens at a time cost more each, and whoever waits for a first token waits for all of the parts: with
-the share alone four chats of 700 tokens had theirs after 23 s, twice as late as whole prompts would have given."""
+SHARE, BEARABLE_S = 0.75, 0.4
+"""A part of a prompt takes so many times as long as a step of the others, or as long as who reads them bears now and
+then. Who waits for a first token waits for all of the parts and the steps between: four chats of 700 tokens with the
+share alone had theirs after 23 s, with a fifth of a second after 10, with 0.45 s after 4."""
 LEAST, _BEGIN = 4, 32.0
 """Tokens. Where few take as long each as many do (K-quants as they are in the file), sixteen take two steps."""
 _OF = 8
@@ -36,7 +36,7 @@ class Pace:
     def part_took(self, n_tokens: int, seconds: float) -> None:
         """A part of a prompt. Half as long or twice as long next time at most: what disturbs once is soon forgotten."""
         if self._step_s and seconds > 0 and n_tokens >= LEAST:
-            wanted_s = max(SHARE * max(1.0, self.crowd) * self._step_s, UNNOTICED_S)
+            wanted_s = max(SHARE * max(1.0, self.crowd) * self._step_s, BEARABLE_S)
             wanted = n_tokens * wanted_s / seconds
             self._n = min(max(wanted, self._n / 2), 2 * self._n)
             self._n = min(max(self._n, LEAST), self._most)
