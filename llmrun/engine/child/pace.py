@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 SHARE, BEARABLE_S = 0.75, 0.4
-"""A part of a prompt takes so many times as long as a step of the others, or as long as who reads them bears now and
-then. Who waits for a first token waits for all of the parts and the steps between: four chats of 700 tokens with the
-share alone had theirs after 23 s, with a fifth of a second after 10, with 0.45 s after 4."""
+"""A part of a prompt takes so many times as long as a step of the others. Steps become longer themselves while a long
+prompt is computed, and some are disturbed: gaps stay below three times what they were before. But where as many wait as
+are read, it may take as long as readers bear now and then: who waits for a first token waits for all of the parts and
+the steps between. Four chats of 700 tokens with the share alone had theirs after 23 s, with 0.45 s after 4."""
 LEAST, _BEGIN = 4, 32.0
 """Tokens. Where few take as long each as many do (K-quants as they are in the file), sixteen take two steps."""
 _OF = 8
@@ -36,7 +37,7 @@ class Pace:
     def part_took(self, n_tokens: int, seconds: float) -> None:
         """A part of a prompt. Half as long or twice as long next time at most: what disturbs once is soon forgotten."""
         if self._step_s and seconds > 0 and n_tokens >= LEAST:
-            wanted_s = max(SHARE * max(1.0, self.crowd) * self._step_s, BEARABLE_S)
+            wanted_s = max(SHARE * max(1.0, self.crowd) * self._step_s, BEARABLE_S * min(1.0, self.crowd))
             wanted = n_tokens * wanted_s / seconds
             self._n = min(max(wanted, self._n / 2), 2 * self._n)
             self._n = min(max(self._n, LEAST), self._most)

@@ -7,7 +7,7 @@
 Child process only. A slot is one answer; `Slots` has the context and drives them. With one sequence, which is the
 usual case, there is one slot at a time, and the context grows with it. Tokens of a prompt that any sequence holds
 already are not computed again, if the request says so. Between two tokens of answers that somebody watches no more of
-a prompt is computed than takes about as long as a token.
+a prompt is computed than takes about as long as a token, or a moment where as many wait (`pace.py`).
 """
 
 from __future__ import annotations
