@@ -46,11 +46,17 @@ def test_one_disturbance() -> None:
     assert pace.n_tokens > before // 2
 
 
-@pytest.mark.parametrize(
-    ("crowd", "step_s", "part_s"),
-    [(6 / 2, 0.4, 3 * SHARE * 0.4), (1 / 8, 0.4, SHARE * 0.4), (1.0, 0.8, SHARE * 0.8), (1.0, 0.05, BEARABLE_S)]
-    + [(1 / 2, 0.05, BEARABLE_S / 2), (3.0, 0.05, BEARABLE_S)],
+CROWDS = (
+    (6 / 2, 0.4, 3 * SHARE * 0.4),
+    (1 / 8, 0.4, SHARE * 0.4),
+    (1.0, 0.8, SHARE * 0.8),
+    (1.0, 0.05, BEARABLE_S),
+    (1 / 2, 0.05, BEARABLE_S / 2),
+    (3.0, 0.05, BEARABLE_S),
 )
+
+
+@pytest.mark.parametrize(("crowd", "step_s", "part_s"), CROWDS)
 def test_a_crowd(crowd: float, step_s: float, part_s: float) -> None:
     """Six prompts for two answers: parts take three times as long, or as long as readers bear. One prompt for eight: as
     ever."""
