@@ -69,6 +69,8 @@ def test_tune(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None
     assert rows[0]["n_prompt"] == 32
     shown = llmrun("tune", "list", env=home).stdout
     assert "tune" in shown and str(measurable) in shown
+    assert llmrun("tune", "rm", str(measurable), env=home).returncode == 0  # all of a model
+    assert str(measurable) not in llmrun("tune", "list", env=home).stdout
 
 
 def test_where_nothing_can_be_kept(llmrun: RunLlmrun, measurable: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def list_(as_json: options.Json = False) -> None:
 
 
 def rm(
-    ids: Annotated[list[str] | None, options.Argument("ID", "As `llmrun tune list` shows them.")] = None,
+    ids: Annotated[list[str] | None, options.Argument("ID", "As `llmrun tune list` shows them, or a model.")] = None,
     all_: Annotated[bool, Option("--all", help="Everything that was measured.")] = False,
 ) -> None:
     """Forget it: the next run measures anew."""
@@ -127,13 +127,15 @@ def rm(
         raise UsageError("name what to forget, or give --all", hint="llmrun tune list")
     if not there and all_:
         screen.note("nothing is kept")
-    for id in there if all_ else ids or ():
-        if id not in there:
-            raise NotFound(f"nothing is kept as '{id[:40]}'", hint="llmrun tune list")
-        path, model = there[id]
-        with fs.disk_errors(f"removing {path}"):
-            path.unlink(missing_ok=True)
-        screen.note(f"forgot {id}, {model}")
+    for name in there if all_ else ids or ():
+        meant = [id for id, (_, model) in there.items() if name in (id, model)]
+        if not meant:
+            raise NotFound(f"nothing is kept as '{name[:40]}'", hint="llmrun tune list")
+        for id in meant:
+            path, model = there[id]
+            with fs.disk_errors(f"removing {path}"):
+                path.unlink(missing_ok=True)
+            screen.note(f"forgot {id}, {model}")
 
 
 def _check_free(load: LoadConfig) -> None:
