@@ -483,12 +483,11 @@ def killed(bench: Bench) -> tuple[int, int]:
 
 
 def test_pieces_over_four_connections(bench: Bench, large: bytes) -> None:
-    """Every piece once, whichever comes first; one question about the file; nothing of it is left."""
+    """Every piece, whichever comes first, the last ones in halves where one is done sooner; one question about the file; nothing of it is left."""
     done = bench.pull(connections=4)
     assert done.exit == 0, done.message
     assert Path(done.result).read_bytes() == large
-    wanted = [(first << 20, min((first + 4) << 20, len(large))) for first in range(0, 28, 4)]
-    assert sorted(asked(bench)) == wanted
+    assert {first for first, _ in asked(bench)} >= {first << 20 for first in range(0, 28, 4)}
     assert bench.hub.seen["hub"].requests["HEAD"] == 1
     assert done.of("PullFinished")[0]["fetched"] == len(large)
     assert bench.files("*.partial*") == []
