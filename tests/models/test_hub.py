@@ -483,7 +483,7 @@ def killed(bench: Bench) -> tuple[int, int]:
 
 
 def test_pieces_over_four_connections(bench: Bench, large: bytes) -> None:
-    """Every piece, whichever comes first, the last ones in halves where one is done sooner; one question about the file;
+    """Every piece, whichever comes first, the last in halves where one is done sooner; one question about the file;
     nothing of it is left."""
     done = bench.pull(connections=4)
     assert done.exit == 0, done.message
