@@ -1,6 +1,7 @@
 """A stream of chat completions, as its reader has it: OpenAI's chunks, with what llama.cpp's server and llmrun add.
 
-Whatever any server leaves out or has as null may be missing; what is not read is not named.
+For the load of a bench and for `server.remote`. Whatever any server leaves out or has as null may be missing; what is
+not read is not named.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ JSON and not pickle, because a hostile model file may own the child: what comes 
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 from typing import Any, Literal
 
 from llmrun import codec
@@ -125,7 +125,7 @@ class FindDevices(Message):
 
 def new_call_id() -> str:
     """Of a call of a tool: nine letters and digits, as templates of Mistral's demand."""
-    return secrets.token_hex(5)[:9]
+    return os.urandom(5).hex()[:9]
 
 
 class Tool(Struct, frozen=True):
