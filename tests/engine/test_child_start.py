@@ -5,7 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("numpy", "jinja2", "dataclasses", "inspect", "typing_extensions", "asyncio", "socket", "ssl", "logging", "secrets")
+HEAVY = (
+    "numpy",
+    "jinja2",
+    "dataclasses",
+    "inspect",
+    "typing_extensions",
+    "asyncio",
+    "socket",
+    "ssl",
+    "logging",
+    "secrets",
+)
 
 
 def test_nothing_heavy_to_compute_a_token() -> None:
