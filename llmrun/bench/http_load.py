@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmrun import codec
-from llmrun.bench.chunks import Chunk
+from llmrun.bench.chat_stream import Chunk
 from llmrun.bench.load_row import Request
 from llmrun.codec import Struct
 from llmrun.errors import NetworkError, UsageError

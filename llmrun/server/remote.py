@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from llmrun import codec
-from llmrun.bench.chunks import Chunk, Delta, Timings, Usage
+from llmrun.bench.chat_stream import Chunk, Delta, Timings, Usage
 from llmrun.chat.conversation import CHATML
 from llmrun.codec import Struct, field
 from llmrun.constrain.output_format import OutputFormat, of_json

@@ -18,7 +18,7 @@ from serving import Server, serving
 from terminal import Terminal
 from waiting import HANGS_S, until
 
-from llmrun.bench.chunks import Timings
+from llmrun.bench.chat_stream import Timings
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.constrain import output_format
 from llmrun.engine.engine import ChildEngine
