@@ -68,6 +68,11 @@ class Lora:
             raise UsageError(str(error), field="lora_scaled", value=self.scale) from None
 
 
+def is_quantized(kind: KvType) -> bool:
+    """Whether keys and values of that type lie in blocks. Quantized values need flash attention."""
+    return kind not in ("f32", "f16", "bf16")
+
+
 def _adapter(text: str) -> tuple[Lora, ...]:
     return (Lora(parse.adapter_file(text)),)
 
@@ -426,7 +431,7 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.flash_attn == "off" and self.type_v not in ("f32", "f16", "bf16"):
+        if self.flash_attn == "off" and is_quantized(self.type_v):
             raise UsageError(
                 f"{self.type_v}: quantized values need flash attention, and `flash_attn` is off",
                 field="type_v",

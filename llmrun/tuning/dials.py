@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from llmrun.options.load import AutoOnOff, KvType, LoadConfig, LoadMode
+from llmrun.options.load import AutoOnOff, KvType, LoadConfig, LoadMode, is_quantized
 
 Layout = Literal["off", "on", "both"]
 """How weights lie in RAM, as `LoadConfig.repack` says it: as in the file, rearranged for this CPU, or both."""
@@ -65,7 +65,11 @@ class Dials:
     load_mode: LoadMode | None = None
 
     def applied(self, config: LoadConfig, *, leave: Collection[str] = ()) -> LoadConfig:
-        """The config with these, where it leaves things open and none of the fields is among `leave`."""
+        """The config with these, where it leaves things open and none of the fields is among `leave`.
+
+        Quantized keys and values are left out where somebody has set flash attention off, as they need it. Raises
+        `UsageError` where two of the dials don't go together.
+        """
         changes: dict[str, object] = {
             each.name: value
             for each in fields(self)
@@ -73,7 +77,9 @@ class Dials:
         }
         if "n_threads" in changes and config.thread_guard == "auto":  # nobody has set them
             changes["thread_guard"] = "on"
-        if (kind := changes.pop("kv_type", None)) is not None and not {"type_k", "type_v"} & {*leave}:
+        kind: KvType | None = changes.pop("kv_type", None)  # type: ignore[assignment]
+        is_ruled_out = config.flash_attn == "off" and "flash_attn" not in changes and kind and is_quantized(kind)
+        if kind and not is_ruled_out and not {"type_k", "type_v"} & {*leave}:
             changes["type_k"] = changes["type_v"] = kind
         return replace(config, **changes) if changes else config  # type: ignore[arg-type]
 

@@ -18,6 +18,7 @@ from llmrun.engine.protocol import Trial
 from llmrun.errors import DiskError, LlmrunError
 from llmrun.gguf.reader import Header
 from llmrun.machine import hardware
+from llmrun.machine.others import Others
 from llmrun.options.defaults import SMALL_MODEL_BYTES
 from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import repackable_types
@@ -123,10 +124,14 @@ def chosen(tried: Sequence[Tried], workload: Workload, default: Layout) -> Dials
 def choices(header: Header, config: LoadConfig, *, many: bool = False) -> dict[str, Choice]:
     """For all classes of workloads, with `many` that of many answers too, by one measurement. Raises `EngineCrashed`,
     `OSError`."""
+    others = Others()
     tried = measured(header, config, decode_threads(config.n_threads or hardware.default_threads()), many=many)
+    busy = others.cores()
     usual: Layout = "on" if wants_repack(header) else "off"
     return {
-        name: Choice(chosen(tried, workload, usual) if tried else Dials(), "first use", tried=tuple(tried))
+        name: Choice(
+            chosen(tried, workload, usual) if tried else Dials(), "first use", tried=tuple(tried), other_cores=busy
+        )
         for name, workload in WORKLOADS.items()
         if many or workload.n_seq == 1
     }

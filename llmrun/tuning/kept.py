@@ -52,12 +52,14 @@ class Choice:
         by: "first use", or the command that measured it.
         made: UTC.
         tried: what was measured, the chosen one among it.
+        other_cores: that other processes kept busy meanwhile; None where the system does not tell.
     """
 
     dials: Dials
     by: Literal["first use", "tune"]
     made: str = field(default_factory=utc)
     tried: tuple[Tried, ...] = ()
+    other_cores: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def folder() -> Path:
 
 def read(key: Key) -> Mapping[str, Choice]:
     """By class of workloads, what is kept; nothing where the file is damaged."""
-    return _read(folder() / f"{key.digest}.json")[1]
+    return _read(folder() / f"{key.digest}.json").choices
 
 
 def settings(header: Header, config: LoadConfig, n_prompt: int) -> LoadConfig:
@@ -158,28 +160,47 @@ def keep(key: Key, model: str, choices: Mapping[str, Choice]) -> None:
         "schema": SCHEMA,
         "model": model,
         "key": codec.plain(key),
-        "choices": codec.plain({**_read(path)[1], **choices}),
+        "choices": codec.plain({**_read(path).choices, **choices}),
     }
     with fs.disk_errors(f"writing {path}"):
         fs.write_atomically(path, json.dumps(document, indent=1) + "\n")
 
 
-def entries() -> Iterator[tuple[Path, str, Mapping[str, Choice]]]:
-    """All that is kept: the file, the name of the model that it was measured with, the choices."""
-    for path in sorted(folder().glob("*.json")):
-        model, choices = _read(path)
-        if choices:
-            yield path, model, choices
+@dataclass(frozen=True)
+class Entry:
+    """A file, and what it says; a damaged one says nothing.
+
+    Attributes:
+        model: the name of the model that it was measured with.
+    """
+
+    path: Path
+    model: str = ""
+    key: Key | None = None
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+
+    def is_of(self, header: Header) -> bool:
+        """Whether a model takes these settings, with some options or others."""
+        key = key_of(header, LoadConfig())
+        return self.key is not None and (self.key.shape, self.key.types) == (key.shape, key.types)
 
 
-def _read(path: Path) -> tuple[str, Mapping[str, Choice]]:
+def entries() -> Iterator[Entry]:
+    """All that is kept, damaged files among it."""
+    return (_read(path) for path in sorted(folder().glob("*.json")) if path.is_file())
+
+
+def _read(path: Path) -> Entry:
     try:
         document = codec.decode(path.read_bytes(), dict[str, Any])
         if document["schema"] != SCHEMA:
-            return "", {}
+            return Entry(path)
+        key = codec.convert(document["key"], Key)
         choices = codec.convert(document["choices"], dict[str, Choice])
         for each in choices.values():
             each.dials.applied(LoadConfig())  # within what a config takes
-        return str(document["model"]), choices
+            if max(each.dials.n_threads or 1, each.dials.n_threads_batch or 1) > key.cpus:
+                return Entry(path)
+        return Entry(path, str(document["model"]), key, choices)
     except (OSError, ValueError, KeyError, TypeError, UsageError):
-        return "", {}
+        return Entry(path)

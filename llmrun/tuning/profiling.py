@@ -10,8 +10,6 @@ Types stand in the order of how many files have them: where the time is up, the 
 
 from __future__ import annotations
 
-import os
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +27,7 @@ from llmrun.gguf.slices import slice_of
 from llmrun.gguf.synth import header_of
 from llmrun.machine import disk, hardware
 from llmrun.machine.device import Device
-from llmrun.machine.proc import open_reader
+from llmrun.machine.others import Others
 from llmrun.machine.profile import AttentionTime, Overhead, ProductTime, Profile, Reads, StateTime, Transfer
 from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import CPU, Placement
@@ -145,7 +143,7 @@ class _Measuring:
     told: str = ""
 
     def profile(self) -> Profile:
-        begin_s, others_s = time.monotonic(), self._others_s()
+        begin_s, others = time.monotonic(), Others()
         self.end_s = begin_s + self.extent.budget_s
         # The others compute in the memory of one of these.
         self.devices = [each for each in self.prober.found.devices if each.kind not in ("accel", "meta")]
@@ -174,16 +172,7 @@ class _Measuring:
                     self.products(device, kind, _threads_of(device)[-1 if again else 0 :])
         self.overheads()
         self.reads()
-        took_s, now_s = time.monotonic() - begin_s, self._others_s()
-        others = None if others_s is None or now_s is None else max(0.0, now_s - others_s) / took_s
-        return replace(self.made, measured=utc(), took_s=self.took_s, other_cores=others)
-
-    def _others_s(self) -> float | None:
-        """CPU time of all processes but this one and its children, since the machine was started."""
-        busy_s = open_reader(os.getpid()).machine().busy_s
-        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        mine = time.process_time() + ended.ru_utime + ended.ru_stime + self.prober.cpu_s
-        return None if busy_s is None else busy_s - mine
+        return replace(self.made, measured=utc(), took_s=self.took_s, other_cores=others.cores())
 
     @contextmanager
     def timed(self, part: str, what: str = "") -> Iterator[None]:

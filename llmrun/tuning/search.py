@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -121,6 +122,10 @@ host gives memory in small pages: one that seems to win has to win twice, the se
 _Pair = tuple[tuple[float, float], tuple[float, float]]
 
 
+class _TimeIsUp(Exception):
+    pass
+
+
 class Search:
     """Attributes:
     best: the fastest settings so far.
@@ -137,34 +142,39 @@ class Search:
         budget_s: float,
         clock: Callable[[], float] = time.monotonic,
         on_outcome: Callable[[Outcome], None] = lambda _: None,
+        is_possible: Callable[[Dials], bool] = lambda _: True,
         predict: Callable[[Dials], float | None] = lambda _: None,
         renew: Callable[[], None] = lambda: None,
     ) -> None:
-        """`begin`: the settings of before. No pair of measurements is begun after `budget_s`. `predict`: seconds of the
-        workload, where something is known of it. `renew`: have what follows measured in memory of its own."""
+        """`begin`: the settings of before. No measurement is begun after `budget_s`. `is_possible`: whether a model can
+        run with them. `predict`: seconds of the workload, where something is known of it. `renew`: have what follows
+        measured in memory of its own."""
         self._measure, self._workload, self._clock = measure, workload, clock
         self._end_s = clock() + budget_s
-        self._on_outcome, self._predict, self._renew = on_outcome, predict, renew
+        self._on_outcome, self._is_possible, self._predict, self._renew = on_outcome, is_possible, predict, renew
         self._residuals: list[float] = []  # what pairs of one candidate differ from their median
         self._freedom = 0
         self._known: tuple[float, float] | None = None  # of the best
-        self.best = begin
+        self.best = self._begin = begin
         self.outcomes: list[Outcome] = []
         self.not_tried: list[NotTried] = []
 
     def run(self, candidates: Candidates) -> Dials:
         """The best settings."""
-        for dial, value in candidates.in_order():
-            candidate = replace(self.best, **{dial: value})  # type: ignore[arg-type]
-            if (dial, value) == ("flash_attn", "off"):
-                candidate = replace(candidate, n_ubatch=min(candidate.n_ubatch or 512, UBATCH_WITHOUT_FLASH))
-            if candidate == self.best or self._clock() >= self._end_s:
-                continue
-            gain = self._predicted_gain(candidate)
-            if gain is not None and gain < HOPELESS:
-                self.not_tried.append(NotTried(dial, candidate, gain))
-            else:
-                self._try(dial, candidate)
+        with suppress(_TimeIsUp):
+            for dial, value in candidates.in_order():
+                candidate = replace(self.best, **{dial: value})  # type: ignore[arg-type]
+                if (dial, value) == ("flash_attn", "off"):
+                    candidate = replace(candidate, n_ubatch=min(candidate.n_ubatch or 512, UBATCH_WITHOUT_FLASH))
+                if not self._is_possible(candidate):  # as the settings were, the value may be
+                    candidate = replace(self._begin, **{dial: value})  # type: ignore[arg-type]
+                if candidate == self.best or not self._is_possible(candidate):
+                    continue
+                gain = self._predicted_gain(candidate)
+                if gain is not None and gain < HOPELESS:
+                    self.not_tried.append(NotTried(dial, candidate, gain))
+                else:
+                    self._try(dial, candidate)
         return self.best
 
     def _predicted_gain(self, candidate: Dials) -> float | None:
@@ -173,7 +183,7 @@ class Search:
 
     def _try(self, dial: str, candidate: Dials) -> None:
         pairs, (gain, low, high) = self._compared(dial, candidate)
-        if _wins(dial, candidate, gain, low) and dial in _OWN_BUFFERS and self._clock() < self._end_s:
+        if _wins(dial, candidate, gain, low) and dial in _OWN_BUFFERS:
             self._renew()
             self._measured(self.best, dial)
             pairs, (gain, low, high) = self._compared(dial, candidate)
@@ -186,25 +196,33 @@ class Search:
         self._on_outcome(outcome)
 
     def _compared(self, dial: str, candidate: Dials) -> tuple[list[_Pair], tuple[float, float, float]]:
-        """Pairs of the best so far and the candidate, and what it gains: as many as it takes to tell."""
+        """Pairs of the best so far and the candidate, and what it gains: as many as it takes to tell, or as there is
+        time for. Raises `_TimeIsUp` where that is not one each way round."""
         worth = _worth(dial, candidate)
         pairs: list[_Pair] = []
         self._measured(candidate, dial)  # what is used for the first time is slow: pages, caches, buffers
         while True:
-            first = self._measured(self.best, dial), self._measured(candidate, dial)
-            # The other way round next: whatever drifts favours each of them in turn.
-            last = self._measured(candidate, dial), self._measured(self.best, dial)
+            try:
+                first = self._measured(self.best, dial), self._measured(candidate, dial)
+                # The other way round next: whatever drifts favours each of them in turn.
+                last = self._measured(candidate, dial), self._measured(self.best, dial)
+            except _TimeIsUp:
+                if not pairs:
+                    raise
+                break
             pairs += [first, last[::-1]]
             logs = [self._log_ratio(pair) for pair in pairs]
             gain, low, high = self._gain(logs)
-            if low > worth or high < worth or len(pairs) >= _MOST_PAIRS or self._clock() >= self._end_s:
+            if low > worth or high < worth or len(pairs) >= _MOST_PAIRS:
                 break
         self._residuals += _residuals(logs)
         self._freedom += len(logs) - 1
         return pairs, (gain, low, high)
 
     def _measured(self, dials: Dials, dial: str) -> tuple[float, float]:
-        """With what is known of the best settings for the part that the dial does not change."""
+        """With what is known of the best settings for the part that the dial does not change. Raises `_TimeIsUp`."""
+        if self._clock() >= self._end_s:
+            raise _TimeIsUp
         prompt, answer = dial not in _ANSWER_ALONE, dial not in _PROMPT_ALONE
         if not (prompt and answer) and self._known is None:
             self._known = self._measure(self.best, prompt=True, answer=True)

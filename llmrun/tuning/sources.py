@@ -23,6 +23,7 @@ from llmrun.gguf.reader import Header
 from llmrun.machine import hardware
 from llmrun.machine.energy import EnergyMeter, Joules
 from llmrun.machine.environment import describe_machine
+from llmrun.machine.others import MOST_OTHERS
 from llmrun.machine.profile import Profile
 from llmrun.machine.profile import load as load_profile
 from llmrun.machine.profile import save as save_profile
@@ -42,8 +43,6 @@ _DECODE_FACTOR, _PREFILL_FACTOR = 1.19, 1.22
 """What predictions are divided and multiplied by for the range (docs/prediction.md)."""
 _PROBE_FACTOR = 1.08
 """The same of what was measured by slices: three rounds do not show all that the machine does."""
-MOST_OTHERS = 0.5
-"""Cores that others may use while the profile is measured: beyond, it says more of them than of the machine."""
 _READ_S, _LOOK_S, _LOOKS = 0.25, 0.05, 3
 _LONGEST_BLOCK = 256
 _STEADY = 1.25

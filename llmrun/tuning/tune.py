@@ -11,7 +11,9 @@ from llmrun.engine.devices import Found
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.jobs.roofline import key_of
 from llmrun.engine.protocol import Trial
+from llmrun.errors import Change, UsageError
 from llmrun.machine import hardware, profile
+from llmrun.machine.others import Others
 from llmrun.models.resolve import Model
 from llmrun.options.load import KvType, LoadConfig, LoadMode, Repack
 from llmrun.planning.footprint import CPU, Placement, repackable_types
@@ -21,6 +23,7 @@ from llmrun.tuning import kept
 from llmrun.tuning.dials import Dials, Layout, Workload, class_of
 from llmrun.tuning.first_use import decode_threads, layouts
 from llmrun.tuning.search import NotTried, Outcome, Search, candidates
+from llmrun.units import duration
 
 _MOST_PROMPT = 512
 _STEPS = 16
@@ -31,14 +34,18 @@ class Tuned:
     """What a search has found.
 
     Attributes:
-        dials: the fastest settings; what is as usual is None.
+        choice: the fastest settings, as they are kept; what is as usual is None.
         outcomes: all that was tried, in order.
         not_tried: what is predicted to lose, by the profile of this machine where one is kept.
     """
 
-    dials: Dials
+    choice: kept.Choice
     outcomes: tuple[Outcome, ...]
     not_tried: tuple[NotTried, ...] = ()
+
+    @property
+    def dials(self) -> Dials:
+        return self.choice.dials
 
 
 class WholeModel:
@@ -81,6 +88,14 @@ class WholeModel:
             load = replace(self._config, repack=repack, load_mode=load_mode, draft="off")
             self._engines[wanted] = ChildEngine(self._model.path, self._model.header, load)
         return self._engines[wanted]
+
+    def is_possible(self, dials: Dials) -> bool:
+        """Whether the model can run so: some settings rule others out."""
+        try:
+            dials.applied(self._config)
+        except UsageError:
+            return False
+        return True
 
     def predictor(self) -> Callable[[Dials], float | None]:
         """Seconds of the workload with any dials, where a profile is kept and all layers lie in RAM."""
@@ -142,8 +157,8 @@ def tune(
 ) -> Tuned:
     """Finds the fastest settings for a workload, and keeps them for prompts of that length.
 
-    `kv_types` may be tried as well: they change what the model answers. Raises what `ChildEngine` raises, and
-    `DiskError`.
+    `kv_types` may be tried as well: they change what the model answers. `budget_s` counts from when the model is
+    loaded. Raises what `ChildEngine` raises, `DiskError`, and `UsageError` where the time was too short for anything.
     """
     config = config or LoadConfig()
     fs.check_writable(kept.folder())  # now, and not after a minute
@@ -152,17 +167,18 @@ def tune(
     begin = Dials(
         "on" if wants_repack(model.header, config) else "off", usual, usual, min(config.n_ubatch, config.n_batch)
     )
+    others = Others()
     with WholeModel(model, config, workload) as whole:
         for layout in whole.layouts:
             whole.measure(replace(begin, repack=layout))  # pages and caches
-        predict = whole.predictor()
         search = Search(
             whole.measure,
             workload,
             begin,
             budget_s=budget_s,
             on_outcome=on_outcome,
-            predict=predict,
+            is_possible=whole.is_possible,
+            predict=whole.predictor(),
             renew=whole.close,  # what is measured next loads it again
         )
         best = search.run(
@@ -175,11 +191,16 @@ def tune(
                 load_modes=["none"] if config.load_mode == "auto" else [],
             )
         )
-    tuned = Tuned(_unusual(best, begin), tuple(search.outcomes), tuple(search.not_tried))
-    tried = tuple(kept.Tried(each.dials, each.prefill_s, each.decode_s) for each in tuned.outcomes)
-    choice = kept.Choice(tuned.dials, "tune", tried=tried)
+    if not search.outcomes:
+        raise UsageError(
+            f"no setting could be measured in {duration(budget_s)}: nothing is kept",
+            field="seconds",
+            hint=Change({"seconds": max(60, round(4 * budget_s))}),
+        )
+    tried = tuple(kept.Tried(each.dials, each.prefill_s, each.decode_s) for each in search.outcomes)
+    choice = kept.Choice(_unusual(best, begin), "tune", tried=tried, other_cores=others.cores())
     kept.keep(kept.key_of(model.header, config), model.name, {class_of(workload.n_prompt): choice})
-    return tuned
+    return Tuned(choice, tuple(search.outcomes), tuple(search.not_tried))
 
 
 def _unusual(best: Dials, begin: Dials) -> Dials:

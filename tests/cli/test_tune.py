@@ -12,6 +12,9 @@ from conftest import RunLlmrun, written_once
 
 from llmrun.cli.commands import tune
 from llmrun.gguf import synth
+from llmrun.gguf.reader import open_header
+from llmrun.options.load import LoadConfig
+from llmrun.tuning import kept
 from llmrun.tuning.dials import Dials
 from llmrun.tuning.search import Outcome
 
@@ -55,6 +58,46 @@ def test_first_use_then_kept(llmrun: RunLlmrun, measurable: Path, home: dict[str
     assert llmrun("tune", "rm", env=home).returncode == 2
     none = llmrun("tune", "rm", "--all", env=home)
     assert none.returncode == 0 and none.stderr.strip() == "nothing is kept"
+    both = llmrun("tune", "rm", "--all", "x", env=home)
+    assert both.returncode == 2 and "not both" in both.stderr
+
+
+def kept_of(model: Path, home: dict[str, str], monkeypatch: pytest.MonkeyPatch, choice: kept.Choice) -> None:
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
+    header = open_header(model)
+    kept.keep(kept.key_of(header, LoadConfig()), "a name of before", {"short": choice})
+
+
+def test_forgetting(
+    llmrun: RunLlmrun, measurable: Path, home: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's settings by whatever names it now; what is damaged too; folders are not ours."""
+    choice = kept.Choice(Dials("on"), "tune", other_cores=1.9)
+    (link := tmp_path / "link.gguf").symlink_to(measurable)
+    for name in (str(link), "a name of before"):
+        kept_of(measurable, home, monkeypatch, choice)
+        assert "beside 1.9 busy cores" in llmrun("tune", "list", env=home).stdout
+        assert llmrun("tune", "rm", "tiny", env=home).returncode == 4
+        done = llmrun("tune", "rm", name, env=home)
+        assert done.returncode == 0 and "a name of before" in done.stderr
+        assert json.loads(llmrun("tune", "list", "--json", env=home).stdout) == []
+    kept_of(measurable, home, monkeypatch, choice)
+    (kept.folder() / "folder.json").mkdir()
+    (kept.folder() / "broken.json").write_text("{")
+    listed = llmrun("tune", "list", env=home)
+    assert "a name of before" in listed.stdout and "1 damaged file: llmrun tune rm --all" in listed.stderr
+    done = llmrun("tune", "rm", "--all", env=home)
+    assert done.returncode == 0 and "broken, damaged" in done.stderr
+    assert [each.name for each in kept.folder().iterdir()] == ["folder.json"]
+
+
+def test_kept_types_and_flash_attention_off(
+    llmrun: RunLlmrun, measurable: Path, home: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_of(measurable, home, monkeypatch, kept.Choice(Dials("on", kv_type="q8_0"), "tune"))
+    assert settings(llmrun, measurable, home)[0]["type_v"] == "q8_0"
+    assert settings(llmrun, measurable, home, "-fa", "off")[0]["type_v"] == "f16"
 
 
 def test_tune(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None:
@@ -67,10 +110,26 @@ def test_tune(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None
     bench = ("bench", str(measurable), "-p", "32", "-n", "0", "-r", "1", "--no-ceilings", "-o", "json")
     rows = json.loads(llmrun(*bench, "--tuned", env=home).stdout)
     assert rows[0]["n_prompt"] == 32
+    assert all(each["prefill_s"] > 0 for each in document["tried"])
     shown = llmrun("tune", "list", env=home).stdout
     assert "tune" in shown and str(measurable) in shown
     assert llmrun("tune", "rm", str(measurable), env=home).returncode == 0  # all of a model
     assert str(measurable) not in llmrun("tune", "list", env=home).stdout
+
+
+def test_tune_of_quantized_values(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None:
+    """They rule flash attention off out, which is not tried; what they are does not end the search."""
+    done = llmrun("tune", str(measurable), "-p", "16", "-n", "2", "--seconds", "10", "-ctv", "q8_0", "--json", env=home)
+    assert done.returncode == 0, done.stderr
+    assert {each["dial"] for each in json.loads(done.stdout)["tried"]} >= {"repack", "n_ubatch"}
+    assert "flash_attn" not in {each["dial"] for each in json.loads(done.stdout)["tried"]}
+
+
+def test_a_time_too_short(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None:
+    """Nothing is measured, so that nothing is kept."""
+    done = llmrun("tune", str(measurable), "-p", "2000", "-n", "40", "--seconds", "0.1", env=home)
+    assert done.returncode == 2 and "no setting could be measured in 100 ms" in done.stderr and "try: " in done.stderr
+    assert json.loads(llmrun("tune", "list", "--json", env=home).stdout) == []
 
 
 def test_where_nothing_can_be_kept(llmrun: RunLlmrun, measurable: Path, tmp_path: Path) -> None:
@@ -102,3 +161,5 @@ def test_what_is_looked_for_can_not_be_given(llmrun: RunLlmrun) -> None:
     assert done.returncode == 2 and "this is what is looked for" in done.stderr
     done = llmrun("tune", "tiny", "-p", "100000", "-n", "1")
     assert done.returncode == 2 and "trained on" in done.stderr and "try: " in done.stderr
+    done = llmrun("tune", "tiny", "-p", "300", "-n", "20", "-c", "256")
+    assert done.returncode == 2 and "more than the 256 of the context" in done.stderr and "-p 236" in done.stderr

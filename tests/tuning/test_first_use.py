@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmrun.errors import UsageError
 from llmrun.gguf import synth
 from llmrun.gguf.reader import Header, open_header
 from llmrun.options.load import LoadConfig
@@ -113,7 +114,7 @@ def test_measured_once(header: Header) -> None:
     many = settled(11, many=True)[1]
     assert many is not None and all(each.many_s for each in many.tried if each.dials.repack != "both")
     assert asked == [10, 11]  # many answers are measured where they are wanted
-    assert [(model, [*found]) for _, model, found in kept.entries()] == [("m", ["short", "medium", "long", "many"])]
+    assert [(each.model, [*each.choices]) for each in kept.entries()] == [("m", ["short", "medium", "long", "many"])]
     assert settled(10, given={"repack", "n_threads"})[0] == LoadConfig()  # what somebody has set stays
 
 
@@ -147,13 +148,24 @@ def test_a_damaged_file_is_no_choice(header: Header) -> None:
         whole[:100],
         "[" * 100_000,
         whole.replace('"n_threads": 2', '"n_threads": 100000'),  # nothing that anybody has typed
+        whole.replace('"n_threads": 2', f'"n_threads": {key.cpus + 1}'),  # more than there are here
         whole.replace('"n_ubatch": null', '"n_ubatch": 0'),
     ):
         assert damage != whole
         path.write_text(damage)
-        assert kept.read(key) == {} and [*kept.entries()] == []
+        assert kept.read(key) == {} and [(each.path, each.model) for each in kept.entries()] == [(path, "")]
     path.write_text(whole)
     assert len(kept.read(key)) == 2
+
+
+def test_dials_that_somebody_has_ruled_out() -> None:
+    """Quantized keys and values need flash attention: off by hand it counts, off by the dials themselves is a fault."""
+    by_hand = LoadConfig(flash_attn="off")
+    assert Dials(kv_type="q8_0").applied(by_hand, leave={"flash_attn"}) == by_hand
+    assert Dials(kv_type="q8_0", flash_attn="on").applied(by_hand, leave={"flash_attn"}) == by_hand
+    assert Dials(kv_type="f32").applied(by_hand).type_v == "f32"
+    with pytest.raises(UsageError, match="quantized values need flash attention"):
+        Dials(kv_type="q8_0", flash_attn="off").applied(LoadConfig())
 
 
 def test_what_dials_change() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_what_is_slower_is_given_up_soon() -> None:
 
 
 def test_ends_in_time() -> None:
-    """A measurement takes a second; what was begun is finished, and nothing more is begun."""
+    """A measurement takes a second; what was begun is finished, and nothing more is begun, also within a comparison."""
     now = 0.0
 
     def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
@@ -92,7 +93,7 @@ def test_ends_in_time() -> None:
 
     search = Search(measure, WORK, BEGIN, budget_s=10, clock=lambda: now)
     search.run(ALL)
-    assert 10 <= now <= 14 and search.outcomes
+    assert now == 10 and search.outcomes
 
 
 @pytest.mark.parametrize("in_new_pages", [0.0, 0.2])
@@ -111,6 +112,35 @@ def test_what_has_buffers_of_its_own_has_to_win_twice(in_new_pages: float) -> No
     search = Search(measure, WORK, BEGIN, budget_s=1e9, renew=renew)
     assert search.run(Candidates(flash_attn=["off"])).flash_attn == ("off" if in_new_pages else None)
     assert n_renewed == 1 and [each.taken for each in search.outcomes] == [bool(in_new_pages)]
+
+
+@pytest.mark.parametrize("pages_alike", [True, False])
+def test_what_had_no_time_to_win_twice_is_not_taken(pages_alike: bool) -> None:
+    now = 0.0
+
+    def measure(dials: Dials, *, prompt: bool = True, answer: bool = True) -> tuple[float, float]:
+        nonlocal now
+        now += 1
+        return 0.005, 0.1 / (1.5 if dials.flash_attn == "off" else 1.0)
+
+    search = Search(measure, WORK, BEGIN, budget_s=100 if pages_alike else 7, clock=lambda: now)
+    assert search.run(Candidates(flash_attn=["off"])).flash_attn == ("off" if pages_alike else None)
+
+
+def test_what_rules_another_out_is_tried_without_it() -> None:
+    """Flash attention off has won, and quantized keys and values need it: they are tried beside it, as things were."""
+
+    def is_possible(dials: Dials) -> bool:
+        return not (dials.flash_attn == "off" and dials.kv_type == "q8_0")
+
+    gains: dict[tuple[str, object], float] = {("flash_attn", "off"): 0.3, ("kv_type", "q8_0"): 0.8}
+    both = Candidates(flash_attn=["off"], kv_type=["q8_0"])
+    search = Search(machine(gains), WORK, BEGIN, budget_s=1e9, is_possible=is_possible)
+    assert search.run(both) == replace(BEGIN, kv_type="q8_0")
+    assert [each.taken for each in search.outcomes] == [True, True]
+    # Where they were given, flash attention stays.
+    given = Search(machine(gains), WORK, replace(BEGIN, kv_type="q8_0"), budget_s=1e9, is_possible=is_possible)
+    assert given.run(Candidates(flash_attn=["off"])).flash_attn is None and not given.outcomes
 
 
 def test_interleaved_both_ways() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args
 
 from llmrun.cli.framework import options
 from llmrun.cli.framework.options import Option
 from llmrun.cli.loading import load_model
+from llmrun.cli.loading import tuned as tuning
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import Change, NotFound, UsageError
 from llmrun.options.load import KvType, LoadConfig
@@ -14,6 +17,7 @@ from llmrun.options.spec import Choice, Number, Whole
 from llmrun.units import UNKNOWN, percent, rate
 
 if TYPE_CHECKING:
+    from llmrun.tuning import kept
     from llmrun.tuning.dials import Workload
     from llmrun.tuning.search import NotTried, Outcome
     from llmrun.tuning.tune import Tuned
@@ -54,7 +58,13 @@ def tune(
         ),
     ] = None,
     seconds: Annotated[
-        float, Option("--seconds", kind=Number(1, 3600), metavar="S", help="Begin no measurement after so long.")
+        float,
+        Option(
+            "--seconds",
+            kind=Number(0.1, 3600),
+            metavar="S",
+            help="Begin no measurement after so long, loading not counted.",
+        ),
     ] = 60.0,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -75,14 +85,14 @@ def tune(
     found = load_model.found(model, quiet=quiet)
     usual = PURPOSES[purpose]
     workload = Workload(n_prompt or usual[0], n_gen or usual[1])
-    trained = found.header.n_ctx_train
-    if trained and workload.n_prompt + workload.n_gen > trained:
-        raise UsageError(
-            f"{workload.n_prompt} tokens of prompt and {workload.n_gen} of answer are more than the {trained} that the"
-            " model was trained on",
-            field="n_prompt",
-            hint=Change({"n_prompt": max(1, trained - workload.n_gen)}),
-        )
+    bounds = ((found.header.n_ctx_train, " that the model was trained on"), (load.n_ctx, " of the context"))
+    for most, what in bounds:
+        if most and workload.n_prompt + workload.n_gen > most:
+            raise UsageError(
+                f"{workload.n_prompt} tokens of prompt and {workload.n_gen} of answer are more than the {most}{what}",
+                field="n_prompt",
+                hint=Change({"n_prompt": max(1, most - workload.n_gen), "n_gen": min(workload.n_gen, most - 1)}),
+            )
 
     def tell(outcome: Outcome) -> None:
         if not quiet:
@@ -90,6 +100,8 @@ def tune(
 
     kinds = cast("list[KvType]", allow_kv or [])
     tuned = measured(found, workload, load, budget_s=seconds, kv_types=kinds, on_outcome=tell)
+    if (beside := tuning.disturbed(tuned.choice)) and not quiet:
+        screen.note(f"{beside}: measured again when they have ended, it may come out otherwise")
     name = class_of(workload.n_prompt)
     if as_json:
         screen.out_json(_document(found.name, workload, name, tuned))
@@ -102,7 +114,10 @@ def list_(as_json: options.Json = False) -> None:
     """Show what was measured to be fastest, by model and length of prompt."""
     from llmrun.tuning import kept
 
-    rows = [(path.stem, model, name, each) for path, model, found in kept.entries() for name, each in found.items()]
+    entries = [*kept.entries()]
+    rows = [(entry.path.stem, entry.model, name, each) for entry in entries for name, each in entry.choices.items()]
+    if n_damaged := sum(not entry.choices for entry in entries):
+        screen.note(f"{n_damaged} damaged file{'s' if n_damaged > 1 else ''}: llmrun tune rm --all removes everything")
     if as_json:
         from llmrun import codec
 
@@ -110,32 +125,50 @@ def list_(as_json: options.Json = False) -> None:
             [{"id": id, "model": model, "prompts": name, **codec.plain(each)} for id, model, name, each in rows]
         )
     else:
-        shown = [(id, model, name, each.dials.words(), each.by, each.made[:10]) for id, model, name, each in rows]
+        shown = [(id, model, name, each.dials.words(), _by(each), each.made[:10]) for id, model, name, each in rows]
         tables.show(("ID", "MODEL", "PROMPTS", "SETTINGS…", "BY", "MADE"), shown)
 
 
+def _by(choice: kept.Choice) -> str:
+    return f"{choice.by}, {tuning.disturbed(choice)}" if tuning.disturbed(choice) else choice.by
+
+
 def rm(
-    ids: Annotated[list[str] | None, options.Argument("ID", "As `llmrun tune list` shows them, or a model.")] = None,
+    ids: Annotated[list[str] | None, options.Argument("ID", "As `llmrun tune list` shows them, or models.")] = None,
     all_: Annotated[bool, Option("--all", help="Everything that was measured.")] = False,
 ) -> None:
     """Forget it: the next run measures anew."""
     from llmrun import fs
     from llmrun.tuning import kept
 
-    there = {path.stem: (path, model) for path, model, _ in kept.entries()}
     if bool(ids) == all_:
-        raise UsageError("name what to forget, or give --all", hint="llmrun tune list")
-    if not there and all_:
+        raise UsageError(f"name what to forget, or give --all{', not both' if all_ else ''}", hint="llmrun tune list")
+    entries = [*kept.entries()]
+    if not entries and all_:
         screen.note("nothing is kept")
-    for name in there if all_ else ids or ():
-        meant = [id for id, (_, model) in there.items() if name in (id, model)]
-        if not meant:
-            raise NotFound(f"nothing is kept as '{name[:40]}'", hint="llmrun tune list")
-        for id in meant:
-            path, model = there[id]
-            with fs.disk_errors(f"removing {path}"):
-                path.unlink(missing_ok=True)
-            screen.note(f"forgot {id}, {model}")
+    meant = entries if all_ else [entry for name in ids or () for entry in _named(name, entries)]
+    for path, model in {entry.path: entry.model for entry in meant}.items():
+        with fs.disk_errors(f"removing {path}"):
+            path.unlink(missing_ok=True)
+        screen.note(f"forgot {path.stem}, {model or 'damaged'}")
+
+
+def _named(name: str, entries: Sequence[kept.Entry]) -> list[kept.Entry]:
+    """What somebody means: an id, the name that a model had when it was measured, or a model that takes the same."""
+    from llmrun.errors import LlmrunError
+    from llmrun.models.resolve import find_model
+
+    def not_here(named: object) -> NoReturn:
+        raise NotFound(f"{named} is not here")
+
+    if meant := [entry for entry in entries if name in (entry.path.stem, entry.model)]:
+        return meant
+    with suppress(LlmrunError):
+        header = find_model(name, fetch=not_here, use="keep").header
+        meant = [entry for entry in entries if entry.is_of(header)]
+    if not meant:
+        raise NotFound(f"nothing is kept as '{name[:40]}'", hint="llmrun tune list")
+    return meant
 
 
 def _check_free(load: LoadConfig) -> None:

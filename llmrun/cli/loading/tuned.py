@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmrun.cli.terminal import screen
 from llmrun.options.load import LoadConfig
 from llmrun.options.spec import SPEED, Flag, check, option, options_of
-from llmrun.units import duration
+from llmrun.units import duration, fixed
 
 if TYPE_CHECKING:
     from llmrun.bench.spec import Case
@@ -94,7 +94,17 @@ class TuningArguments:
         if said and choice is not None and not quiet:
             outcome = unkept[0] if unkept else "kept"
             screen.note(f"{choice.dials.words()}, after {duration(time.monotonic() - begin_s)}; {outcome}")
+            if beside := disturbed(choice):
+                screen.note(f"{beside}: llmrun tune measures it again when they have ended")
         return settled, choice
+
+
+def disturbed(choice: Choice) -> str:
+    """ "beside 1.9 busy cores", where that was much; else ""."""
+    from llmrun.machine.others import MOST_OTHERS
+
+    cores = choice.other_cores or 0.0
+    return f"beside {fixed(cores, 1)} busy cores" if cores > MOST_OTHERS else ""
 
 
 def fastest(model: Model, case: Case, *, quiet: bool) -> LoadConfig:
