@@ -243,21 +243,54 @@ class Profile:
         )
         return None if per_weight is None else per_weight * n_weights
 
+    def experts_slower(
+        self, kind: str, n_columns: float, n_threads: int | None, *, repack: bool = False, device: str = "CPU"
+    ) -> float | None:
+        """How many times as long a product takes where each of many experts has so many columns of its own than where
+        one matrix has them; None where no experts of this type were measured.
+
+        Once with many columns; between them and one column, where it is 1, in proportion to the logarithms.
+        """
+        alike = [e for e in self.products if (e.device, e.kind) == (device, kind) and e.n_experts and e.n_columns > 1]
+        many = max((e for e in alike if e.repack == repack), key=lambda e: e.n_columns, default=None)
+        if many is None and repack:  # a type that is not rearranged
+            return self.experts_slower(kind, n_columns, n_threads, device=device)
+        each = many.n_columns * many.n_used / many.n_experts if many else 0.0
+        if many is None or each <= 1:
+            return None
+        n = many.n_columns
+        apart_s = self.product_s(kind, 1, n, n_threads, repack=repack, device=device, experts=True)
+        whole_s = self.product_s(kind, 1, each, n_threads, repack=repack, device=device)
+        if apart_s is None or whole_s is None:
+            return None
+        slower = (apart_s / n) / (whole_s / each)
+        share: float = min(1.0, math.log(max(1.0, n_columns)) / math.log(each))
+        return float(slower**share)
+
     def attention_s(
         self, kind: str, head_size: int, n_head: int, n_head_kv: int, n_depth: float, n_tokens: int,
-        n_threads: int | None, *, device: str = "CPU", flash: bool = True,
+        n_threads: int | None, *, device: str = "CPU", flash: bool = True, latent: bool = False,
     ) -> float | None:  # fmt: skip
         """Seconds of one layer's attention; None where nothing of the kind was measured.
 
-        Of the head size next to this one, with the depth between what was measured. One token on the CPU: so much for
-        each head of queries, which goes through its keys by itself, and so much for each of keys and values, which are
-        read, where two numbers of heads were measured; else, whichever grows more. Many tokens: in proportion to the
-        heads of queries. One token on another device takes as long as keys and values take to be read.
+        `latent`: values are a part of the keys; taken for a usual one where that was not measured. The depth lies
+        between what was measured. Many tokens: of the head size next to this one, in proportion to the heads of
+        queries. One token: of the row of all heads that is next to this one's, as so far apart in memory lie a head's
+        keys. On the CPU it takes so much for each head of queries, which goes through its keys by itself, and so much
+        for each of keys and values, which are read, where two numbers of heads were measured; else, whichever grows
+        more. On another device it takes as long as keys and values take to be read. Of fewer tokens before it than
+        were measured: in proportion, as flash attention on the CPU leaves out what is masked.
         """
-        known = [e for e in self.attention if (e.device, e.kind, e.flash) == (device, kind, flash)]
+        alike = [e for e in self.attention if (e.device, e.kind, e.flash) == (device, kind, flash)]
+        known = [each for each in alike if bool(each.value_size) == latent] or alike
         if not known or n_depth <= 0:
             return 0.0 if known else None
-        head = min({each.head_size for each in known}, key=lambda size: abs(math.log(size / head_size)))
+
+        def distance(each: AttentionTime) -> float:
+            row, measured_row = head_size * n_head_kv, each.head_size * each.n_head_kv
+            return abs(math.log(each.head_size / head_size if n_tokens > 1 else measured_row / row))
+
+        head = min(known, key=distance).head_size
         tokens = min({each.n_tokens for each in known}, key=lambda n: abs(math.log(n / n_tokens)))
         points: dict[tuple[int, int], list[tuple[int | None, float, float]]] = {}
         for each in known:
@@ -265,6 +298,10 @@ class Profile:
                 point = each.n_threads, each.n_depth, each.seconds / (each.head_size * each.n_tokens)
                 points.setdefault((each.n_head, each.n_head_kv), []).append(point)
         heads, *others = sorted(points)
+        least = min(depth for _, depth, _ in points[heads])
+        if n_depth < least and n_tokens == 1 and flash and device == "CPU":
+            whole = self.attention_s(kind, head_size, n_head, n_head_kv, least, 1, n_threads, latent=latent)
+            return None if whole is None else whole * n_depth / least
         unit_s = _by_threads(n_threads, points[heads], n_depth) or 0.0
         by_queries, by_reads = n_head / heads[0], n_head_kv / heads[1]
         if n_tokens > 1:

@@ -53,7 +53,7 @@ class Extent:
     Attributes:
         seconds: of each product and attention, about.
         budget_s: of all. What is not usual is not begun when so much is gone.
-        n_bytes: of the matrices of a type together; None: twice the last-level caches, 64 to 256 MiB.
+        n_bytes: of the matrices of a type together; None: four times the last-level caches, 64 to 256 MiB.
         read_bytes: of the matrix of the read ceiling; None: `peaks.read_size`.
         n_row: of a square matrix, elements.
         kinds, expert_kinds: types of matrices, of experts.
@@ -84,7 +84,7 @@ class Extent:
     )
     n_usual: int = 5
     expert_kinds: Sequence[str] = ("Q4_K", "Q6_K", "Q8_0", "MXFP4")
-    n_columns: Sequence[int] = (1, 8, 64, 512)
+    n_columns: Sequence[int] = (1, 8, 32, 512)
     n_experts: int = 32
     n_used: int = 4
     kv_kinds: Sequence[str] = ("F16", "Q8_0")
@@ -111,7 +111,7 @@ class Extent:
             return self.n_bytes
         # Of a large cache that a virtual machine shares with others it is told the whole.
         cache = min(hardware.last_level_cache_bytes(), max(64, 12 * hardware.default_threads()) * MIB)
-        return max(64 * MIB, min(2 * cache, _MOST_BYTES))
+        return max(64 * MIB, min(4 * cache, _MOST_BYTES))
 
 
 def threads() -> list[int]:

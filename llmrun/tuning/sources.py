@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ _DECODE_FACTOR, _PREFILL_FACTOR = 1.19, 1.22
 _PROBE_FACTOR = 1.08
 """The same of what was measured by slices: three rounds do not show all that the machine does."""
 _READ_S, _LOOK_S, _LOOKS = 0.25, 0.05, 3
+_GLANCES, _LOOK_AGAIN_S = 3, 0.5
 _LONGEST_BLOCK = 256
 _STEADY = 1.25
 """Factor by which a product moves from one time to the next on a machine that does not change: what a model then does
@@ -172,14 +174,30 @@ def _drift(profile: Profile, prober: Prober, n_columns: int, n_threads: int) -> 
         each.kind: math.isqrt(each.n_weights) for each in known if math.isqrt(each.n_weights) ** 2 == each.n_weights
     }
     n_bytes = profiling.Extent().of_matrices if n_columns == 1 else 0
-    ratios = []
-    for kind, n_row in [*n_rows.items()][:_LOOKS]:
-        before = profile.product_s(kind, n_row**2, n_columns, n_threads)
-        if before and not n_row % _LONGEST_BLOCK:
-            asked = TimeProducts(CPU, kind, n_row, n_row, n_bytes, [n_columns], [n_threads], _LOOK_S)
-            ratios += [seconds / before for seconds in prober.seconds_of(asked)]
-    ratio = statistics.median_low(ratios) if ratios else 1.0
-    return ratio if max(ratio, 1 / ratio) > _STEADY else 1.0
+
+    def looked() -> float:
+        ratios = []
+        for kind, n_row in [*n_rows.items()][:_LOOKS]:
+            before = profile.product_s(kind, n_row**2, n_columns, n_threads)
+            if before and not n_row % _LONGEST_BLOCK:
+                asked = TimeProducts(CPU, kind, n_row, n_row, n_bytes, [n_columns], [n_threads], _LOOK_S)
+                ratios += [seconds / before for seconds in prober.seconds_of(asked)]
+        return statistics.median_low(ratios) if ratios else 1.0
+
+    return lasting(looked)
+
+
+def lasting(look: Callable[[], float], *, pause: Callable[[float], None] = time.sleep) -> float:
+    """By what factor all is slower than it was: 1 where one of some looks, half a second apart, finds nothing; else
+    what the look found that found least. What disturbs one of them for a moment is gone before a model runs."""
+    found: list[float] = []
+    while len(found) < _GLANCES:
+        if found:
+            pause(_LOOK_AGAIN_S)
+        found.append(look())
+        if max(found[-1], 1 / found[-1]) <= _STEADY:
+            return 1.0
+    return min(found, key=lambda ratio: abs(math.log(ratio)))
 
 
 class Here(_OfThisMachine):

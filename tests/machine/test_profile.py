@@ -107,6 +107,7 @@ def test_attention() -> None:
     assert MADE.attention_s("F16", 128, 16, 4, 512, 512, 2) == pytest.approx(1024e-4)
     assert MADE.attention_s("F16", 64, 8, 2, 512, 1, 2) == pytest.approx(256e-6)  # heads half as long
     assert MADE.attention_s("F16", 128, 8, 2, 512, 256, 2) == pytest.approx(256e-4)
+    assert MADE.attention_s("F16", 128, 8, 2, 64, 1, 2) == pytest.approx(64e-6)  # what is masked is left out
     assert MADE.attention_s("F16", 128, 8, 2, 0, 1, 2) == 0.0
     assert MADE.attention_s("Q8_0", 128, 8, 2, 512, 1, 2) is None
     assert MADE.attention_s("F16", 128, 8, 2, 512, 1, 2, flash=False) is None
@@ -122,6 +123,20 @@ def test_attention_of_two_numbers_of_heads() -> None:
     )
     for n_head, n_head_kv, expected in ((16, 8, 300e-6), (32, 8, 500e-6), (8, 4, 150e-6), (16, 16, 400e-6)):
         assert made.attention_s("F16", 128, n_head, n_head_kv, 512, 1, 2) == pytest.approx(expected)
+
+
+def test_attention_by_how_far_keys_lie_apart() -> None:
+    """One token of 4 heads of 128: its rows are those of 8 heads of 64, twice the length and half as many of them. Many
+    tokens are computed, by heads of a length. Latent attention is neither."""
+    rows = (AttentionTime("CPU", "F16", size, 8, 8, 512, 1, 2, size * each) for size, each in ((64, 8e-6), (128, 3e-5)))
+    many = (AttentionTime("CPU", "F16", size, 8, 8, 512, 512, 2, size * 1e-3) for size in (64, 128))
+    latent = AttentionTime("CPU", "F16", 500, 8, 1, 512, 1, 2, 1.0, value_size=400)
+    made = replace(MADE, attention=(*rows, *many, latent))
+    assert made.attention_s("F16", 128, 4, 4, 512, 1, 2) == pytest.approx(128 * 8e-6 / 2)
+    assert made.attention_s("F16", 128, 8, 8, 512, 1, 2) == pytest.approx(128 * 3e-5)
+    assert made.attention_s("F16", 128, 4, 4, 512, 512, 2) == pytest.approx(64e-3)
+    assert made.attention_s("F16", 500, 8, 1, 512, 1, 2) == pytest.approx(500 * 8e-6)
+    assert made.attention_s("F16", 500, 8, 1, 512, 1, 2, latent=True) == pytest.approx(1.0)
 
 
 def test_rates_are_derived() -> None:

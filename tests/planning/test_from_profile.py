@@ -106,15 +106,43 @@ def test_recurrent_states() -> None:
 def test_attention_by_depth_and_window() -> None:
     """In proportion to the depth, but not beyond a window."""
     slow = replace(PROFILE, attention=tuple(attention(1.0)))
-    at_1000, at_4000 = (of(slow).step_s(depth) or 0 for depth in (999, 3999))
+    at_1000, at_4000 = (of(slow, threads=1).step_s(depth) or 0 for depth in (999, 3999))
     assert at_1000 == pytest.approx(3, rel=0.01) and at_4000 == pytest.approx(12, rel=0.01)
     header = header_of(replace(small(SHAPES["gemma3-1b"]), window=Window(500, 6)), "Q8_0")
     memories = layer_memories(header) or ()
-    deep = of(slow, header).step_s(3999) or 0
+    deep = of(slow, header, threads=1).step_s(3999) or 0
     tokens = sum(4000 if memory.window is None else 501 for memory in memories)
     heads = (header.n_head or (0,))[0] * (header.n_embd_head_k or 0) / (4 * 64)  # of what was measured
     assert len({memory.window for memory in memories}) == 2
     assert deep == pytest.approx(tokens / 1000 * heads, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("depth", "threads", "fields", "attended"),
+    [
+        (1024, 1, {}, 1025),
+        (1024, 2, {}, 1280),  # of five blocks the first thread has two and a half, all of them full
+        (1024, 8, {}, 1280),
+        (1279, 2, {}, 1280),
+        (300, 2, {}, 512),
+        (200, 2, {}, 201),  # less than two blocks: heads are shared instead
+        (1024, 2, {"type_k": "q8_0", "type_v": "q8_0"}, 1025),
+        (1024, 2, {"flash_attn": "off"}, 1280),  # what is masked is computed as well
+        (10, 1, {"flash_attn": "off"}, 256),
+    ],
+)
+def test_what_takes_the_time_of_a_token(depth: int, threads: int, fields: dict[str, str], attended: float) -> None:
+    times = of(PROFILE, **fields)  # type: ignore[arg-type]
+    assert times._attended(depth, None, threads) == attended
+
+
+def test_a_window_that_goes_round() -> None:
+    """512 tokens lie in 1,024 cells: in the mean the busier of two threads has three quarters of them."""
+    times = of(PROFILE)
+    assert times._attended(4096, 512, 2) == pytest.approx(2 * 384, rel=0.02)
+    assert times._attended(4096, 512, 1) == 512
+    assert times._attended(600, 512, 2) == 2 * 295  # 601 of 768 cells so far: one has 295 of them to look at, one 217
+    assert of(PROFILE, n_ubatch=128)._attended(4096, 512, 2) == pytest.approx(2 * 341, rel=0.02)
 
 
 def test_experts() -> None:
@@ -130,6 +158,24 @@ def test_experts() -> None:
     expected = (3 * (projections + router + 4 * 2 * 3 * 256 * 512) + OUTPUT) * 1e-9
     assert of(own, mixture).step_s(0) == pytest.approx(expected)
     assert (of(with_f16, mixture).prefill_s(512) or 0) > (3 * 8 * 3 * 256 * 512) * 1e-9
+
+
+def test_experts_of_a_prompt_are_slower_by_what_was_measured() -> None:
+    """256 tokens of which each of 16 experts got 64: three times as long as 64 columns of one matrix. So are experts
+    that get as many and more; of a type without a figure as of the next one that has it; of few columns less."""
+    experts = ProductTime("CPU", "Q8_0", False, 256, 2, 1000, 0.0, n_experts=16, n_used=4)
+    whole = Profile("", products=PRODUCTS).product_s("Q8_0", 1000, 64, 2) or 0
+    experts = replace(experts, seconds=3 * whole / 64 * 256)
+    made = replace(PROFILE, products=(*PRODUCTS, *times("F16", 1e-9), *times("Q5_0", 1e-9), experts))
+    assert made.experts_slower("Q8_0", 64, 2) == pytest.approx(3)
+    assert made.experts_slower("Q8_0", 500, 2) == pytest.approx(3)
+    assert made.experts_slower("Q8_0", 8, 2) == pytest.approx(3**0.5)
+    assert made.experts_slower("Q8_0", 1, 2, repack=True) == 1 and made.experts_slower("Q5_0", 64, 2) is None
+    for level in ("Q8_0", "Q5_0"):
+        mixture = header_of(replace(SHAPE, n_expert=4, n_expert_used=2), level)
+        usual = replace(made, products=made.products[:-1])
+        slow_s, usual_s = (of(each, mixture).prefill_s(512) or 0 for each in (made, usual))
+        assert 2 * usual_s < slow_s < 3 * usual_s  # attention has matrices too
 
 
 def test_the_machine_is_slower_now() -> None:

@@ -21,7 +21,7 @@ from llmrun.machine.energy import Joules
 from llmrun.machine.nvml import NoGpus
 from llmrun.planning.kv_layout import RECURRENT_KINDS
 from llmrun.tuning.profiling import Extent, measure, threads
-from llmrun.tuning.sources import moment_of
+from llmrun.tuning.sources import lasting, moment_of
 
 MIB = 1 << 20
 SMALL = Extent(
@@ -183,3 +183,14 @@ def test_its_age_is_shown(llmrun: RunLlmrun, tmp_path: Path) -> None:
     lines = llmrun("devices", env=environment).stdout.splitlines()
     assert any(line.startswith("profile") and "measured" in line for line in lines)
     assert hardware.default_threads() in {each["n_threads"] for each in shown["products"]}
+
+
+@pytest.mark.parametrize(
+    ("looks", "factor", "n"),
+    [([1.2], 1.0, 1), ([1.6, 1.1], 1.0, 2), ([1.6, 1.3, 1.8], 1.3, 3), ([0.5, 0.6, 0.55], 0.6, 3)],
+)
+def test_only_what_lasts_is_drift(looks: list[float], factor: float, n: int) -> None:
+    """One disturbed look says nothing; what all of them find counts, as little as any of them found."""
+    asked, pauses = iter(looks), list[float]()
+    assert lasting(lambda: next(asked), pause=pauses.append) == factor
+    assert len(pauses) == n - 1

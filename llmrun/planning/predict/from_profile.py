@@ -9,8 +9,10 @@ many columns as each expert gets. Nothing is fitted. docs/how-speed-is-predicted
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llmrun.gguf.reader import Header, TensorInfo, layer_of
 from llmrun.gguf.types import GGML_TYPES
@@ -38,6 +40,8 @@ _NEAREST = {
 """A type that takes about as long for each byte, where one was not measured."""
 
 
+_BLOCK_OF_CELLS = 256
+"""The KV cache is looked at in whole blocks of so many tokens."""
 MEASURED_OPERATIONS = 19
 """Of a layer of the models whose overhead is measured: two norms, seven matrices, and `_OF_A_LAYER`."""
 _OF_A_LAYER, _OF_ROUTING = 8, 7
@@ -133,9 +137,22 @@ class GraphTimes:
                 )
                 if found is not None:
                     ratio = _bytes_per_weight(tensor.type.name) / _bytes_per_weight(kind)
+                    if experts and n_tokens > 1:
+                        ratio *= self._experts_slower(tensor.type.name, columns, threads, repack=repack, device=device)
                     return found * ratio * self._drift(device)
             kind = _NEAREST.get(kind)
         return None
+
+    def _experts_slower(
+        self, kind: str | None, n_columns: float, threads: int | None, *, repack: bool, device: str
+    ) -> float:
+        """Of the type next to it of which experts were measured."""
+        while kind is not None:
+            found = self.profile.experts_slower(kind, n_columns, threads, repack=repack, device=device)
+            if found is not None:
+                return found
+            kind = _NEAREST.get(kind)
+        return 1.0
 
     def _attention_s(self, n_tokens: int, depth: float, n_threads: int) -> float | None:
         header = self.header
@@ -149,8 +166,10 @@ class GraphTimes:
                 continue
             n_head = heads[min(layer, len(heads) - 1)]
             n_head_kv = header.n_head_kv[min(layer, len(header.n_head_kv) - 1)] or 1
-            at = min(depth, memory.window or depth) + 1
             on = device if self.placement.kv else CPU
+            at = min(depth, memory.window or depth) + 1
+            if on == CPU and n_tokens == 1:
+                at = self._attended(depth, memory.window, n_threads)
             found = self.profile.attention_s(
                 self.config.type_k.upper(),
                 memory.n_k // n_head_kv,
@@ -161,11 +180,30 @@ class GraphTimes:
                 n_threads if on == CPU else None,
                 device=on,
                 flash=self.config.flash_attn != "off",
+                latent=not memory.n_v,
             )
             if found is None:
                 return None
             total += found * self._drift(on)
         return total
+
+    def _attended(self, depth: float, window: int | None, n_threads: int) -> float:
+        """The tokens before one, and itself, that take the time; of several threads what the busiest has, by as many.
+
+        As ggml-cpu has it (`ggml_compute_forward_flash_attn_ext_f16`): llama.cpp hands over the cells in use, in whole
+        blocks. Without flash attention all of them are computed; with it what is masked is left out, but from two
+        blocks on each thread gets an equal part of the cells, the masked ones among them.
+        """
+        config, n = self.config, math.floor(depth) + 1
+        most = n if window is None else _in_blocks(window + min(config.n_ubatch, config.n_batch))
+        held, seen = min(n, most), min(n, window or n)
+        cells = _in_blocks(held)
+        if config.flash_attn == "off":
+            return cells
+        is_split = config.type_k == config.type_v and config.type_k in ("f16", "f32") and cells >= 2 * _BLOCK_OF_CELLS
+        if n_threads == 1 or not is_split:
+            return seen
+        return n_threads * _busiest(cells, held, seen, n_threads, goes_round=held < n)
 
     def _states_s(self, n_tokens: int, n_threads: int) -> float | None:
         sizes = [memory.n_state for memory in layer_memories(self.header) or ()]
@@ -184,6 +222,28 @@ class GraphTimes:
 
     def _drift(self, device: str) -> float:
         return (self.drift or {}).get(device, 1.0)
+
+
+def _in_blocks(n: int) -> int:
+    return -(-n // _BLOCK_OF_CELLS) * _BLOCK_OF_CELLS
+
+
+@lru_cache(maxsize=256)
+def _busiest(cells: int, held: int, seen: int, n_threads: int, *, goes_round: bool) -> float:
+    """Of the last `seen` of the cells that hold something, as many as the busiest of the threads gets, which share all
+    cells evenly; in the mean where a window goes round in them."""
+    part = -(-cells // n_threads)
+
+    def most(begin: int) -> int:
+        spans = [(begin, min(begin + seen, held)), (0, max(0, begin + seen - held))]
+        return max(
+            sum(max(0, min(end, low + part) - max(first, low)) for first, end in spans) for low in range(0, cells, part)
+        )
+
+    if not goes_round:
+        return most(held - seen)
+    begins = range(0, held, max(1, held // 64))
+    return sum(map(most, begins)) / len(begins)
 
 
 def operations_by_layer(header: Header) -> list[int]:
