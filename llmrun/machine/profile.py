@@ -241,7 +241,16 @@ class Profile:
         per_weight = _by_threads(
             n_threads, [(each.n_threads, each.n_columns, each.seconds / each.n_weights) for each in alike], n_columns
         )
-        return None if per_weight is None else per_weight * n_weights
+        if per_weight is None:
+            return None
+        return max(per_weight * n_weights, self._read_s(kind, n_weights, device) if n_columns <= 1 else 0.0)
+
+    def _read_s(self, kind: str, n_weights: float, device: str) -> float:
+        """Seconds that weights take to be read from memory, at best: what was measured went round in matrices of which
+        a part may have stayed in a cache."""
+        rates = [rate for each in self.reads if each.device == device for rate in each.bytes_per_s]
+        found = _TYPES[kind]
+        return n_weights / found.block_size * found.type_size / max(rates) if rates else 0.0
 
     def experts_slower(
         self, kind: str, n_columns: float, n_threads: int | None, *, repack: bool = False, device: str = "CPU"

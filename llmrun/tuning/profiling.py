@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import product as every
+from typing import TypeVar
 
 from llmrun import paths
 from llmrun.clock import utc
@@ -53,7 +54,7 @@ class Extent:
     Attributes:
         seconds: of each product and attention, about.
         budget_s: of all. What is not usual is not begun when so much is gone.
-        n_bytes: of the matrices of a type together; None: four times the last-level caches, 64 to 256 MiB.
+        n_bytes: of the matrices of a type together; None: twice the last-level caches, 64 to 256 MiB.
         read_bytes: of the matrix of the read ceiling; None: `peaks.read_size`.
         n_row: of a square matrix, elements.
         kinds, expert_kinds: types of matrices, of experts.
@@ -111,7 +112,7 @@ class Extent:
             return self.n_bytes
         # Of a large cache that a virtual machine shares with others it is told the whole.
         cache = min(hardware.last_level_cache_bytes(), max(64, 12 * hardware.default_threads()) * MIB)
-        return max(64 * MIB, min(4 * cache, _MOST_BYTES))
+        return max(64 * MIB, min(2 * cache, _MOST_BYTES))
 
 
 def threads() -> list[int]:
@@ -166,6 +167,7 @@ class _Measuring:
         # What is left of the time is for what fewer models need, and for a second look at what most do.
         for device in self.devices:
             self.more_attention(device)
+            self.attention_again(device)
         for kind, again in [*((each, True) for each in usual), *((each, False) for each in more)]:
             for device in self.devices:
                 if self.has_time:
@@ -239,6 +241,14 @@ class _Measuring:
                     n_depths = extent.n_depths if n_tokens == 1 else extent.n_depths[:1]
                     self.attended(device, kind, size, heads, n_depths, n_tokens, flash=flash)
 
+    def attention_again(self, device: Device) -> None:
+        """Once more of what several threads gained much less in than in the rest: for seconds at a time a host may run
+        two of a virtual machine's cores on one of its own."""
+        for kind, size, heads, n_depths, n_tokens, flash, value_size in slowed(self.made.attention, device.name):
+            if self.has_time:
+                with self.timed("attention", "again"):
+                    self.attended(device, kind, size, heads, n_depths, n_tokens, flash=flash, value_size=value_size)
+
     def attended(
         self, device: Device, kind: str, size: int, heads: tuple[int, int], n_depths: Sequence[int], n_tokens: int, *,
         flash: bool, value_size: int = 0,
@@ -259,11 +269,11 @@ class _Measuring:
             value_size=value_size,
         )
         places = [(n_depth, n) for n_depth in n_depths for n in n_threads]
-        made = [
-            AttentionTime(device.name, kind, size, *heads, n_depth, n_tokens, n, seconds, flash, value_size)
-            for (n_depth, n), seconds in zip(places, self.prober.seconds_of(asked), strict=False)
-        ]
-        self.made = replace(self.made, attention=(*self.made.attention, *made))
+        made = {_place(each): each for each in self.made.attention}
+        for (n_depth, n), seconds in zip(places, self.prober.seconds_of(asked), strict=False):
+            found = AttentionTime(device.name, kind, size, *heads, n_depth, n_tokens, n, seconds, flash, value_size)
+            _keep_faster(made, found)
+        self.made = replace(self.made, attention=tuple(made.values()))
 
     def products(self, device: Device, kind: str, n_threads: Sequence[int | None]) -> None:
         layouts = (False, True) if device.kind == "cpu" else (False,)
@@ -301,10 +311,7 @@ class _Measuring:
         n_weights = extent.n_row * n_rows * (n_used or 1)
         made = {_place(each): each for each in self.made.products}
         for place, seconds in zip(places, self.prober.seconds_of(asked), strict=False):
-            found = ProductTime(device.name, kind, repack, *place, n_weights, seconds, n_experts, n_used)
-            known = made.get(_place(found))
-            # Whatever disturbs a measurement makes it slower, for seconds at a time.
-            made[_place(found)] = found if known is None else min(known, found, key=lambda each: each.seconds)
+            _keep_faster(made, ProductTime(device.name, kind, repack, *place, n_weights, seconds, n_experts, n_used))
         self.made = replace(self.made, products=tuple(made.values()))
 
     def overheads(self) -> None:
@@ -456,9 +463,39 @@ def _of_tokens(runner: SliceRunner, n_tokens: int, n_threads: int) -> float:
     return runner.trial(Trial(n_tokens, 0, n_threads=n_threads, n_threads_batch=n_threads)).prefill_s or 0.0
 
 
-def _place(product: ProductTime) -> tuple[object, ...]:
+_Asked = tuple[str, int, tuple[int, int], tuple[int, ...], int, bool, int]
+"""Kind, head size, heads, depths, tokens, flash, value size: what is measured of attention at once."""
+_GAINED_LESS = 0.8
+
+
+def slowed(attention: Iterable[AttentionTime], device: str) -> list[_Asked]:
+    """What took several threads so long that they gained less than four fifths of what they gain elsewhere, at best."""
+    seconds: dict[tuple[_Asked, int], dict[int, float]] = {}
+    for each in attention:
+        if each.device == device and each.n_threads:
+            heads = each.n_head, each.n_head_kv
+            what: _Asked = (each.kind, each.head_size, heads, (), each.n_tokens, each.flash, each.value_size)
+            seconds.setdefault((what, each.n_depth), {})[each.n_threads] = each.seconds
+    gains = {place: found[min(found)] / found[max(found)] for place, found in seconds.items() if len(found) > 1}
+    depths: dict[_Asked, list[int]] = {}
+    for (what, n_depth), gain in gains.items():
+        if gain < _GAINED_LESS * max(gains.values()):
+            depths.setdefault(what, []).append(n_depth)
+    return [(*what[:3], tuple(sorted(found)), *what[4:]) for what, found in depths.items()]
+
+
+T = TypeVar("T", ProductTime, AttentionTime)
+
+
+def _keep_faster(known: dict[tuple[object, ...], T], found: T) -> None:
+    """Whatever disturbs a measurement makes it slower, for seconds at a time."""
+    place = _place(found)
+    known[place] = min(known.get(place, found), found, key=lambda each: each.seconds)
+
+
+def _place(measured: ProductTime | AttentionTime) -> tuple[object, ...]:
     """All but the seconds."""
-    return tuple(value for name, value in vars(product).items() if name != "seconds")
+    return tuple(value for name, value in vars(measured).items() if name != "seconds")
 
 
 def _threads_of(device: Device) -> list[int | None]:

@@ -100,6 +100,16 @@ def test_threads_between() -> None:
     assert made.product_s("Q8_0", MILLION, 1, 2) == pytest.approx(2e-4)
 
 
+def test_no_faster_than_memory() -> None:
+    """One column of Q8_0 at 1.0625 bytes a weight, read at 2e9 B/s at best; many columns are computed."""
+    made = replace(MADE, reads=(Reads("CPU", 1, (1e9,), ""), Reads("CPU", 2, (2e9, 1.5e9), "")))
+    assert made.product_s("Q8_0", MILLION, 1, 2) == pytest.approx(1.0625e6 / 2e9)
+    assert made.product_s("Q8_0", MILLION, 512, 2) == MADE.product_s("Q8_0", MILLION, 512, 2)
+    assert made.product_s("Q8_0", MILLION, 1, None, device="GPU0") == MADE.product_s(
+        "Q8_0", MILLION, 1, None, device="GPU0"
+    )
+
+
 def test_attention() -> None:
     """By heads of queries, on a GPU one token by those of keys; twice the depth, twice the seconds; no depth, none."""
     assert MADE.attention_s("F16", 128, 8, 2, 512, 1, 2) == pytest.approx(512e-6)

@@ -19,8 +19,9 @@ from llmrun.gguf.synth import header_of, write
 from llmrun.machine import hardware, profile
 from llmrun.machine.energy import Joules
 from llmrun.machine.nvml import NoGpus
+from llmrun.machine.profile import AttentionTime
 from llmrun.planning.kv_layout import RECURRENT_KINDS
-from llmrun.tuning.profiling import Extent, measure, threads
+from llmrun.tuning.profiling import Extent, measure, slowed, threads
 from llmrun.tuning.sources import lasting, moment_of
 
 MIB = 1 << 20
@@ -194,3 +195,15 @@ def test_only_what_lasts_is_drift(looks: list[float], factor: float, n: int) -> 
     asked, pauses = iter(looks), list[float]()
     assert lasting(lambda: next(asked), pause=pauses.append) == factor
     assert len(pauses) == n - 1
+
+
+def test_what_is_measured_again() -> None:
+    """Two threads gain 1.9 in one place and 1.1 at one depth of another: that one, with what it was asked with."""
+
+    def timed(size: int, n_depth: int, gain: float) -> list[AttentionTime]:
+        return [AttentionTime("CPU", "F16", size, 16, 8, n_depth, 1, n, 1 if n == 1 else 1 / gain) for n in (1, 2)]
+
+    times = [*timed(64, 256, 1.9), *timed(64, 1024, 1.8), *timed(128, 256, 1.7), *timed(128, 1024, 1.1)]
+    assert slowed(times, "CPU") == [("F16", 128, (16, 8), (1024,), 1, True, 0)]
+    assert slowed(times[:6], "CPU") == [] and slowed(times, "GPU0") == []
+    assert slowed([each for each in times if each.n_threads == 1], "CPU") == []
