@@ -167,11 +167,14 @@ class _Measuring:
         # What is left of the time is for what fewer models need, and for a second look at what most do.
         for device in self.devices:
             self.more_attention(device)
+        for kind, device in every(more, self.devices):
+            if self.has_time:
+                self.products(device, kind, _threads_of(device))
+        for device in self.devices:
             self.attention_again(device)
-        for kind, again in [*((each, True) for each in usual), *((each, False) for each in more)]:
-            for device in self.devices:
-                if self.has_time:
-                    self.products(device, kind, _threads_of(device)[-1 if again else 0 :])
+        for kind, device in every(usual, self.devices):
+            if self.has_time:
+                self.products(device, kind, _threads_of(device)[-1:])
         self.overheads()
         self.reads()
         return replace(self.made, measured=utc(), took_s=self.took_s, other_cores=others.cores())

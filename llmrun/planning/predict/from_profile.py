@@ -45,6 +45,7 @@ _BLOCK_OF_CELLS = 256
 MEASURED_OPERATIONS = 19
 """Of a layer of the models whose overhead is measured: two norms, seven matrices, and `_OF_A_LAYER`."""
 _OF_A_LAYER, _OF_ROUTING = 8, 7
+_MANY = 8
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class GraphTimes:
                     kind, weights, round(columns), threads, repack=repack, device=device, experts=of_experts
                 )
                 if found is not None:
-                    ratio = _bytes_per_weight(tensor.type.name) / _bytes_per_weight(kind)
+                    # Few columns wait for bytes; many are multiplied with, whatever the bytes.
+                    ratio = _bytes_per_weight(tensor.type.name) / _bytes_per_weight(kind) if columns < _MANY else 1.0
                     if experts and n_tokens > 1:
                         ratio *= self._experts_slower(tensor.type.name, columns, threads, repack=repack, device=device)
                     return found * ratio * self._drift(device)
