@@ -238,7 +238,8 @@ class Loader:
         elif time.monotonic() >= deadline:
             did = f"was still reading the header after {duration(limits.header_s)}"
         if did:
-            raise connection.ended(f"{did} (the file is probably damaged)")
+            why = "a worker does not answer, or the file is" if self._config.rpc else "the file is probably"
+            raise connection.ended(f"{did} ({why} damaged)")
 
 
 def drafting_model(config: LoadConfig) -> Model | None:

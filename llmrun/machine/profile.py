@@ -295,15 +295,20 @@ class Profile:
         if not known or n_depth <= 0:
             return 0.0 if known else None
 
-        def distance(each: AttentionTime) -> float:
-            row, measured_row = head_size * n_head_kv, each.head_size * each.n_head_kv
-            return abs(math.log(each.head_size / head_size if n_tokens > 1 else measured_row / row))
-
-        head = min(known, key=distance).head_size
         tokens = min({each.n_tokens for each in known}, key=lambda n: abs(math.log(n / n_tokens)))
+
+        def length(size: int, n_kv: int) -> int:
+            return size * n_kv if tokens == 1 else size
+
+        wanted = length(head_size, n_head_kv)
+        near = min(
+            (each for each in known if each.n_tokens == tokens),
+            key=lambda each: abs(math.log(length(each.head_size, each.n_head_kv) / wanted)),
+        )
+        place = near.head_size, length(near.head_size, near.n_head_kv)
         points: dict[tuple[int, int], list[tuple[int | None, float, float]]] = {}
         for each in known:
-            if (each.head_size, each.n_tokens) == (head, tokens):
+            if each.n_tokens == tokens and (each.head_size, length(each.head_size, each.n_head_kv)) == place:
                 point = each.n_threads, each.n_depth, each.seconds / (each.head_size * each.n_tokens)
                 points.setdefault((each.n_head, each.n_head_kv), []).append(point)
         heads, *others = sorted(points)
@@ -317,7 +322,7 @@ class Profile:
             times = by_queries
         elif device != "CPU":
             times = by_reads
-        elif others and heads[1] == others[-1][1]:
+        elif others:
             more_s = _by_threads(n_threads, points[others[-1]], n_depth) or 0.0
             growth = (more_s / unit_s - 1) / (others[-1][0] / heads[0] - 1)  # share of what queries take
             share = min(1.0, max(0.0, growth))

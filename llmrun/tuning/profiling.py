@@ -38,8 +38,9 @@ from llmrun.tuning.slice_runner import SliceRunner
 
 MIB = 1 << 20
 _MOST_BYTES = 256 * MIB
-_HEADS, _MORE_HEADS = (16, 8), (32, 8)
-"""Of queries, and of keys and values, which lie side by side in memory: eight, as most models have them."""
+_HEADS, _MORE_HEADS, _HEADS_APART = (16, 8), (32, 8), (32, 32)
+"""Of queries, and of keys and values, which lie side by side in memory: eight, as most models have them; and one for
+each of queries, as older ones do, whose keys lie further apart than pages are long."""
 _OVERHEAD_TYPE, _OVERHEAD_LEVEL = "Q8_0", "Q4_K_S"
 """Of models for one token, and for many, which are computed fastest where products are fast."""
 _SHORT_CONV = replace(SHAPES["lfm2-1.2b"], n_vocab=512, attn_layers=(0,))
@@ -236,9 +237,11 @@ class _Measuring:
             if self.has_time:
                 with self.timed("attention", "latent"):
                     self.attended(device, "F16", size, heads, n_depths, n_tokens, flash=True, value_size=of_values)
-        ways = [("F16", _MORE_HEADS, 1, flash) for flash in (True, False) if device.kind == "cpu"]
-        ways += [(kind, _HEADS, n, True) for n in (1, extent.n_tokens) for kind in extent.kv_kinds if kind != "F16"]
-        for (kind, heads, n_tokens, flash), size in every(ways, extent.head_sizes):
+        sizes, others = extent.head_sizes, [kind for kind in extent.kv_kinds if kind != "F16"]
+        of_cpu = [*((size, _MORE_HEADS) for size in sizes), (max(sizes), _HEADS_APART)] if device.kind == "cpu" else []
+        ways = [("F16", size, heads, 1, flash) for flash in (True, False) for size, heads in of_cpu]
+        ways += [(kind, size, _HEADS, n, True) for n in (1, extent.n_tokens) for kind in others for size in sizes]
+        for kind, size, heads, n_tokens, flash in ways:
             if self.has_time:
                 with self.timed("attention"):
                     n_depths = extent.n_depths if n_tokens == 1 else extent.n_depths[:1]

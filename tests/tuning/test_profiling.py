@@ -68,8 +68,9 @@ def test_a_small_profile(prober: Prober) -> None:
     assert {(e.n_experts, e.n_used, e.n_weights) for e in experts} == {(8, 2, 256 * 256)}
     of_their_own = [e for e in made.attention if e.n_threads == 1 and not e.value_size]
     attended = [(e.n_depth, e.n_tokens, e.n_head, e.flash) for e in of_their_own]
-    ways = ((64, 1, 16), (64, 1, 32), (256, 1, 16), (256, 1, 32), (64, 16, 16))
+    ways = ((64, 1, 16), (64, 1, 32), (64, 1, 32), (256, 1, 16), (256, 1, 32), (256, 1, 32), (64, 16, 16))
     assert sorted(attended) == sorted((*way, flash) for way in ways for flash in (False, True))
+    assert {(e.n_head, e.n_head_kv) for e in of_their_own} == {(16, 8), (32, 8), (32, 32)}
     latent = [(e.n_depth, e.n_tokens, e.head_size, e.n_bytes) for e in made.attention if e.value_size]
     asked = ((64, 1), (256, 1), (64, 16))
     assert latent == [(depth, n, 576, depth * 576 * 2) for depth, n in asked for _ in n_threads]
