@@ -265,8 +265,9 @@ class _Measuring:
             kind,
             size,
             *heads,
-            # To a worker all of it would have to be sent; many tokens compute longer than they read.
-            n_bytes=0 if _is_remote(device) or n_tokens > 1 else extent.of_matrices,
+            # To a worker all of it would have to be sent; many tokens compute longer than they read. One waits at each
+            # key for memory where keys lie far apart, so that nothing of them may be in a cache.
+            n_bytes=0 if _is_remote(device) or n_tokens > 1 else 2 * extent.of_matrices,
             n_depths=[*n_depths],
             n_tokens=[n_tokens],
             n_threads=[n or 1 for n in n_threads],
