@@ -127,7 +127,7 @@ def test_tune_of_quantized_values(llmrun: RunLlmrun, measurable: Path, home: dic
 
 def test_a_time_too_short(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None:
     """Nothing is measured, so that nothing is kept."""
-    done = llmrun("tune", str(measurable), "-p", "2000", "-n", "40", "--seconds", "0.1", env=home)
+    done = llmrun("tune", str(measurable), "-p", "512", "-n", "8", "--seconds", "0.1", env=home)
     assert done.returncode == 2 and "no setting could be measured in 100 ms" in done.stderr and "try: " in done.stderr
     assert json.loads(llmrun("tune", "list", "--json", env=home).stdout) == []
 
