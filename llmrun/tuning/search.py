@@ -166,8 +166,9 @@ class Search:
                 candidate = replace(self.best, **{dial: value})  # type: ignore[arg-type]
                 if (dial, value) == ("flash_attn", "off"):
                     candidate = replace(candidate, n_ubatch=min(candidate.n_ubatch or 512, UBATCH_WITHOUT_FLASH))
-                if not self._is_possible(candidate):  # as the settings were, the value may be
-                    candidate = replace(self._begin, **{dial: value})  # type: ignore[arg-type]
+                if not self._is_possible(candidate):  # perhaps with flash attention as it was
+                    was = self._begin
+                    candidate = replace(candidate, flash_attn=was.flash_attn, n_ubatch=was.n_ubatch)
                 if candidate == self.best or not self._is_possible(candidate):
                     continue
                 gain = self._predicted_gain(candidate)

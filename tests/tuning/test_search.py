@@ -128,16 +128,20 @@ def test_what_had_no_time_to_win_twice_is_not_taken(pages_alike: bool) -> None:
 
 
 def test_what_rules_another_out_is_tried_without_it() -> None:
-    """Flash attention off has won, and quantized keys and values need it: they are tried beside it, as things were."""
+    """Flash attention off has won, and quantized keys and values need it: they are tried with it, the rest as found."""
 
     def is_possible(dials: Dials) -> bool:
         return not (dials.flash_attn == "off" and dials.kv_type == "q8_0")
 
-    gains: dict[tuple[str, object], float] = {("flash_attn", "off"): 0.3, ("kv_type", "q8_0"): 0.8}
-    both = Candidates(flash_attn=["off"], kv_type=["q8_0"])
+    gains: dict[tuple[str, object], float] = {
+        ("repack", "on"): 0.5,
+        ("flash_attn", "off"): 0.3,
+        ("kv_type", "q8_0"): 0.8,
+    }
+    both = Candidates(repack=["on"], flash_attn=["off"], kv_type=["q8_0"])
     search = Search(machine(gains), WORK, BEGIN, budget_s=1e9, is_possible=is_possible)
-    assert search.run(both) == replace(BEGIN, kv_type="q8_0")
-    assert [each.taken for each in search.outcomes] == [True, True]
+    assert search.run(both) == replace(BEGIN, repack="on", kv_type="q8_0")
+    assert [each.taken for each in search.outcomes] == [True, True, True]
     # Where they were given, flash attention stays.
     given = Search(machine(gains), WORK, replace(BEGIN, kv_type="q8_0"), budget_s=1e9, is_possible=is_possible)
     assert given.run(Candidates(flash_attn=["off"])).flash_attn is None and not given.outcomes
