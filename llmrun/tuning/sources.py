@@ -45,7 +45,7 @@ _DECODE_FACTOR, _PREFILL_FACTOR = 1.19, 1.22
 _PROBE_FACTOR = 1.08
 """The same of what was measured by slices: three rounds do not show all that the machine does."""
 _READ_S, _LOOK_S, _LOOKS = 0.25, 0.05, 3
-_GLANCES, _LOOK_AGAIN_S = 3, 0.5
+_GLANCES, _LOOK_AGAIN_S = 3, 0.25
 _LONGEST_BLOCK = 256
 _STEADY = 1.25
 """Factor by which a product moves from one time to the next on a machine that does not change: what a model then does
@@ -154,7 +154,7 @@ def moment_of(profile: Profile, prober: Prober, joules: Joules, *, n_threads: in
     """Multiplies for half a second, as for the profile, and reads for a quarter where joules are counted. `n_threads`:
     None are the default. Raises `EngineCrashed`."""
     threads = n_threads or hardware.default_threads()
-    decode, prefill = (_drift(profile, prober, n, threads) for n in (1, 64))
+    decode, prefill = lasting(lambda: [_ratio(profile, prober, n, threads) for n in (1, 64)])
     boundary = next((name for name in _OF_THE_CPU if name in joules.counters), None)
     if boundary is None:
         return Moment(decode, prefill)
@@ -165,39 +165,35 @@ def moment_of(profile: Profile, prober: Prober, joules: Joules, *, n_threads: in
     return Moment(decode, prefill, taken / meter.seconds if taken and meter.seconds else None)
 
 
-def _drift(profile: Profile, prober: Prober, n_columns: int, n_threads: int) -> float:
-    """1 within what the same measurement gives from one time to the next; of several types the one in the middle, as
-    any of them may have been disturbed. Not by the read ceiling: that moved by a third between two profiles
-    whose products were alike."""
+def _ratio(profile: Profile, prober: Prober, n_columns: int, n_threads: int) -> float:
+    """How much longer products take now; of several types the one in the middle, as any of them may have been
+    disturbed. Not by the read ceiling: that moved by a third between two profiles whose products were alike."""
     known = [each for each in profile.products if (each.device, each.n_experts, each.repack) == (CPU, 0, False)]
     n_rows = {
         each.kind: math.isqrt(each.n_weights) for each in known if math.isqrt(each.n_weights) ** 2 == each.n_weights
     }
     n_bytes = profiling.Extent().of_matrices if n_columns == 1 else 0
-
-    def looked() -> float:
-        ratios = []
-        for kind, n_row in [*n_rows.items()][:_LOOKS]:
-            before = profile.product_s(kind, n_row**2, n_columns, n_threads)
-            if before and not n_row % _LONGEST_BLOCK:
-                asked = TimeProducts(CPU, kind, n_row, n_row, n_bytes, [n_columns], [n_threads], _LOOK_S)
-                ratios += [seconds / before for seconds in prober.seconds_of(asked)]
-        return statistics.median_low(ratios) if ratios else 1.0
-
-    return lasting(looked)
+    ratios = []
+    for kind, n_row in [*n_rows.items()][:_LOOKS]:
+        before = profile.product_s(kind, n_row**2, n_columns, n_threads)
+        if before and not n_row % _LONGEST_BLOCK:
+            asked = TimeProducts(CPU, kind, n_row, n_row, n_bytes, [n_columns], [n_threads], _LOOK_S)
+            ratios += [seconds / before for seconds in prober.seconds_of(asked)]
+    return statistics.median_low(ratios) if ratios else 1.0
 
 
-def lasting(look: Callable[[], float], *, pause: Callable[[float], None] = time.sleep) -> float:
-    """By what factor all is slower than it was: 1 where one of some looks, half a second apart, finds nothing; else
-    what the look found that found least. What disturbs one of them for a moment is gone before a model runs."""
-    found: list[float] = []
-    while len(found) < _GLANCES:
-        if found:
+def lasting(look: Callable[[], Sequence[float]], *, pause: Callable[[float], None] = time.sleep) -> list[float]:
+    """By what factors things are slower than they were: 1 where one of some looks finds nothing, else what the look
+    found that found least. What disturbs one of them for a moment is gone before a model runs."""
+    least: list[float] = []
+    for i in range(_GLANCES):
+        if i:
             pause(_LOOK_AGAIN_S)
-        found.append(look())
-        if max(found[-1], 1 / found[-1]) <= _STEADY:
-            return 1.0
-    return min(found, key=lambda ratio: abs(math.log(ratio)))
+        found = [ratio if max(ratio, 1 / ratio) > _STEADY else 1.0 for ratio in look()]
+        least = [min(pair, key=lambda ratio: abs(math.log(ratio))) for pair in zip(least or found, found, strict=True)]
+        if all(ratio == 1 for ratio in least):
+            break
+    return least
 
 
 class Here(_OfThisMachine):

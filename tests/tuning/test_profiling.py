@@ -188,13 +188,19 @@ def test_its_age_is_shown(llmrun: RunLlmrun, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("looks", "factor", "n"),
-    [([1.2], 1.0, 1), ([1.6, 1.1], 1.0, 2), ([1.6, 1.3, 1.8], 1.3, 3), ([0.5, 0.6, 0.55], 0.6, 3)],
+    ("looks", "factors", "n"),
+    [
+        ([(1.2, 0.9)], [1, 1], 1),
+        ([(1.6, 1.0), (1.1, 1.0)], [1, 1], 2),
+        ([(1.6, 1.0), (1.3, 2.0), (1.8, 2.0)], [1.3, 1], 3),
+        ([(1.6, 1.5), (1.0, 1.4), (1.6, 1.6)], [1, 1.4], 3),
+        ([(0.5, 1.0), (0.6, 1.0), (0.55, 1.0)], [0.6, 1], 3),
+    ],
 )
-def test_only_what_lasts_is_drift(looks: list[float], factor: float, n: int) -> None:
+def test_only_what_lasts_is_drift(looks: list[tuple[float, float]], factors: list[float], n: int) -> None:
     """One disturbed look says nothing; what all of them find counts, as little as any of them found."""
     asked, pauses = iter(looks), list[float]()
-    assert lasting(lambda: next(asked), pause=pauses.append) == factor
+    assert lasting(lambda: next(asked), pause=pauses.append) == factors
     assert len(pauses) == n - 1
 
 
