@@ -154,7 +154,9 @@ def moment_of(profile: Profile, prober: Prober, joules: Joules, *, n_threads: in
     """Multiplies for half a second, as for the profile, and reads for a quarter where joules are counted. `n_threads`:
     None are the default. Raises `EngineCrashed`."""
     threads = n_threads or hardware.default_threads()
-    decode, prefill = lasting(lambda: [_ratio(profile, prober, n, threads) for n in (1, 64)])
+    # With as many columns as were measured: what lies between two of them is not known to a quarter.
+    many = max((each.n_columns for each in profile.products if not each.n_experts), default=1)
+    decode, prefill = lasting(lambda: [_ratio(profile, prober, n, threads) for n in (1, many)])
     boundary = next((name for name in _OF_THE_CPU if name in joules.counters), None)
     if boundary is None:
         return Moment(decode, prefill)
