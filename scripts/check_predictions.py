@@ -41,7 +41,7 @@ from llmrun.machine.energy import Joules  # noqa: E402
 from llmrun.options.load import LoadConfig, Repack  # noqa: E402
 from llmrun.planning.footprint import CPU  # noqa: E402
 from llmrun.planning.predict.prediction import Question, Range  # noqa: E402
-from llmrun.tuning.sources import Here, Probe, moment_of, profile_of  # noqa: E402
+from llmrun.tuning.sources import Here, Probe, look, moment_of, profile_of  # noqa: E402
 
 N_PROMPT, DEPTHS, STEPS, REPETITIONS = 512, (0, 1024, 4096), 16, 3
 DEEP, DEEP_MODELS = 16_384, (0, 3)
@@ -84,6 +84,7 @@ class Cell:
         again: whether the ceiling moved, and it was measured a second time.
         later: the same figure once more, some time later.
         at: when it was measured, seconds of the epoch.
+        looked: how much longer products took than for the profile, by one look just before: of one token, of many.
     """
 
     model: str
@@ -97,6 +98,7 @@ class Cell:
     at: float
     later: float | None = None
     later_at: float = 0.0
+    looked: tuple[float, float] | None = None
 
     @property
     def kind(self) -> str:
@@ -181,7 +183,7 @@ def measure(path: Path, what: str, pairs: Sequence[tuple[int, Repack]], depths: 
         threads = n or hardware.default_threads()
         config = configured(threads, repack)
         asked = Question(N_PROMPT, STEPS, depths, config)
-        now = moment_of(known, prober, Joules(), n_threads=threads)
+        now, (one, many) = moment_of(known, prober, Joules(), n_threads=threads), look(known, prober, threads)
         predicted = Here(known, prober.found, now).predict(header, asked)
         probed = Probe(prober.found).predict(header, asked) if probes else None
         with Measuring(path, header, config, prober, depths) as measuring:
@@ -191,7 +193,8 @@ def measure(path: Path, what: str, pairs: Sequence[tuple[int, Repack]], depths: 
                     None if each is None else each.prefill_tps if n_depth is None else each.decode_tps[n_depth]
                     for each in (predicted, probed)
                 )
-                cells.append(Cell(what, n_depth, threads, repack, by_profile, by_slices, rate, again, time.time()))
+                cell = Cell(what, n_depth, threads, repack, by_profile, by_slices, rate, again, time.time())
+                cells.append(replace(cell, looked=(one, many)))
     return cells
 
 

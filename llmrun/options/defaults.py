@@ -6,3 +6,5 @@ that a context as long as memory allows is cut to before layers are."""
 SMALL_MODEL_BYTES = 48 << 20
 """Of weights: steps of smaller models take less than a millisecond, so nothing is measured, kept or guessed for them
 unless it is asked for."""
+MOST_TUNE_S = 3600
+"""Seconds that `tune` may measure for."""

@@ -23,7 +23,9 @@ from llmrun.planning.layout import Layout
 from llmrun.tuning.slice_runner import SliceRunner, Slices, laid_on, slice_bytes, slices_within
 
 MOST_SLICE = 3 << 29
-"""Bytes of the larger of two slices, where the model allows it: together they stay below 4 GB."""
+"""Bytes of the larger of two slices, where the model allows it."""
+_MOST_TOGETHER = 3 << 30
+"""Bytes of both, where all that lies beside the weights finds room in 4 GB as well."""
 _STEPS = 16
 
 
@@ -47,12 +49,14 @@ def probe(
     depths: Sequence[int],
     repack: Repack,
     rounds: int = 3,
+    most_together: int = _MOST_TOGETHER,
     on_round: Callable[[int, int], None] = lambda done, of: None,
 ) -> Probed:
     """`layers`: where each layer and, last, the output would lie (`Placement.layers`). Raises `EngineCrashed`,
     `OSError`.
 
-    `on_round` is told of what is done, of how much.
+    `most_together`: bytes of two slices; larger ones are loaded in turn. `on_round` is told of what is done, of how
+    much.
     """
     spread = Spread(header, slices_within(header, MOST_SLICE), tuple(layers))
     slices = spread.slices
@@ -61,7 +65,8 @@ def probe(
     behind = Trial(0, _STEPS, n_ctx=n_ctx, n_threads_batch=hardware.default_threads())
     trials = [Trial(n_prompt, 0, n_ctx=n_ctx), *(codec.replace(behind, n_depth=each) for each in depths)]
     found: list[list[float]] = [[] for _ in trials]
-    with Runners(header, config, repack, n_ctx) as runners:
+    together = sum(slice_bytes(header, each) for each in (slices.small, slices.large))
+    with Runners(header, config, repack, n_ctx, in_turn=together > most_together) as runners:
         for i in range(rounds):
             seconds = [0.0] * len(trials)
             for device in spread.devices:
@@ -138,12 +143,13 @@ class Runners:
         repack: Repack,
         n_ctx: int,
         *,
+        in_turn: bool = False,
         of_steps: Callable[[Sequence[float]], float] = statistics.median,
     ) -> None:
-        """`of_steps`: what counts of the seconds of several steps."""
+        """`in_turn`: one child for all slices here too. `of_steps`: what counts of the seconds of several steps."""
         self._repack, self._n_ctx, self._of_steps = repack, n_ctx, of_steps
         self._n_threads = config.n_threads or hardware.default_threads()
-        self._runners = [SliceRunner(header, config) for _ in range(1 if config.rpc else 2)]
+        self._runners = [SliceRunner(header, config) for _ in range(1 if config.rpc or in_turn else 2)]
         self._holds: dict[SliceRunner, Part] = {}
 
     def __enter__(self) -> Runners:

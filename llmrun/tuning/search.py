@@ -131,6 +131,7 @@ class Search:
     best: the fastest settings so far.
     outcomes: all candidates that were measured, in order.
     not_tried: those that were not, because they are predicted to lose.
+    ran_out: whether there was no time for all of them.
     """
 
     def __init__(
@@ -158,9 +159,11 @@ class Search:
         self.best = self._begin = begin
         self.outcomes: list[Outcome] = []
         self.not_tried: list[NotTried] = []
+        self.ran_out = False
 
     def run(self, candidates: Candidates) -> Dials:
         """The best settings."""
+        self.ran_out = True
         with suppress(_TimeIsUp):
             for dial, value in candidates.in_order():
                 candidate = replace(self.best, **{dial: value})  # type: ignore[arg-type]
@@ -176,6 +179,7 @@ class Search:
                     self.not_tried.append(NotTried(dial, candidate, gain))
                 else:
                     self._try(dial, candidate)
+            self.ran_out = False
         return self.best
 
     def _predicted_gain(self, candidate: Dials) -> float | None:

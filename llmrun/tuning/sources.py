@@ -154,9 +154,7 @@ def moment_of(profile: Profile, prober: Prober, joules: Joules, *, n_threads: in
     """Multiplies for half a second, as for the profile, and reads for a quarter where joules are counted. `n_threads`:
     None are the default. Raises `EngineCrashed`."""
     threads = n_threads or hardware.default_threads()
-    # With as many columns as were measured: what lies between two of them is not known to a quarter.
-    many = max((each.n_columns for each in profile.products if not each.n_experts), default=1)
-    decode, prefill = lasting(lambda: [_ratio(profile, prober, n, threads) for n in (1, many)])
+    decode, prefill = lasting(lambda: look(profile, prober, threads))
     boundary = next((name for name in _OF_THE_CPU if name in joules.counters), None)
     if boundary is None:
         return Moment(decode, prefill)
@@ -165,6 +163,13 @@ def moment_of(profile: Profile, prober: Prober, joules: Joules, *, n_threads: in
         prober.probe(CPU, "", threads, _READ_S)
     taken = meter.joules.get(boundary)
     return Moment(decode, prefill, taken / meter.seconds if taken and meter.seconds else None)
+
+
+def look(profile: Profile, prober: Prober, n_threads: int) -> list[float]:
+    """How much longer products of one token, and of many, take just now, by one look. Raises `EngineCrashed`."""
+    # With as many columns as were measured: what lies between two of them is not known to a quarter.
+    many = max((each.n_columns for each in profile.products if not each.n_experts), default=1)
+    return [_ratio(profile, prober, n, n_threads) for n in (1, many)]
 
 
 def _ratio(profile: Profile, prober: Prober, n_columns: int, n_threads: int) -> float:

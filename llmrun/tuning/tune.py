@@ -15,6 +15,7 @@ from llmrun.errors import Change, UsageError
 from llmrun.machine import hardware, profile
 from llmrun.machine.others import Others
 from llmrun.models.resolve import Model
+from llmrun.options.defaults import MOST_TUNE_S
 from llmrun.options.load import KvType, LoadConfig, LoadMode, Repack
 from llmrun.planning.footprint import CPU, Placement, repackable_types
 from llmrun.planning.load_plan import wants_repack
@@ -191,11 +192,11 @@ def tune(
                 load_modes=["none"] if config.load_mode == "auto" else [],
             )
         )
-    if not search.outcomes:
+    if search.ran_out and not search.outcomes:  # else what there is to try is predicted to lose: then it stays as usual
         raise UsageError(
             f"no setting could be measured in {duration(budget_s)}: nothing is kept",
             field="seconds",
-            hint=Change({"seconds": max(60, round(4 * budget_s))}),
+            hint=Change({"seconds": min(MOST_TUNE_S, max(60, round(4 * budget_s)))}),
         )
     tried = tuple(kept.Tried(each.dials, each.prefill_s, each.decode_s) for each in search.outcomes)
     choice = kept.Choice(_unusual(best, begin), "tune", tried=tried, other_cores=others.cores())

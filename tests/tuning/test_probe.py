@@ -49,9 +49,10 @@ def test_the_larger_slice_is_never_the_faster_one(tmp_path: Path) -> None:
     assert spread.part_s("CPU", 0.02, 0.01) >= in_mean * layers
 
 
+@pytest.mark.parametrize("most_together", [0, 1 << 30])
 @pytest.mark.parametrize("name", MIXED)
-def test_measured_without_the_model(tmp_path: Path, name: str) -> None:
-    """A header is enough: its file is gone."""
+def test_measured_without_the_model(tmp_path: Path, name: str, most_together: int) -> None:
+    """A header is enough: its file is gone. By slices that are loaded in turn as well."""
     write(tmp_path / "m.gguf", small(SHAPES[name]), "Q4_0")
     header = open_header(tmp_path / "m.gguf")
     (tmp_path / "m.gguf").unlink()
@@ -65,6 +66,7 @@ def test_measured_without_the_model(tmp_path: Path, name: str) -> None:
         depths=(0, 30),
         repack="off",
         rounds=2,
+        most_together=most_together,
         on_round=lambda *told: done.append(told),
     )
     assert done == [(1, 2), (2, 2)] and [*found.step_s] == [0, 30]

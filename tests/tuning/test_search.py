@@ -174,3 +174,10 @@ def test_what_can_only_lose_is_not_tried() -> None:
     unknown = Search(measure, WORK, BEGIN, budget_s=1e9)
     unknown.run(candidates(BEGIN, layouts=("on",), threads=(), threads_batch=(), n_ubatch=()))
     assert not unknown.not_tried and unknown.outcomes
+    assert not search.ran_out and not unknown.ran_out
+
+
+def test_time_runs_out() -> None:
+    search = Search(lambda *_, **__: (0.005, 0.1), WORK, BEGIN, budget_s=0)
+    assert search.run(Candidates(repack=["on"])) == BEGIN
+    assert search.ran_out and not search.outcomes

@@ -12,6 +12,7 @@ from llmrun.cli.loading import load_model
 from llmrun.cli.loading import tuned as tuning
 from llmrun.cli.terminal import screen, tables
 from llmrun.errors import Change, NotFound, UsageError
+from llmrun.options.defaults import MOST_TUNE_S
 from llmrun.options.load import KvType, LoadConfig
 from llmrun.options.spec import Choice, Number, Whole
 from llmrun.units import UNKNOWN, percent, rate
@@ -61,7 +62,7 @@ def tune(
         float,
         Option(
             "--seconds",
-            kind=Number(0.1, 3600),
+            kind=Number(0.1, MOST_TUNE_S),
             metavar="S",
             help="Begin no measurement after so long, loading not counted.",
         ),
