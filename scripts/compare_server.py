@@ -2,12 +2,11 @@
 """Serves one model by llmrun and by llama.cpp's own server, and loads both in turn; prints Markdown for docs/server.md.
 
     scripts/compare_server.py MODEL.gguf --peer LLAMA-SERVER [--rounds 5] [-C 1,4,8] [-p 128] [-n 64] [--shared 512]
-        [--tuned]
+        [--whole-prompts]
 
 Both have the same file, as many slots, the same context each, threads and types of keys and values; both are loaded all
-the time and idle while the other is asked. `--tuned`: llmrun with the settings that it chooses by measuring, as it does
-unless it is told otherwise, and llama.cpp's server by its own rules. The client is a process of its own, whose cost is
-shown. A ratio is the median of the rounds' ratios, llmrun ÷ peer.
+the time and idle while the other is asked. `--whole-prompts`: ours has answers wait for prompts, as the other one does.
+The client is a process of its own, whose cost is shown. A ratio is the median of the rounds' ratios, llmrun ÷ peer.
 """
 
 from __future__ import annotations
@@ -79,18 +78,17 @@ def main() -> int:
     options.add_argument("-n", "--n-gen", type=int, default=64)
     options.add_argument("--requests", type=int, help="of each load; else four for each in flight, at least 8")
     options.add_argument("--shared", type=int, default=0, help="words that all prompts begin with, in a second part")
-    options.add_argument("--tuned", action="store_true", help="llmrun with the settings that it chooses itself")
+    options.add_argument("--whole-prompts", action="store_true", help="ours with this option")
     asked = options.parse_args()
     numbers = [int(each) for each in asked.concurrency.split(",")]
     threads, most = hardware.default_threads(), max(numbers)
     ports = free_port(), free_port()
     addresses = [f"http://127.0.0.1:{port}" for port in ports]
     ours = [sys.executable, "-m", "llmrun", "serve", str(asked.model), "--port", str(ports[0]), "-np", str(most)]
-    ours += ["-c", str(_N_CTX), "--no-prompt-cache"]
-    ours += [] if asked.tuned else ["-t", str(threads), "--no-tune", "--thread-guard", "off"]
+    ours += ["-c", str(_N_CTX), "--no-prompt-cache", "-t", str(threads), "--no-tune", "--thread-guard", "off"]
+    ours += ["--whole-prompts"] if asked.whole_prompts else []
     theirs = [asked.peer, "-m", str(asked.model), "--host", "127.0.0.1", "--port", str(ports[1]), "-np", str(most)]
-    theirs += ["-c", str(_N_CTX * most), "-t", str(threads), "-tb", str(threads), "--no-webui", "--jinja"]
-    theirs += [] if asked.tuned else ["-fa", "on"]
+    theirs += ["-c", str(_N_CTX * most), "-t", str(threads), "-tb", str(threads), "--no-webui", "--jinja", "-fa", "on"]
     with started(ours, addresses[0]) as mine, started(theirs, addresses[1]) as other:
         rows: list[_Row] = []
         for shared in dict.fromkeys((0, asked.shared)):

@@ -2,6 +2,7 @@
 
     scripts/compare_tuning.py busy MODEL... --peers FOLDER        decode alone, beside one busy process and beside two
     scripts/compare_tuning.py workloads MODEL... --peers FOLDER   prompt and answer together, with what `tune` found
+        --first-use                                               with what the first use chose
     scripts/compare_tuning.py grid MODEL...                       what `tune` found, beside the best of all combinations
     scripts/compare_tuning.py steps MODEL...                      2,000 steps in a row: the slowest of them
     scripts/compare_tuning.py parent MODEL...                     CPU time of the parent while an answer is made
@@ -46,7 +47,7 @@ from llmrun.options.load import AutoOnOff, LoadConfig  # noqa: E402
 from llmrun.options.sampling import SamplingConfig  # noqa: E402
 from llmrun.planning.load_plan import wants_repack  # noqa: E402
 from llmrun.tuning import first_use  # noqa: E402
-from llmrun.tuning.dials import Dials, Workload  # noqa: E402
+from llmrun.tuning.dials import Dials, Workload, class_of  # noqa: E402
 from llmrun.tuning.tune import WholeModel, tune  # noqa: E402
 
 PEERS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -119,13 +120,17 @@ def busy(models: list[Path], peers: Path, rounds: int, busy_processes: list[int]
             )
 
 
-def workloads(models: list[Path], peers: Path, rounds: int, seconds: float, asked: list[Workload]) -> None:
+def workloads(
+    models: list[Path], peers: Path, rounds: int, seconds: float, asked: list[Workload], *, by_first_use: bool
+) -> None:
     print("| model | prompt, answer | chosen | ours | llama-bench | ratio (median of pairs) | from | to |")
     print("|---|---|---|---|---|---|---|---|")
     for model in models:
         found = find_model(os.fspath(model))
+        chosen = first_use.choices(found.header, LoadConfig()) if by_first_use else {}
         for workload in asked:
-            dials = tune(found, workload, budget_s=seconds).dials
+            known = chosen.get(class_of(workload.n_prompt))
+            dials = known.dials if known else tune(found, workload, budget_s=seconds).dials
             config = dials.applied(LoadConfig())
             mine, theirs = [], []
             total = workload.n_prompt + workload.n_gen
@@ -293,6 +298,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--beside", nargs="*", type=int, default=[0, 1, 2], metavar="N", help="so many busy processes")
     parser.add_argument("--seconds", type=float, default=20, help="for each search")
+    parser.add_argument("--first-use", action="store_true", help="workloads: as the first use chooses, no search")
     parser.add_argument("--workload", nargs="*", default=[], metavar="P,N", help="these alone, such as 512,128")
     asked = parser.parse_args()
     models = [model.resolve() if model.suffix else model for model in asked.models]
@@ -304,7 +310,9 @@ def main() -> None:
             busy(models, asked.peers, asked.rounds, asked.beside)
         elif asked.what == "workloads":
             chosen = [Workload(*map(int, each.split(","))) for each in asked.workload]
-            workloads(models, asked.peers, asked.rounds, asked.seconds, chosen or [*ASKED])
+            workloads(
+                models, asked.peers, asked.rounds, asked.seconds, chosen or [*ASKED], by_first_use=asked.first_use
+            )
         elif asked.what == "alignment":
             alignment(models, asked.peers, asked.rounds)
         elif asked.what == "grid":

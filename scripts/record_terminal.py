@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Records commands as a terminal shows them, figures and all, and draws the last screen: docs/img/terminal.svg.
 
-    scripts/record_terminal.py [-o docs/img/terminal.svg] [COMMAND...]
+    scripts/record_terminal.py [-o docs/img/terminal.svg] [--model GGUF] [COMMAND...]
 
 Each command runs here and now, on a terminal of its own with colours; what is seen of it when it has ended is what is
-drawn. Fonts are the reader's own, and nothing in the file points anywhere.
+drawn. A model that is given is imported before, under the name of its file, and the machine is measured: what is
+predicted of it stands above what it does. Fonts are the reader's own, and nothing in the file points anywhere.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ COLUMNS, LINES = 110, 200
 COMMANDS = (
     'llmrun run tiny "What do GPU layers do?" --temp 0',
     "llmrun bench tiny -p 64 -n 64 -r 3",
+)
+OF_A_MODEL = (
+    "llmrun plan local/{name} -p 512 -n 128 -d 0,4096",
+    "llmrun bench local/{name} -p 512 -n 128 -d 0,4096 -r 5",
 )
 
 
@@ -84,11 +89,17 @@ def _colour(name: str) -> str | None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "img" / "terminal.svg")
-    options.add_argument("commands", nargs="*", default=COMMANDS)
+    options.add_argument("--model", type=Path)
+    options.add_argument("commands", nargs="*")
     asked = options.parse_args()
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as home:
-        for command in asked.commands:
+        commands = asked.commands or COMMANDS
+        if asked.model:
+            commands = asked.commands or [each.format(name=asked.model.stem) for each in OF_A_MODEL]
+            shown(f"llmrun import {shlex.quote(str(asked.model))}", home)
+            shown("llmrun devices --profile", home)
+        for command in commands:
             lines = shown(command, home)
             console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
             for line in [*lines, Text()]:

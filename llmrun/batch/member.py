@@ -95,6 +95,7 @@ def _opened(work: Work) -> Job:
     from llmrun.engine.engine import ChildEngine
     from llmrun.models.resolve import find_model
     from llmrun.tuning import first_use
+    from llmrun.tuning.dials import MANY
 
     model = find_model(work.model, fetch=_not_here)
     if digests(model) != work.sha256:
@@ -102,7 +103,7 @@ def _opened(work: Work) -> Job:
     load = work.load
     if work.tune and not (load.override_kv or load.lora or first_use.is_small(model.header)):
         load, _ = first_use.settled(
-            model.header, load, work.n_prompt, many=True, model=model.name, given=set(work.given)
+            model.header, load, work.n_prompt, n_seq=MANY, model=model.name, given=set(work.given)
         )
 
     def opened() -> Engine:

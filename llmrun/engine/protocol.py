@@ -165,6 +165,7 @@ class PromptOptions(Struct, frozen=True):
         special: control tokens count as such where their names stand in what is given; False: they are text. None: in
             a prompt that is continued, not in messages, whose control tokens are their template's alone.
         bulk: nobody watches the answer as it is made: its tokens come many at a time, and prompts of others hold it up.
+        patient: the answer is watched, and whole prompts of others may hold it up all the same.
         choices: texts of which `grammar` allows one: how likely each is, is found as well.
         n_logprobs: with each token of the answer, how likely it was, and so many of the likeliest; None: not told.
         tools: that the answer may call; `must_call`: it has to; `several_calls`: it may call more than one at once.
@@ -178,6 +179,7 @@ class PromptOptions(Struct, frozen=True):
     grammar: str | None = None
     special: bool | None = None
     bulk: bool = False
+    patient: bool = False
     choices: list[str] | None = None
     n_logprobs: int | None = None
     tools: list[Tool] | None = None

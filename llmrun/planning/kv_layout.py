@@ -101,6 +101,12 @@ def layer_memories(header: Header) -> tuple[LayerMemory, ...] | None:
     return tuple(made)
 
 
+def heads_of(header: Header, layer: int) -> tuple[int, int]:
+    """A layer's heads of queries, and of keys and values; one of these at least."""
+    heads, heads_kv = header.n_head or (0,), header.n_head_kv
+    return heads[min(layer, len(heads) - 1)], heads_kv[min(layer, len(heads_kv) - 1)] or 1
+
+
 RECURRENT_KINDS = ("mamba2", "delta-net", "short-conv")
 """How recurrent layers compute."""
 _KINDS = {

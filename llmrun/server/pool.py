@@ -38,6 +38,7 @@ class Served:
         pooling: "mean", "cls" or "last": how a text becomes a vector; None: it does not.
         is_causal: each token sees those before it alone.
         writes: text; an embedding model does not.
+        whole_prompts: as of a `Runner`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Served:
     pooling: str | None = None
     is_causal: bool = True
     writes: bool = True
+    whole_prompts: bool = False
 
 
 class Pool:
@@ -119,6 +121,7 @@ class Pool:
                 model.open_engine,
                 model.width_of,
                 most_waiting=self._most_waiting,
+                whole_prompts=model.whole_prompts,
                 on_end=self._on_end,
                 on_note=self._on_note,
                 totals=self.totals[model.name],

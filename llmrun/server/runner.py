@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from llmrun import codec
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.interface import Answer
 from llmrun.engine.parallel import Asked, Parallel, Question, SubmittedAnswer
@@ -196,6 +197,7 @@ class Runner:
         open_engine: loads it; also after a crash. Raises `LlmrunError`.
         width_of: how many answers side by side.
         most_waiting: requests that may wait.
+        whole_prompts: a prompt is computed as a whole, and answers that are being made wait for it.
         on_end: told of each answer that has ended, or has failed, on the loop.
         engine: as it is loaded now.
         state: "loading", "ready", "failed" or "closed".
@@ -205,6 +207,7 @@ class Runner:
     open_engine: Callable[[], ChildEngine]
     width_of: Callable[[ChildEngine], Width]
     most_waiting: int = 64
+    whole_prompts: bool = False
     on_end: Callable[[Stream, LlmrunError | None], None] = lambda _stream, _error: None
     on_note: Callable[[str], None] = lambda _: None
     engine: ChildEngine | None = None
@@ -259,6 +262,8 @@ class Runner:
 
     def submit(self, asked: str | list[dict[str, Any]], sampling: SamplingConfig, options: PromptOptions) -> Stream:
         """Raises `Busy`, `Stopping`."""
+        if self.whole_prompts:
+            options = codec.replace(options, patient=True)
         stream = Stream(self, asked, sampling, options)
         self.used_s = time.monotonic()
         with self._lock:

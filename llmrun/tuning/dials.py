@@ -12,6 +12,9 @@ Layout = Literal["off", "on", "both"]
 """How weights lie in RAM, as `LoadConfig.repack` says it: as in the file, rearranged for this CPU, or both."""
 LAYOUTS: dict[Layout, str] = {"off": "plain", "on": "repacked", "both": "both layouts"}
 
+UBATCH_WITHOUT_FLASH = 128
+"""Without flash attention the scores of a whole micro-batch lie in memory, micro-batch x context x heads: 512 tokens
+are slower than with it and 128 are faster, so that neither dial alone would be turned."""
 _CLASSES = ((256, "short"), (1025, "medium"))
 
 
@@ -77,6 +80,8 @@ class Dials:
         }
         if "n_threads" in changes and config.thread_guard == "auto":  # nobody has set them
             changes["thread_guard"] = "on"
+        if self.flash_attn == "off" and "flash_attn" in leave:
+            changes.pop("n_ubatch", None)  # it is as small as it is for want of flash attention
         kind: KvType | None = changes.pop("kv_type", None)  # type: ignore[assignment]
         is_ruled_out = config.flash_attn == "off" and "flash_attn" not in changes and kind and is_quantized(kind)
         if kind and not is_ruled_out and not {"type_k", "type_v"} & {*leave}:

@@ -1,8 +1,9 @@
-"""The choice at the first use of a model: weight layout and decode threads, by measuring slices of it, in a second or
-two.
+"""The choice at the first use of a model: weight layout, decode threads and flash attention, by measuring slices of it
+and its attention alone, in a second or two.
 
     kept for this machine, build and class of models? ─ yes ─► that
-                                                      └ no ──► slices of both layouts, interleaved ─► kept
+                                                      └ no ──► slices of both layouts, interleaved ─┐
+                                                               attention of longer prompts alone ───┴► kept
 
 Which layout is faster depends on the CPU, the types and the ratio of prompt to answer: repacked weights decode faster
 and prefill slower on one machine, and the other way round, or neither, on the next. What is measured once is kept for
@@ -12,7 +13,8 @@ all classes of workloads, so that the same command chooses the same settings, an
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from llmrun.engine.protocol import Trial
 from llmrun.errors import DiskError, LlmrunError
@@ -24,7 +26,8 @@ from llmrun.options.load import LoadConfig
 from llmrun.planning.footprint import repackable_types
 from llmrun.planning.load_plan import wants_repack
 from llmrun.tuning import kept
-from llmrun.tuning.dials import MANY, WORKLOADS, Dials, Layout, Workload, class_of
+from llmrun.tuning.attention import AttentionCost, costs
+from llmrun.tuning.dials import MANY, UBATCH_WITHOUT_FLASH, WORKLOADS, Dials, Layout, Workload, class_of
 from llmrun.tuning.kept import Choice, Tried
 from llmrun.tuning.search import WORTH_TWICE
 from llmrun.tuning.slice_runner import SliceRunner, slices_within
@@ -32,8 +35,14 @@ from llmrun.tuning.slice_runner import SliceRunner, slices_within
 _MOST_SLICE = 3 << 28
 _WORTH = 0.03
 """What a setting must gain for the one of before to give way: less may be noise."""
+_WORTH_WITHOUT_FLASH = 0.05
+"""The same of flash attention: without it scores take memory, and only attention was measured."""
 _ROWS, _STEPS, _ROUNDS = 64, 10, 3
 _MANY_STEPS = 4
+_MOST_WITHOUT_FLASH = 16_384
+"""Tokens of context: with more the scores take hundreds of MB."""
+_DEEP = ("medium", "long")
+"""Classes of prompts behind which attention is a part of a step that counts."""
 
 
 def is_small(header: Header) -> bool:
@@ -55,7 +64,18 @@ def decode_threads(n: int) -> list[int]:
     return [n, *(each for each in (3 * n // 4, n // 2, n // 4) if each >= 2)] if n >= 4 else [n]
 
 
-def measured(header: Header, config: LoadConfig, threads: Sequence[int], *, many: bool = False) -> list[Tried]:
+@dataclass(frozen=True)
+class Measured:
+    """Attributes:
+    tried: layouts and threads, behind next to no tokens.
+    attention: by class of workloads, with flash attention and without; of those that it may matter for.
+    """
+
+    tried: Sequence[Tried] = ()
+    attention: Mapping[str, tuple[AttentionCost, AttentionCost]] = field(default_factory=dict)
+
+
+def measured(header: Header, config: LoadConfig, threads: Sequence[int], *, many: bool = False) -> Measured:
     """Every layout that there is to try, with the first number of threads; and the first layout with all of them.
     `many`: many answers at once as well, which takes another second.
 
@@ -65,7 +85,7 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int], *, many
     slices = slices_within(header, _MOST_SLICE)
     with SliceRunner(header, config) as small, SliceRunner(header, config) as large:
         if config.offload.n_gpu_layers != 0 and any(each.kind != "cpu" for each in small.found.devices):
-            return []
+            return Measured()
         repacks = layouts(header, repackable_types(small.found.system_info))
         tries = [Dials(repack, threads[0]) for repack in repacks[:2]] + [Dials("off", n) for n in threads[1:]]
         loaded: Layout = "both" if len(repacks) > 1 else "off"
@@ -88,13 +108,15 @@ def measured(header: Header, config: LoadConfig, threads: Sequence[int], *, many
             for dials, found in decode_s.items():
                 found.append(seconds(dials, 0, _STEPS))
         many_s = {dials: seconds(dials, 0, _MANY_STEPS, MANY) / MANY for dials in tries if many}
-    measured = [
+        deep = {name: WORKLOADS[name] for name in _DEEP}
+        attention = costs(header, config, deep, threads[0], small.seconds_of)
+    tried = [
         Tried(each, prefill_s[each] / _ROWS, statistics.median(decode_s[each]), many_s.get(each)) for each in tries
     ]
     if "both" in repacks:  # each does what it does alone; to hand a state over takes milliseconds
-        plain, repacked = measured[:2]
-        measured.append(Tried(Dials("both", threads[0]), plain.prefill_s, repacked.decode_s))
-    return measured
+        plain, repacked = tried[:2]
+        tried.append(Tried(Dials("both", threads[0]), plain.prefill_s, repacked.decode_s))
+    return Measured(tried, attention)
 
 
 def chosen(tried: Sequence[Tried], workload: Workload, default: Layout) -> Dials:
@@ -121,20 +143,41 @@ def chosen(tried: Sequence[Tried], workload: Workload, default: Layout) -> Dials
     return Dials(best.dials.repack, n_threads)
 
 
+def with_attention(
+    tried: Sequence[Tried], dials: Dials, workload: Workload, attention: tuple[AttentionCost, AttentionCost]
+) -> tuple[Dials, tuple[Tried, Tried]]:
+    """The dials, without flash attention where that is worth it, and what a token takes with and without."""
+    base = next(each for each in tried if each.dials.repack == dials.repack)
+    ways = dials, replace(dials, flash_attn="off", n_ubatch=UBATCH_WITHOUT_FLASH)
+    flash, apart = (
+        Tried(each, base.prefill_s + cost.prompt_s, base.decode_s + cost.step_s)
+        for each, cost in zip(ways, attention, strict=True)
+    )
+
+    def seconds(one: Tried) -> float:
+        return workload.seconds(1 / one.prefill_s, 1 / one.decode_s)
+
+    best = apart if seconds(apart) < seconds(flash) * (1 - _WORTH_WITHOUT_FLASH) else flash
+    return best.dials, (flash, apart)
+
+
 def choices(header: Header, config: LoadConfig, *, many: bool = False) -> dict[str, Choice]:
     """For all classes of workloads, with `many` that of many answers too, by one measurement. Raises `EngineCrashed`,
     `OSError`."""
     others = Others()
-    tried = measured(header, config, decode_threads(config.n_threads or hardware.default_threads()), many=many)
+    found = measured(header, config, decode_threads(config.n_threads or hardware.default_threads()), many=many)
     busy = others.cores()
     usual: Layout = "on" if wants_repack(header) else "off"
-    return {
-        name: Choice(
-            chosen(tried, workload, usual) if tried else Dials(), "first use", tried=tuple(tried), other_cores=busy
-        )
-        for name, workload in WORKLOADS.items()
-        if many or workload.n_seq == 1
-    }
+    made = {}
+    for name, workload in WORKLOADS.items():
+        if workload.n_seq > 1 and not many:
+            continue
+        dials, tried = chosen(found.tried, workload, usual) if found.tried else Dials(), [*found.tried]
+        if name in found.attention:
+            dials, both = with_attention(found.tried, dials, workload, found.attention[name])
+            tried += both
+        made[name] = Choice(dials, "first use", tried=tuple(tried), other_cores=busy)
+    return made
 
 
 def settled(
@@ -142,7 +185,7 @@ def settled(
     config: LoadConfig,
     n_prompt: int,
     *,
-    many: bool = False,
+    n_seq: int = 1,
     model: str,
     given: Collection[str] = (),
     on_measure: Callable[[], None] = lambda: None,
@@ -150,14 +193,16 @@ def settled(
 ) -> tuple[LoadConfig, Choice | None]:
     """The config with what is kept for this model on this machine, or is measured now, and the choice.
 
-    `many`: for answers side by side. `given`: fields that somebody has set; they stay. `on_measure` is called before
+    `n_seq`: answers side by side. `given`: fields that somebody has set; they stay. `on_measure` is called before
     anything is measured, `on_unkept` where it can't be kept. Nothing is changed where nothing could be measured.
+    Flash attention is left out for one answer alone, as it was measured, and where scores take little memory.
     """
     if config.rpc:
         return config, None
     fixed = {*given, *(("repack",) if config.repack != "auto" else ())}
     key = kept.key_of(header, config)
     known = kept.read(key)
+    many = n_seq >= MANY // 2
     name = "many" if many else class_of(n_prompt)
     if name not in known:
         on_measure()
@@ -171,4 +216,7 @@ def settled(
         except DiskError as error:
             on_unkept(error)
     choice = known[name]
+    longest = max(n_prompt, _MOST_WITHOUT_FLASH + 1 if config.n_ctx == 0 else config.n_ctx or 0)
+    if choice.by == "first use" and (n_seq > 1 or longest > _MOST_WITHOUT_FLASH):
+        fixed.add("flash_attn")
     return choice.dials.applied(config, leave=fixed), choice

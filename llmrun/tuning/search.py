@@ -24,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llmrun.tuning.dials import Dials, Layout, Workload
+from llmrun.tuning.dials import UBATCH_WITHOUT_FLASH, Dials, Layout, Workload
 
 WORTH = 0.02
 """What a candidate must gain, beyond noise: settings that change nothing stay as they are."""
@@ -33,9 +33,6 @@ WORTH_TWICE = 0.06
 WORTH_OTHER_PROCESS = 0.06
 """The same of what needs a process of its own (load mode): two processes with the same settings differ by as much, each
 in what pages it got."""
-UBATCH_WITHOUT_FLASH = 128
-"""Without flash attention the scores of a whole micro-batch lie in memory, micro-batch x context x heads: 512 tokens
-are slower than with it and 128 are faster, so that neither dial alone would be turned."""
 HOPELESS = -0.30
 """A candidate that is predicted to lose more than this is not tried: less may be the prediction's error."""
 _MOST_PAIRS = 8

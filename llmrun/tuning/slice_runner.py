@@ -20,7 +20,7 @@ from llmrun.engine.devices import Found
 from llmrun.engine.limits import Limits
 from llmrun.engine.loader import settings_of
 from llmrun.engine.process import Child, Death
-from llmrun.engine.protocol import Failed, Load, Loaded, Progress, Trial, TrialResult
+from llmrun.engine.protocol import Failed, Load, Loaded, OpTimes, Progress, TimeAttention, Trial, TrialResult
 from llmrun.errors import EngineCrashed
 from llmrun.gguf.reader import Header, layer_of
 from llmrun.gguf.slices import layer_contents, noise_file, slice_of
@@ -190,7 +190,11 @@ class SliceRunner:
     def trial(self, trial: Trial) -> TrialResult:
         return self._ask(trial, TrialResult)
 
-    def _ask(self, message: Load | Trial, kind: type[M]) -> M:
+    def seconds_of(self, question: TimeAttention) -> list[float]:
+        """Of attention alone, as `OpTimes` has it; whatever slice is loaded."""
+        return self._ask(question, OpTimes).seconds
+
+    def _ask(self, message: Load | Trial | TimeAttention, kind: type[M]) -> M:
         channel = self._channel
         number = channel.request(message)
         while isinstance(answer := channel.answer(number), Progress):

@@ -121,6 +121,25 @@ def test_one_comes_while_others_are_made(exact: Path) -> None:
         assert late.meter.token_s[0] < min(each.meter.token_s[-1] for each in running)
 
 
+@pytest.mark.parametrize(("patient", "least", "most"), [(False, 9, 9999), (True, 0, 2)])
+def test_whole_prompts_of_others(exact: Path, patient: bool, least: int, most: int) -> None:
+    """A prompt of more than ten batches is computed at once beside answers that can wait; else between their tokens."""
+    options = PromptOptions(reuse=True, patient=patient)
+    with ChildEngine(exact, open_header(exact), replace(EXACT, n_batch=64, n_ubatch=64), limits=PATIENT) as engine:
+        with engine.parallel(2, 2048) as answers:
+            running = answers.submit(text(20, 1), ENDLESS, options=options)
+            while running.meter.n_generated < 4:
+                assert answers.wait(0.01) is None
+            late = answers.submit(text(600, 3), GREEDY, options=options)
+            assert answers.wait() is late
+            running.cancel()
+            ended(answers)
+        assert late.timing.n_prompt > 10 * 64
+        first_s = late.meter.token_s[0]
+        begin_s = first_s - (late.timing.prefill_s or 0.0)
+        assert least <= sum(begin_s <= at_s < first_s for at_s in running.meter.token_s) <= most
+
+
 def test_one_is_cancelled(exact: Path) -> None:
     """The others are as they would be without it; its sequence is used again."""
     with ChildEngine(exact, open_header(exact), EXACT, limits=PATIENT) as engine:

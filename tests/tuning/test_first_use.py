@@ -66,7 +66,7 @@ def test_what_was_tuned_stays(header: Header) -> None:
     """A class that lacks is measured, and the others keep what was found for them."""
     key = kept.key_of(header, LoadConfig())
     kept.keep(key, "m", {"short": Choice(Dials("off", 1), "tune")})
-    first_use.settled(header, LoadConfig(), 10, model="m", many=True)
+    first_use.settled(header, LoadConfig(), 10, model="m", n_seq=16)
     found = kept.read(key)
     assert found["short"] == Choice(Dials("off", 1), "tune", found["short"].made) and set(found) == set(WORKLOADS)
 
@@ -111,7 +111,7 @@ def test_measured_once(header: Header) -> None:
     twin = replace(header, metadata={**header.metadata, "general.name": "another"})
     settled(10, twin)
     assert asked == [10]
-    many = settled(11, many=True)[1]
+    many = settled(11, n_seq=16)[1]
     assert many is not None and all(each.many_s for each in many.tried if each.dials.repack != "both")
     assert asked == [10, 11]  # many answers are measured where they are wanted
     assert [(each.model, [*each.choices]) for each in kept.entries()] == [("m", ["short", "medium", "long", "many"])]

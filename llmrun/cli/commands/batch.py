@@ -146,10 +146,10 @@ def batch(
         n_prompt = max((about_tokens(each.asked) for each in wanted), default=0)
         lengths = [each.sampling.max_tokens for each in wanted]
         most = -1 if -1 in lengths else max(lengths, default=0)
-        many = min(parallel or MANY, len(wanted)) >= MANY // 2
+        n_seq = max(1, min(parallel or MANY, len(wanted)))
         asked_load = load
         if cluster is None:
-            load, _ = tuning.settled(model, found, load, invocation.given, n_prompt, many=many, quiet=quiet)
+            load, _ = tuning.settled(model, found, load, invocation.given, n_prompt, n_seq=n_seq, quiet=quiet)
         # An answer without a bound begins with some room, and gets more while it grows.
         room = load.n_ctx or n_prompt + (most if most >= 0 else COMFORTABLE_CTX // 8)
 

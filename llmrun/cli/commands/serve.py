@@ -49,6 +49,14 @@ def serve(
         int,
         Option("--max-queue", metavar="N", kind=Whole(0, 100_000), help="Requests that may wait.", panel=_SERVING),
     ] = 64,
+    whole_prompts: Annotated[
+        bool,
+        Option(
+            "--whole-prompts",
+            help="Answers wait while a prompt is computed: more tokens per second of all, gaps as long as prompts.",
+            panel=_SERVING,
+        ),
+    ] = False,
     pooling: Annotated[
         Pooling | None,
         Option("--pooling", help="How a text becomes one vector; else as the model's file says.", panel=_SERVING),
@@ -129,7 +137,10 @@ def serve(
     answers = answer_options(answering, shape)
     notes: list[str] = []
     served = [
-        _served(name, load, answers, tuning, invocation, parallel, pooling, notes, quiet=quiet)
+        replace(
+            _served(name, load, answers, tuning, invocation, parallel, pooling, notes, quiet=quiet),
+            whole_prompts=whole_prompts,
+        )
         for name in dict.fromkeys(models)
     ]
     rules = Rules(keys, origins=tuple(split_origins(cors or "")), most_body=max_body << 20)
@@ -174,7 +185,6 @@ def _served(
     from llmrun.gguf.rules import is_encoder, overridden, pooling_of, writes_no_text
     from llmrun.options.defaults import COMFORTABLE_CTX
     from llmrun.server.pool import Served
-    from llmrun.tuning.dials import MANY
 
     found = load_model.found(reference, quiet=quiet, use="serve")
     header = overridden(found.header, load.override_kv)
@@ -195,7 +205,7 @@ def _served(
 
     def opened() -> Engine:
         settled, _ = tuning.settled(
-            reference, found, load, invocation.given, COMFORTABLE_CTX // 2, many=wanted >= MANY // 2, quiet=True
+            reference, found, load, invocation.given, COMFORTABLE_CTX // 2, n_seq=wanted, quiet=True
         )
         return load_model.loaded(
             reference,

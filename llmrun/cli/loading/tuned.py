@@ -55,10 +55,10 @@ class TuningArguments:
         chosen: Chosen,
         n_prompt: int,
         *,
-        many: bool = False,
+        n_seq: int = 1,
         quiet: bool,
     ) -> tuple[LoadConfig, Choice | None]:
-        """What `load` leaves open, decided for a prompt of about so many tokens, or for many answers side by side, and
+        """What `load` leaves open, decided for a prompt of about so many tokens and `n_seq` answers side by side, and
         the choice that decided it. What somebody has set stays."""
         if not self.tune or load.override_kv or load.lora:
             return load, None
@@ -85,7 +85,7 @@ class TuningArguments:
             model.header,
             load,
             n_prompt,
-            many=many,
+            n_seq=n_seq,
             model=model.name,
             given=given,
             on_measure=on_measure,

@@ -64,6 +64,11 @@ class Slot:
         return self.message.options.bulk
 
     @property
+    def is_patient(self) -> bool:
+        """Whether whole prompts of others may hold it up."""
+        return self.message.options.bulk or self.message.options.patient
+
+    @property
     def is_to_be_weighed(self) -> bool:
         """The answer is there, and its choices are not all looked into."""
         return self.token is None and not self.n_left and self.weights is not None

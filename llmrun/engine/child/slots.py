@@ -366,12 +366,12 @@ class Slots:
 
     def _compute_prompts(self) -> bool:
         """Of those that wait, a part of the oldest. Returns whether the next part comes before a step of the others:
-        nobody watches them, and together they will be faster."""
+        they can wait, and together they will be faster."""
         waiting = [slot for slot in self._live if slot.waits_for is None and slot.n_left]
         if not waiting:
             return False
         beside = [slot for slot in self._live if slot.token is not None]
-        watched = bool(beside) and not all(slot.is_bulk for slot in beside)
+        watched = bool(beside) and not all(slot.is_patient for slot in beside)
         if watched:
             self._pace.crowd = len(waiting) / len(beside)
         limit = min(self._pace.n_tokens, self._host.settings.n_batch) if watched else self._host.settings.n_batch

@@ -18,8 +18,16 @@ from llmrun.gguf.reader import Header, TensorInfo, layer_of
 from llmrun.gguf.types import GGML_TYPES
 from llmrun.machine.profile import Profile
 from llmrun.options.load import LoadConfig
-from llmrun.planning.footprint import CPU, LOOKED_UP, Placement, homes_of, is_experts, loaded_tensors
-from llmrun.planning.kv_layout import layer_memories, recurrent_kind
+from llmrun.planning.footprint import (
+    CPU,
+    LOOKED_UP,
+    Placement,
+    homes_of,
+    is_experts,
+    loaded_tensors,
+    padded_cells,
+)
+from llmrun.planning.kv_layout import heads_of, layer_memories, recurrent_kind
 
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 _NEAREST = {
@@ -162,12 +170,10 @@ class GraphTimes:
         if memories is None:
             return None
         total = 0.0
-        heads = header.n_head or (0,)
         for layer, (memory, device) in enumerate(zip(memories, self.placement.layers, strict=False)):
             if not memory.n_k:
                 continue
-            n_head = heads[min(layer, len(heads) - 1)]
-            n_head_kv = header.n_head_kv[min(layer, len(header.n_head_kv) - 1)] or 1
+            n_head, n_head_kv = heads_of(header, layer)
             on = device if self.placement.kv else CPU
             at = min(depth, memory.window or depth) + 1
             if on == CPU and n_tokens == 1:
@@ -197,9 +203,9 @@ class GraphTimes:
         blocks on each thread gets an equal part of the cells, the masked ones among them.
         """
         config, n = self.config, math.floor(depth) + 1
-        most = n if window is None else _in_blocks(window + min(config.n_ubatch, config.n_batch))
+        most = n if window is None else padded_cells(window + min(config.n_ubatch, config.n_batch))
         held, seen = min(n, most), min(n, window or n)
-        cells = _in_blocks(held)
+        cells = padded_cells(held)
         if config.flash_attn == "off":
             return cells
         is_split = config.type_k == config.type_v and config.type_k in ("f16", "f32") and cells >= 2 * _BLOCK_OF_CELLS
@@ -224,10 +230,6 @@ class GraphTimes:
 
     def _drift(self, device: str) -> float:
         return (self.drift or {}).get(device, 1.0)
-
-
-def _in_blocks(n: int) -> int:
-    return -(-n // _BLOCK_OF_CELLS) * _BLOCK_OF_CELLS
 
 
 @lru_cache(maxsize=256)
