@@ -3,7 +3,7 @@
 
     scripts/check_clients.py [--folder FOLDER]              openai, @anthropic-ai/sdk and ai, with tiny: what each did
     scripts/check_clients.py --heavy [NAME ...] [--source FOLDER]
-                                                            codex, claude-code, opencode, aider
+                                                            codex, claude-code, opencode, aider, guidellm
 
 The first installs packages of npm into --folder (a temporary one by default) and checks each answer against what was
 asked for. The second is about requests, as a synthetic model says noise: each program is pointed at the server by its
@@ -249,6 +249,17 @@ PROGRAMS = {
             *("--no-auto-commits", "hello.py"),
         ),
         is_python=True,
+    ),
+    "guidellm": Program(
+        ("guidellm", "torch==2.13.0"),
+        (
+            *("guidellm", "run", "--backend", f"kind=openai_http,target=ADDRESS,model={MODEL}"),
+            *("--profile", "kind=concurrent,streams=2", "--constraint", "kind=max_requests,count=8"),
+            *("--data", "kind=json_file,path=prompts.jsonl", "--output", "kind=json,path=out.json"),
+            "--disable-progress",
+        ),
+        is_python=True,
+        files={"prompts.jsonl": "".join(json.dumps({"prompt": f"{_ASK} {n}"}) + "\n" for n in range(8))},
     ),
 }
 

@@ -200,7 +200,7 @@ def bench(device: Device) -> str:
     where = {tuple(row["settings"]["layers"]) for row in rows}
     expect(where == {("CPU",) * 7, (device.name,) * 7}, f"layers {where}")
     kept = document("bench", "history", "show", "last", "--json")
-    names = [each["name"] for each in kept["environment"]["devices"]]
+    names = [each["name"] for each in kept["machine"]["devices"]]
     expect(device.name in names, f"the record's devices are {names}")
     backends = {row["backends"] for row in rows}
     return f"{len(rows)} rows, backends {', '.join(sorted(backends))}; record: devices {', '.join(names)}"

@@ -191,7 +191,9 @@ def stored() -> list[StoredBench]:
 def find(id_or_prefix: str) -> Path:
     """The journal whose id is, or alone begins with, this; "last" is the newest. Raises `NotFound`, `UsageError`."""
     paths = _paths()
-    if id_or_prefix == "last" and paths:
+    if id_or_prefix == "last":
+        if not paths:
+            raise NotFound("no bench is kept on this machine", hint=Act("bench", "MODEL"))
         return paths[-1]
     meant = [path for path in paths if id_or_prefix and path.stem.startswith(id_or_prefix)]
     if not meant:

@@ -22,7 +22,7 @@ from llmrun.bench.export.formats import export
 from llmrun.bench.record import Record, Row, Sample, Steps, to_document
 from llmrun.bench.sides import open_side, side_of
 from llmrun.bench.spec import Test
-from llmrun.errors import NotFound, UsageError
+from llmrun.errors import Act, NotFound, UsageError
 
 
 def record(rates: list[float], id: str = "20261121-010203-ab12", **settings: Any) -> Record:
@@ -257,6 +257,13 @@ def test_files_that_are_not_there() -> None:
         open_side("none.json")
     with pytest.raises(NotFound, match="no bench of this machine has the id 'none'"):
         open_side("none")
+
+
+def test_the_last_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMRUN_HOME", str(tmp_path))
+    with pytest.raises(NotFound, match="no bench is kept on this machine") as error:
+        open_side("last")
+    assert error.value.hint == Act("bench", "MODEL")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
