@@ -263,7 +263,7 @@ def test_the_last_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LLMRUN_HOME", str(tmp_path))
     with pytest.raises(NotFound, match="no bench is kept on this machine") as error:
         open_side("last")
-    assert error.value.hint == Act("bench", "MODEL")
+    assert error.value.remedies == (Act("bench", "MODEL"),)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
