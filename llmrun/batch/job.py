@@ -199,7 +199,7 @@ class Job:
 
 
 def _options(request: Request) -> PromptOptions:
-    return codec.replace(request.answers.for_prompt(reuse=True), bulk=True)
+    return codec.replace(request.answers.for_prompt(reuse=True), bulk=True, assistant_prefix=request.begun)
 
 
 def unreadable(row: Row) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ from llmrun.errors import (
     UsageError,
     WrongFormat,
 )
+from llmrun.options.sampling import SamplingConfig
 from llmrun.server import description, dialects, metrics, moment
 from llmrun.server.description import JSON, Operation
 from llmrun.server.dialects import EVENTS, Dialect, Reply
@@ -143,6 +145,8 @@ class Api:
 
     async def _answered(self, dialect: Dialect, request: Request, http: HttpRequest) -> Response:
         runner = await self.pool.runner(request.model)
+        model = self.pool.models[runner.name]
+        _check_number(request, runner)
         if isinstance(request.asked, list):
             _check_messages(request.asked, runner)
         reply = dialect.reply(request, runner.name, secrets.token_hex(12))
@@ -151,7 +155,7 @@ class Api:
         gone = asyncio.create_task(_gone(http))
         try:
             for sampling in request.samplings():
-                streams.append(runner.submit(request.asked, sampling, options))
+                streams.append(runner.submit(request.before, _ending(sampling, request, model), options))
             begun = await _or_gone(asyncio.gather(*(stream.begun() for stream in streams)), gone)
             if not request.streams:
                 await _or_gone(asyncio.gather(*map(_ended, streams)), gone)
@@ -305,12 +309,14 @@ class Api:
             self.pool.keep(name, 0)
             await self.pool.unload_expired()
             return _json(ollama.loaded_body(url, asked.model, unloaded=True))
+        begin_s = time.perf_counter()
         runner = await self.pool.runner(name)
+        load_s = time.perf_counter() - begin_s
         _check_context(asked.n_ctx, runner)
         self.pool.keep(name, asked.keep_alive_s)
         if asked.request is None:
             return _json(ollama.loaded_body(url, asked.model, unloaded=False))
-        return await self._answered(dialect, asked.request, http)
+        return await self._answered(dialect, replace(asked.request, echo=ollama.loading(load_s)), http)
 
     async def tags(self, http: HttpRequest) -> Response:
         return _json({"models": [self._tag(model) for model in self.pool.models.values()]})
@@ -393,6 +399,20 @@ def _check_messages(messages: Sequence[Any], runner: Runner) -> None:
     engine for all."""
     if runner.width is not None and len(messages) > (there := runner.width.n_ctx_most):
         raise PromptTooLong(f"there are {len(messages)} messages, the context holds {there} tokens")
+
+
+def _check_number(request: Request, runner: Runner) -> None:
+    """Of answers to one request: more than there is ever room for would wait in vain."""
+    room = runner.n_slots + runner.most_waiting
+    if runner.n_slots and request.n > room:
+        raise Refused(f"n is {request.n}: at most {room} answers are made or wait here", "n")
+
+
+def _ending(sampling: SamplingConfig, request: Request, model: Served) -> SamplingConfig:
+    """With the text that ends an answer to messages, beside those that the request has."""
+    if not model.ends or isinstance(request.asked, str) or sampling.ignore_eos:
+        return sampling
+    return replace(sampling, stop=(*sampling.stop, model.ends))
 
 
 def _check_context(n_ctx: int | None, runner: Runner) -> None:
@@ -487,9 +507,11 @@ async def _sent(dialect: Dialect, request: Request, reply: Reply, streams: Seque
             yield b"".join(_line(dialect, event) for event in events) if events else _ping(dialect)
         yield dialect.ends
     except LlmrunError as error:
-        status = _status_of(error)
-        told = dialect.error(status, error.message, error.field, _code_of(error))
-        yield _line(dialect, Event("error", {**told}))
+        status, code = _status_of(error), _code_of(error)
+        if reply.failed is not None:
+            yield _line(dialect, reply.failed(error.message, code))
+        else:
+            yield _line(dialect, Event("error", {**dialect.error(status, error.message, error.field, code)}))
 
 
 def _line(dialect: Dialect, event: Event) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmrun.wire import anthropic, ollama, openai, responses
-from llmrun.wire.request import Refused, Request, Writer
+from llmrun.wire.request import Event, Refused, Request, Writer
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
@@ -26,10 +26,13 @@ class Reply:
     Attributes:
         whole: all of its answers, as a document.
         writer: the same as they are made.
+        failed: the event that ends a stream with an error, of its message and a word for programs; None: the document
+            that answers an error without a stream.
     """
 
     whole: Callable[[Sequence[Answer]], dict[str, Any]]
     writer: Writer
+    failed: Callable[[str, str | None], Event] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _responses_reply(request: Request, model: str, number: str) -> Reply:
     created = int(time.time())
     made = (responses.Response(request, id_=number, model=model, created=created) for _ in range(2))
     whole, writer = made
-    return Reply(whole.whole, writer)
+    return Reply(whole.whole, writer, writer.failed)
 
 
 def _anthropic_reply(request: Request, model: str, number: str) -> Reply:

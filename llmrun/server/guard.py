@@ -73,6 +73,9 @@ class Guard:
         if path not in OPEN_PATHS and self._keys and not self._has_key(headers):
             await _refuse(send, path, 401, "a key is needed, and this is none of those that are known", origin=origin)
             return
+        if (encoding := headers.get(b"content-encoding", b"identity").lower()) != b"identity":
+            await _refuse(send, path, 415, f"a body is read as it is, not as {encoding[:40]!r}", origin=origin)
+            return
         if int(headers.get(b"content-length", b"0") or 0) > self._rules.most_body:
             await _refuse(send, path, 413, f"the body is longer than {self._rules.most_body} bytes", origin=origin)
             return

@@ -39,6 +39,7 @@ class Served:
         is_causal: each token sees those before it alone.
         writes: text; an embedding model does not.
         whole_prompts: as of a `Runner`.
+        ends: a text that ends an answer to messages, where its template is not its own.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Served:
     is_causal: bool = True
     writes: bool = True
     whole_prompts: bool = False
+    ends: str = ""
 
 
 class Pool:

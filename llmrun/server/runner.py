@@ -269,10 +269,11 @@ class Runner:
         with self._lock:
             if self._closing:
                 raise self.error or Stopping("the server is stopping")
-            if len(self._waiting) >= self.most_waiting:
-                raise Busy(f"{len(self._waiting)} requests wait already")
             self._waiting.append(stream)
             self._fill()
+            if len(self._waiting) > self.most_waiting:
+                self._waiting.remove(stream)
+                raise Busy(f"{len(self._waiting)} requests wait already")
             self._lock.notify()
         return stream
 

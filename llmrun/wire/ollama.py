@@ -79,6 +79,7 @@ class _Options(Struct, forbid_unknown_fields=True):
     use_mlock: bool | None = None
     low_vram: bool | None = None
     numa: bool | None = None
+    vocab_only: bool | None = None
 
 
 class _Called(Struct):
@@ -218,6 +219,8 @@ def _prompt(body: GenerateBody) -> str | list[dict[str, str]]:
     for name in ("context", "suffix", "template"):
         if getattr(body, name):
             raise Refused(f"{name} is not held here: leave it out", name)
+    if body.raw and body.system:
+        raise Refused("system: with raw the prompt is all that there is", "system")
     if body.raw or not body.prompt:
         return body.prompt
     said = [{"role": "system", "content": body.system}] if body.system else []
@@ -228,7 +231,7 @@ def _refuse(body: _Body) -> None:
     if body.logprobs or body.top_logprobs:
         raise Refused("logprobs are held by /v1/chat/completions alone", "logprobs")
     options = body.options or _Options()
-    for name, harmless in (("mirostat", 0), ("tfs_z", 1.0), ("penalize_newline", False)):
+    for name, harmless in (("mirostat", 0), ("tfs_z", 1.0), ("penalize_newline", True), ("vocab_only", False)):
         if getattr(options, name) not in (None, harmless):
             raise Refused(f"options.{name} is not held here: leave it out", f"options.{name}")
 
@@ -304,7 +307,7 @@ def model_info(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def body_of(request: Request, answers: Sequence[Answer], *, url: str, model: str) -> dict[str, Any]:
     (answer,) = answers
-    return {**_said(url, model, answer.text, answer.thinking, _called(answer)), **_ended(answer)}
+    return {**_said(url, model, answer.text, answer.thinking, _called(answer)), **_ended(answer, request)}
 
 
 def _called(answer: Answer) -> list[dict[str, Any]]:
@@ -325,14 +328,19 @@ def _said(url: str, model: str, text: str, thinking: str, calls: Sequence[dict[s
     return {**head, "response": text, **thought, "done": False}
 
 
-def _ended(answer: Answer) -> dict[str, Any]:
-    timing = answer.timing
+def loading(seconds: float) -> dict[str, Any]:
+    """What a request waited for its model."""
+    return {"load_duration": _ns(seconds)}
+
+
+def _ended(answer: Answer, request: Request) -> dict[str, Any]:
+    timing, load = answer.timing, {"load_duration": 0, **request.echo}
     prefill_s, decode_s = timing.prefill_s or 0.0, timing.decode_s
     return {
         "done": True,
         "done_reason": _FINISHED.get(answer.stop_reason or "", "stop"),
-        "total_duration": _ns((timing.ttft_s or prefill_s) + decode_s),
-        "load_duration": 0,
+        "total_duration": load["load_duration"] + _ns((timing.ttft_s or prefill_s) + decode_s),
+        **load,
         "prompt_eval_count": timing.n_prompt,
         "prompt_eval_duration": _ns(prefill_s),
         "eval_count": timing.n_generated,
@@ -348,7 +356,7 @@ class Lines:
     """An answer as lines of JSON."""
 
     def __init__(self, request: Request, *, url: str, model: str) -> None:
-        self._url, self._model = url, model
+        self._request, self._url, self._model = request, url, model
 
     def begin(self, i: int, answer: Answer) -> Iterator[Event]:
         return iter(())
@@ -360,7 +368,7 @@ class Lines:
     def end(self, i: int, answer: Answer) -> Iterator[Event]:
         if calls := _called(answer):
             yield Event("", _said(self._url, self._model, "", "", calls))
-        yield Event("", {**_said(self._url, self._model, "", ""), **_ended(answer)})
+        yield Event("", {**_said(self._url, self._model, "", ""), **_ended(answer, self._request)})
 
     def close(self, answers: Sequence[Answer]) -> Iterator[Event]:
         return iter(())

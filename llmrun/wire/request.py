@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from llmrun import codec
 from llmrun.errors import UsageError
+from llmrun.options.sampling import MAX_SEED
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
@@ -65,6 +66,7 @@ class Request:
         with_timings: the same of how long it took, with each piece.
         reuse: what is known of its prompt need not be computed again.
         tools, must_call, several_calls: as `PromptOptions` has them.
+        echo: fields of the answer's document that say what was asked for, in the form it came in.
     """
 
     asked: str | list[dict[str, Any]]
@@ -82,6 +84,25 @@ class Request:
     tools: tuple[Tool, ...] = ()
     must_call: bool = False
     several_calls: bool = True
+    echo: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises `Refused` for an answer that is begun and has a form from its first character on."""
+        if self.begun and (self.must_call or self.answers.output_format is not None):
+            raise Refused(
+                "the last message is the answer's beginning, and the answer has a form: leave one of them out"
+            )
+
+    @property
+    def begun(self) -> str:
+        """The beginning of the answer: what an assistant has said last, of messages that somebody else began."""
+        last = self.asked[-1] if isinstance(self.asked, list) and len(self.asked) > 1 else {}
+        return "" if last.get("role") != "assistant" or last.get("tool_calls") else str(last["content"])
+
+    @property
+    def before(self) -> str | list[dict[str, Any]]:
+        """What is asked, without that."""
+        return self.asked[:-1] if self.begun else self.asked
 
     def options(self) -> PromptOptions:
         """For the engine. Who writes the whole prompt writes its control tokens."""
@@ -92,13 +113,14 @@ class Request:
             tools=[*self.tools] or None,
             must_call=self.must_call,
             several_calls=self.several_calls,
+            assistant_prefix=self.begun,
         )
 
     def samplings(self) -> Iterable[SamplingConfig]:
         """Of each of its answers: with one seed they would all be the same."""
         for i in range(self.n):
             seed = self.sampling.seed
-            yield self.sampling if seed is None or not i else replace(self.sampling, seed=(seed + i) & 0xFFFFFFFF)
+            yield self.sampling if seed is None or not i else replace(self.sampling, seed=(seed + i) % (MAX_SEED + 1))
 
 
 @dataclass
@@ -142,8 +164,13 @@ class Writer(Protocol):
 
 
 def sampling_of(given: dict[str, Any], sampling: SamplingConfig, stop: str | Sequence[str] | None) -> SamplingConfig:
-    """With the fields that are given; None is as if it were not there. Raises `UsageError`."""
+    """With the fields that are given; None is as if it were not there. Raises `UsageError`.
+
+    A seed of -1 is none, as llama.cpp and ollama have it; one of more than 32 bits counts by these.
+    """
     known = {name: value for name, value in given.items() if value is not None}
+    if "seed" in known:
+        known["seed"] = None if known["seed"] == -1 else known["seed"] % (MAX_SEED + 1)
     if stop is not None:
         known["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     return replace(sampling, **known)

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from llmrun.options.sampling import SamplingConfig
 
 RESPONSES = "/v1/responses"
+_NOT_MADE = frozenset(
+    """reasoning.encrypted_content web_search_call.action.sources web_search_call.results file_search_call.results
+    code_interpreter_call.outputs computer_call_output.output.image_url message.input_image.image_url""".split()
+)
+"""What would be included of things that no answer here has."""
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -147,7 +152,23 @@ def request_of(body: bytes, sampling: SamplingConfig, answers: AnswerOptions) ->
             tools=found.tools,
             must_call=found.must_call,
             several_calls=asked.parallel_tool_calls is not False,
+            echo=_echo(asked),
         )
+
+
+def _echo(asked: ResponsesBody) -> dict[str, Any]:
+    """What the answer's document says again."""
+    choice = asked.tool_choice or "auto"
+    form: dict[str, Any] = {"type": "text"}
+    if asked.text and asked.text.format:
+        form = {name: value for name, value in codec.plain(asked.text.format).items() if value is not None}
+    return {
+        "instructions": asked.instructions,
+        "metadata": asked.metadata or {},
+        "reasoning": {"effort": asked.reasoning.effort if asked.reasoning else None, "summary": None},
+        "text": {"format": form},
+        "tool_choice": choice if isinstance(choice, str) else codec.plain(choice),
+    }
 
 
 def _refuse(asked: ResponsesBody) -> None:
@@ -158,6 +179,9 @@ def _refuse(asked: ResponsesBody) -> None:
         raise Refused("background: an answer is made while somebody waits for it", "background")
     if asked.truncation == "auto":
         raise Refused("truncation: nothing is cut without being asked for: send what fits", "truncation")
+    for wanted in asked.include or ():
+        if wanted not in _NOT_MADE:
+            raise Refused(f"include: {wanted[:60]!r} is not held here", "include")
     if asked.top_logprobs:
         raise Refused("top_logprobs is held by /v1/chat/completions alone", "top_logprobs")
 
@@ -240,6 +264,8 @@ class Response:
             items.append(self._item("message", len(items), answer.text, "completed"))
         for call in calls:
             items.append(self._call(len(items), call.name, call.arguments, "completed"))
+        if _is_cut(answer):
+            items[-1]["status"] = "incomplete"
         return self._document(items, answer)
 
     def begin(self, i: int, answer: Answer) -> Iterator[Event]:
@@ -265,12 +291,16 @@ class Response:
     def end(self, i: int, answer: Answer) -> Iterator[Event]:
         if self._open is None and not self._done:
             yield from self._within("message")
-        yield from self._closed()
+        yield from self._closed("incomplete" if _is_cut(answer) else "completed")
         document = self._document(self._done, answer)
         yield self._event(f"response.{document['status']}", response=document)
 
     def close(self, answers: Sequence[Answer]) -> Iterator[Event]:
         return iter(())
+
+    def failed(self, message: str, code: str | None) -> Event:
+        """For one who reads the stream when an error ends it."""
+        return self._event("error", code=code, message=message, param=None)
 
     def _within(self, kind: str) -> Iterator[Event]:
         if self._open is not None and self._open["type"] == kind:
@@ -289,10 +319,10 @@ class Response:
         more: dict[str, Any] = {"logprobs": []} if name == "output_text" else {}
         yield self._event(f"response.{name}.delta", **self._place(), delta=text, **more)
 
-    def _closed(self) -> Iterator[Event]:
+    def _closed(self, status: str = "completed") -> Iterator[Event]:
         if self._open is None:
             return
-        item = {**self._open, "status": "completed"}
+        item = {**self._open, "status": status}
         if item["type"] == "function_call":
             place = {"item_id": item["id"], "output_index": len(self._done)}
             yield self._event("response.function_call_arguments.done", **place, arguments=item["arguments"])
@@ -331,7 +361,7 @@ class Response:
         return Event(name, {"type": name, "sequence_number": self._number, **fields})
 
     def _document(self, items: list[dict[str, Any]], answer: Answer, *, running: bool = False) -> dict[str, Any]:
-        cut = answer.stop_reason in ("length", "context")
+        cut = _is_cut(answer)
         sampling, timing = self._request.sampling, answer.timing
         usage = {
             "input_tokens": timing.n_prompt,
@@ -347,18 +377,13 @@ class Response:
             "status": "in_progress" if running else "incomplete" if cut else "completed",
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut and not running else None,
-            "instructions": None,
             "max_output_tokens": sampling.max_tokens if sampling.max_tokens >= 0 else None,
-            "metadata": {},
             "model": self._model,
             "output": list(items),
             "parallel_tool_calls": self._request.several_calls,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": sampling.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "required" if self._request.must_call else "auto" if self._request.tools else "none",
             "tools": [
                 {
                     "type": "function",
@@ -371,6 +396,11 @@ class Response:
             ],
             "top_p": sampling.top_p,
             "truncation": "disabled",
+            **self._request.echo,
             "usage": None if running else usage,
             **({} if running else {"timings": timings(timing)}),
         }
+
+
+def _is_cut(answer: Answer) -> bool:
+    return answer.stop_reason in ("length", "context")

@@ -291,6 +291,15 @@ def test_what_is_cut_is_as_far_as_it_is(templates: Templates) -> None:
     assert "".join(call.arguments for call in calls) == '{"place": "x' and splitter.finish() == ("", [])
 
 
+def test_a_head_that_is_cut_is_no_text(templates: Templates) -> None:
+    """By the limit; where the answer has ended so by itself, it was none of a call."""
+    syntax = templates.syntax_of(TEMPLATES["hermes"], {})
+    for cut, rest in ((True, ""), (False, '<tool_call>\n{"name": "get_w')):
+        splitter = CallSplitter(syntax, TEXTS)
+        assert splitter.add('So: <tool_call>\n{"name": "get_w') == ("So:", [])
+        assert splitter.finish(cut=cut) == (rest, [])
+
+
 def test_harmony() -> None:
     """gpt-oss writes the recipient before or behind the channel, and may say something in a turn before."""
     for text in (

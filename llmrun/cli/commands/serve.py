@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -196,10 +197,10 @@ def _served(
             hint="--pooling mean, cls or last, as its makers have it",
         )
     sampling, notes = recommended.sampling_of(invocation.given(reference), header)
+    ends = ""
     if writes and answers.chat_template is None and header.chat_template is None:
         notes.append(f"{load_model.no_template(found)}: ChatML is used for messages")
-        answers = replace(answers, chat_template=CHATML)
-        sampling = replace(sampling, stop=(*sampling.stop, CHATML_END))
+        answers, ends = replace(answers, chat_template=CHATML), CHATML_END
     told += [f"{found.name}: {note}" for note in notes]
     wanted = parallel or 4
 
@@ -233,6 +234,7 @@ def _served(
         pools,
         is_causal,
         writes,
+        ends=ends,
     )
 
 
@@ -260,7 +262,10 @@ def _of_vectors(engine: ChildEngine, *, n_ctx: int | None) -> Width:
 
 def _facts(found: Any) -> dict[str, Any]:
     header = found.header
+    with found.path.open("rb") as file:  # all of it would take a minute, and its beginning tells models apart
+        digest = hashlib.sha256(file.read(1 << 20) + str(found.path.stat().st_size).encode()).hexdigest()
     return {
+        "digest": digest,
         "architecture": header.architecture,
         "n_params": header.n_params,
         "level": header.quantization_label,

@@ -121,7 +121,7 @@ class AnswerText:
             answer, thinking = answer + rest, thinking + rest_of_thinking
         if self._calls is not None:
             answer = self._content(answer)
-            rest, calls = self._calls.finish()
+            rest, calls = self._calls.finish(cut=cut)
             self._call_pieces += calls
             answer += rest
         shown = self._stop.add(answer)

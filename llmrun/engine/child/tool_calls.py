@@ -138,14 +138,15 @@ class CallSplitter:
                 break
         return content, calls
 
-    def finish(self) -> tuple[str, list[CallPiece]]:
-        """What was held back, now that nothing follows."""
+    def finish(self, *, cut: bool = False) -> tuple[str, list[CallPiece]]:
+        """What was held back, now that nothing follows. Of an answer that was `cut` the head of a call is none of its
+        text."""
         held, self._held = self._held, ""
         calls = list[CallPiece]()
         if self._at in ("places", "literals"):
             self._end_places(calls)
             held = ""
-        if self._at == "head" and self._heading is not None and self._heading.fullmatch(held):
+        if self._at == "head" and (cut or (self._heading is not None and self._heading.fullmatch(held))):
             held = ""
         if self._at in ("text", "head"):
             if self._n and not held.strip():
