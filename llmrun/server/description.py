@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmrun import __version__, codec
-from llmrun.options.sampling import MAX_SEED, SamplingConfig
-from llmrun.options.spec import Number, Whole, options_of
+from llmrun.options.sampling import SamplingConfig
+from llmrun.options.spec import Number, options_of
 from llmrun.server import dialects
 from llmrun.server.guard import OPEN_PATHS
+from llmrun.wire.request import SEEDS
 
 JSON = "application/json"
 _SCHEMAS = "#/components/schemas/"
@@ -21,6 +22,7 @@ _WHY = {
     403: "The host is not one that is served here, or the page may not ask.",
     404: "There is no such model.",
     413: "The body is longer than may be.",
+    415: "The body is packed.",
     422: "What a grammar can't hold of a format was asked for, and the answer does not keep to it.",
     429: "As many requests wait already as may.",
     500: "The model can't be loaded.",
@@ -88,7 +90,7 @@ def _described(each: Operation, schemas: dict[type, dict[str, Any]], *, keyed: b
     # Of a stream no schema: 3.1 can't say that it is of each event.
     answers = {kind: {"schema": {"type": "object"}} if kind == JSON else {} for kind in each.media}
     found["responses"] = {"200": {"description": each.summary, "content": answers}}
-    failures = {403, *each.failures, *([401] if keyed else ()), *([400, 413] if each.body is not None else ())}
+    failures = {403, *each.failures, *([401] if keyed else ()), *([400, 413, 415] if each.body is not None else ())}
     error = {JSON: {"schema": schemas[dialects.dialect_of(each.path).error_type]}}
     for status in sorted(failures):
         told: dict[str, Any] = {"description": _WHY[status], "content": error}
@@ -102,7 +104,7 @@ def _described(each: Operation, schemas: dict[type, dict[str, Any]], *, keyed: b
 
 def _add_ranges(components: Iterable[dict[str, Any]]) -> None:
     """Fields that are options of sampling are checked as such: their ranges stand there."""
-    kinds = {each.field: each.kind for each in options_of(SamplingConfig)} | {"seed": Whole(0, MAX_SEED)}
+    kinds = {each.field: each.kind for each in options_of(SamplingConfig)} | {"seed": SEEDS}
     also = dict.fromkeys(("max_completion_tokens", "max_output_tokens"), "max_tokens")
     for component in components:
         for name, told in component["properties"].items():

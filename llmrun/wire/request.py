@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from llmrun import codec
 from llmrun.errors import UsageError
 from llmrun.options.sampling import MAX_SEED
+from llmrun.options.spec import Whole
 
 if TYPE_CHECKING:
     from llmrun.chat.answer_options import AnswerOptions
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 MOST_LOGPROBS = 20
 """As OpenAI has it."""
+SEEDS = Whole(-(1 << 63), (1 << 63) - 1)
+"""As everybody has them."""
 
 
 class Refused(Exception):
@@ -170,6 +173,10 @@ def sampling_of(given: dict[str, Any], sampling: SamplingConfig, stop: str | Seq
     """
     known = {name: value for name, value in given.items() if value is not None}
     if "seed" in known:
+        try:
+            SEEDS.check(known["seed"])
+        except ValueError as error:
+            raise UsageError(str(error), field="seed", value=known["seed"]) from None
         known["seed"] = None if known["seed"] == -1 else known["seed"] % (MAX_SEED + 1)
     if stop is not None:
         known["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
