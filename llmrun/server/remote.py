@@ -228,7 +228,11 @@ class RemoteEngine(Engine):
         self._check(options)
         is_text = isinstance(prompt, str)
         body = self._body(sampling, options) | self._format(options, is_text=is_text)
-        body |= {"prompt": prompt} if is_text else {"messages": [*prompt], **_of_chat(options)}
+        if isinstance(prompt, str):
+            body["prompt"] = prompt + options.assistant_prefix
+        else:
+            begun = [{"role": "assistant", "content": options.assistant_prefix}] if options.assistant_prefix else []
+            body |= {"messages": [*prompt, *begun], **_of_chat(options)}
         exchange = Exchange(self._client, "POST", openai.COMPLETIONS if is_text else openai.CHAT, body)
         return RemoteGeneration(self, exchange, sampling)
 
@@ -237,7 +241,6 @@ class RemoteEngine(Engine):
         own = options.template == CHATML and self.header.chat_template is None  # which the server uses as well
         held = {
             "chat_template": options.template is None or own,
-            "assistant_prefix": not options.assistant_prefix,
             "special": not options.special,
             "n_logprobs": options.n_logprobs is None,
         }

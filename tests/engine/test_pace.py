@@ -23,6 +23,14 @@ def test_a_part_takes_its_share_of_a_step(step_s: float, token_s: float) -> None
     assert n % 8 == 0 and SHARE * step_s - 8 * token_s <= n * token_s <= SHARE * step_s
 
 
+def test_a_rest_that_is_short_is_computed_at_once() -> None:
+    """A millisecond a token: 390 take less than readers bear, 410 more; and no more than a batch holds."""
+    pace = settled(0.05, 0.001)
+    assert (pace.part(390), pace.part(410)) == (390, pace.n_tokens)
+    assert settled(0.05, 0.001, most=256).part(300) <= 256
+    assert Pace(2048).part(100) == 32  # nothing is known yet
+
+
 def test_bounds() -> None:
     """Never fewer than pay, whatever they take; never more than a batch holds."""
     assert settled(0.001, 1.0).n_tokens == LEAST

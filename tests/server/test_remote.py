@@ -23,6 +23,7 @@ from llmrun.chat.answer_options import AnswerOptions
 from llmrun.constrain import output_format
 from llmrun.engine.engine import ChildEngine
 from llmrun.engine.interface import Messages
+from llmrun.engine.protocol import PromptOptions
 from llmrun.errors import EngineCrashed, NetworkError, PromptTooLong, UsageError
 from llmrun.options.sampling import SamplingConfig
 from llmrun.server.client import Client, address_of
@@ -333,6 +334,14 @@ def test_control_tokens_of_a_text_that_is_continued(tiny_server: Server, engine:
     here = engine.generate(text, SamplingConfig(max_tokens=2, temperature=0))
     assert "".join(there) == "".join(here) and there.timing.n_prompt == here.timing.n_prompt
     assert here.timing.n_prompt < engine.count(text, special=False)
+
+
+@pytest.mark.parametrize("prompt", [[{"role": "user", "content": QUESTION}], "Once upon a"])
+def test_an_answer_that_is_begun(tiny_server: Server, engine: ChildEngine, prompt: str | Messages) -> None:
+    """It goes on there as it does here."""
+    options, greedy = PromptOptions(assistant_prefix="GPU layers"), SamplingConfig(max_tokens=12, temperature=0)
+    there = "".join(remote(tiny_server).generate(prompt, greedy, options=options))
+    assert there and there == "".join(engine.generate(prompt, greedy, options=options))
 
 
 def test_tokens_are_counted_as_here(tiny_server: Server, engine: ChildEngine) -> None:

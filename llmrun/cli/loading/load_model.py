@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmrun.engine.interface import Engine
     from llmrun.engine.limits import Limits
     from llmrun.engine.process import Child
+    from llmrun.gguf.reader import Header
     from llmrun.models.resolve import Model, Use
 
 
@@ -37,6 +38,14 @@ def no_template(model: Model) -> str:
     """For one without."""
     named = ", ".join(model.header.chat_templates)
     return f"{model.name} has no chat template" + (f" but those named {named}" if named else "")
+
+
+def beyond_training(header: Header, load: LoadConfig) -> str | None:
+    """What to say of a context that is longer than any that the model has seen."""
+    trained, n_ctx = header.n_ctx_train or 0, load.n_ctx or 0
+    return (
+        f"trained on {trained} tokens, not on {n_ctx}: it may lose the thread behind" if 0 < trained < n_ctx else None
+    )
 
 
 def loaded(
@@ -64,6 +73,8 @@ def loaded(
         except LlmrunError as error:
             error.message = f"the model that is to guess ahead: {error.message}"
             raise
+    if not quiet and (note := beyond_training(model.header, load)):
+        screen.note(f"{model.name}: {note}")
     with progress.bar(f"loading {model.name}", shown=not quiet) as bar:
         try:
             return ChildEngine(

@@ -27,6 +27,7 @@ class Pace:
         self._most = max(LEAST, most)
         self.crowd = 0.0
         self._step_s: float | None = None
+        self._token_s: float | None = None
         self._n = min(_BEGIN, float(self._most))
 
     def step_took(self, seconds: float) -> None:
@@ -36,11 +37,19 @@ class Pace:
 
     def part_took(self, n_tokens: int, seconds: float) -> None:
         """A part of a prompt. Half as long or twice as long next time at most: what disturbs once is soon forgotten."""
+        if seconds > 0 and n_tokens >= LEAST:
+            self._token_s = seconds / n_tokens
         if self._step_s and seconds > 0 and n_tokens >= LEAST:
             wanted_s = max(SHARE * max(1.0, self.crowd) * self._step_s, BEARABLE_S * min(1.0, self.crowd))
             wanted = n_tokens * wanted_s / seconds
             self._n = min(max(wanted, self._n / 2), 2 * self._n)
             self._n = min(max(self._n, LEAST), self._most)
+
+    def part(self, n_left: int) -> int:
+        """Tokens to compute next of a prompt that has so many left: all, where that takes no longer than readers bear
+        now and then. Fewer steps of a part of the answers lie between, which take as long as those of all."""
+        takes_s = n_left * self._token_s if self._token_s else BEARABLE_S
+        return n_left if takes_s < BEARABLE_S and n_left <= self._most else self.n_tokens
 
     @property
     def n_tokens(self) -> int:

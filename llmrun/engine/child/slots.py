@@ -374,8 +374,9 @@ class Slots:
         watched = bool(beside) and not all(slot.is_patient for slot in beside)
         if watched:
             self._pace.crowd = len(waiting) / len(beside)
-        limit = min(self._pace.n_tokens, self._host.settings.n_batch) if watched else self._host.settings.n_batch
         first = next((slot for slot in waiting if slot is self._in_plain), waiting[0])
+        n_batch = self._host.settings.n_batch
+        limit = min(self._pace.part(first.n_left), n_batch) if watched else n_batch
         begin_s = clock()
         n_before = sum(slot.n_done for slot in waiting)
         try:
