@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from llmrun.engine.child.pace import BEARABLE_S, LEAST, SHARE, Pace
+from llmrun.engine.child.pace import BEARABLE_S, DEEP, LEAST, SHARE, TILE, Pace, in_tiles
 
 
 def settled(step_s: float, token_s: float, fixed_s: float = 0.0, *, most: int = 2048) -> Pace:
@@ -29,6 +31,43 @@ def test_a_rest_that_is_short_is_computed_at_once() -> None:
     assert (pace.part(390), pace.part(410)) == (390, pace.n_tokens)
     assert settled(0.05, 0.001, most=256).part(300) <= 256
     assert Pace(2048).part(100) == 32  # nothing is known yet
+
+
+@pytest.mark.parametrize(
+    ("n", "n_left", "n_before", "found"),
+    [
+        (40, 300, 0, 40),  # with few tokens before them it makes no difference
+        (40, 300, 3000, 64),
+        (100, 300, 3000, 64),
+        (200, 300, 3000, 192),
+        (40, 100, 3000, 100),  # else 36 would be left, which take longer than a tile
+        (64, 150, 3000, 64),
+        (128, 150, 3000, 86),  # and 64 are left
+        (40, 63, 3000, 40),  # fewer than a tile, whatever is done
+        (2048, 530, 0, 466),  # not 512 and 18
+        (2048, 2048, 0, 2048),
+        (2048, 2088, 0, 2024),
+        (512, 600, 0, 512),
+    ],
+)
+def test_whole_tiles(n: int, n_left: int, n_before: int, found: int) -> None:
+    assert in_tiles(n, n_left, n_before, 512) == found
+
+
+@pytest.mark.parametrize("n_ubatch", [128, 200, 512])
+def test_no_tile_is_cut(n_ubatch: int) -> None:
+    """Whatever is wanted of whatever length: all is computed once, and behind many tokens in tiles, but for a prompt
+    that has fewer."""
+    chance = random.Random(1)
+    for _ in range(2000):
+        n_prompt, n_done = chance.randrange(1, 3000), chance.choice([0, 700, 2500])
+        while n_prompt:
+            wanted = chance.choice([4, 40, 64, 100, 500, 2048])
+            n = in_tiles(wanted, n_prompt, n_done, n_ubatch)
+            assert 0 < n <= min(n_prompt, max(wanted, 2 * TILE - 1))
+            if n_done >= DEEP and n_prompt >= TILE:
+                assert n >= TILE and (n % n_ubatch == 0 or n % n_ubatch >= TILE), (n, n_prompt)
+            n_prompt, n_done = n_prompt - n, n_done + n
 
 
 def test_bounds() -> None:

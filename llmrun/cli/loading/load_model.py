@@ -73,11 +73,9 @@ def loaded(
         except LlmrunError as error:
             error.message = f"the model that is to guess ahead: {error.message}"
             raise
-    if not quiet and (note := beyond_training(model.header, load)):
-        screen.note(f"{model.name}: {note}")
     with progress.bar(f"loading {model.name}", shown=not quiet) as bar:
         try:
-            return ChildEngine(
+            engine = ChildEngine(
                 model.path,
                 model.header,
                 load,
@@ -95,3 +93,6 @@ def loaded(
             from llmrun.cli.loading.fit_hints import with_smaller_quantization
 
             raise with_smaller_quantization(error, reference, model) from None
+    if not quiet and (note := beyond_training(model.header, load)):
+        screen.note(f"{model.name}: {note}")
+    return engine

@@ -11,6 +11,24 @@ LEAST, _BEGIN = 4, 32.0
 """Tokens. Where few take as long each as many do (K-quants as they are in the file), sixteen take two steps."""
 _OF = 8
 """Products are fastest with a multiple of so many columns."""
+TILE, DEEP = 64, 512
+"""ggml's flash attention takes so many tokens at once through the keys (ops.cpp, `GGML_FA_TILE_Q`), and fewer one by
+one: behind 3,300 tokens 63 take three times as long as 64. With few tokens before them there is no difference."""
+
+
+def in_tiles(n: int, n_left: int, n_before: int, n_ubatch: int) -> int:
+    """How many tokens to compute next, where about `n` of those that are left are wanted: whole tiles, none of which is
+    left over at the end of a micro-batch or of the prompt. At most 127 where fewer are wanted."""
+    n = min(n, n_left)
+    if n_before + n < DEEP or n_left < TILE:
+        return n
+    if n < n_left:
+        n = max(TILE, n // TILE * TILE)
+        if 0 < n_left - n < TILE:
+            n = n_left - TILE if n_left >= 2 * TILE else n_left
+    if n > n_ubatch and 0 < (rest := n % n_ubatch) < TILE:
+        n -= rest if n < n_left else TILE
+    return n
 
 
 class Pace:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmrun.engine import protocol
 from llmrun.engine.child.inbox import Request
 from llmrun.engine.child.kv_context import KVSequence, Snapshot
+from llmrun.engine.child.pace import in_tiles
 
 if TYPE_CHECKING:
     from llmrun.engine.child import sampler
@@ -78,25 +79,30 @@ class Slot:
         """Tokens of the prompt that are to be computed."""
         return len(self.prompt) - self.n_done
 
-    def next_part(self, limit: int) -> list[int]:
-        """Of the prompt, what comes next: at most so many tokens, and none behind what others wait for."""
-        last = len(self.prompt) - (self.last_alone and self.n_left > 1)
-        ends = [self.n_done + limit, last, *(cut for cut in self.cuts if cut > self.n_done)]
-        return self.prompt[self.n_done : min(ends)]
+    def next_part(self, n: int, n_ubatch: int, *, tiles: bool, but_the_last: bool = False) -> list[int]:
+        """Of the prompt, what comes next: about so many tokens, and none behind what others wait for. `tiles`: as
+        `pace.in_tiles` has them; `but_the_last`: that one stays."""
+        last = len(self.prompt) - ((self.last_alone or but_the_last) and self.n_left > 1)
+        end = min([last, *(cut for cut in self.cuts if cut > self.n_done)])
+        n_left = end - self.n_done
+        n = in_tiles(n, n_left, self.n_done, n_ubatch) if tiles else min(n, n_left)
+        return self.prompt[self.n_done : self.n_done + n]
 
 
-def together(first: Slot, waiting: Iterable[Slot], limit: int, n_ubatch: int) -> list[tuple[Slot, list[int]]]:
+def together(
+    first: Slot, waiting: Iterable[Slot], limit: int, n_ubatch: int, *, tiles: bool
+) -> list[tuple[Slot, list[int]]]:
     """What is computed at once of prompts, by slot: all in one micro-batch, or `first` alone.
 
     llama.cpp computes sequences together only as far as they are of one length, and if they are neighbours.
     """
-    part = first.next_part(limit)
+    part = first.next_part(limit, n_ubatch, tiles=tiles)
     parts, n = [(first, part)], len(part)
     at = first.sequence.id
     for slot in sorted(waiting, key=lambda slot: slot.sequence.id):
         if slot.sequence.id != at + 1 or (len(parts) + 1) * n > min(limit, n_ubatch):
             continue
-        other = slot.next_part(n)
+        other = slot.next_part(n, n_ubatch, tiles=False)
         if len(other) < n or (slot.n_left > n and n > _SMALL_PROMPT):
             continue
         parts.append((slot, other))

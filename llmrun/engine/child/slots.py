@@ -25,7 +25,7 @@ from llmrun.engine.child.draft import Drafts, LookupDrafts, ModelDrafts, StepCos
 from llmrun.engine.child.generate import BULK_S, COALESCE_S, GenerationState
 from llmrun.engine.child.inbox import Request
 from llmrun.engine.child.kv_context import PLAIN_TOKENS, KVContext, KVSequence, common_prefix
-from llmrun.engine.child.pace import Pace
+from llmrun.engine.child.pace import DEEP, TILE, Pace
 from llmrun.engine.child.prompts import Prompts
 from llmrun.engine.child.slot import Slot, is_apart, together
 from llmrun.engine.child.thread_guard import ContextThreads, guarded
@@ -59,6 +59,8 @@ class Slots:
         self._candidates: sampler.Candidates | None = None
         self._batch = Batch(host.settings.n_batch)
         self._pace = Pace(host.settings.n_batch)
+        self._n_ubatch = min(host.settings.n_ubatch, host.settings.n_batch)
+        self._tiles = host.settings.flash_attn != "off" and self._n_ubatch >= 2 * TILE
         self._costs = StepCosts()
         self._beginnings = Beginnings(self._kv, host.settings.prefixes)
         self._context_threads = ContextThreads(
@@ -207,6 +209,13 @@ class Slots:
             self._begin(slot)
         return slot
 
+    def _fill_a_tile(self, slot: Slot) -> None:
+        """Compute some of what is known once more, where that is faster: half of a tile takes as long as all of it."""
+        n_left = len(slot.prompt) - len(slot.sequence.tokens) - slot.last_alone
+        n_known = len(slot.prompt) - slot.last_alone - TILE
+        if self._tiles and self._kv.rolls_back and TILE // 2 <= n_left < TILE and n_known >= 2 * DEEP:
+            slot.sequence.roll_back(n_known)
+
     def _drafts(self, prompt: list[int]) -> Drafts:
         most, model = self._host.settings.n_draft, self._host.drafter
         if (head := self._host.head) is not None:
@@ -217,6 +226,7 @@ class Slots:
 
     def _begin(self, slot: Slot) -> None:
         """Its sequence holds what is known of the prompt: the rest is computed from now on."""
+        self._fill_a_tile(slot)
         slot.n_done = slot.n_cached = len(slot.sequence.tokens)
         if self._host.head is not None:
             self._host.head.begin(slot.sequence.tokens)
@@ -409,9 +419,7 @@ class Slots:
     def _compute_in_plain(self, slot: Slot, limit: int) -> None:
         plain = self._plain
         assert plain is not None
-        part = slot.next_part(limit)
-        if slot.n_done + len(part) == len(slot.prompt):
-            part = part[:-1]
+        part = slot.next_part(limit, self._n_ubatch, tiles=self._tiles, but_the_last=True) if slot.n_left > 1 else []
         reason = self._compute_prompt([(plain.sequences[0], part)], plain) if part else None
         if reason is None:
             slot.n_done += len(part)
@@ -435,7 +443,7 @@ class Slots:
         self._keep_at_cut(slot)
 
     def _compute_here(self, first: Slot, waiting: list[Slot], limit: int) -> None:
-        parts = together(first, waiting, limit, self._host.settings.n_ubatch)
+        parts = together(first, waiting, limit, self._n_ubatch, tiles=self._tiles)
         reason = self._compute_prompt([(slot.sequence, part) for slot, part in parts], self._kv)
         if reason is not None:
             for slot, _ in parts:
