@@ -355,6 +355,8 @@ class Runner:
             try:
                 with self.open_engine() as engine:
                     self.engine = engine
+                    for note in engine.notes:
+                        self.on_note(f"{self.name}: {note}")
                     self.width = width = self.width_of(engine)
                     with engine.parallel(width.n_seq, width.n_ctx) as answers:
                         self._begin(answers)

@@ -242,14 +242,6 @@ def test_mistakes(llmrun: RunLlmrun, arguments: tuple[str, ...], code: int, word
     assert words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_context_beyond_training(llmrun: RunLlmrun) -> None:
-    """It is held, and said."""
-    for n_ctx, said in (("1024", False), ("4096", True)):
-        done = llmrun("run", "tiny", "Hi", "-c", n_ctx, "-n", "2")
-        assert done.returncode == 0 and ("trained on 1024 tokens, not on 4096" in done.stderr) == said
-    assert "trained" not in llmrun("run", "tiny", "Hi", "-c", "4096", "-n", "2", "-q").stderr
-
-
 def test_what_is_no_model(llmrun: RunLlmrun, tmp_path: Path) -> None:
     """Exit 8, naming what the thing is; a FIFO does not hang."""
     (tmp_path / "page.gguf").write_text("<!DOCTYPE html><html><body>404</body></html>")

@@ -65,8 +65,9 @@ def test_seeds_of_others(tiny_server: Server, seed: int) -> None:
 def test_more_answers_than_there_is_room_for(tmp_path: Path) -> None:
     """They would wait in vain; and with no queue at all one is answered."""
     body = {"messages": [ASK], "max_tokens": 2}
-    with serving("tiny", "-np", "1", "--max-queue", "0", home=tmp_path) as server:
+    with serving("tiny", "-np", "1", "--max-queue", "0", "-c", "2048", home=tmp_path) as server:
         server.ready()
+        assert any("longer than the 1024" in line for line in server.said)
         assert server.ask(CHAT, body)[0] == 200
         status, found = server.ask(CHAT, {**body, "n": 2})
         assert status == 400 and found["error"]["param"] == "n"

@@ -201,8 +201,6 @@ def _served(
     if writes and answers.chat_template is None and header.chat_template is None:
         notes.append(f"{load_model.no_template(found)}: ChatML is used for messages")
         answers, ends = replace(answers, chat_template=CHATML), CHATML_END
-    if note := load_model.beyond_training(header, load):
-        notes.append(note)
     told += [f"{found.name}: {note}" for note in notes]
     wanted = parallel or 4
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from llmrun.engine.interface import Engine
     from llmrun.engine.limits import Limits
     from llmrun.engine.process import Child
-    from llmrun.gguf.reader import Header
     from llmrun.models.resolve import Model, Use
 
 
@@ -38,14 +37,6 @@ def no_template(model: Model) -> str:
     """For one without."""
     named = ", ".join(model.header.chat_templates)
     return f"{model.name} has no chat template" + (f" but those named {named}" if named else "")
-
-
-def beyond_training(header: Header, load: LoadConfig) -> str | None:
-    """What to say of a context that is longer than any that the model has seen."""
-    trained, n_ctx = header.n_ctx_train or 0, load.n_ctx or 0
-    return (
-        f"trained on {trained} tokens, not on {n_ctx}: it may lose the thread behind" if 0 < trained < n_ctx else None
-    )
 
 
 def loaded(
@@ -75,7 +66,7 @@ def loaded(
             raise
     with progress.bar(f"loading {model.name}", shown=not quiet) as bar:
         try:
-            engine = ChildEngine(
+            return ChildEngine(
                 model.path,
                 model.header,
                 load,
@@ -93,6 +84,3 @@ def loaded(
             from llmrun.cli.loading.fit_hints import with_smaller_quantization
 
             raise with_smaller_quantization(error, reference, model) from None
-    if not quiet and (note := beyond_training(model.header, load)):
-        screen.note(f"{model.name}: {note}")
-    return engine
