@@ -282,7 +282,9 @@ class _Measured:
             load_s=load_s,
             # Weights are read once for all sequences, keys and values for each: known only for one.
             step_read_bytes=None if reads is None or test.n_seq > 1 else {_memory(on): n for on, n in reads.items()},
-            flops_per_token=flops_per_token(engine.header, test.n_depth + test.n_prompt / 2),
+            flops_per_token=flops_per_token(
+                engine.header, test.n_depth + test.n_prompt / 2, outputs=1 / test.n_prompt if test.n_prompt else 1.0
+            ),
             ceiling_bytes_per_s={memory: tuple(found) for memory, found in self.reads.items()} or None,
             ceiling_flops_per_s=tuple(self.flops) or None,
             energy=None if isinstance(energy, str) else energy,

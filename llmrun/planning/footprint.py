@@ -144,8 +144,11 @@ def step_reads(header: Header, placement: Placement, n_past: float, type_k: str,
     return dict(reads)
 
 
-def flops_per_token(header: Header, n_past: float) -> float | None:
+def flops_per_token(header: Header, n_past: float, *, outputs: float = 1.0) -> float | None:
     """Operations of one token behind `n_past` others, a multiply-add being two; None where the header does not tell.
+
+    `outputs`: the share of tokens whose logits are computed; of a prompt they are those of the last one alone, and the
+    output matrix of a small model with many words has more weights than all of its layers.
 
     2 for every weight that is multiplied (of experts the chosen ones; what is looked up is not), and in attention, for
     every head and every token that it looks back at, 2 for each element of the key and of the value. Norms, rotations
@@ -160,6 +163,8 @@ def flops_per_token(header: Header, n_past: float) -> float | None:
         if len(tensor.shape) < 2 or (tensor.name in LOOKED_UP and not (tied and tensor.name == "token_embd.weight")):
             continue
         share = header.n_expert_used / header.n_expert if is_experts(tensor) and header.n_expert else 1.0
+        if tensor.name == ("token_embd.weight" if tied else "output.weight"):
+            share = outputs
         flops += 2 * tensor.n_elements * share
     heads, k, v = header.n_head, header.n_embd_head_k or 0, header.n_embd_head_v or 0
     for memory, n_head in zip(memories, heads or (0,) * len(memories), strict=False):

@@ -196,6 +196,8 @@ def test_reads_and_operations_by_hand(tmp_path: Path) -> None:
     }
     attention = 2 * 4 * (64 + 64) * 100
     assert flops_per_token(header, 100) == 2 * (2 * layer + 256 * 512) + 2 * attention
+    # Of a prompt of 128 tokens the last one's logits alone are computed.
+    assert flops_per_token(header, 100, outputs=1 / 128) == 2 * (2 * layer + 256 * 4) + 2 * attention
 
 
 def usage(**more: Any) -> Usage:
