@@ -4,8 +4,9 @@
     scripts/record_terminal.py [-o docs/img/terminal.svg] [--model GGUF] [COMMAND...]
 
 Each command runs here and now, on a terminal of its own with colours; what is seen of it when it has ended is what is
-drawn. A model that is given is imported before, under the name of its file, and the machine is measured: what is
-predicted of it stands above what it does. Fonts are the reader's own, and nothing in the file points anywhere.
+drawn. A model that is given is imported before, under the name of its file, of which the header will do: README's is
+Llama 3 70 B's (`shapes`, without weights), on two machines that are not here. Fonts are the reader's own, and nothing
+in the file points anywhere.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ COMMANDS = (
     "llmrun bench tiny -p 64 -n 64 -r 3",
 )
 OF_A_MODEL = (
-    "llmrun plan local/{name} -p 512 -n 128 -d 0,4096",
-    "llmrun bench local/{name} -p 512 -n 128 -d 0,4096 -r 5",
+    'llmrun run tiny "What do GPU layers do?" --temp 0',
+    'llmrun plan local/{name} --what-if "2x RTX 3090" -d 0,4096',
+    'llmrun plan local/{name} --what-if "i9-14900, 32 GB" -d 0',
 )
 
 
@@ -98,7 +100,6 @@ def main() -> None:
         if asked.model:
             commands = asked.commands or [each.format(name=asked.model.stem) for each in OF_A_MODEL]
             shown(f"llmrun import {shlex.quote(str(asked.model))}", home)
-            shown("llmrun devices --profile", home)
         for command in commands:
             lines = shown(command, home)
             console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
