@@ -156,7 +156,7 @@ class Job:
             if row.request is None:
                 keep(row, unreadable(row))
                 continue
-            made[answers.submit(row.request.asked, row.request.sampling, options=_options(row.request))] = row
+            made[answers.submit(row.request.before, row.request.sampling, options=_options(row.request))] = row
 
     @contextmanager
     def _answers(self, *, alone: bool) -> Iterator[Parallel]:

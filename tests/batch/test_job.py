@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,6 +135,15 @@ def test_so_many_at_a_time() -> None:
     kept, _, _ = run([row(n) for n in range(1, 41)], engine, n_seq=8)
     assert len(kept) == 40 and engine.widths == [8] and engine.most_at_once == 12
     assert all(options.bulk for options in engine.asked)
+
+
+def test_an_answer_that_is_begun() -> None:
+    """It is said once: as the answer's beginning, and not among the messages."""
+    engine, one = ScriptedEngine("a"), row(1)
+    assert one.request is not None
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "So"}]
+    run([replace(one, request=replace(one.request, asked=asked))], engine)
+    assert engine.prompts == [asked[:1]] and [each.assistant_prefix for each in engine.asked] == ["So"]
 
 
 def test_a_crash_beside_others() -> None:
