@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ _T = TypeVar("_T")
 Raw = msgspec.Raw
 """A part of JSON that is not decoded yet, for a field whose type another field tells."""
 
+_LOOKING = threading.RLock()
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -89,7 +91,7 @@ def plain(value: object) -> Any:
 def decode(data: bytes | str | Raw, kind: type[_T]) -> _T:
     """The value of this type in `data`. Raises `Malformed`."""
     try:
-        decoder: msgspec.json.Decoder[_T] = _decoder(kind)  # type: ignore[arg-type]  # types are hashable
+        decoder: msgspec.json.Decoder[_T] = _decoder(kind)
         return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(str(error)) from error
@@ -97,6 +99,7 @@ def decode(data: bytes | str | Raw, kind: type[_T]) -> _T:
 
 def convert(value: object, kind: type[_T]) -> _T:
     """The value of this type that dicts, lists, numbers and texts make. Raises `Malformed`."""
+    _decoder(kind)  # what msgspec has to know of the type
     try:
         return msgspec.convert(value, type=kind, dec_hook=_made)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -139,8 +142,15 @@ def _made(kind: type, value: object) -> object:
     raise TypeError(f"{kind.__name__} is not data")
 
 
-@cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    """Types are looked into by one thread at a time: msgspec notes what it knows of a struct before it knows it all,
+    and another thread that decodes one meanwhile reads what is not there yet, which ends the process."""
+    with _LOOKING:
+        return _made_decoder(kind)
+
+
+@cache
+def _made_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, dec_hook=_made)
 
 

@@ -41,6 +41,7 @@ from llmrun.machine.energy import Joules  # noqa: E402
 from llmrun.options.load import LoadConfig, Repack  # noqa: E402
 from llmrun.planning.footprint import CPU  # noqa: E402
 from llmrun.planning.predict.prediction import Question, Range  # noqa: E402
+from llmrun.tuning import score  # noqa: E402
 from llmrun.tuning.sources import Here, Probe, look, moment_of, profile_of  # noqa: E402
 
 N_PROMPT, DEPTHS, STEPS, REPETITIONS = 512, (0, 1024, 4096), 16, 3
@@ -233,7 +234,20 @@ def at_90(sizes: Sequence[float]) -> float:
     return sorted(sizes)[min(len(sizes) - 1, round(0.9 * (len(sizes) - 1)))]
 
 
-def summary(cells: list[Cell], which: str) -> None:
+def taught(cells: list[Cell]) -> list[Cell]:
+    """The same cells, predicted with what the runs of the models before each taught, as `plan` would where they had
+    been runs of its own: never with anything of the model itself."""
+    made: list[Cell] = []
+    for cell in cells:
+        before = [each for each in cells if each.kind == cell.kind and each.predicted and each.at < cell.at]
+        ratios = [each.measured / each.predicted.mid for each in before if each.predicted and each.model != cell.model]
+        factor, found = score.learned(ratios), cell.predicted
+        scaled = found and Range(found.low * factor, found.mid * factor, found.high * factor)
+        made.append(replace(cell, predicted=scaled))
+    return made
+
+
+def summary(cells: list[Cell], which: str, name: str = "") -> None:
     for kind in ("decode", "prefill"):
         found = [(getattr(cell, which), cell.measured) for cell in cells if cell.kind == kind]
         known = [(each, truth) for each, truth in found if each is not None]
@@ -244,7 +258,7 @@ def summary(cells: list[Cell], which: str) -> None:
         width = statistics.median((each.high - each.low) / each.mid for each, _ in known)
         bias = statistics.median(each.mid / truth - 1 for each, truth in known)
         print(
-            f"| {which} | {kind} | {len(known)} of {len(found)} | {statistics.median(errors):.1%} |"
+            f"| {name or which} | {kind} | {len(known)} of {len(found)} | {statistics.median(errors):.1%} |"
             f" {at_90(errors):.1%} | {bias:+.1%} | {held:.0%} | {width:.0%} |"
         )
 
@@ -255,6 +269,7 @@ def report(cells: list[Cell]) -> None:
     print(f"\n{len(cells)} figures, {sum(cell.again for cell in cells)} measured again.\n")
     print("| source | figure | n | median error | p90 | bias | range holds | width |\n" + "|---" * 8 + "|")
     summary(cells, "predicted")
+    summary(taught(cells), "predicted", "predicted, with what the models before taught")
     summary(cells, "probed")
     for kind in ("decode", "prefill"):
         pairs = [(cell, cell.later) for cell in cells if cell.later and cell.kind == kind]

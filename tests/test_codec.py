@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +13,36 @@ from typing import Any, Literal
 import pytest
 
 from llmrun import codec
+
+_AT_ONCE = """
+import sys, threading
+from llmrun import codec
+
+sys.setswitchinterval(1e-6)
+fields = [f"a{i}" for i in range(20)]
+for n in range(100):
+
+    def struct(name, kind):
+        annotations = dict.fromkeys(fields, f"{kind} | None")
+        parts = {"__module__": __name__, "__annotations__": annotations, **dict.fromkeys(fields)}
+        globals()[name] = type(codec.Struct)(name, (codec.Struct,), parts)
+        return globals()[name]
+
+    struct(f"Inner{n}", "int")
+    kind, line = struct(f"Outer{n}", f"Inner{n}"), codec.encode({name: dict.fromkeys(fields, 1) for name in fields})
+    beginning = threading.Barrier(8)
+
+    def met():
+        beginning.wait()
+        assert codec.decode(line, kind).a19.a19 == 1
+
+    threads = [threading.Thread(target=met) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+"""
+"""Types that nobody has decoded yet, each of them by eight threads."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +93,9 @@ def test_the_place_of_what_is_wrong(document: Any, place: str, problem: str) -> 
     with pytest.raises(codec.Malformed) as error:
         codec.convert(document, Outer)
     assert error.value.place == place and error.value.problem.startswith(problem)
+
+
+def test_a_type_that_many_threads_meet_at_once() -> None:
+    """msgspec would end the process: one thread reads of the type what another is still finding out."""
+    done = subprocess.run([sys.executable, "-c", _AT_ONCE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr

@@ -111,10 +111,10 @@ class Channel:
                 self._outgoing[0] = line[n_written:]
             self._is_torn = False
             if not n_written:
-                watch = self._not_idle(watch)
+                watch = self.not_idle(watch)
                 self.child.wait_for_room(0.5)
 
-    def _not_idle(self, watch: IdleWatch | None) -> IdleWatch:
+    def not_idle(self, watch: IdleWatch | None) -> IdleWatch:
         """Watches the child that is waited for. Raises once it has used no CPU for too long."""
         watch = watch or IdleWatch(self.child.pid, self.limits.idle_s)
         if watch.is_idle():
@@ -149,11 +149,16 @@ class Channel:
             raise self.ended("answered a request that was never made")
         return True
 
+    @property
+    def has_read(self) -> bool:
+        """Whether a message is there that was read already."""
+        return self.child.has_read or any(self._arrived.values())
+
     def answer(self, number: int) -> Message:
         """The next message about a request, however long it takes, as long as the child computes."""
         watch = None
         while (message := self.receive(number, time.monotonic() + 1)) is None:
-            watch = self._not_idle(watch)
+            watch = self.not_idle(watch)
         return message
 
     def any_answer(self, numbers: Collection[int], deadline: float | None = None) -> tuple[int, Message] | None:
@@ -167,7 +172,7 @@ class Channel:
             if not self._read(soon if deadline is None else min(soon, deadline)):
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
-                watch = self._not_idle(watch)
+                watch = self.not_idle(watch)
 
     def answer_within(self, number: int, limit_s: float) -> Message | None:
         """The only message about a request, or None after so many seconds; the request is forgotten."""

@@ -35,6 +35,7 @@ from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from llmrun.engine.engine import ChildEngine
+    from llmrun.engine.process import IdleWatch
 
 
 Question: TypeAlias = "Count | Encode | Decode | Embed"
@@ -112,6 +113,19 @@ class Parallel(interface.Parallel):
         if made.stop_reason is not None:
             self._forget(number)
         return made
+
+    @property
+    def has_read(self) -> bool:
+        """Whether there is news that is read already: `fileno` says nothing of it."""
+        return self._engine.connection.has_read
+
+    def fileno(self) -> int:
+        """What may be waited for until there is news."""
+        return self._engine.connection.child.fileno()
+
+    def not_idle(self, watch: IdleWatch | None) -> IdleWatch:
+        """Watches the engine while news are waited for elsewhere. Raises once it has used no CPU for too long."""
+        return self._engine.connection.not_idle(watch)
 
     def _take_reply(self, asked: Asked, event: Message) -> None:
         match event:

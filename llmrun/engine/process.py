@@ -88,6 +88,7 @@ class Child:
         self._process = Popen([sys.executable, "-c", boot], stdin=PIPE, stdout=PIPE, stderr=self._log, env=environment)
         assert self._process.stdin and self._process.stdout
         self._to, self._from = self._process.stdin, self._process.stdout
+        self._fileno = self._from.fileno()
         os.set_blocking(self._to.fileno(), False)
         self.closed = False
 
@@ -111,6 +112,15 @@ class Child:
     def wait_for_room(self, timeout_s: float) -> None:
         """Until the child's stdin takes more, or the time is over."""
         _wait_for(self._to.fileno(), select.POLLOUT, timeout_s)
+
+    @property
+    def has_read(self) -> bool:
+        """Whether a line is there that was read already."""
+        return bool(self._lines)
+
+    def fileno(self) -> int:
+        """Of what its lines come from; also when it is closed."""
+        return self._fileno
 
     def line(self, deadline: float) -> bytes | None:
         """The next line, or None at the deadline (on `time.monotonic`). Raises `Gone`, `ValueError` once closed."""

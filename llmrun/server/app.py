@@ -157,6 +157,7 @@ class Api:
             for sampling in request.samplings():
                 streams.append(runner.submit(request.before, _ending(sampling, request, model), options))
             begun = await _or_gone(asyncio.gather(*(stream.begun() for stream in streams)), gone)
+            _check_thinks(request, begun[0], runner)
             if not request.streams:
                 await _or_gone(asyncio.gather(*map(_ended, streams)), gone)
                 _check_format(request, begun)
@@ -408,6 +409,11 @@ def _check_number(request: Request, runner: Runner) -> None:
         raise Refused(f"n is {request.n}: at most {room} answers are made or wait here", "n")
 
 
+def _check_thinks(request: Request, answer: Answer, runner: Runner) -> None:
+    if request.must_think and not answer.thinks:
+        raise Refused(f"{runner.name} does not think, by its chat template", "think")
+
+
 def _ending(sampling: SamplingConfig, request: Request, model: Served) -> SamplingConfig:
     """With the text that ends an answer to messages, beside those that the request has."""
     if not model.ends or isinstance(request.asked, str) or sampling.ignore_eos:
@@ -527,31 +533,34 @@ def _ping(dialect: Dialect) -> bytes:
 
 
 async def _events(request: Request, reply: Reply, streams: Sequence[Stream]) -> AsyncIterator[list[Event]]:
-    """Of all streams, in the order in which they come; an empty list where nothing came for a while."""
-    writer = reply.writer
+    """Of all streams, in the order in which they come; an empty list where nothing came for a while.
+
+    One bell for all, and no task for each piece: what a token costs here is taken from the threads that compute."""
+    writer, loop, bell = reply.writer, asyncio.get_running_loop(), asyncio.Event()
     answers = [await stream.begun() for stream in streams]
+    for stream in streams:
+        stream.ring(bell)
     yield [event for i, answer in enumerate(answers) for event in writer.begin(i, answer)]
-    waiting = {asyncio.ensure_future(anext(stream)): i for i, stream in enumerate(streams)}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, timeout=_PING_S, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
+    left, said_s = dict(enumerate(streams)), loop.time()
+    while left:
+        bell.clear()
+        for i, stream in [*left.items()]:
+            if (piece := stream.now()) is not None and (events := [*writer.piece(i, piece, answers[i])]):
+                yield events
+                said_s = loop.time()
+            if stream.is_over:
+                stream.now()  # raises what it ended with
+                yield [*writer.end(i, answers[i])]
+                del left[i]
+        if left and not bell.is_set():
+            timer = loop.call_at(said_s + _PING_S, bell.set)
+            await bell.wait()
+            timer.cancel()
+            if loop.time() >= said_s + _PING_S:
                 yield []
-            for each in done:
-                i = waiting.pop(each)
-                try:
-                    piece = each.result()
-                except StopAsyncIteration:
-                    yield [*writer.end(i, answers[i])]
-                else:
-                    if events := [*writer.piece(i, piece, answers[i])]:
-                        yield events
-                    waiting[asyncio.ensure_future(anext(streams[i]))] = i
-        _check_format(request, answers)
-        yield [*writer.close(answers)]
-    finally:
-        for each in waiting:
-            each.cancel()
+                said_s = loop.time()
+    _check_format(request, answers)
+    yield [*writer.close(answers)]
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

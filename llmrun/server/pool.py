@@ -32,7 +32,8 @@ class Served:
         open_engine: loads it. Raises `LlmrunError`.
         width_of: how many answers side by side.
         sampling, answers: what a request gets that says nothing else.
-        facts: what listings say of it: "architecture", "n_params", "level", "size_bytes", "n_ctx_train", "template".
+        facts: what listings say of it: "architecture", "n_params", "level", "size_bytes", "n_ctx_train", "template",
+            "thinks".
         created: when its file was made, seconds of the epoch.
         also: another name for it, as it was typed.
         pooling: "mean", "cls" or "last": how a text becomes a vector; None: it does not.

@@ -1,10 +1,13 @@
-"""A loaded model on a thread of its own, asked from the loop that serves: answers side by side, the others in a queue.
+"""A loaded model, asked from the loop that serves: answers side by side, the others in a queue.
 
-    submit ──► queue ──► the engine, as many side by side as it answers ──► pieces, for the loop
+    submit ──► queue ──► the engine, as many side by side as it answers ──► pieces
                 ▲                                   │
                 └── those that wait, after a crash ◄┘ a new engine, while those that it was answering get an error
 
 The queue is here, so that who leaves it costs the engine nothing, and that questions about tokens wait for nobody.
+
+The loop reads what the engine says: whoever wakes a second thread at every token takes as much from the threads that
+compute. A thread of each runner loads, looks whether the engine still does anything, and loads again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,8 +33,10 @@ from llmrun.wire.request import Piece
 
 T = TypeVar("T")
 _POLL_S = 0.01
-_LOOK_S = 0.5
-"""At most so long the engine's thread waits before it looks whether it is to end."""
+_LOOK_S = 1.0
+"""So often the engine's thread looks whether it still does anything."""
+_MOST_NEWS = 64
+"""So much at a time is told before the loop has its turn again."""
 
 
 class Busy(LlmrunError):
@@ -114,21 +119,36 @@ class Stream:
 
     async def __anext__(self) -> Piece:
         """All that has come since the last one: who reads slowly gets more at once."""
-        while not (self._pieces or self._has_ended):
+        while (piece := self.now()) is None:
+            if self.is_over:
+                raise StopAsyncIteration
             self._has_news.clear()
             await self._has_news.wait()
+        return piece
+
+    def now(self) -> Piece | None:
+        """All that has come since the last one, if anything has. Raises what ended it, behind its last piece."""
         if self._pieces:
             pieces, self._pieces = self._pieces, []
             return joined(pieces)
         if self._error is not None:
             raise self._error
-        raise StopAsyncIteration
+        return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self._has_ended and not self._pieces
+
+    def ring(self, bell: asyncio.Event) -> None:
+        """Set this whenever something comes, in place of its own: who reads several streams waits for one bell."""
+        self._has_news = bell
 
     def cancel(self) -> None:
         """Nobody wants it any more. Safe to call twice, and when it has ended."""
         self._runner.leave(self)
 
-    # -- for the runner, on the engine's thread ---
+    # -- for the runner ---
 
     def take(self) -> Piece:
         """What it has got since the last time."""
@@ -145,8 +165,6 @@ class Stream:
         self._n_tokens, self._n_logprobs = len(answer.token_ids), len(answer.logprobs)
         self._n_calls = len(answer.call_pieces)
         return piece
-
-    # -- on the loop ---
 
     def tell(self, piece: Piece | None, error: LlmrunError | None, *, ended: bool) -> None:
         if piece is not None and (piece.text or piece.thought or piece.logprobs or piece.calls or piece.n_tokens):
@@ -176,16 +194,6 @@ class _Question:
     message: Question
     reply: asyncio.Future[Message]
     is_again: bool = False
-
-
-@dataclass
-class _Told:
-    """Something for the loop."""
-
-    stream: Stream
-    piece: Piece | None
-    error: LlmrunError | None = None
-    ended: bool = False
 
 
 @dataclass
@@ -224,6 +232,9 @@ class Runner:
         self._questions: dict[Asked, _Question] = {}
         self._early: list[_Question] = []
         self._answers: Parallel | None = None
+        self._fault: Exception | None = None  # what the engine broke with, for its thread
+        self._heard: int | None = None  # the file that the loop listens to
+        self._n_news = 0
         self._closing = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=f"engine {self.name}", daemon=True)
@@ -275,6 +286,7 @@ class Runner:
                 self._waiting.remove(stream)
                 raise Busy(f"{len(self._waiting)} requests wait already")
             self._lock.notify()
+        self._listen()
         return stream
 
     async def ask(self, message: Question) -> Message:
@@ -289,6 +301,7 @@ class Runner:
             else:
                 self._put(question)
             self._lock.notify()
+        self._listen()
         return await question.reply
 
     def leave(self, stream: Stream) -> None:
@@ -312,7 +325,60 @@ class Runner:
             await asyncio.sleep(0.01)
         if self._thread.is_alive() and self.engine is not None:  # deep in a native call
             self.engine.close()
+            with self._lock:
+                self._fail(Stopping("the server is stopping"))
             await asyncio.to_thread(self._thread.join)
+
+    def _listen(self) -> None:
+        """To the engine, as long as anything is to come of it."""
+        with self._lock:
+            answers = self._answers
+            wanted = answers.fileno() if answers is not None and (self._active or self._questions) else None
+            if wanted is None:
+                self._lock.notify()  # whoever waits for the last of it
+        if wanted == self._heard:
+            return
+        if self._heard is not None:
+            self._loop.remove_reader(self._heard)
+        self._heard = wanted
+        if wanted is not None:
+            self._loop.add_reader(wanted, self._hear)
+
+    def _hear(self) -> None:
+        """Take in what the engine says, and tell those that it is for."""
+        answers = self._answers
+        try:
+            for _ in range(_MOST_NEWS):
+                if answers is None or (news := answers.any_news(0)) is None:
+                    break
+                self._n_news += 1
+                self._take(news)
+                if not answers.has_read:
+                    break
+            else:  # no file has news of what was read already
+                self._loop.call_soon(self._hear)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the thread has it
+            with self._lock:
+                self._fail(error)
+        self._listen()
+
+    def _take(self, news: SubmittedAnswer | Asked) -> None:
+        if isinstance(news, Asked):
+            _resolve(self._questions.pop(news), news)
+            return
+        stream = self._active[news]
+        piece = stream.take()
+        if news.stop_reason is None:
+            stream.tell(piece, None, ended=False)
+            return
+        error = news.error
+        if error is None and news.stop_reason == "cancelled":
+            error = Stopping("the answer was ended")
+        self._count(news, error)
+        with self._lock:
+            del self._active[news]
+            self._fill()
+        self._tell(stream, piece, error)
 
     def _refuse_all(self, error: LlmrunError) -> None:
         """Those that wait; and nothing more is taken."""
@@ -336,8 +402,9 @@ class Runner:
             stream = self._waiting.popleft()
             try:
                 stream.answer = answers.submit(stream.asked, stream.sampling, options=stream.options)
-            except LlmrunError:  # the engine is dead, as its thread will find: with a new one it is answered
+            except LlmrunError as error:  # the engine is dead: with a new one it is answered
                 self._waiting.appendleft(stream)
+                self._fail(error)
                 return
             self._active[stream.answer] = stream
 
@@ -345,8 +412,14 @@ class Runner:
         assert self._answers is not None
         try:
             self._questions[self._answers.ask(question.message)] = question
-        except LlmrunError:
+        except LlmrunError as error:
             self._early.append(question)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """The engine is of no more use; its thread takes over."""
+        self._fault, self._answers = self._fault or error, None
+        self._lock.notify()
 
     # -- the engine's thread ---
 
@@ -360,7 +433,7 @@ class Runner:
                     self.width = width = self.width_of(engine)
                     with engine.parallel(width.n_seq, width.n_ctx) as answers:
                         self._begin(answers)
-                        self._answer(answers)
+                        self._wait(answers)
                     engine.flush()
             except LlmrunError as error:
                 self._broken(error)
@@ -372,48 +445,41 @@ class Runner:
 
     def _begin(self, answers: Parallel) -> None:
         with self._lock:
-            self._answers, self.state = answers, "ready"
+            self._answers, self._fault, self.state = answers, None, "ready"
             early, self._early = self._early, []
             for question in early:
                 self._put(question)
             self._fill()
+        self._post(self._listen)
 
-    def _answer(self, answers: Parallel) -> None:
-        while True:
-            with self._lock:
-                # Who waits while nobody is answered could not be sent: the engine died idle, which is found below.
-                while not (self._active or self._questions or self._waiting or self._early or self._closing):
-                    self._lock.wait()
-                if self._closing and not (self._active or self._questions):
-                    return
-            told: list[_Told] = []
-            news = answers.any_news(_LOOK_S)
-            while news is not None:
-                self._take(news, told)
-                news = answers.any_news(0) if len(told) < 64 else None
-            if told:
-                self._post(partial(self._tell, told))
+    def _wait(self, answers: Parallel) -> None:
+        """Until it is to end, and nothing is being made. Raises what the engine broke with."""
+        watch, n_news = None, self._n_news
+        try:
+            while self._fault is None:
+                with self._lock:
+                    is_busy = bool(self._active or self._questions)
+                    if self._closing and not is_busy:
+                        break
+                    if self._fault is None:
+                        self._lock.wait(_LOOK_S if is_busy else None)
+                watch, n_news = answers.not_idle(watch if is_busy and n_news == self._n_news else None), self._n_news
+        finally:
+            self._answers = None
+            self._stop_listening()
+        if self._fault is not None:
+            raise self._fault
 
-    def _take(self, news: SubmittedAnswer | Asked, told: list[_Told]) -> None:
-        if isinstance(news, Asked):
-            with self._lock:  # whoever asks holds it until it is noted who has
-                question = self._questions.pop(news)
-            self._post(lambda: _resolve(question, news))
-            return
-        with self._lock:
-            stream = self._active[news]
-        piece = stream.take()
-        if news.stop_reason is None:
-            told.append(_Told(stream, piece))
-            return
-        error = news.error
-        if error is None and news.stop_reason == "cancelled":
-            error = Stopping("the answer was ended")
-        self._count(news, error)
-        with self._lock:
-            del self._active[news]
-            self._fill()
-        told.append(_Told(stream, piece, error, ended=True))
+    def _stop_listening(self) -> None:
+        """Before the file is closed; who reads from it next is this thread."""
+        ended = threading.Event()
+
+        def end() -> None:
+            self._listen()
+            ended.set()
+
+        self._post(end)
+        ended.wait(_LOOK_S)
 
     def _count(self, answer: SubmittedAnswer, error: LlmrunError | None) -> None:
         timing, totals = answer.timing, self.totals
@@ -451,7 +517,8 @@ class Runner:
             self.error, self.state = error, "failed"
             self._post(lambda: self._refuse_all(error))
             self._closing = True
-        self._post(lambda: self._tell([_Told(stream, None, error, ended=True) for stream in streams]))
+        for stream in streams:
+            self._post(partial(self._tell, stream, None, error))
         for question in questions:
             self._post(partial(_reject, question, error))
 
@@ -459,11 +526,10 @@ class Runner:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(do)
 
-    def _tell(self, told: Iterable[_Told]) -> None:
-        for each in told:
-            each.stream.tell(each.piece, each.error, ended=each.ended)
-            if each.ended:
-                self.on_end(each.stream, each.error)
+    def _tell(self, stream: Stream, piece: Piece | None, error: LlmrunError | None) -> None:
+        """How it has ended."""
+        stream.tell(piece, error, ended=True)
+        self.on_end(stream, error)
 
 
 def _parted(all_of: Sequence[T], is_first: Callable[[T], bool]) -> tuple[list[T], list[T]]:

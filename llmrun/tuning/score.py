@@ -103,12 +103,16 @@ def forget() -> int:
 
 
 def correction(machine: str, kind: Kind) -> float:
-    """What a predicted rate is multiplied by: the median of measured / predicted of the last runs, at most half as much
+    """What a predicted rate is multiplied by, by all runs of this kind here."""
+    return learned([each.measured / each.predicted for each in kept() if (each.machine, each.kind) == (machine, kind)])
+
+
+def learned(ratios: Sequence[float]) -> float:
+    """The same, by measured / predicted of runs, the last one last: the median of the last twenty, at most half as much
     again; 1 where there are fewer than five."""
-    last = [each.measured / each.predicted for each in kept() if (each.machine, each.kind) == (machine, kind)]
-    if len(last) < _LEAST_RUNS:
+    if len(ratios) < _LEAST_RUNS:
         return 1.0
-    return min(_MOST_CORRECTION, max(1 / _MOST_CORRECTION, statistics.median(last[-_LAST_RUNS:])))
+    return min(_MOST_CORRECTION, max(1 / _MOST_CORRECTION, statistics.median(ratios[-_LAST_RUNS:])))
 
 
 @dataclass(frozen=True)

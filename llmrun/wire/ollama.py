@@ -180,6 +180,7 @@ def asked_of(body: bytes, url: str, sampling: SamplingConfig, answers: AnswerOpt
             model=read.model,
             streams=read.stream is not False,
             tools=_tools(read),
+            must_think=read.think not in (None, False) and answers.thinks,
         )
         if request.tools and answers.output_format is not None:
             raise Refused("tools and format: an answer has one form", "format")

@@ -69,6 +69,7 @@ class Request:
         with_timings: the same of how long it took, with each piece.
         reuse: what is known of its prompt need not be computed again.
         tools, must_call, several_calls: as `PromptOptions` has them.
+        must_think: refused by a model that does not think.
         echo: fields of the answer's document that say what was asked for, in the form it came in.
     """
 
@@ -87,6 +88,7 @@ class Request:
     tools: tuple[Tool, ...] = ()
     must_call: bool = False
     several_calls: bool = True
+    must_think: bool = False
     echo: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

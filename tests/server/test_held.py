@@ -168,3 +168,22 @@ def test_where_an_answer_to_messages_ends(micro: Path, tmp_path: Path) -> None:
             assert status == 200 and (_text(CHAT, found) == "a") == ends, found
         text = {"prompt": "Hi", "max_tokens": 40, "temperature": 0, "grammar": grammar}
         assert server.ask(COMPLETIONS, text)[1]["choices"][0]["text"].startswith("a<|im_end|>a")
+
+
+def test_thinking_is_held_or_refused(tiny_server: Server, tmp_path: Path) -> None:
+    """Ollama's `think`, and the capability that its clients look at, by the template."""
+    body = {"model": "tiny", "messages": [ASK], "stream": False, "options": {"num_predict": 8}}
+    assert "thinking" not in tiny_server.ask("/api/show", {"model": "tiny"})[1]["capabilities"]
+    status, found = tiny_server.ask("/api/chat", {**body, "think": True})
+    assert status == 400 and "does not think" in found["error"]
+    assert tiny_server.ask("/api/chat", {**body, "think": False})[0] == 200
+
+    template = tmp_path / "thinks.jinja"
+    template.write_text(
+        "{% for message in messages %}{{ message.role }}: {{ message.content.split('</think>')[-1] }}\n"
+        "{% endfor %}<think>"
+    )
+    with serving("tiny", "--chat-template", str(template), home=tmp_path) as server:
+        assert "thinking" in server.ready().ask("/api/show", {"model": "tiny"})[1]["capabilities"]
+        status, found = server.ask("/api/chat", {**body, "think": True})
+    assert status == 200 and found["message"]["thinking"]

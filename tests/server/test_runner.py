@@ -17,6 +17,7 @@ from waiting import until_gone
 
 from llmrun.chat.answer_options import AnswerOptions
 from llmrun.engine.engine import ChildEngine
+from llmrun.engine.limits import Limits
 from llmrun.engine.protocol import Decode, Decoded, Encode, Encoded, PromptOptions
 from llmrun.errors import BadModel, EngineCrashed, NotFound, OutOfMemory, PromptTooLong
 from llmrun.gguf.reader import open_header
@@ -102,6 +103,25 @@ def test_questions_wait_for_nobody(busy: Path) -> None:
             await runner.ask(Decode([1 << 30]))
         assert endless.answer and endless.answer.stop_reason is None
         endless.cancel()
+        await runner.close()
+
+    run(work())
+
+
+def test_an_engine_that_does_nothing(busy: Path) -> None:
+    """It is ended, and who asks next has a new one; nobody waits for it for ever."""
+
+    async def work() -> None:
+        runner = Runner("busy", opener(busy), width(1))
+        endless = runner.submit("a", ENDLESS, OPTIONS)
+        await endless.begun()
+        assert runner.engine
+        os.kill(runner.engine.pid, signal.SIGSTOP)
+        runner.engine.connection.limits = Limits(idle_s=0.5)  # not before: any child may get nothing so long
+        with pytest.raises(EngineCrashed, match=r"did nothing for 500 ms"):
+            await text_of(endless)
+        await text_of(runner.submit("b", replace(ENDLESS, max_tokens=2), OPTIONS))
+        assert runner.totals.n_crashes == 1
         await runner.close()
 
     run(work())

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import RunLlmrun
 
+from llmrun.engine.child.op_times import in_turn
 from llmrun.engine.jobs.roofline import Prober, key_of
 from llmrun.engine.protocol import TimeAttention, TimeProducts, TimeTransfers
 from llmrun.errors import EngineCrashed
@@ -55,6 +57,33 @@ def prober() -> Iterator[Prober]:
 
 def products(kind: str, *, repack: bool = False, n_experts: int = 0, n_bytes: int = MIB) -> TimeProducts:
     return TimeProducts("CPU", kind, 256, 256, n_bytes, [1, 8], [1], 0.001, repack, n_experts, 2 if n_experts else 0)
+
+
+class Timed:
+    """An operation whose looks take so long, one after the other; the first as it is made."""
+
+    def __init__(self, name: str, told: list[str], *seconds: float) -> None:
+        self.name, self._told, (self.seconds, *self._left) = name, told, seconds
+
+    def is_short(self, seconds: float) -> bool:
+        return self.seconds < seconds
+
+    def look(self, seconds: float) -> None:
+        self._told.append(self.name)
+        self.seconds = min(self.seconds, self._left.pop(0))
+
+
+def test_looks_lie_apart() -> None:
+    """So that what disturbs one of them is over at the next; what takes long has had its first one."""
+    told: list[str] = []
+    operations: list[Any] = [
+        Timed("a", told, 9e-3, 9e-3, 1e-3),
+        Timed("b", told, 0.5, 0.3),
+        Timed("c", told, 2e-3, 1e-3, 3e-3),
+    ]
+    found = in_turn(operations, 0.02)
+    assert told == ["a", "c", "a", "b", "c"]
+    assert found == [1e-3, 0.3, 1e-3]
 
 
 def test_a_small_profile(prober: Prober) -> None:

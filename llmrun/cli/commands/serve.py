@@ -228,7 +228,7 @@ def _served(
         partial(_width, wanted=parallel, n_ctx=load.n_ctx) if writes else partial(_of_vectors, n_ctx=load.n_ctx),
         sampling,
         answers,
-        _facts(found),
+        _facts(found, answers.chat_template or header.chat_template),
         int(found.path.stat().st_mtime),
         reference,
         pools,
@@ -260,7 +260,10 @@ def _of_vectors(engine: ChildEngine, *, n_ctx: int | None) -> Width:
     return Width(0, 0, min(n for n in (engine.header.n_ctx_train, n_ctx or COMFORTABLE_CTX) if n))
 
 
-def _facts(found: Any) -> dict[str, Any]:
+def _facts(found: Any, template: str | None) -> dict[str, Any]:
+    """`template`: that messages are written with."""
+    from llmrun.engine.child.reasoning import tags_of
+
     header = found.header
     with found.path.open("rb") as file:  # all of it would take a minute, and its beginning tells models apart
         digest = hashlib.sha256(file.read(1 << 20) + str(found.path.stat().st_size).encode()).hexdigest()
@@ -272,4 +275,5 @@ def _facts(found: Any) -> dict[str, Any]:
         "size_bytes": header.weight_bytes,
         "n_ctx_train": header.n_ctx_train,
         "template": header.chat_template,
+        "thinks": template is not None and tags_of(template) is not None,
     }

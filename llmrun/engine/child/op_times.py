@@ -29,8 +29,9 @@ clock = time.perf_counter
 _LONG_S = 5.0
 """Of passes that should take a fraction of it: threads that wait for each other beside a busy process may take a
 thousand times as long."""
-_LONGEST_S = 0.05
+_LONGEST_S = 0.02
 """Of one graph: where all sets would take longer, fewer take turns."""
+_LOOKS = 2
 _MOST_SETS = 256
 _PRECISION_F32 = 10
 _CONTEXT_BYTES = 2 << 20
@@ -66,27 +67,12 @@ class _Device:
         self.handle, self._backend = handle, owner.backend(handle)
         self.usual = ggml.buffer_type(handle)
 
-    def seconds(self, make: MakeResults, n_sets: int, n_threads: int, seconds: float) -> float:
-        """Of one operation, by passes over the sets for about so long. Raises `ProductFailed`."""
-        ggml.set_threads(self.handle, _pointer(self._backend), n_threads)
-        with Owner() as owner:
-            compute = self.graph(make(owner.context(_CONTEXT_BYTES), 1), owner)
-            compute()  # pages and kernels
-            found = [compute()]
-            n = max(1, min(n_sets, int(_LONGEST_S / max(found[0], 1e-9))))
-            if n > 1:
-                compute = self.graph(make(owner.context(_CONTEXT_BYTES), n), owner)
-                found = [compute()]
-                if found[0] < seconds:  # the first one alone would count much
-                    found = [compute()]
-            end = clock() + seconds - found[0]
-            while clock() < end:
-                found.append(compute())
-        return _quarter(found) / n
+    def set_threads(self, n: int) -> None:
+        ggml.set_threads(self.handle, _pointer(self._backend), n)
 
     def passes(self, compute: Callable[[], float], n_threads: int, seconds: float) -> float:
         """The median of what it takes, computed for about so long."""
-        ggml.set_threads(self.handle, _pointer(self._backend), n_threads)
+        self.set_threads(n_threads)
         compute()  # pages and kernels
         found, end = list[float](), clock() + seconds
         while not found or (len(found) < _LEAST_PASSES and sum(found) < _LONG_S) or clock() < end:
@@ -109,6 +95,45 @@ class _Device:
         return compute
 
 
+class Operation:
+    """One operation with so many threads, by passes over its sets."""
+
+    def __init__(self, device: _Device, make: MakeResults, n_sets: int, n_threads: int, owner: Owner) -> None:
+        """Raises `ProductFailed`."""
+        self._device, self._n_threads = device, n_threads
+        device.set_threads(n_threads)
+        self._compute = device.graph(make(owner.context(_CONTEXT_BYTES), 1), owner)
+        self._compute()  # pages and kernels
+        self.seconds = self._compute()
+        self._n = max(1, min(n_sets, int(_LONGEST_S / max(self.seconds, 1e-9))))
+        if self._n > 1:  # one alone is read from a cache
+            self._compute = device.graph(make(owner.context(_CONTEXT_BYTES), self._n), owner)
+            self.seconds = self._compute() / self._n
+
+    def is_short(self, seconds: float) -> bool:
+        """Beside a look of so long."""
+        return self._n * self.seconds < seconds
+
+    def look(self, seconds: float) -> None:
+        """Once more, for about so long; what took least counts."""
+        self._device.set_threads(self._n_threads)
+        end = clock() + seconds
+        found = [self._compute()]
+        while clock() + found[-1] < end:
+            found.append(self._compute())
+        self.seconds = min(self.seconds, _quarter(found) / self._n)
+
+
+def in_turn(operations: Sequence[Operation], seconds: float) -> list[float]:
+    """The seconds of each. What disturbs a measurement makes it slower, for tens of milliseconds at a time: each has
+    two looks, and those of the others lie between. One that takes long has had its first."""
+    for i in range(_LOOKS):
+        for each in operations:
+            if i or each.is_short(seconds / _LOOKS):
+                each.look(seconds / _LOOKS)
+    return [each.seconds for each in operations]
+
+
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
@@ -116,16 +141,15 @@ def _products(handle: ctypes.c_void_p, asked: TimeProducts) -> list[float]:
     with Owner() as owner:
         device = _Device(handle, owner)
         matrices = _matrices(device, asked, owner)
-        found = []
+        operations = []
         for n_columns in asked.n_columns:
-            with Owner() as inputs:
-                make, n_sets = (
-                    _through_experts(device, asked, matrices, n_columns, inputs)
-                    if asked.n_experts
-                    else (_through(device, asked, matrices, n_columns, inputs), len(matrices))
-                )
-                found += [device.seconds(make, n_sets, n_threads, asked.seconds) for n_threads in asked.n_threads]
-        return found
+            make, n_sets = (
+                _through_experts(device, asked, matrices, n_columns, owner)
+                if asked.n_experts
+                else (_through(device, asked, matrices, n_columns, owner), len(matrices))
+            )
+            operations += [Operation(device, make, n_sets, n, owner) for n in asked.n_threads]
+        return in_turn(operations, asked.seconds)
 
 
 def _matrices(device: _Device, asked: TimeProducts, owner: Owner) -> list[int]:
@@ -208,12 +232,22 @@ def _attention(handle: ctypes.c_void_p, asked: TimeAttention) -> list[float]:
         raise ProductFailed(f"there is no attention over {asked.kind}")
     with Owner() as owner:
         device = _Device(handle, owner)
-        found = []
-        for n_depth, n_tokens in every(asked.n_depths, asked.n_tokens):
-            with Owner() as inputs:
-                make, n_sets = _attending(device, asked, n_depth, n_tokens, inputs)
-                found += [device.seconds(make, n_sets, n_threads, asked.seconds) for n_threads in asked.n_threads]
-        return found
+        places = [*every(asked.n_depths, asked.n_tokens)]
+        # Once for all of them: another place of it would leave the tensors of the first without memory.
+        most = max(n_sets * each_bytes for n_sets, each_bytes in (_sets_of(asked, *place) for place in places))
+        memory = _filled.at_least(device, _TYPE_IDS[asked.kind], max(most, asked.n_bytes))
+        operations = []
+        for n_depth, n_tokens in places:
+            make, n_sets = _attending(device, asked, n_depth, n_tokens, memory, owner)
+            operations += [Operation(device, make, n_sets, n, owner) for n in asked.n_threads]
+        return in_turn(operations, asked.seconds)
+
+
+def _sets_of(asked: TimeAttention, n_depth: int, n_tokens: int) -> tuple[int, int]:
+    """How many sets of keys and values take turns, and the bytes of each."""
+    row = tensors.row_size(_TYPE_IDS[asked.kind], asked.head_size)
+    each_bytes = row * asked.n_head_kv * n_depth * (1 if asked.value_size else 2)
+    return max(1, min(_MOST_SETS, math.ceil(asked.n_bytes / each_bytes))) if n_tokens == 1 else 1, each_bytes
 
 
 class _Filled:
@@ -246,14 +280,11 @@ _filled = _Filled()
 
 
 def _attending(
-    device: _Device, asked: TimeAttention, n_depth: int, n_tokens: int, inputs: Owner
+    device: _Device, asked: TimeAttention, n_depth: int, n_tokens: int, memory: tensors.Memory, inputs: Owner
 ) -> tuple[MakeResults, int]:
     type_id, size = _TYPE_IDS[asked.kind], asked.head_size
     context = inputs.context(_CONTEXT_BYTES)
     of_keys, of_values = (size, asked.n_head_kv, n_depth), (n_depth, size, asked.n_head_kv)
-    each_bytes = tensors.row_size(type_id, size) * asked.n_head_kv * n_depth * (1 if asked.value_size else 2)
-    n_sets = max(1, min(_MOST_SETS, math.ceil(asked.n_bytes / each_bytes))) if n_tokens == 1 else 1
-    memory = _filled.at_least(device, type_id, max(n_sets * each_bytes, asked.n_bytes))
     at = 0
 
     def placed(*shape: int) -> int:
@@ -269,7 +300,7 @@ def _attending(
             return keys, tensors.beginnings(context, keys, asked.value_size, asked.n_head_kv, n_depth)
         return keys, placed(*(of_keys if asked.flash else of_values))
 
-    pairs = [pair() for _ in range(n_sets)]
+    pairs = [pair() for _ in range(_sets_of(asked, n_depth, n_tokens)[0])]
     query = tensors.new(context, F32, size, asked.n_head, n_tokens)
     mask = tensors.new(context, F16, n_depth, n_tokens)
     inputs.buffer(context, device.usual)
