@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import EXACT
 from test_kv_context import text
+from waiting import until
 
 from llmrun.engine import prefixes
 from llmrun.engine.child.kept_prefixes import is_worth_it
@@ -208,6 +209,21 @@ def test_the_next_process_has_it(tmp_path: Path, home: Path, name: str) -> None:
     assert answer(prompt) == wanted and "damaged, and removed" in notes[-1]
     assert entry.path.read_bytes() != data  # computed and kept anew
     assert answer(prompt) == (wanted[0], entry.n_tokens)
+
+
+def test_written_once_there_is_time(exact: Path, home: Path) -> None:
+    """Not beside an answer, which would wait for it; nobody has to ask for it, and what followed is held as before."""
+    prompt, reuse = text(90), PromptOptions(reuse=True)
+    with ChildEngine(exact, open_header(exact), EXACT, limits=KEEPS, keeps_prefixes="m") as engine:
+        answer = engine.generate(prompt, replace(GREEDY, max_tokens=300, ignore_eos=True), options=reuse)
+        pieces = [(piece, len(prefixes.entries())) for piece in answer]
+        assert len(pieces) > 2 and not any(n for _, n in pieces)
+        until(prefixes.entries, "it is written")
+        (entry,) = prefixes.entries()
+        assert entry.n_tokens == answer.timing.n_prompt - 1
+        more = engine.generate(prompt + pieces[0][0], GREEDY, options=reuse)
+        list(more)
+        assert more.timing.n_cached >= answer.timing.n_prompt
 
 
 def test_on_a_device(micro: Path, home: Path, rpc_worker: Callable[..., str]) -> None:

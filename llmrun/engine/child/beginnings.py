@@ -10,6 +10,7 @@ tokens where prompts part.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class Beginnings:
         self.kv = kv
         self._snapshots: list[Snapshot] = []  # the one that was used last at the end
         self._prompt_token_s = 0.0  # what a token of the last long prompt took
+        self._due: dict[int, list[int]] = {}  # what sequences held, and is to be kept on disk
         self._on_disk: KeptPrefixes | None = None
         if store is not None:
             from llmrun.engine.child.kept_prefixes import KeptPrefixes
@@ -47,10 +49,16 @@ class Beginnings:
         """Nothing is held any more: this context begins empty."""
         self.kv = kv
         self._snapshots.clear()
+        self._due.clear()
 
     def wait(self, timeout_s: float) -> bool:
         """Until all that is to be kept on disk is there; False where it was not in that time."""
-        return self._on_disk is None or self._on_disk.wait(timeout_s)
+        disk, end = self._on_disk, time.monotonic() + timeout_s
+        while disk is not None and disk.wait(max(0.0, end - time.monotonic())):
+            if not self._due:
+                return True
+            self.write_due(then_cut=True)
+        return disk is None
 
     def prompt_took(self, n_tokens: int, seconds: float) -> None:
         if n_tokens >= _LEAST:
@@ -129,14 +137,44 @@ class Beginnings:
                 del self._snapshots[0]
         self.write(sequence, n_tokens, seconds)
 
-    def write(self, sequence: KVSequence, n_tokens: int, seconds: float, *, but_the_last: bool = False) -> None:
+    def write(self, sequence: KVSequence, n_tokens: int, seconds: float) -> None:
         """Keep on disk what a sequence holds, where the tokens that were computed for it took that long."""
-        disk = self._on_disk
-        if disk is None or not disk.is_worth_it(n_tokens, seconds, self.kv.n_state_bytes(sequence.id)):
+        if (disk := self._disk_for(sequence, n_tokens, seconds)) and (snapshot := sequence.snapshot()) is not None:
+            disk.write(snapshot.tokens, snapshot)
+
+    def write_later(self, sequence: KVSequence, n_tokens: int, seconds: float) -> None:
+        """The same of all but the last token, once there is time: `write_due`. To copy and to sum up 1,000 tokens of a
+        0.6 B takes as long as six tokens of an answer, which would wait for it. Where a content can't be cut, it has
+        to be kept as it is."""
+        if self._disk_for(sequence, n_tokens, seconds):
+            self._due[sequence.id] = sequence.tokens[:-1]
+
+    @property
+    def has_due(self) -> bool:
+        return bool(self._due)
+
+    def write_due(self, *, then_cut: bool = False) -> None:
+        """One of them, if its sequence still holds it, and none is being written. What follows is cut off, as a context
+        may be shorter the next time, and then put back; `then_cut`: it is not, as it is not expected to be wanted."""
+        assert self._on_disk is not None
+        if self._on_disk.is_writing:
             return
-        snapshot = sequence.snapshot()
-        if snapshot is not None:
-            disk.write(snapshot.tokens[:-1] if but_the_last else snapshot.tokens, snapshot)
+        number, tokens = self._due.popitem()
+        sequence = next((each for each in self.kv.sequences if each.id == number), None)
+        if sequence is None or sequence.tokens[: len(tokens)] != tokens:
+            return
+        whole, pending = None if then_cut else sequence.snapshot(), sequence.pending
+        sequence.tokens, sequence.pending = list(tokens), []
+        sequence.repair()
+        if sequence.tokens and (snapshot := sequence.snapshot()) is not None:
+            self._on_disk.write(tokens, snapshot)
+        if whole is not None and sequence.restore(whole):
+            sequence.pending = pending
+
+    def _disk_for(self, sequence: KVSequence, n_tokens: int, seconds: float) -> KeptPrefixes | None:
+        """Where to keep what a sequence holds, if that is worth it."""
+        disk = self._on_disk
+        return disk if disk and disk.is_worth_it(n_tokens, seconds, self.kv.n_state_bytes(sequence.id)) else None
 
 
 def _n_known(known: list[int], tokens: list[int]) -> int:

@@ -69,6 +69,11 @@ class Inbox:
             elif any(request.number == number for request in self._requests):
                 self._unwanted.add(number)
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is a request within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._requests), timeout_s)
+
     def next(self) -> Request:
         """Wait for the next request, which is then being served."""
         with self._changed:

@@ -65,6 +65,10 @@ class KeptPrefixes:
     def is_worth_it(self, n_tokens: int, seconds: float, n_bytes: int) -> bool:
         return is_worth_it(n_tokens, seconds, n_bytes, self._store.least_s)
 
+    @property
+    def is_writing(self) -> bool:
+        return self._is_writing
+
     def write(self, tokens: Sequence[int], snapshot: Snapshot) -> None:
         """Soon. Dropped where the disk is too slow for so many."""
         with self._changed:

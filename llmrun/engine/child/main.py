@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 _NO_VOCABULARY = "it has no vocabulary, so no text can be given to it"
 _OF_A_MODEL = ("model", "LoRA")
+_IDLE_S = 0.5
+"""So long nothing is asked, before what can wait is done."""
 _NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}  # enum ggml_numa_strategy
 
 clock = time.perf_counter
@@ -484,6 +486,8 @@ def main(kind: type[Worker] = Worker) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
+        while (slots := worker.slots) is not None and slots.has_due and not inbox.wait(_IDLE_S):
+            slots.do_due()
         request = inbox.next()
         worker.serve(request)
         inbox.done(request.number)

@@ -106,6 +106,14 @@ class Slots:
     def flush(self, request: protocol.Flush) -> None:
         self._host.send(protocol.Flushed(self._beginnings.wait(request.timeout_s)))
 
+    @property
+    def has_due(self) -> bool:
+        """Whether something is to be done once there is time for it."""
+        return self._beginnings.has_due
+
+    def do_due(self) -> None:
+        self._beginnings.write_due()
+
     def prepare(self, request: protocol.Prepare) -> None:
         sequence = self._kv.sequences[0]
         self._make_room(0, -1, keep=True)
@@ -494,7 +502,7 @@ class Slots:
         else:
             self._sample(slot, index)
         if not slot.is_bulk and self._kv.rolls_back and len(slot.sequence.tokens) == len(slot.prompt):
-            self._beginnings.write(slot.sequence, n_new, prefill_s, but_the_last=True)
+            self._beginnings.write_later(slot.sequence, n_new, prefill_s)
 
     # -- token by token ---
 
