@@ -111,15 +111,23 @@ class Channel:
                 self._outgoing[0] = line[n_written:]
             self._is_torn = False
             if not n_written:
-                watch = self.not_idle(watch)
+                watch = self._not_idle(watch)
                 self.child.wait_for_room(0.5)
 
-    def not_idle(self, watch: IdleWatch | None) -> IdleWatch:
+    def _not_idle(self, watch: IdleWatch | None) -> IdleWatch:
         """Watches the child that is waited for. Raises once it has used no CPU for too long."""
-        watch = watch or IdleWatch(self.child.pid, self.limits.idle_s)
+        watch = watch or self.watch()
         if watch.is_idle():
-            raise self.ended(f"did nothing for {duration(self.limits.idle_s)}")
+            raise self.hung()
         return watch
+
+    def watch(self) -> IdleWatch:
+        """Of the child: whether it has used no CPU for too long."""
+        return IdleWatch(self.child.pid, self.limits.idle_s)
+
+    def hung(self) -> EngineCrashed:
+        """End a child that is idle, and say so."""
+        return self.ended(f"did nothing for {duration(self.limits.idle_s)}")
 
     # -- from the child ---
 
@@ -158,7 +166,7 @@ class Channel:
         """The next message about a request, however long it takes, as long as the child computes."""
         watch = None
         while (message := self.receive(number, time.monotonic() + 1)) is None:
-            watch = self.not_idle(watch)
+            watch = self._not_idle(watch)
         return message
 
     def any_answer(self, numbers: Collection[int], deadline: float | None = None) -> tuple[int, Message] | None:
@@ -172,7 +180,7 @@ class Channel:
             if not self._read(soon if deadline is None else min(soon, deadline)):
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
-                watch = self.not_idle(watch)
+                watch = self._not_idle(watch)
 
     def answer_within(self, number: int, limit_s: float) -> Message | None:
         """The only message about a request, or None after so many seconds; the request is forgotten."""

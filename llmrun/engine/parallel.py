@@ -30,7 +30,7 @@ from llmrun.engine.protocol import (
     Started,
     Tokens,
 )
-from llmrun.errors import LlmrunError
+from llmrun.errors import EngineCrashed, LlmrunError
 from llmrun.options.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -123,9 +123,13 @@ class Parallel(interface.Parallel):
         """What may be waited for until there is news."""
         return self._engine.connection.child.fileno()
 
-    def not_idle(self, watch: IdleWatch | None) -> IdleWatch:
-        """Watches the engine while news are waited for elsewhere. Raises once it has used no CPU for too long."""
-        return self._engine.connection.not_idle(watch)
+    def watch(self) -> IdleWatch:
+        """Of the engine, for who waits for news elsewhere: whether it has used no CPU for too long."""
+        return self._engine.connection.watch()
+
+    def hung(self) -> EngineCrashed:
+        """End an engine that is idle, and say so."""
+        return self._engine.connection.hung()
 
     def _take_reply(self, asked: Asked, event: Message) -> None:
         match event:

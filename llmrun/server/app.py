@@ -540,7 +540,8 @@ async def _events(request: Request, reply: Reply, streams: Sequence[Stream]) -> 
     answers = [await stream.begun() for stream in streams]
     for stream in streams:
         stream.ring(bell)
-    yield [event for i, answer in enumerate(answers) for event in writer.begin(i, answer)]
+    if begun := [event for i, answer in enumerate(answers) for event in writer.begin(i, answer)]:
+        yield begun
     left, said_s = dict(enumerate(streams)), loop.time()
     while left:
         bell.clear()
@@ -550,7 +551,8 @@ async def _events(request: Request, reply: Reply, streams: Sequence[Stream]) -> 
                 said_s = loop.time()
             if stream.is_over:
                 stream.now()  # raises what it ended with
-                yield [*writer.end(i, answers[i])]
+                if events := [*writer.end(i, answers[i])]:
+                    yield events
                 del left[i]
         if left and not bell.is_set():
             timer = loop.call_at(said_s + _PING_S, bell.set)
@@ -560,7 +562,8 @@ async def _events(request: Request, reply: Reply, streams: Sequence[Stream]) -> 
                 yield []
                 said_s = loop.time()
     _check_format(request, answers)
-    yield [*writer.close(answers)]
+    if events := [*writer.close(answers)]:
+        yield events
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

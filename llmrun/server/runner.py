@@ -282,9 +282,12 @@ class Runner:
                 raise self.error or Stopping("the server is stopping")
             self._waiting.append(stream)
             self._fill()
-            if len(self._waiting) > self.most_waiting:
+            # While it is loaded, as many more as will be answered at once.
+            room = self.most_waiting + (0 if self._answers else max(1, self.n_slots))
+            if len(self._waiting) > room:
                 self._waiting.remove(stream)
-                raise Busy(f"{len(self._waiting)} requests wait already")
+                n, at_most = len(self._waiting), "as many as may"
+                raise Busy(f"{n} requests wait already, {at_most}" if n else "all places are taken, and none may wait")
             self._lock.notify()
         self._listen()
         return stream
@@ -324,9 +327,11 @@ class Runner:
         while self._thread.is_alive() and time.monotonic() < ended:
             await asyncio.sleep(0.01)
         if self._thread.is_alive() and self.engine is not None:  # deep in a native call
-            self.engine.close()
+            engine = self.engine
             with self._lock:
                 self._fail(Stopping("the server is stopping"))
+            self._listen()  # no more: before its file is closed
+            engine.close()
             await asyncio.to_thread(self._thread.join)
 
     def _listen(self) -> None:
@@ -346,7 +351,7 @@ class Runner:
 
     def _hear(self) -> None:
         """Take in what the engine says, and tell those that it is for."""
-        answers = self._answers
+        answers = self._answers if self._heard is not None else None  # a call of before may come late
         try:
             for _ in range(_MOST_NEWS):
                 if answers is None or (news := answers.any_news(0)) is None:
@@ -454,21 +459,25 @@ class Runner:
 
     def _wait(self, answers: Parallel) -> None:
         """Until it is to end, and nothing is being made. Raises what the engine broke with."""
-        watch, n_news = None, self._n_news
-        try:
-            while self._fault is None:
-                with self._lock:
-                    is_busy = bool(self._active or self._questions)
-                    if self._closing and not is_busy:
-                        break
-                    if self._fault is None:
-                        self._lock.wait(_LOOK_S if is_busy else None)
-                watch, n_news = answers.not_idle(watch if is_busy and n_news == self._n_news else None), self._n_news
-        finally:
+        watch, n_news, is_hung = answers.watch(), self._n_news, False
+        while self._fault is None and not is_hung:
+            with self._lock:
+                is_busy = bool(self._active or self._questions)
+                if self._closing and not is_busy:
+                    break
+                if self._fault is None:
+                    self._lock.wait(_LOOK_S if is_busy else None)
+            if is_busy and n_news == self._n_news:
+                is_hung = watch.is_idle()
+            else:
+                watch, n_news = answers.watch(), self._n_news
+        with self._lock:
             self._answers = None
-            self._stop_listening()
+        self._stop_listening()
         if self._fault is not None:
             raise self._fault
+        if is_hung:
+            raise answers.hung()
 
     def _stop_listening(self) -> None:
         """Before the file is closed; who reads from it next is this thread."""
@@ -479,7 +488,8 @@ class Runner:
             ended.set()
 
         self._post(end)
-        ended.wait(_LOOK_S)
+        while not (ended.wait(_LOOK_S) or self._loop.is_closed()):
+            pass
 
     def _count(self, answer: SubmittedAnswer, error: LlmrunError | None) -> None:
         timing, totals = answer.timing, self.totals
@@ -512,9 +522,12 @@ class Runner:
         if was_ready:
             self.totals.n_crashes += 1
             self.totals.n_errors += len(streams)
-            self.on_note(f"{self.name}: {error.message}; it is loaded again")
+            if not self._closing:
+                self.on_note(f"{self.name}: {error.message}; it is loaded again")
         else:
             self.error, self.state = error, "failed"
+            if self.totals.n_crashes:
+                self.on_note(f"{self.name}: {error.message}")
             self._post(lambda: self._refuse_all(error))
             self._closing = True
         for stream in streams:

@@ -18,8 +18,8 @@ from llmrun.codec import Struct
 from llmrun.errors import UsageError
 
 _BACKLOG = 512
-_GRACE_S = 5
-"""For the last words of those whose time is over."""
+_GRACE_S = 15
+"""For the last words of those whose time is over: an engine that has to be killed is, within ten seconds."""
 
 
 class Running(Struct):

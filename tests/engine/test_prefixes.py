@@ -226,6 +226,16 @@ def test_written_once_there_is_time(exact: Path, home: Path) -> None:
         assert more.timing.n_cached >= answer.timing.n_prompt
 
 
+def test_written_before_it_is_lost(exact: Path, home: Path) -> None:
+    """Sequences are given up with those that answered side by side, as where a server unloads a model."""
+    with ChildEngine(exact, open_header(exact), EXACT, limits=KEEPS, keeps_prefixes="m") as engine:
+        with engine.parallel(2, 1000) as answers:
+            made = answers.submit(text(90), GREEDY, options=PromptOptions(reuse=True))
+            assert answers.wait() is made
+        engine.flush()
+    assert [entry.n_tokens for entry in prefixes.entries()] == [made.timing.n_prompt - 1]
+
+
 def test_on_a_device(micro: Path, home: Path, rpc_worker: Callable[..., str]) -> None:
     """However much of its memory is free: what counts is which layers lie there."""
     endpoint, known = rpc_worker(), []

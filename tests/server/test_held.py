@@ -170,6 +170,15 @@ def test_where_an_answer_to_messages_ends(micro: Path, tmp_path: Path) -> None:
         assert server.ask(COMPLETIONS, text)[1]["choices"][0]["text"].startswith("a<|im_end|>a")
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/api/chat"])
+def test_nothing_but_events(tiny_server: Server, path: str) -> None:
+    """A ping is for who would else hear nothing for seconds."""
+    asked = {"prompt": "a", "max_tokens": 12} if path == COMPLETIONS else _body(path, [ASK])
+    _, found = tiny_server.ask(path, {**asked, "stream": True})
+    lines = [line for line in found.splitlines() if line]
+    assert len(lines) > 2 and all(line.startswith("{" if path == "/api/chat" else "data: ") for line in lines)
+
+
 def test_thinking_is_held_or_refused(tiny_server: Server, tmp_path: Path) -> None:
     """Ollama's `think`, and the capability that its clients look at, by the template."""
     body = {"model": "tiny", "messages": [ASK], "stream": False, "options": {"num_predict": 8}}

@@ -108,6 +108,25 @@ def test_questions_wait_for_nobody(busy: Path) -> None:
     run(work())
 
 
+def test_no_queue_after_a_crash(busy: Path) -> None:
+    """Who asks first while it is loaded again has a place, though nobody may wait for one."""
+
+    async def work() -> None:
+        runner = Runner("busy", opener(busy), width(1), most_waiting=0)
+        short = replace(ENDLESS, max_tokens=2)
+        await text_of(runner.submit("a", short, OPTIONS))
+        assert runner.engine
+        os.kill(pid := runner.engine.pid, signal.SIGKILL)
+        await asyncio.to_thread(until_gone, pid)
+        again = runner.submit("a", short, OPTIONS)
+        with pytest.raises(Busy, match="wait already|none may wait"):
+            runner.submit("b", short, OPTIONS)
+        await text_of(again)
+        await runner.close()
+
+    run(work())
+
+
 def test_an_engine_that_does_nothing(busy: Path) -> None:
     """It is ended, and who asks next has a new one; nobody waits for it for ever."""
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 clock = time.perf_counter
 
+_WRITING_S = 10.0
+"""At most so long what is to be kept on disk is waited for, where it would be lost."""
 _PATIENCE = 4
 """Steps that answers which lie apart are computed in two parts, until they are moved together: another one may come to
 lie between them by then."""
@@ -84,12 +86,13 @@ class Slots:
         self._host.send(protocol.Decoded(self._vocab.detokenize(request.ids)))
 
     def reserve(self, request: protocol.Reserve) -> None:
-        """From now on so many answers side by side. What was remembered is lost.
+        """From now on so many answers side by side. What was remembered is lost, but for what is due on disk.
 
         Where the weights are there in both layouts, several are made with those as in the file: states can't be handed
         over between contexts of one sequence and of several (llama.cpp: "n_stream mismatch"), and for many at once
         these are as fast as the others (0.6 B Q4_K_M, 16 at once: 255 and 269 t/s, prompts 643 and 451).
         """
+        self._beginnings.wait(_WRITING_S)
         self._kv.close()
         self._kv = self._host.kv
         self._plain = self._host.plain_kv
