@@ -89,12 +89,26 @@ def plain(value: object) -> Any:
 
 
 def decode(data: bytes | str | Raw, kind: type[_T]) -> _T:
-    """The value of this type in `data`. Raises `Malformed`."""
+    """The value of this type in `data`. Raises `Malformed`. 5.0 is a whole number too, as JSON has one kind alone."""
+    decoder: msgspec.json.Decoder[_T] = _decoder(kind)
     try:
-        decoder: msgspec.json.Decoder[_T] = _decoder(kind)
-        return decoder.decode(data)
+        try:
+            return decoder.decode(data)
+        except msgspec.ValidationError as error:
+            if "`, got `float`" not in str(error):
+                raise
+            return decoder.decode(msgspec.json.encode(_whole(msgspec.json.decode(data))))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(str(error)) from error
+
+
+def _whole(value: Any) -> Any:
+    """The same with 5 for 5.0."""
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
 
 
 def convert(value: object, kind: type[_T]) -> _T:

@@ -95,6 +95,16 @@ def test_the_place_of_what_is_wrong(document: Any, place: str, problem: str) -> 
     assert error.value.place == place and error.value.problem.startswith(problem)
 
 
+def test_whole_numbers_as_json_has_them() -> None:
+    """5.0 and 5e0 are 5, as in JSON Schema; 5.5 is none, and what no float holds exactly is not guessed at."""
+    assert codec.decode(b'{"name": "x", "n": 5.0}', Outer) == codec.decode(b'{"name": "x", "n": 5e0}', Outer)
+    assert codec.decode(b'{"name": "x", "n": 5.0}', Outer).n == 5
+    for no in (b"5.5", b"1e300", b"-0.1"):
+        with pytest.raises(codec.Malformed) as error:
+            codec.decode(b'{"name": "x", "n": ' + no + b"}", Outer)
+        assert error.value.problem == "must be a whole number or null, not a number"
+
+
 def test_a_type_that_many_threads_meet_at_once() -> None:
     """msgspec would end the process: one thread reads of the type what another is still finding out."""
     done = subprocess.run([sys.executable, "-c", _AT_ONCE], capture_output=True, text=True, check=False)

@@ -36,6 +36,7 @@ class Channel:
         child: that there is now.
         limits: of its silence.
         of_death: the error for the end of a child that was waited for.
+        on_full: told that the child takes no more at the moment, by who will `flush` later; None: who sends waits.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Channel:
     ) -> None:
         """`who` the child is in messages to users."""
         self._who, self.limits, self.of_death = who, limits or Limits(), of_death
+        self.on_full: Callable[[], None] | None = None
         self._writing = threading.Lock()
         self._begin(child)
 
@@ -89,15 +91,21 @@ class Channel:
         interrupt leaves in the middle is finished by the next call.
         """
         self._outgoing.append(protocol.encode(number, message))
-        while self._outgoing and self._writing.acquire(blocking=False):  # who holds it, sends ours as well
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was not sent yet."""
+        is_full = False
+        while self._outgoing and not is_full and self._writing.acquire(blocking=False):  # who holds it, sends ours too
             try:
-                self._flush()
+                is_full = not self._flush()
             except Gone:
                 raise self.of_death(self.child.death()) from None
             finally:
                 self._writing.release()
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Whether everything is sent."""
         watch = None
         while self._outgoing:
             if self._is_torn:  # interrupted at the one place where it is not known what the child has got
@@ -111,8 +119,12 @@ class Channel:
                 self._outgoing[0] = line[n_written:]
             self._is_torn = False
             if not n_written:
+                if self.on_full is not None:
+                    self.on_full()
+                    return False
                 watch = self._not_idle(watch)
                 self.child.wait_for_room(0.5)
+        return True
 
     def _not_idle(self, watch: IdleWatch | None) -> IdleWatch:
         """Watches the child that is waited for. Raises once it has used no CPU for too long."""

@@ -6,6 +6,7 @@ One thread may ask while another waits for what comes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -122,6 +123,18 @@ class Parallel(interface.Parallel):
     def fileno(self) -> int:
         """What may be waited for until there is news."""
         return self._engine.connection.child.fileno()
+
+    def send_later(self, on_full: Callable[[], None] | None) -> None:
+        """Never wait until the engine takes a request: `on_full` is told that it has to be waited for elsewhere, until
+        `stdin_fileno` is ready for more, and then `flush` called. None: wait, as at first."""
+        self._engine.connection.on_full = on_full
+
+    def stdin_fileno(self) -> int:
+        return self._engine.connection.child.stdin_fileno()
+
+    def flush(self) -> None:
+        """Raises `EngineCrashed`."""
+        self._engine.connection.flush()
 
     def watch(self) -> IdleWatch:
         """Of the engine, for who waits for news elsewhere: whether it has used no CPU for too long."""

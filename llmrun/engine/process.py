@@ -88,7 +88,7 @@ class Child:
         self._process = Popen([sys.executable, "-c", boot], stdin=PIPE, stdout=PIPE, stderr=self._log, env=environment)
         assert self._process.stdin and self._process.stdout
         self._to, self._from = self._process.stdin, self._process.stdout
-        self._fileno = self._from.fileno()
+        self._fileno, self._stdin_fileno = self._from.fileno(), self._to.fileno()
         os.set_blocking(self._to.fileno(), False)
         self.closed = False
 
@@ -108,6 +108,10 @@ class Child:
             return 0
         except (BrokenPipeError, ValueError):  # ValueError: closed by us
             raise Gone from None
+
+    def stdin_fileno(self) -> int:
+        """Of what it is written to; also when it is closed."""
+        return self._stdin_fileno
 
     def wait_for_room(self, timeout_s: float) -> None:
         """Until the child's stdin takes more, or the time is over."""

@@ -192,14 +192,15 @@ class Api:
         gone = asyncio.create_task(_gone(http))
         found: list[Embedded] = []
         try:
-            for first, part in embeddings.parts_of(asked.inputs):
-                assert runner.width is not None
-                n_most = runner.width.n_ctx_most
-                question = Embed(part, model.pooling, model.is_causal, n_most, asked.truncates, first)
-                reply = await _or_gone(asyncio.ensure_future(runner.ask(question)), gone)
-                assert isinstance(reply, Embedded)
-                runner.totals.n_embedded += sum(reply.n_tokens)
-                found.append(reply)
+            with runner.held():
+                for first, part in embeddings.parts_of(asked.inputs):
+                    assert runner.width is not None
+                    n_most = runner.width.n_ctx_most
+                    question = Embed(part, model.pooling, model.is_causal, n_most, asked.truncates, first)
+                    reply = await _or_gone(asyncio.ensure_future(runner.ask(question)), gone)
+                    assert isinstance(reply, Embedded)
+                    runner.totals.n_embedded += sum(reply.n_tokens)
+                    found.append(reply)
         finally:
             gone.cancel()
         seconds = time.perf_counter() - begin_s
@@ -262,11 +263,13 @@ class Api:
     async def health(self, http: HttpRequest) -> Response:
         """503 while nothing can be answered at once."""
         runners = self.pool.runners.values()
-        loading = any(runner.state == "loading" for runner in runners)
-        ready = any(runner.state == "ready" for runner in runners) or not runners
-        if loading and not ready:
+        states = {runner.state for runner in runners}
+        if not states or "ready" in states:
+            return _json({"status": "ok"})
+        if "loading" in states:
             return _error(dialects.CHAT, 503, "a model is being loaded", code="loading")
-        return _json({"status": "ok"})
+        why = next((runner.error.message for runner in runners if runner.error is not None), "it is unloaded")
+        return _error(dialects.CHAT, 503, f"no model can be asked: {why}", code="not_loaded")
 
     async def props(self, http: HttpRequest) -> Response:
         settings = {model.name: codec.plain(model.sampling) for model in self.pool.models.values()}

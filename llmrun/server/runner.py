@@ -16,8 +16,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -234,7 +234,8 @@ class Runner:
         self._answers: Parallel | None = None
         self._fault: Exception | None = None  # what the engine broke with, for its thread
         self._heard: int | None = None  # the file that the loop listens to
-        self._n_news = 0
+        self._full: int | None = None  # the file that takes no more at the moment
+        self._n_news = self._n_held = 0
         self._closing = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=f"engine {self.name}", daemon=True)
@@ -262,7 +263,16 @@ class Runner:
 
     @property
     def is_idle(self) -> bool:
-        return not (self._active or self._waiting or self._questions or self._early)
+        return not (self._active or self._waiting or self._questions or self._early or self._n_held)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """It is not idle, also between two questions of this block."""
+        self._n_held += 1
+        try:
+            yield
+        finally:
+            self._n_held -= 1
 
     async def ready(self) -> None:
         """Wait until it is loaded. Raises why it can't be."""
@@ -341,6 +351,9 @@ class Runner:
             wanted = answers.fileno() if answers is not None and (self._active or self._questions) else None
             if wanted is None:
                 self._lock.notify()  # whoever waits for the last of it
+        if self._full is not None and (answers is None or answers.stdin_fileno() != self._full):
+            self._loop.remove_writer(self._full)
+            self._full = None
         if wanted == self._heard:
             return
         if self._heard is not None:
@@ -348,6 +361,24 @@ class Runner:
         self._heard = wanted
         if wanted is not None:
             self._loop.add_reader(wanted, self._hear)
+
+    def _write_later(self) -> None:
+        """The engine's pipe is full: go on when it isn't."""
+        if (answers := self._answers) is not None and self._full is None:
+            self._full = answers.stdin_fileno()
+            self._loop.add_writer(self._full, self._write)
+
+    def _write(self) -> None:
+        if self._full is not None:
+            self._loop.remove_writer(self._full)
+            self._full = None
+        try:
+            if (answers := self._answers) is not None:
+                answers.flush()
+        except LlmrunError as error:
+            with self._lock:
+                self._fail(error)
+        self._listen()
 
     def _hear(self) -> None:
         """Take in what the engine says, and tell those that it is for."""
@@ -449,6 +480,7 @@ class Runner:
             self.state = "closed"
 
     def _begin(self, answers: Parallel) -> None:
+        answers.send_later(partial(self._post, self._write_later))
         with self._lock:
             self._answers, self._fault, self.state = answers, None, "ready"
             early, self._early = self._early, []
@@ -474,6 +506,7 @@ class Runner:
         with self._lock:
             self._answers = None
         self._stop_listening()
+        answers.send_later(None)
         if self._fault is not None:
             raise self._fault
         if is_hung:

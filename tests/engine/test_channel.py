@@ -70,6 +70,21 @@ def test_requests_have_numbers() -> None:
     assert sent(child) == [(first, "Count"), (second, "Count"), (first, "Cancel")]
 
 
+def test_a_child_that_takes_no_more() -> None:
+    """Who has something else to do is told, and goes on later: all arrives, in order."""
+    child, told = Played(room=3), list[bool]()
+    channel = Channel(child)
+    channel.on_full = lambda: told.append(True)
+    first = channel.request(Count("a"))
+    child.room = 0
+    second = channel.request(Count("b"))
+    channel.send(first, Cancel())
+    assert sent(child) == [(first, "Count")] and len(told) == 2
+    child.room = 1 << 20
+    channel.flush()
+    assert sent(child) == [(first, "Count"), (second, "Count"), (first, "Cancel")] and len(told) == 2
+
+
 def test_answers_go_to_their_requests() -> None:
     """In whatever order they come; what comes about a forgotten one is dropped."""
     child = Played()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,20 @@ def test_a_stop_string_across_tokens() -> None:
     answer = Answer("one_ tw o_three four", stop=["wo"])
     assert (answer.text, answer.state.stop_reason, answer.state.stop) == ("one t", "stop", "wo")
     assert answer.words == ["one_", "tw", "o_three"]
+
+
+def test_no_probabilities_of_a_stop_string() -> None:
+    """Told are those of tokens of which something is shown; what was held back and turned out to be none, as well."""
+
+    def told(text: str, **options: Any) -> list[str]:
+        answer = Answer(text, n_logprobs=0, **options)
+        return [each.piece.decode() for message in answer.sent for each in message.logprobs]
+
+    assert told("one_ tw o_three four", stop=["wo"]) == ["one_", "tw"]
+    assert told("one_ t w o four", stop=["two"]) == ["one_"]
+    assert told("one_ t w a", stop=["two"], max_tokens=4) == ["one_", "t", "w", "a"]
+    assert told("one_ t w", stop=["two"], max_tokens=3) == ["one_", "t", "w"]
+    assert told(f"a b {EOS}", stop=["bc"]) == ["a", "b"]
 
 
 def test_a_stop_string_is_worth_more_than_the_length() -> None:

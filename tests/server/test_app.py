@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +13,11 @@ from typing import Any
 
 import pytest
 from test_runner import opener, run, width
-from waiting import HANGS_S
+from waiting import HANGS_S, until_gone
 
 from llmrun import codec
+from llmrun.engine.engine import ChildEngine
+from llmrun.errors import OutOfMemory
 from llmrun.options.load import LoadConfig
 from llmrun.server import app
 from llmrun.server.pool import Served
@@ -118,3 +122,42 @@ def test_a_mistake_of_ours(micro: Path, path: str, form: Any) -> None:
     run(work())
     assert sent[0]["status"] == 500
     codec.convert(json.loads(sent[1]["body"]), form)
+
+
+def test_a_model_that_can_not_be_loaded_again(micro: Path) -> None:
+    """Nothing can be asked then: /health says so, and why, until somebody asks with more luck."""
+    engines: list[ChildEngine] = []
+    load, lacks = opener(micro), "it needs more memory than is free"
+
+    def opens() -> ChildEngine:
+        if len(engines) == 1 and not has_failed:
+            has_failed.append(True)
+            raise OutOfMemory(lacks)
+        engines.append(load())
+        return engines[-1]
+
+    has_failed: list[bool] = []
+    made, stop = app.made([Served("micro", micro, opens, width(1))], preload=False)
+
+    async def tokens() -> bytes:
+        data = bytearray()
+
+        async def send(message: dict[str, Any]) -> None:
+            data.extend(message.get("body", b""))
+
+        await _asked(made, "/tokenize", {"content": "a b"}, send)
+        return bytes(data)
+
+    async def work() -> None:
+        async with _begun(made):
+            found = await tokens()
+            assert b'"tokens"' in found and json.loads(await _told(made, "/health")) == {"status": "ok"}
+            os.kill(engines[0].pid, signal.SIGKILL)
+            await asyncio.to_thread(until_gone, engines[0].pid)
+            assert lacks in (await tokens()).decode()
+            error = json.loads(await _told(made, "/health"))["error"]
+            assert error["code"] == "not_loaded" and lacks in error["message"]
+            assert await tokens() == found and json.loads(await _told(made, "/health")) == {"status": "ok"}
+            await stop()
+
+    run(work())

@@ -146,6 +146,29 @@ def test_an_engine_that_does_nothing(busy: Path) -> None:
     run(work())
 
 
+def test_a_message_longer_than_the_pipe(busy: Path) -> None:
+    """An engine that does not read it holds up nobody but who asked; then it goes on where it was."""
+
+    async def work() -> None:
+        runner = Runner("busy", opener(busy), width(1))
+        await runner.ready()
+        assert runner.engine
+        os.kill(runner.engine.pid, signal.SIGSTOP)
+        asked = [asyncio.ensure_future(runner.ask(Encode("a b " * n))) for n in (1 << 17, 1)]
+        await asyncio.sleep(0.05)
+        os.kill(runner.engine.pid, signal.SIGCONT)
+        long, short = await asyncio.gather(*asked)
+        assert isinstance(long, Encoded) and isinstance(short, Encoded) and len(long.ids) > 1000 * len(short.ids)
+        os.kill(runner.engine.pid, signal.SIGSTOP)
+        lost = asyncio.ensure_future(runner.ask(Encode("a b " * (1 << 17))))
+        await asyncio.sleep(0.05)
+        os.kill(runner.engine.pid, signal.SIGKILL)
+        assert isinstance(await lost, Encoded) and runner.totals.n_crashes == 1
+        await runner.close()
+
+    run(work())
+
+
 def test_an_engine_that_died_while_nobody_asked(busy: Path) -> None:
     """Whoever asks next, for an answer or about tokens, has it from a new one."""
 

@@ -32,17 +32,23 @@ class StopSearch:
 
     Attributes:
         found: the number of the stop string that has come; it and what follows are not shown. None: none has.
+        n_given, n_shown: characters that came, and those of them that could be shown.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = [(i, string) for i, string in enumerate(strings) if string]
         self._held = ""
         self.found: int | None = None
+        self.n_given = self.n_shown = 0
 
     def add(self, text: str) -> str:
         """What can be shown now."""
-        if not self._strings:
-            return text
+        self.n_given += len(text)
+        shown = self._found_in(text) if self._strings else text
+        self.n_shown += len(shown)
+        return shown
+
+    def _found_in(self, text: str) -> str:
         self._held += text
         found = ((at, i) for i, string in self._strings if (at := self._held.find(string)) >= 0)
         if first := min(found, default=None):
@@ -56,6 +62,7 @@ class StopSearch:
     def finish(self) -> str:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
+        self.n_shown += len(held)
         return held
 
 
@@ -85,6 +92,16 @@ class AnswerText:
     def stop(self) -> int | None:
         """The number of the stop string that has come."""
         return self._stop.found
+
+    @property
+    def n_given(self) -> int:
+        """Characters of the answer so far, and of what may be a stop string."""
+        return self._stop.n_given
+
+    @property
+    def n_shown(self) -> int:
+        """Those of them that could be shown."""
+        return self._stop.n_shown
 
     def add(self, piece: bytes, sign: str = "") -> tuple[str, str]:
         """What can be shown after these bytes, of the answer and of the thinking; `sign` is found, and never shown."""

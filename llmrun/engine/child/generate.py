@@ -6,6 +6,7 @@ Child process only. Nothing here knows llama.cpp: `slots.py` has the context and
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ class TokenBatch:
     def take(self, now_s: float, n_thinking: int = 0) -> Tokens | None:
         """The message with all of them; None if there is nothing to send. `n_thinking` is of the answer so far."""
         made = self._made
-        if not (made.ids or made.text or made.thought or made.calls):
+        if not (made.ids or made.text or made.thought or made.calls or made.logprobs):
             return None
         made.n_thought = n_thinking - self._n_thinking
         self._made, self._n_thinking, self._sent_s = Tokens([], [], ""), n_thinking, now_s
@@ -147,6 +148,7 @@ class GenerationState:
             self._stops.strings, thinking.splitter if thinking else None, tools.splitter if tools else None
         )
         self._batch = TokenBatch(coalesce_s)
+        self._unshown: deque[tuple[int, TokenLogprobs]] = deque()  # with the place in the text where it begins
         self.n_tokens = 0
         self.stop_reason: StopReason | None = "length" if max_tokens == 0 else None
 
@@ -167,6 +169,7 @@ class GenerationState:
         piece = self._piece(token)
         sign = "" if piece else self._stops.sign(token)  # a tag of the thinking has its text already
         was_inside = thinking is not None and thinking.splitter.inside
+        begins_at = text.n_given
         answer, thought = text.add(piece, sign)
         is_thought = was_inside or (thinking is not None and thinking.splitter.inside)
         if self._tools is not None:
@@ -174,7 +177,8 @@ class GenerationState:
             if is_free and not is_thought and not self._tools.must:
                 self._source.follow(token)
         if self._n_logprobs is not None and not is_thought:
-            self._batch.add_logprobs(self._source.logprobs(context, index, token, self._n_logprobs))
+            self._unshown.append((begins_at, self._source.logprobs(context, index, token, self._n_logprobs)))
+        self._tell_logprobs()
         if thinking is not None:
             thinking.update(was_inside=was_inside)
         self._batch.add_text(answer, thought)
@@ -212,7 +216,15 @@ class GenerationState:
         """Send what is left, the text that was held back included."""
         self._batch.add_text(*self._text.finish(cut=self.stop_reason != "end"))
         self._batch.add_calls(self._text.take_calls())
+        self._tell_logprobs(all_of_them=not self._text.stopped)
         self._flush()
+
+    def _tell_logprobs(self, *, all_of_them: bool = False) -> None:
+        """Of the tokens of which something is shown: none that is of a stop string alone."""
+        text, unshown = self._text, self._unshown
+        all_of_them = all_of_them or (text.n_shown == text.n_given and not text.stopped)
+        while unshown and (all_of_them or unshown[0][0] < text.n_shown):
+            self._batch.add_logprobs(unshown.popleft()[1])
 
     def _next_token(self, context: Any, index: int) -> int:
         thinking, source = self._thinking, self._source
