@@ -4,8 +4,8 @@
     .venv/bin/python scripts/check_constraints.py [3.10 …]
 
 pip is asked, for each Python, as if it were that one: two to three minutes. A pin that needs a newer Python leaves
-whoever has an older one with a set-up that fails, and is found by nobody who has not. llama-cpp-python has no wheels, and
-is left out. Exit status: 1 where a version can't be had.
+whoever has an older one with a set-up that fails, and is found by nobody who has not. llama-cpp-python has no wheels,
+and is left out. Exit status: 1 where a version can't be had.
 """
 
 from __future__ import annotations
