@@ -25,9 +25,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmrun.errors import LlmrunError
 from llmrun.planning.predict import speed
@@ -206,10 +207,10 @@ def fitted(residuals: Callable[[Values], list[float]], start: Values, fixed: Ite
     names = [name for name in start if name not in fixed]
     origin = at = np.log([start[name] for name in names])
 
-    def of(point: np.ndarray) -> np.ndarray:
+    def of(point: NDArray[Any]) -> NDArray[Any]:
         return np.array(residuals({**start, **dict(zip(names, np.exp(point).tolist(), strict=True))}))
 
-    def cost(errors: np.ndarray, point: np.ndarray) -> float:
+    def cost(errors: NDArray[Any], point: NDArray[Any]) -> float:
         far = np.abs(errors)
         robust = np.where(far < _HUBER, far**2 / 2, _HUBER * (far - _HUBER / 2)).sum()
         return float(robust + _PULL * ((point - origin) ** 2).sum() / 2)

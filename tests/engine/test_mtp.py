@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import EXACT
+from numpy.typing import NDArray
 from test_kv_context import text
 
 from llmrun.engine.engine import ChildEngine
@@ -51,7 +52,7 @@ def make_it_repeat(path: Path) -> None:
             file.write(np.broadcast_to(value, [*reversed(tensor.shape)]).astype(np.float32).tobytes())
 
 
-def read(path: Path, name: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def read(path: Path, name: str) -> NDArray[np.float32]:
     header = open_header(path)
     tensor = header.tensor(name)
     assert tensor is not None
