@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from llmrun import codec
 from llmrun.engine.buffers import by_device
 from llmrun.engine.connection import Connection
-from llmrun.engine.devices import Found
+from llmrun.engine.devices import Found, built
 from llmrun.engine.protocol import (
     DraftSettings,
     Failed,
@@ -29,6 +29,7 @@ from llmrun.errors import Change, EngineCrashed, UsageError
 from llmrun.gguf.reader import Header
 from llmrun.gguf.rules import open_adapter
 from llmrun.gguf.stub import stub_file
+from llmrun.machine.backends import why_no_devices
 from llmrun.machine.hardware import available_memory, default_threads
 from llmrun.machine.proc import Proc
 from llmrun.models.quants import split_parts
@@ -95,7 +96,8 @@ class Loader:
     def planner(self, expected: Expected, budgets: tuple[DeviceBudget, ...] | None = None) -> Iterator[Planner]:
         """Plans of the model with one layout and another, while the block runs. `budgets`: as `plan` has them."""
         if budgets is None:
-            budgets = usable_devices(self._config, self.found.devices)
+            devices = self.found.devices
+            budgets = usable_devices(self._config, devices, why_no_devices(built(), devices) or "RAM alone")
         measure: MeasureLayout = _unmeasured
         with ExitStack() as stack:
             with suppress(OSError):  # no room for it: then the compute buffers stay unknown

@@ -61,14 +61,21 @@ def missing_library(said: str) -> MissingLibrary | None:
     return MissingLibrary(found[-1]) if found else None
 
 
-def without_devices(
+def without_devices(built: Iterable[str], devices: Iterable[Device]) -> str | None:
+    """Why the CPU computes, with a build that is for GPUs, in a line; None where it has one, or is for none. As
+    `why_no_devices`."""
+    why = why_no_devices(built, devices)
+    return None if why is None else f"{why}: the CPU computes"
+
+
+def why_no_devices(
     built: Iterable[str],
     devices: Iterable[Device],
     environ: Mapping[str, str] = os.environ,
     proc: Path = Path("/proc"),
     dev: Path = Path("/dev"),
 ) -> str | None:
-    """Why a build for GPUs has none here, in a line; None where it has one, or is for none.
+    """Why a build for GPUs has none here; None where it has one, or is for none.
 
     `built`: ggml's backends in the build, by the names of their libraries ("cuda", "rpc").
     """
@@ -85,7 +92,7 @@ def without_devices(
         if chosen := environ.get(chooser):
             reasons[-1] += f", with {chooser}={printable(chosen, 40)}"
     names = " and ".join(name for name, _ in theirs)
-    return f"llama.cpp was built with {names}, and {'; '.join(reasons)}: the CPU computes"
+    return f"llama.cpp was built with {names}, and {'; '.join(reasons)}"
 
 
 def vulkan_headers(include: Path = Path("/usr/include")) -> tuple[int, int, int] | None:

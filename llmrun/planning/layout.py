@@ -40,9 +40,12 @@ class Layout:
     overrides: tuple[tuple[str, str], ...] = ()
 
 
-def usable_devices(config: LoadConfig, devices: Sequence[Device]) -> tuple[DeviceBudget, ...]:
+def usable_devices(
+    config: LoadConfig, devices: Sequence[Device], why_none: str = "RAM alone"
+) -> tuple[DeviceBudget, ...]:
     """The devices that layers may lie on, in the order in which llama.cpp fills them: workers, GPUs, then an integrated
-    GPU where there is no other. Raises `UsageError` for a name that is none of them."""
+    GPU where there is no other. Raises `UsageError` for a name that is none of them, and for layers where there is none
+    at all, with why."""
     usable = [device for device in devices if device.kind in ("gpu", "igpu")]
     named, listed = config.offload.devices, Act("devices", fields={"rpc": config.rpc} if config.rpc else None)
     if named is not None:
@@ -60,7 +63,7 @@ def usable_devices(config: LoadConfig, devices: Sequence[Device]) -> tuple[Devic
     n_layers = config.offload.n_gpu_layers
     if not chosen and n_layers not in ("auto", 0):
         # llama.cpp would take any number here and put everything into RAM without a word.
-        problem = f"{n_layers} layers, and there is no device to put them on: RAM alone"
+        problem = f"{n_layers} layers, and there is no device to put them on: {why_none}"
         ways = (listed, Change({"n_gpu_layers": 0}))
         raise UsageError(problem, field="n_gpu_layers", value=n_layers, remedies=ways)
     return tuple(DeviceBudget(device.name, device.free_bytes) for device in chosen)

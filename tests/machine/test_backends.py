@@ -11,7 +11,7 @@ from llmrun.engine.devices import built, does_not_start
 from llmrun.engine.process import Death
 from llmrun.errors import EngineCrashed
 from llmrun.machine import doctor
-from llmrun.machine.backends import missing_library, vulkan_headers, without_devices
+from llmrun.machine.backends import missing_library, vulkan_headers, why_no_devices
 from llmrun.machine.device import Device
 from llmrun.machine.gpus import LEAST_VULKAN, nvidia_driver
 
@@ -86,7 +86,7 @@ def machine(tmp_path: Path) -> Callable[..., str | None]:
             version = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue\n"
             (proc / "driver/nvidia/version").write_text(version)
         assert (nvidia_driver(proc) is not None) is driver
-        return without_devices(built_with, devices, environ, proc, tmp_path / "dev")
+        return why_no_devices(built_with, devices, environ, proc, tmp_path / "dev")
 
     return why
 
@@ -94,9 +94,7 @@ def machine(tmp_path: Path) -> Callable[..., str | None]:
 def test_a_build_for_gpus_without_one(machine: Callable[..., str | None]) -> None:
     """One line says why the CPU computes; nothing is said of a build for CPUs, or where a GPU is used."""
     assert machine("cpu", "rpc") is None
-    assert machine("cpu", "cuda") == (
-        "llama.cpp was built with CUDA, and NVIDIA's driver is not here: the CPU computes"
-    )
+    assert machine("cpu", "cuda") == "llama.cpp was built with CUDA, and NVIDIA's driver is not here"
     assert "CUDA finds no GPU, with CUDA_VISIBLE_DEVICES=-1" in str(
         machine("cuda", driver=True, CUDA_VISIBLE_DEVICES="-1")
     )

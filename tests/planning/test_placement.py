@@ -15,7 +15,7 @@ from llmrun.gguf.reader import Header, open_header
 from llmrun.options.load import LoadConfig, Lora, Offload
 from llmrun.planning.fit import DoesNotFit
 from llmrun.planning.footprint import CPU
-from llmrun.planning.layout import DeviceBudget, Layout
+from llmrun.planning.layout import DeviceBudget, Layout, usable_devices
 from llmrun.planning.load_plan import Expected, LoadPlan, Planner, wants_repack
 from llmrun.planning.placement import fill
 
@@ -301,3 +301,14 @@ def test_a_plan_can_be_stored_and_compared(mixture: Header) -> None:
     stored = codec.decode(codec.encode(made), LoadPlan)
     assert stored == made and stored.line() == made.line()
     assert stored != plan(mixture, [GIB, None], **config)
+
+
+def test_layers_without_a_device() -> None:
+    """They are refused with why there is none, where that is known; none, or as many as fit, are right."""
+    for n_layers in ("auto", 0):
+        assert usable_devices(LoadConfig(offload=Offload(n_gpu_layers=n_layers)), []) == ()
+    config = LoadConfig(offload=Offload(n_gpu_layers=99))
+    with pytest.raises(UsageError, match="99 layers, and there is no device to put them on: RAM alone"):
+        usable_devices(config, [])
+    with pytest.raises(UsageError, match="to put them on: the driver is not here"):
+        usable_devices(config, [], "the driver is not here")
