@@ -30,7 +30,9 @@ MIB, GIB = 1 << 20, 1 << 30
 LEAST_BYTES = 256 * MIB
 MOST_BYTES = 2 * GIB
 MOST_GPU_BYTES = GIB
-"""Four times the largest cache that a GPU has, and no larger than all drivers take for one tensor."""
+"""Four times the largest cache that a GPU has, and no larger than most drivers take for one tensor."""
+LEAST_OF_A_DEVICE = 128 * MIB
+"""Of drivers that take less: what Vulkan has all of them take (maxStorageBufferRange, 2^27)."""
 
 
 def read_size(kind: str, free_bytes: int | None, cache_bytes: int) -> int | None:

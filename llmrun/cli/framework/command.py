@@ -8,7 +8,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from llmrun.cli.framework import options, parser, spelling
 from llmrun.cli.framework.page import Rows
@@ -61,10 +61,10 @@ class Command:
     @cached_property
     def _parameters(self) -> dict[str, tuple[Any, Any, Any]]:
         """Name → type, what is declared beside it, default."""
-        hints = get_type_hints(self.function, include_extras=True)
         found = {}
-        for name, parameter in inspect.signature(self.function).parameters.items():
-            hint, declared = hints[name], None
+        # Not by typing.get_type_hints: with a default of None, Python 3.10 hides what is declared in an Optional.
+        for name, parameter in inspect.signature(self.function, eval_str=True).parameters.items():
+            hint, declared = parameter.annotation, None
             if get_origin(hint) is Annotated:
                 hint, declared = get_args(hint)[:2]
             found[name] = hint, declared, parameter.default

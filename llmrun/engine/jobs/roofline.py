@@ -33,6 +33,7 @@ class Prober:
         self._rpc = rpc
         self._channel = Channel(Child("child.main", spins=spins), limits=Limits(idle_s=_WAIT_S))
         self._watch = IdleWatch(self._channel.child.pid, _WAIT_S)
+        self._most: dict[str, int] = {}  # bytes that a device takes for one matrix, where it refused more
 
     def __enter__(self) -> Prober:
         return self
@@ -55,11 +56,12 @@ class Prober:
         return devices.ask(self._channel, self._rpc)
 
     def read_size(self, device: str) -> int | None:
-        """Bytes of the matrix that is read on a device (`ceilings.read_size`); None: too little is free."""
-        known = next((each for each in self.found.devices if each.name == device), None)
+        """Bytes of the matrix that is read on a device (`peaks.read_size`); None: too little is free."""
+        known = self._known(device)
         if known is None:
             return None
-        return peaks.read_size(known.kind, known.free_bytes, hardware.last_level_cache_bytes())
+        wanted = peaks.read_size(known.kind, known.free_bytes, hardware.last_level_cache_bytes())
+        return None if wanted is None else min(wanted, self._most.get(device, wanted))
 
     def probe(
         self,
@@ -74,11 +76,21 @@ class Prober:
         """Both ceilings of a device, `seconds` for each. Raises `EngineCrashed`.
 
         `kind`: type of the matrix that is multiplied; "": none is. `repack`: it lies in RAM as llama.cpp rearranges
-        weights there. `n_bytes`: of the matrix that is read, if not `read_size`; 0: none is.
+        weights there. `n_bytes`: of the matrix that is read, if not `read_size`, or less where a device refuses that;
+        0: none is.
         """
-        if n_bytes is None:
-            n_bytes = self.read_size(device) or 0
-        return self._asked(Probe(device, n_bytes, kind, n_threads, seconds, repack), Probed, _WAIT_S + 2 * seconds)
+        size = (self.read_size(device) or 0) if n_bytes is None else n_bytes
+        probed = self._asked(Probe(device, size, kind, n_threads, seconds, repack), Probed, _WAIT_S + 2 * seconds)
+        known = self._known(device)
+        least = size if n_bytes is not None or known is None or known.kind == "cpu" else peaks.LEAST_OF_A_DEVICE
+        while not probed.read_bytes_per_s and (size := size // 2) >= least > 0:
+            read = self._asked(Probe(device, size, "", n_threads, seconds, False), Probed, _WAIT_S + seconds)
+            probed = Probed(read.read_bytes_per_s, probed.flops_per_s)
+            self._most[device] = size
+        return probed
+
+    def _known(self, device: str) -> Device | None:
+        return next((each for each in self.found.devices if each.name == device), None)
 
     def seconds_of(self, question: Operations) -> list[float]:
         """Of single operations on a device, as `OpTimes` has them. Raises `EngineCrashed`."""
