@@ -32,7 +32,7 @@ class AnswerOptions:
         ctx_overflow: what happens when the context is full: "drop" the oldest turns, or "stop".
     """
 
-    PANEL: ClassVar = TEXT
+    PANEL: ClassVar[str] = TEXT
 
     think: Think = option(
         "show",

@@ -136,7 +136,7 @@ class Offload:
         fit_target: bytes that "auto" leaves free on each device.
     """
 
-    PANEL: ClassVar = OFFLOAD
+    PANEL: ClassVar[str] = OFFLOAD
 
     n_gpu_layers: int | Literal["auto", "all"] = option(
         "auto",
@@ -233,7 +233,7 @@ class Rope:
         yarn_orig_ctx, yarn_ext_factor, yarn_attn_factor, yarn_beta_slow, yarn_beta_fast: of YaRN.
     """
 
-    PANEL: ClassVar = MODEL
+    PANEL: ClassVar[str] = MODEL
 
     scaling: RopeScaling | None = option(
         None, "rope-scaling", Choice(RopeScaling), field="rope_scaling", help="Beyond the trained context."
@@ -298,7 +298,7 @@ class LoadConfig:
         override_kv: metadata of the model that are to count instead of its own.
     """
 
-    PANEL: ClassVar = SPEED
+    PANEL: ClassVar[str] = SPEED
 
     n_ctx: int | None = option(
         None,

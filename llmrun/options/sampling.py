@@ -48,7 +48,7 @@ class SamplingConfig:
         ignore_eos: go on when the model would end.
     """
 
-    PANEL: ClassVar = SAMPLING
+    PANEL: ClassVar[str] = SAMPLING
 
     max_tokens: int = option(
         -1,

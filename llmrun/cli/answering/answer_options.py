@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class AnswerShape:
     """What can be said of an answer's form."""
 
-    PANEL: ClassVar = SHAPE
+    PANEL: ClassVar[str] = SHAPE
 
     json_schema: str | None = option(
         None, "json-schema", Text(), metavar="FILE|TEXT", help="The answer is JSON that keeps to this schema."
