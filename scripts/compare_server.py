@@ -2,7 +2,7 @@
 """Serves one model by llmrun and by llama.cpp's own server, and loads both in turn; prints Markdown for docs/server.md.
 
     scripts/compare_server.py MODEL.gguf --peer LLAMA-SERVER [--rounds 5] [-C 1,4,8] [-p 128] [-n 64] [--shared 512]
-        [--whole-prompts]
+        [--spread 50] [--whole-prompts]
 
 Both have the same file, as many slots, the same context each, threads and types of keys and values; both are loaded all
 the time and idle while the other is asked. `--whole-prompts`: ours has answers wait for prompts, as the other one does.
@@ -78,6 +78,9 @@ def main() -> int:
     options.add_argument("-n", "--n-gen", type=int, default=64)
     options.add_argument("--requests", type=int, help="of each load; else four for each in flight, at least 8")
     options.add_argument("--shared", type=int, default=0, help="words that all prompts begin with, in a second part")
+    options.add_argument(
+        "--spread", type=float, default=0.0, help="by how many percent lengths differ from that at most"
+    )
     options.add_argument("--whole-prompts", action="store_true", help="ours with this option")
     asked = options.parse_args()
     numbers = [int(each) for each in asked.concurrency.split(",")]
@@ -95,7 +98,7 @@ def main() -> int:
             for n in numbers:
                 requests = asked.requests or max(8, 4 * n)
                 extra: dict[str, object] = {"temperature": 0, "ignore_eos": True}
-                wanted = Wanted(asked.n_prompt, asked.n_gen, shared, requests, extra=extra)
+                wanted = Wanted(asked.n_prompt, asked.n_gen, shared, requests, extra=extra, spread=asked.spread / 100)
                 pairs = []
                 for turn in range(1, asked.rounds + 1):
                     order = (mine, other) if turn % 2 else (other, mine)

@@ -95,6 +95,8 @@ class LoadTest:
         n_prompt: words of each prompt, about as many tokens.
         n_gen: tokens of each answer, at most.
         n_shared: words that all prompts begin with.
+        spread: by which part of them `n_prompt` and `n_gen` are more or less, evenly spread: 0.5 is half to one and a
+            half times as many.
         in_flight: requests that are always being answered (a closed loop); null: they come at random.
         per_s: so many a second (an open loop); null: a closed one.
     """
@@ -104,6 +106,7 @@ class LoadTest:
     n_shared: int = 0
     in_flight: int | None = None
     per_s: float | None = None
+    spread: float = 0.0
 
     @property
     def name(self) -> str:
@@ -111,9 +114,10 @@ class LoadTest:
 
     @property
     def name_in_full(self) -> str:
-        """With prompt and answer, and what prompts share: "4 at once, 128+64", "4 at once, 512+128+64"."""
+        """With prompt and answer, and what prompts share: "4 at once, 128+64", "4 at once, 512+128+64 ±50 %"."""
         shared = f"{self.n_shared}+" if self.n_shared else ""
-        return f"{self.name}, {shared}{self.n_prompt}+{self.n_gen}"
+        spread = f" ±{self.spread:.0%}".replace("%", " %") if self.spread else ""
+        return f"{self.name}, {shared}{self.n_prompt}+{self.n_gen}{spread}"
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Wanted:
         n_prompt: words of each prompt, about as many tokens.
         n_gen: tokens of each answer, at most.
         n_shared: words that all prompts begin with.
+        spread: each prompt and answer has so much more or less than these, at random: 0.5 is half to one and a half
+            times as much. Answers of one length that began together end together, and begin together again.
         n_requests: of each load; None: four for each in flight, or what comes in 20 s; sixteen at least.
         objectives: that answers are held against.
         extra: further fields of each body.
@@ -66,9 +68,10 @@ class Wanted:
     seed: int = 1
     objectives: Objectives | None = None
     extra: dict[str, object] = field(default_factory=dict)
+    spread: float = 0.0
 
     def test(self, *, in_flight: int | None = None, per_s: float | None = None) -> LoadTest:
-        return LoadTest(self.n_prompt, self.n_gen, self.n_shared, in_flight, per_s)
+        return LoadTest(self.n_prompt, self.n_gen, self.n_shared, in_flight, per_s, self.spread)
 
     def n_of(self, test: LoadTest) -> int:
         """Requests of a load."""
@@ -98,9 +101,16 @@ def calls(wanted: Wanted, n: int, turn: int = 0) -> list[HttpCall]:
     shared = " ".join(random.Random(wanted.seed).choices(_WORDS, k=wanted.n_shared))
     made = []
     for _ in range(n):
-        own = f"{chance.getrandbits(32):x} " + " ".join(chance.choices(_WORDS, k=max(0, wanted.n_prompt - 4)))
-        made.append(HttpCall(f"{shared} {own}".strip(), wanted.n_gen))
+        name = f"{chance.getrandbits(32):x}"
+        n_prompt, n_gen = (_about(each, wanted.spread, chance) for each in (wanted.n_prompt, wanted.n_gen))
+        own = f"{name} " + " ".join(chance.choices(_WORDS, k=max(0, n_prompt - 4)))
+        made.append(HttpCall(f"{shared} {own}".strip(), n_gen))
     return made
+
+
+def _about(n: int, spread: float, chance: random.Random) -> int:
+    """At least 1. Where nothing is spread, `chance` is left as it was."""
+    return max(1, round(n * chance.uniform(1 - spread, 1 + spread))) if spread else n
 
 
 def closed(server: Server, wanted: Wanted, in_flight: int, turn: int = 0, on_request: OnRequest = _nobody) -> LoadRow:

@@ -66,6 +66,19 @@ def test_prompts() -> None:
     assert len({call.prompt.split()[0] for call in serving.calls(Wanted(), 50)}) == 50
 
 
+def test_spread() -> None:
+    """Lengths lie evenly between half and one and a half times what was asked; without a spread all are the same."""
+    made = serving.calls(Wanted(n_prompt=100, n_gen=60, n_shared=8, spread=0.5), 400)
+    words = [len(call.prompt.split()) - 8 for call in made]
+    tokens = [call.max_tokens for call in made]
+    for found, asked, less in ((words, 100, 3), (tokens, 60, 0)):  # a prompt's first word is about four tokens
+        assert min(found) >= asked // 2 - less and max(found) <= 3 * asked // 2 - less
+        assert len(set(found)) > asked // 2 and abs(sum(found) / len(found) - asked + less) < asked / 10
+    assert {call.max_tokens for call in serving.calls(Wanted(n_gen=1, spread=1.0), 50)} <= {1, 2}
+    assert {call.max_tokens for call in serving.calls(Wanted(n_gen=60), 50)} == {60}
+    assert Wanted(spread=0.5).test(in_flight=4).name_in_full == "4 at once, 128+64 ±50 %"
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [("http://a:1/", "http://a:1"), ("http://a:1/v1", "http://a:1"), ("https://a/x/v1/", "https://a/x")],

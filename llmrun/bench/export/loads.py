@@ -41,6 +41,7 @@ def fields_of(record: Record, row: LoadRow) -> dict[str, Value]:
         "n_prompt_words": test.n_prompt,
         "n_shared_words": test.n_shared,
         "n_gen": test.n_gen,
+        "spread": test.spread,
         "n_requests": len(row.requests),
         "n_answers": len(answered),
         "n_errors": len(row.requests) - len(answered),
@@ -150,7 +151,8 @@ def _head(record: Record, planned: Sequence[LoadRow]) -> str:
     if planned:
         test = planned[0].test
         shared = f"{test.n_shared} shared words and " if test.n_shared else ""
-        sizes = f"prompts of {shared}{test.n_prompt} words, answers of {test.n_gen} tokens"
+        spread = f", each ±{100 * test.spread:g} %" if test.spread else ""
+        sizes = f"prompts of {shared}{test.n_prompt} words, answers of {test.n_gen} tokens{spread}"
     return " · ".join(filter(None, (model.name, model.quantization, server.software, slots, cpu, sizes)))
 
 

@@ -68,6 +68,15 @@ def bench_serve(
     n_gen: Annotated[
         int, Option("-n", "--n-gen", metavar="N", kind=Whole(1, 1 << 20), help="Tokens of each answer, at most.")
     ] = 64,
+    spread_percent: Annotated[
+        float,
+        Option(
+            "--spread",
+            metavar="PERCENT",
+            kind=Number(0, 100),
+            help="Make each prompt and answer up to so much longer or shorter, at random.",
+        ),
+    ] = 0,
     ttft_s: Annotated[
         float | None,
         Option("--ttft", metavar="S", kind=Number(0, 1e6), help="Objective: the first token within so long."),
@@ -117,6 +126,7 @@ def bench_serve(
         requests,
         objectives=objectives if has_objectives else None,
         extra={"temperature": 0, **({"ignore_eos": True} if ignore_eos else {})},
+        spread=spread_percent / 100,
     )
     tests = [wanted.test(per_s=each) for each in rates] or [wanted.test(in_flight=each) for each in numbers]
     planned = [LoadRow(test, objectives=wanted.objectives) for test in (tests[:1] if find_capacity else tests)]
