@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -25,6 +26,8 @@ from llmrun.gguf.types import GGML_TYPES
 from llmrun.machine.peaks import Key
 
 SCHEMA = "llmrun.profile/3"
+_UNEVEN = 0.15
+"""Noise from which on ranges are much wider for it."""
 _TYPES = {kind.name: kind for kind in GGML_TYPES.values()}
 
 # What a file may say: most figures are divided by, or have a logarithm.
@@ -204,6 +207,7 @@ class Profile:
     disk_bytes_per_s: None where it can't be had.
     seen: by benches since then, one of each device, number of threads, type and layout.
     other_cores: that other processes kept busy while it was measured; None where the system doesn't tell.
+    later: how many times as long products took in moments of the seconds after they had been measured.
     """
 
     measured: str
@@ -218,6 +222,17 @@ class Profile:
     took_s: Mapping[str, float] = field(default_factory=dict)
     seen: tuple[Seen, ...] = ()
     other_cores: _Rest | None = None
+    later: tuple[_Figure, ...] = ()
+
+    @property
+    def noise(self) -> float:
+        """By how much a moment differs from what the profile says: the median of the logarithms, without their signs.
+        0 where no moment was looked at."""
+        return statistics.median(abs(math.log(each)) for each in self.later) if self.later else 0.0
+
+    @property
+    def is_uneven(self) -> bool:
+        return self.noise > _UNEVEN
 
     def age_s(self, now: datetime | None = None) -> float | None:
         """Seconds since it was measured; None where that is not to be understood, or lies ahead."""

@@ -10,6 +10,7 @@ Types stand in the order of how many files have them: where the time is up, the 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -450,13 +451,17 @@ class _Beside:
         return (known[1] - known[0]) / (n_layers[1] - n_layers[0]), known[0]
 
     def _drift(self, n_tokens: int) -> dict[int, float]:
-        """By threads, how much longer such products take now than in the profile."""
+        """By threads, how much longer such products take now than in the profile; it remembers that."""
         extent, made = self._measuring.extent, self._measuring.made
         kind, n_bytes = (_OVERHEAD_TYPE, extent.of_matrices) if n_tokens == 1 else ("Q4_K", 0)
-        asked = TimeProducts(CPU, kind, extent.n_row, extent.n_row, n_bytes, [n_tokens], threads(), 2 * extent.seconds)
+        # As many as were measured: what lies between two of them is less well known than what is looked for.
+        n_columns = min(extent.n_columns, key=lambda n: abs(math.log(n / n_tokens)))
+        asked = TimeProducts(CPU, kind, extent.n_row, extent.n_row, n_bytes, [n_columns], threads(), 2 * extent.seconds)
         found = zip(threads(), self._measuring.prober.seconds_of(asked), strict=False)
-        then = {n: made.product_s(kind, extent.n_row**2, n_tokens, n) for n in threads()}
-        return {n: seconds / known for n, seconds in found if (known := then[n])}
+        then = {n: made.product_s(kind, extent.n_row**2, n_columns, n) for n in threads()}
+        drift = {n: seconds / known for n, seconds in found if (known := then[n])}
+        self._measuring.made = replace(made, later=(*made.later, *drift.values()))
+        return drift
 
 
 _ROUNDS, _STEPS = 5, 12

@@ -41,7 +41,9 @@ from llmrun.tuning.score import Compared
 from llmrun.units import fixed
 
 _DECODE_FACTOR, _PREFILL_FACTOR = 1.19, 1.22
-"""What predictions are divided and multiplied by for the range (docs/prediction.md)."""
+"""What predictions are divided and multiplied by for the range, on a machine that is even (docs/prediction.md)."""
+_OF_NOISE = 1.5
+"""How much of a machine's noise, as `Profile.noise` has it, is in the range of a prediction."""
 _PROBE_FACTOR = 1.08
 """The same of what was measured by slices: three rounds do not show all that the machine does."""
 _READ_S, _LOOK_S, _LOOKS = 0.25, 0.05, 3
@@ -221,13 +223,14 @@ class Here(_OfThisMachine):
         prefill = _slower(of_prompt.prefill_s(question.n_prompt), self._prefill)
         steps = {depth: _slower(of_steps.step_s(depth), self._decode) for depth in question.depths}
         unread = self._disk_s(at) if at.missing else (0.0, 0.0)
+        of_prompts, of_tokens = (_with_noise(each, self._profile) for each in (_PREFILL_FACTOR, _DECODE_FACTOR))
         return Prediction(
             fits=not at.missing,
             n_gpu_layers=at.n_gpu_layers,
             n_ctx=at.footprint.n_ctx,
             memory_bytes=at.memory_bytes,
-            prefill_tps=_rate(prefill, _PREFILL_FACTOR, unread, question.n_prompt),
-            decode_tps={depth: _rate(each, _DECODE_FACTOR, unread, 1) for depth, each in steps.items()},
+            prefill_tps=_rate(prefill, of_prompts, unread, question.n_prompt),
+            decode_tps={depth: _rate(each, of_tokens, unread, 1) for depth, each in steps.items()},
             note="mapped from the disk" if at.missing else "",
             watts=now.watts if set(at.placement.devices) == {CPU} else None,
         )
@@ -242,6 +245,11 @@ class Here(_OfThisMachine):
 def _slower(seconds: float | None, correction: float) -> float | None:
     """With the correction of a rate."""
     return None if seconds is None else seconds / correction
+
+
+def _with_noise(factor: float, profile: Profile) -> float:
+    """The factor of a range, where both what is predicted and what the machine does are uncertain."""
+    return math.exp(math.hypot(math.log(factor), _OF_NOISE * profile.noise))
 
 
 def _rate(seconds: float | None, factor: float, unread: tuple[float, float] | None, n_tokens: int) -> Range | None:

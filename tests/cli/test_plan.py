@@ -211,6 +211,20 @@ def test_here_by_the_profile(llmrun: RunLlmrun, profiled: dict[str, str], micro:
     assert shallow["low"] < shallow["mid"] < shallow["high"] and deep["mid"] < shallow["mid"]
 
 
+def test_an_uneven_machine(llmrun: RunLlmrun, profiled: dict[str, str], micro: Path) -> None:
+    """The same middle within wider ranges, and a word about it."""
+    quiet = planned(llmrun, str(micro), "-d", "0", env=profiled)["rows"][0]
+    key = key_of(find_devices())
+    known = profile.load(key)
+    assert known is not None
+    profile.save(key, replace(known, later=(1.4, 0.7, 1.5, 1.4)))
+    done = llmrun("plan", str(micro), "-d", "0", "--json", env=profiled)
+    assert "0.70 to 1.50 times as long" in done.stderr
+    noisy = json.loads(done.stdout)["rows"][0]
+    for before, now in ((quiet["pp_tps"], noisy["pp_tps"]), (quiet["tg_tps"]["0"], noisy["tg_tps"]["0"])):
+        assert now["high"] / now["low"] > 1.5 * before["high"] / before["low"]
+
+
 def test_larger_than_memory(llmrun: RunLlmrun, profiled: dict[str, str], llama_70b: Path) -> None:
     """By what is read from the disk at every token."""
     known = profile.load(key_of(find_devices()))

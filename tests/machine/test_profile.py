@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -59,6 +60,13 @@ MADE = Profile(
     disk_bytes_per_s=1e9,
     took_s={"products": 12.0},
 )
+
+
+def test_noise() -> None:
+    """How far moments are from what is kept, in either direction; nothing is known where none was looked at."""
+    assert MADE.noise == 0 and not MADE.is_uneven
+    assert replace(MADE, later=(1.0, 1.25, 0.8, 1.25, 4.0)).noise == pytest.approx(math.log(1.25))
+    assert replace(MADE, later=(0.8, 1.25)).is_uneven and not replace(MADE, later=(0.95, 1.05, 2.0)).is_uneven
 
 
 # -- what is looked up ---

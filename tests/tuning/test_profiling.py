@@ -107,6 +107,8 @@ def test_a_small_profile(prober: Prober) -> None:
     assert all(e.layer_s >= 0 and e.token_s >= 0 for e in made.overheads)
     states = [(e.kind, e.n_tokens, e.n_threads) for e in made.states]
     assert states == [(kind, n, t) for kind in RECURRENT_KINDS for n in (1, 8) for t in n_threads]
+    n_looks = len(SMALL.overheads) + len(RECURRENT_KINDS)  # with one token: Q4_K, of which many are, was not measured
+    assert len(made.later) == n_looks * len(n_threads) and min(made.later) > 0
     figures = [*(e.seconds for e in made.products), *(e.seconds for e in made.attention)]
     assert all(math.isfinite(each) and each > 0 for each in figures)
     assert [(e.device, e.n_threads, len(e.bytes_per_s)) for e in made.reads] == [("CPU", n, 3) for n in n_threads]

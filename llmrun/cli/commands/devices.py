@@ -13,7 +13,7 @@ from llmrun.cli.terminal import screen, tables
 from llmrun.errors import DiskError, EngineCrashed, UsageError
 from llmrun.options.endpoints import listed, parse_endpoints
 from llmrun.options.spec import Number, Written
-from llmrun.units import UNKNOWN, ago, bandwidth, duration, percent, significant, size
+from llmrun.units import UNKNOWN, ago, bandwidth, duration, fixed, percent, significant, size
 
 if TYPE_CHECKING:
     from llmrun.engine.devices import Found
@@ -192,6 +192,9 @@ def _show_profile(profile: Profile) -> None:
     for read in profile.reads:
         label = f"reads, {read.device}, threads {_threads(read.n_threads)}"
         pairs.append((label, ", ".join(map(bandwidth, read.bytes_per_s))))
+    if profile.later:
+        least, most = (fixed(each, 2) for each in (min(profile.later), max(profile.later)))
+        pairs.append(("seconds later", f"products took {least} to {most} times as long"))
     pairs.append(("disk", bandwidth(profile.disk_bytes_per_s)))
     pairs.append(("took", ", ".join(f"{part} {duration(taken)}" for part, taken in profile.took_s.items())))
     tables.show_pairs(pairs)

@@ -174,6 +174,14 @@ def _source(what_if: str | None, load: LoadConfig, *, probe: bool, quiet: bool) 
         if known is not None:
             now = sources.moment_of(known, prober, Joules.open(NoGpus("of the CPU alone")))
     if known is not None:
+        if known.is_uneven and not quiet:
+            from llmrun.units import fixed
+
+            least, most = (fixed(each, 2) for each in (min(known.later), max(known.later)))
+            screen.note(
+                f"this machine is uneven: seconds later its products took {least} to {most} times as long, so that"
+                " ranges are wide; llmrun devices --profile measures it anew"
+            )
         yield sources.Here(known, found, now)
         return
     with progress.bar("measuring slices", shown=not quiet) as bar:
