@@ -29,8 +29,9 @@ Raw = msgspec.Raw
 """A part of JSON that is not decoded yet, for a field whose type another field tells."""
 
 _LOOKING = threading.RLock()
-_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL)
+_PLACE = re.compile(r"(?P<problem>.*?)(?: - at (?P<key>`key` in )?`\$\.?(?P<place>.*)`)?", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
+_BOUND = re.compile(r"Expected `([^`]+)` ([<>]=? .+)")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _NAMES = {
@@ -60,7 +61,7 @@ class Malformed(ValueError):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         found = _PLACE.fullmatch(text)
-        self.problem, self.place = found.group("problem", "place") if found else (text, "")
+        self.problem, self.place, key = found.group("problem", "place", "key") if found else (text, "", "")
         self.place = self.place or ""
         if missing := _MISSING.fullmatch(self.problem):
             self.place = f"{self.place}.{missing[1]}".lstrip(".")
@@ -70,8 +71,14 @@ class Malformed(ValueError):
             self.problem = "is a field that is not known here"
         elif wrong := _EXPECTED.fullmatch(self.problem):
             self.problem = f"must be {_in_words(wrong[1])}, not {_in_words(wrong[2])}"
+        elif bound := _BOUND.fullmatch(self.problem):
+            self.problem = f"must be {_in_words(bound[1])} {bound[2]}"
+        elif self.problem == "Number out of range":
+            self.problem = "is too large a number"
         elif self.problem.startswith("Invalid enum value "):
             self.problem = f"has an unknown value, {self.problem.removeprefix('Invalid enum value ')}"
+        if key:
+            self.problem = f"has a key that {self.problem}"
 
 
 def _in_words(kinds: str) -> str:
@@ -108,7 +115,7 @@ def _whole(value: Any) -> Any:
         return {key: _whole(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_whole(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 63 else value
 
 
 def convert(value: object, kind: type[_T]) -> _T:

@@ -11,6 +11,7 @@
 | `DiskError`      | 7    | no space, file too large for the disk or its quota, read-only    |
 | `BadModel`       | 8    | the file is not a model that can be run                          |
 | `EngineCrashed`  | 9    | the engine's process died or stopped making progress             |
+| `WorkerLost`     | 5    | a worker, or the way to it, ended, and the engine with it        |
 | `OutOfMemory`    | 10   | memory ran out, or plainly would                                 |
 | `PromptTooLong`  | 11   | the prompt has more tokens than the context                      |
 | `TooSlow`        | 12   | a comparison found less speed than was demanded                  |
@@ -141,6 +142,10 @@ class EngineCrashed(LlmrunError, exit_code=9):
     ) -> None:
         super().__init__(message, hint=hint, remedies=remedies)
         self.log = log
+
+
+class WorkerLost(EngineCrashed, exit_code=5):
+    """A worker, or the network to it, ended in the middle, and the engine with it."""
 
 
 class OutOfMemory(LlmrunError, exit_code=10): ...

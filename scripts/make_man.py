@@ -63,7 +63,7 @@ def _of_command(path: str, title: str) -> str:
     command = app.command(path)
     spelling.command_is(path, command.options)
     name = f"llmrun-{path.replace(' ', '-')}"
-    usage = " ".join(["[OPTIONS]", *(f"[{each.metavar}]{'...' * each.many}" for each in command.arguments)])
+    usage = " ".join(["[OPTIONS]", *map(help_.in_usage, command.arguments)])
     lines = [*_head(name, title), ".SH SYNOPSIS", f".B llmrun {path}", _plain(usage), ".SH DESCRIPTION"]
     lines += [".PP\n" + _plain(" ".join(each.split())) for each in re.split(r"\n\s*\n", command.help)]
     if command.arguments:

@@ -99,6 +99,7 @@ def test_whole_numbers_as_json_has_them() -> None:
     """5.0 and 5e0 are 5, as in JSON Schema; 5.5 is none, and what no float holds exactly is not guessed at."""
     assert codec.decode(b'{"name": "x", "n": 5.0}', Outer) == codec.decode(b'{"name": "x", "n": 5e0}', Outer)
     assert codec.decode(b'{"name": "x", "n": 5.0}', Outer).n == 5
+    assert codec.decode(b'{"name": "x", "n": 1e18}', Outer).n == 10**18
     for no in (b"5.5", b"1e300", b"-0.1"):
         with pytest.raises(codec.Malformed) as error:
             codec.decode(b'{"name": "x", "n": ' + no + b"}", Outer)

@@ -6,9 +6,13 @@ not read is not named.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from llmrun.codec import Struct
+from llmrun.codec import Meta, Struct
+
+# What is beyond is no count of tokens, and no time or rate: it would be in sums and quantiles.
+_Count = Annotated[int, Meta(ge=0, le=1 << 31)]
+_Figure = Annotated[float, Meta(ge=0, le=1e12)]
 
 
 class Function(Struct):
@@ -45,13 +49,13 @@ class Choice(Struct):
 
 
 class Details(Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
 
 
 class Usage(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     prompt_tokens_details: Details | None = None
     completion_tokens_details: Details | None = None
 
@@ -70,12 +74,12 @@ class Usage(Struct):
 class Timings(Struct):
     """As llama.cpp's server has them."""
 
-    prompt_ms: float | None = None
-    prompt_per_second: float | None = None
-    predicted_ms: float | None = None
-    predicted_per_second: float | None = None
-    draft_n: int | None = None
-    draft_n_accepted: int | None = None
+    prompt_ms: _Figure | None = None
+    prompt_per_second: _Figure | None = None
+    predicted_ms: _Figure | None = None
+    predicted_per_second: _Figure | None = None
+    draft_n: _Count | None = None
+    draft_n_accepted: _Count | None = None
 
     @property
     def prompt_s(self) -> float | None:

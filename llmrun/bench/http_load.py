@@ -11,6 +11,7 @@ saw. A piece of an answer may have several tokens; how many there were altogethe
 from __future__ import annotations
 
 import http.client
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,10 @@ class Job(Struct):
     limit_s: float = 600.0
 
 
+_LONGEST = 1 << 20
+"""Bytes of a line, and of a body that says why there is no answer."""
+
+
 class _Cost(Struct):
     """The last line of the client. `cpu_s`: its CPU time, for all requests."""
 
@@ -94,12 +99,15 @@ def run(job: Job, on_request: Callable[[int], None] = lambda _n: None) -> tuple[
 
 def check_address(address: str) -> str:
     """Without a slash at its end, or /v1. Raises `UsageError`."""
-    parts = urlsplit(address)
     try:
+        parts = urlsplit(address)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        is_good = False
-    if not is_good:
+        has_name = "@" in parts.netloc
+    except ValueError:  # a port that is no number, an address of IPv6 that is none
+        is_good = has_name = False
+    if has_name:
+        raise UsageError("a name or a password in an address is not sent", hint="the server's key in LLMRUN_API_KEY")
+    if not is_good or not re.fullmatch("[!-~]+", address):
         raise UsageError(f"{address!r} is no address: http://127.0.0.1:8080 is one")
     return address.rstrip("/").removesuffix("/v1")
 
@@ -155,6 +163,8 @@ class _Client:
             told["error_kind"], told["error"] = error.args
         except TimeoutError as error:
             told |= {"error_kind": "timeout", "error": f"{error} within {self._job.limit_s:g} s"}
+        except ConnectionRefusedError:
+            told |= {"error_kind": "connection", "error": f"nothing listens at {self._job.address}"}
         except (OSError, http.client.HTTPException) as error:
             told |= {"error_kind": "connection", "error": f"{type(error).__name__}: {error}"[:300]}
         except ValueError as error:
@@ -184,13 +194,18 @@ class _Client:
             connection.request("POST", parts.path + CHAT, codec.encode(body), headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise _Broken(f"http {response.status}", f"{response.status}: {_reason(response.read())}")
-            for line in response:
-                if line.startswith(b"data: {"):
-                    chunk = codec.decode(line[6:], Chunk)
+                raise _Broken(f"http {response.status}", f"{response.status}: {_reason(response.read(_LONGEST))}")
+            while line := response.readline(_LONGEST):
+                if len(line) == _LONGEST:
+                    raise _Broken("stream", f"a line of more than {_LONGEST:,} bytes")
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].lstrip()
+                if data.startswith(b"{"):
+                    chunk = codec.decode(data, Chunk)
                     is_whole |= any(choice.finish_reason for choice in chunk.choices or ())
                     self._take(chunk, piece_s, told)
-                elif line.startswith(b"data: [DONE]"):
+                elif data.startswith(b"[DONE]"):
                     is_whole = True
         finally:
             connection.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 from llmrun.engine.channel import Channel
 from llmrun.engine.process import Child, Death
 from llmrun.engine.protocol import NO_REQUEST, Devices, Failed, FindDevices, Ready
-from llmrun.errors import Act, EngineCrashed, LlmrunError, NetworkError, OutOfMemory, UsageError
+from llmrun.errors import Act, EngineCrashed, LlmrunError, NetworkError, OutOfMemory, UsageError, WorkerLost
 from llmrun.machine.backends import missing_library
 from llmrun.machine.device import Device
 from llmrun.machine.gpus import clone_folder
@@ -146,12 +146,12 @@ def _why(error: OSError) -> str:
     return str(error)
 
 
-def lost(endpoints: Sequence[str], death: Death) -> EngineCrashed:
+def lost(endpoints: Sequence[str], death: Death) -> WorkerLost:
     """A worker ended while it was in use: the one that nobody listens at any more, where that can be seen."""
     gone = [f"{endpoint} ({_why(error)})" for endpoint in endpoints if (error := _look(endpoint))]
     which = " and ".join(gone) or " or ".join(endpoints)
     hint = Act("worker", note="on that machine")
-    return EngineCrashed(f"the worker at {which} broke off during the run", hint=hint, log=death.log)
+    return WorkerLost(f"the worker at {which} broke off during the run", hint=hint, log=death.log)
 
 
 def variants() -> list[str]:

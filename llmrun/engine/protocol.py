@@ -159,6 +159,7 @@ class PromptOptions(Struct, frozen=True):
         assistant_prefix: the beginning of the answer, which is there already.
         reuse: the prompt continues a conversation: what the context holds of it is not computed again, and the context
             grows with it.
+        anew: nothing that is known of the prompt is used, neither in memory nor on disk.
         thinks: False has a reasoning model answer at once.
         think_budget: the most tokens of thinking; None: no limit.
         grammar: what the answer has to keep to, for llguidance (`engine/grammar.py`).
@@ -174,6 +175,7 @@ class PromptOptions(Struct, frozen=True):
     template: str | None = None
     assistant_prefix: str = ""
     reuse: bool = False
+    anew: bool = False
     thinks: bool = True
     think_budget: int | None = None
     grammar: str | None = None

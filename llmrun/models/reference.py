@@ -278,6 +278,8 @@ def _with_level(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _unknown(text: str, name: str, catalog: Catalog) -> NoReturn:
+    from difflib import get_close_matches
+
     family = name.partition(":")[0].lower()
     if family in EMBEDDED:
         _malformed(text, f"{family} has one size and one level: call it {family}")
@@ -286,7 +288,7 @@ def _unknown(text: str, name: str, catalog: Catalog) -> NoReturn:
     said = f"no model or file is called '{printable(text)}'"
     if tags := [entry.tag for entry in catalog.families().get(family, ())]:
         said = f"{printable(family)} has no {printable(name.partition(':')[2])}; it has {', '.join(tags)}"
-    elif near := catalog.suggest(name):
+    elif near := (*get_close_matches(family, EMBEDDED, 1, 0.75), *catalog.suggest(name)):
         said += f"; near are {', '.join(near)}"
     raise NotFound(said, hint=Act("search", printable(family, 40)))
 

@@ -33,7 +33,7 @@ from llmrun.planning.fit import DoesNotFit
 from llmrun.planning.footprint import CPU, Footprint, Placement, place_layers, repackable_types
 from llmrun.planning.load_plan import Expected, wants_repack
 from llmrun.planning.predict.from_profile import GraphTimes
-from llmrun.planning.predict.prediction import Prediction, Question, Range, with_disk
+from llmrun.planning.predict.prediction import TOO_LARGE, Prediction, Question, Range, with_disk
 from llmrun.tuning import kept, profiling, score
 from llmrun.tuning.dials import LAYOUTS
 from llmrun.tuning.probe import probe
@@ -222,7 +222,8 @@ class Here(_OfThisMachine):
         of_prompt, of_steps = (replace(then, drift={CPU: drift}) for drift in (now.prefill, now.decode))
         prefill = _slower(of_prompt.prefill_s(question.n_prompt), self._prefill)
         steps = {depth: _slower(of_steps.step_s(depth), self._decode) for depth in question.depths}
-        unread = self._disk_s(at) if at.missing else (0.0, 0.0)
+        too_large = at.missing > at.footprint.by_device[CPU].weights
+        unread = None if too_large else self._disk_s(at) if at.missing else (0.0, 0.0)
         of_prompts, of_tokens = (_with_noise(each, self._profile) for each in (_PREFILL_FACTOR, _DECODE_FACTOR))
         return Prediction(
             fits=not at.missing,
@@ -231,7 +232,7 @@ class Here(_OfThisMachine):
             memory_bytes=at.memory_bytes,
             prefill_tps=_rate(prefill, of_prompts, unread, question.n_prompt),
             decode_tps={depth: _rate(each, of_tokens, unread, 1) for depth, each in steps.items()},
-            note="mapped from the disk" if at.missing else "",
+            note=TOO_LARGE if too_large else "mapped from the disk" if at.missing else "",
             watts=now.watts if set(at.placement.devices) == {CPU} else None,
         )
 

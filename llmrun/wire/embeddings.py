@@ -111,16 +111,18 @@ def _inputs(given: str | list[Any]) -> list[str | list[int]]:
     if isinstance(given, str):
         return [given]
     if given and all(map(_is_token, given)):
-        return [given]
+        return [[*map(int, given)]]
     _check_number(len(given), least=1)
     for i, each in enumerate(given):
         if not (isinstance(each, str) or (isinstance(each, list) and all(map(_is_token, each)))):
             raise Refused(f"input[{i}] must be a text, or a list of tokens", f"input[{i}]")
-    return given
+    return [each if isinstance(each, str) else [*map(int, each)] for each in given]
 
 
 def _is_token(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31
+    """5.0 is a whole number too, as everywhere."""
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return is_whole and not isinstance(value, bool) and abs(value) < 1 << 31  # type: ignore[arg-type]
 
 
 def _check_number(n: int, *, least: int) -> None:

@@ -45,8 +45,9 @@ SPEAKS = "0.12.0"
 """The version of ollama whose interface this is: clients look at it before they ask for anything."""
 _ROLES = ("system", "user", "assistant", "tool")
 _FINISHED = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+_DURATION = re.compile(f"({_NUMBER})(ns|us|µs|μs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 _LONGEST_S = 10 * 365 * 24 * 3600.0
 
 
@@ -133,7 +134,7 @@ class ErrorBody(TypedDict):
     error: str
 
 
-class ShowBody(Struct):
+class ShowBody(Struct, forbid_unknown_fields=True):
     model: str | None = None
     name: str | None = None
     verbose: bool | None = None
@@ -255,7 +256,8 @@ def keep_alive_s(given: float | str | None) -> float | None:
 def _duration(text: str) -> float:
     if text.startswith("-"):
         return -1
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    text = text.removeprefix("+")
+    if re.fullmatch(_NUMBER, text):
         return float(text)
     if not re.fullmatch(f"({_DURATION.pattern})+", text):
         raise Refused(f"keep_alive is {text[:40]!r}: 5m, 30s, 0 or -1 are possible", "keep_alive")

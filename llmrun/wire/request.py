@@ -114,6 +114,7 @@ class Request:
         return self.answers.for_prompt(
             special=self.answers.special or (None if isinstance(self.asked, str) else False),
             reuse=self.reuse,
+            anew=not self.reuse,
             n_logprobs=self.n_logprobs,
             tools=[*self.tools] or None,
             must_call=self.must_call,
@@ -249,7 +250,7 @@ def chosen(tools: tuple[Tool, ...], choice: str | None, name: str | None, where:
     if choice == "one":
         found = tuple(tool for tool in tools if tool.name == name)
         if not found:
-            raise Refused(f"{where}: there is no tool {str(name)[:60]!r}", where)
+            raise Refused(f"{where}: {f'there is no tool {name[:60]!r}' if name else 'it names no tool'}", where)
         return Choice(found, must_call=True)
     return Choice(tools, must_call=choice == "required")
 

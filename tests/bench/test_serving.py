@@ -103,10 +103,13 @@ _DONE = b"data: [DONE]\n\n"
 _STREAMS = {
     "good": [_TEXT, b": a comment\n\n", _TEXT, _END, _USAGE, _TIMINGS, _DONE],
     "bare": [_TEXT, _TEXT, _DONE],
+    "blanks": [_TEXT.replace(b": {", b":{", 1), _TEXT.replace(b": {", b":   {", 1), b"data:[DONE]\r\n\r\n"],
     "cut": [_TEXT, _TEXT],
     "empty": [_END, _DONE],
     "told": [_TEXT, b'data: {"error": {"message": "the engine was killed", "code": 503}}\n\n'],
     "garbage": [_TEXT, b"data: {not JSON}\n\n", _DONE],
+    "boasts": [_TEXT, _USAGE.replace(b"3", b"-3"), _DONE],
+    "endless": [_TEXT, b"data: {" + b" " * (1 << 20) + b"}\n\n", _DONE],
 }
 
 
@@ -146,18 +149,19 @@ def misbehaving() -> Iterator[str]:
 def test_the_client() -> None:
     """What an answer's end says of it is kept; whatever goes wrong is an error of its kind, in the words of who said
     it; a stream that just stops has not ended well."""
-    words = ["good", "bare", "cut", "empty", "told", "garbage", "full", "hangs up"]
+    words = ["good", "bare", "blanks", "cut", "empty", "told", "garbage", "full", "hangs up", "boasts", "endless"]
     told: list[int] = []
     with misbehaving() as address:
         job = Job(address, None, None, [HttpCall(word, 9) for word in words], 1)
         requests, cpu_s = http_load.run(job, told.append)
-    assert told == [*range(1, 9)] and cpu_s > 0
-    good, bare, *bad = requests
+    assert told == [*range(1, 12)] and cpu_s > 0
+    good, bare, blanks, *bad = requests
+    assert blanks.is_answered and len(blanks.piece_s) == 2
     assert len(good.piece_s) == 2 and good.asked_s <= good.piece_s[0] <= good.piece_s[1]
     assert (good.n_prompt, good.n_made, good.n_cached, good.error) == (7, 3, None, None)
     assert (good.server_prompt_s, good.server_decode_s, good.server_tps) == (0.02, 0.04, 50)
     assert bare.is_answered and (bare.n_made, bare.server_prompt_s) == (None, None)
-    kinds = ["cut short", "no text", "stream", "stream", "http 429", "connection"]
+    kinds = ["cut short", "no text", "stream", "stream", "http 429", "connection", "stream", "stream"]
     assert [each.error_kind for each in bad] == kinds
     assert bad[0].error == "the stream ended behind 2 pieces, before its answer did"
     assert bad[2].error == "the engine was killed" and bad[4].error == "429: the queue is full"
@@ -269,7 +273,10 @@ def test_words(llmrun: RunLlmrun) -> None:
         (["tiny", "--find-capacity"], "--ttft 0.5"),
         (["tiny", "--concurrency", "0"], "--concurrency"),
         (["tiny", "--rate", "x"], "--rate"),
-        (["http://127.0.0.1:9"], "127.0.0.1:9: ConnectionRefusedError"),
+        (["http://127.0.0.1:9"], "nothing listens at http://127.0.0.1:9"),
+        (["http://[::1"], "is no address"),
+        (["http://127.0.0.1:9/é"], "is no address"),
+        (["http://me:secret@127.0.0.1:9"], "LLMRUN_API_KEY"),
         (["localhost:8080"], "http://127.0.0.1:8080 is one"),
         (["tiny", "-o", "yaml"], "-o/--output-format: 'yaml' is none of table, md"),
         (["tiny", "-o", "rows.doc"], "--output: 'doc' is none of table, md"),

@@ -587,6 +587,13 @@ def test_thinking_in_a_run(llmrun: RunLlmrun) -> None:
         assert document["thinking"][:20] in terminal.text and b"\x1b[2m" in terminal.raw
 
 
+def test_cut_off_by_the_context(llmrun: RunLlmrun) -> None:
+    """It is told why the answer ends, with what to type; an answer that is as long as it was to be has no such line."""
+    done = llmrun("run", "tiny", "hi", "-c", "8", "-n", "64")
+    assert done.returncode == 0 and "the context of 8 tokens is full" in done.stderr and "-c" in done.stderr
+    assert "is full" not in llmrun("run", "tiny", "hi", "-n", "2").stderr
+
+
 # -- completion ---
 
 
@@ -595,10 +602,10 @@ def test_completion(llmrun: RunLlmrun, tmp_path: Path, shell: str) -> None:
     """Tab knows commands, options, and models: the embedded one, the catalog's, files."""
     (tmp_path / "mine.gguf").touch()
 
-    def completed(words: str) -> str:
+    def completed(words: str, at: int | None = None) -> str:
         env = {"_LLMRUN_COMPLETE": f"complete_{shell}", "LLMRUN_HOME": str(tmp_path)}
         if shell == "bash":
-            env |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+            env |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1 if at is None else at)}
         else:
             env |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
         return llmrun(env=env, cwd=tmp_path).stdout
@@ -608,3 +615,7 @@ def test_completion(llmrun: RunLlmrun, tmp_path: Path, shell: str) -> None:
     assert "tiny" in completed("llmrun run ti")
     assert "qwen3" in completed("llmrun chat qwen")
     assert "mine.gguf" in completed("llmrun run mi")
+    if shell == "bash":  # it takes words apart at colons, and replaces what is behind the last one
+        found = {*completed("llmrun\nrun\nqwen3\n:\n4", at=4).splitlines()}
+        assert "4b" in found and not any(":" in each.removeprefix("4b") and "qwen" in each for each in found)
+        assert "0.6b" in completed("llmrun\nrun\nqwen3\n:", at=3).splitlines()

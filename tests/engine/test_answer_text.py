@@ -67,6 +67,24 @@ def test_what_was_held_comes_at_the_end() -> None:
     assert text.finish() == ("<", "")
 
 
+def test_which_tokens_are_shown() -> None:
+    """Of each character its own, whatever was left out before it: thoughts, their tags and blanks, a stop string."""
+    rng = random.Random(6)
+    words = ["ab", "abc", "🙂", " ", "c", "</think>", "<think>", "</", "stop", "st", "\n"]
+    for _ in range(300):
+        text = rng.choice(["<think>", "", "hm"]) + "".join(rng.choice(words) for _ in range(rng.randrange(12)))
+        traced = AnswerText(["stop"], Splitter(THINK, inside=rng.random() < 0.5), traced=True)
+        shown, of = "", list[int]()
+        for i, character in enumerate(text):
+            if traced.stopped:
+                break
+            shown += traced.add(character.encode(), token=i)[0]
+            of += traced.take_shown_of()
+        shown += traced.finish()[0]
+        of += traced.take_shown_of()
+        assert "".join(text[i] for i in of) == shown and of == sorted(of), (text, shown)
+
+
 def test_any_cut_gives_the_same() -> None:
     """Text, characters of four bytes and stop strings, byte by byte and in pieces of any length."""
     rng = random.Random(5)

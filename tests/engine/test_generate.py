@@ -209,6 +209,28 @@ def thinking(words: Words, tags: Tags = THINK, *, is_open: bool = False, budget:
     return Thinking(tags, words, is_open=is_open, budget=budget)
 
 
+@pytest.mark.parametrize(
+    ("text", "tags", "told"),
+    [
+        ("<think> hmm </think> _ _ hello", THINK, ["hello"]),
+        ("[th ink] hmm [/th ink]hel lo", Tags("[think]", "[/think]"), ["ink]hel", "lo"]),
+        ("[th ink] hmm [/th ink] _ hello", Tags("[think]", "[/think]"), ["hello"]),
+        ("[th under", Tags("[think]", "[/think]"), ["[th", "under"]),
+        (
+            "<|channel|> analysis <|message|> hmm <|end|> <|start|> assistant <|channel|> final <|message|> hello",
+            HARMONY,
+            ["hello"],
+        ),
+        ("<|channel|> final <|message|> hello", HARMONY, ["hello"]),
+    ],
+)
+def test_no_probabilities_beside_the_answer(text: str, tags: Tags, told: list[str]) -> None:
+    """Of thoughts, tags and the blanks around them nothing is told: the tokens make up the text."""
+    words = Words()
+    answer = Answer(f"{text} {EOS}", words=words, n_logprobs=0, thinking=thinking(words, tags))
+    assert [each.piece.decode() for message in answer.sent for each in message.logprobs] == told
+
+
 def test_thinking_apart() -> None:
     """Four tokens of thinking, the two tags among them, and two of answer. Control tokens count as what they say."""
     words = Words()

@@ -26,11 +26,23 @@ def test_a_part_takes_its_share_of_a_step(step_s: float, token_s: float) -> None
 
 
 def test_a_rest_that_is_short_is_computed_at_once() -> None:
-    """A millisecond a token: 390 take less than readers bear, 410 more; and no more than a batch holds."""
+    """A millisecond a token: 390 take less than readers bear; of 410 and of 1,190 as many as that, as three such parts
+    hold them; 1,210 take more. And no more than a batch holds."""
     pace = settled(0.05, 0.001)
-    assert (pace.part(390), pace.part(410)) == (390, pace.n_tokens)
+    assert (pace.part(390), pace.part(410), pace.part(1190), pace.part(1210)) == (390, 400, 400, pace.n_tokens)
+    assert settled(2.0, 0.001).part(1000) == settled(2.0, 0.001).n_tokens > 400
     assert settled(0.05, 0.001, most=256).part(300) <= 256
     assert Pace(2048).part(100) == 32  # nothing is known yet
+
+
+def test_a_small_part_does_not_tell_what_a_large_one_takes() -> None:
+    """Of 200 tokens a millisecond each; eight that took three each change nothing, 128 that are slower do."""
+    pace = settled(0.05, 0.003)
+    pace.prompt_took(200, 0.2)
+    pace.part_took(8, 0.024)
+    assert pace.part(1000) == 400
+    pace.part_took(128, 0.512)
+    assert pace.part(1000) == pace.n_tokens
 
 
 @pytest.mark.parametrize(
@@ -81,6 +93,23 @@ def test_where_few_take_as_long_each_as_many() -> None:
     """Sixteen tokens would take two steps: five do not."""
     assert settled(0.115, 0.0165).n_tokens == 5
     assert settled(0.115, 0.029).n_tokens == 4
+
+
+def test_where_a_small_part_takes_nearly_as_long_as_a_larger_one() -> None:
+    """80 ms, and 4 ms a token, as K-quants in the file's layout have it: a part of its share of a step would be of
+    eight tokens, at 14 ms each. Half of what a part takes is for its tokens instead, while readers bear that."""
+    pace = Pace(2048)
+    pace.prompt_took(200, 0.08 + 200 * 0.004)
+    for _ in range(20):
+        pace.step_took(0.15)
+        pace.part_took(pace.n_tokens, 0.08 + pace.n_tokens * 0.004)
+    assert 16 <= pace.n_tokens <= 24
+    pace = Pace(2048)
+    pace.prompt_took(1000, 0.3 + 1000 * 0.01)
+    for _ in range(20):
+        pace.step_took(0.15)
+        pace.part_took(pace.n_tokens, 0.3 + pace.n_tokens * 0.01)
+    assert pace.n_tokens * 0.01 + 0.3 <= BEARABLE_S + 1e-9
 
 
 def test_one_disturbance() -> None:

@@ -14,6 +14,7 @@ import pytest
 from conftest import PATIENT
 from jsonschema import Draft202012Validator
 
+from llmrun.engine.child.answer_text import AnswerText
 from llmrun.engine.child.chat_template import Templates
 from llmrun.engine.child.literals import Literals, NotYet
 from llmrun.engine.child.tool_calls import CallSplitter, texts_of
@@ -252,6 +253,11 @@ def test_what_a_template_writes_is_read(templates: Templates, name: str) -> None
             content, calls = read(CallSplitter(syntax, TEXTS), [text[:i], text[i:]])
             assert (content.strip(), calls) == (answer["content"], wanted), text[:i]
         assert read(CallSplitter(syntax, TEXTS), text)[1] == wanted
+        traced = AnswerText([], None, CallSplitter(syntax, TEXTS), traced=True)
+        shown = "".join(traced.add(character.encode(), token=i)[0] for i, character in enumerate(text))
+        shown += traced.finish()[0]
+        of = traced.take_shown_of()
+        assert "".join(text[i] for i in of) == shown and of == sorted(of)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -30,6 +30,9 @@ def kept_s(keep_alive: object) -> float | None:
         ("1h30m", 5400),
         ("1.5s", 1.5),
         ("250ms", 0.25),
+        (".5s", 0.5),
+        ("+5m", 300),
+        ("1.s", 1),
         (1e300, None),
         ("9" * 400 + "h", None),
     ],
@@ -40,7 +43,7 @@ def test_how_long_a_model_stays(keep_alive: object, seconds: float | None) -> No
     assert ollama.after(kept_s(keep_alive)).endswith("Z")
 
 
-@pytest.mark.parametrize("keep_alive", ["", "soon", "5 m", "m5", "1e3", "inf", "nan"])
+@pytest.mark.parametrize("keep_alive", ["", "soon", "5 m", "m5", "1e3", "inf", "nan", "٣", "٣m", "."])
 def test_what_is_no_time(keep_alive: str) -> None:
     with pytest.raises(Refused, match="keep_alive"):
         kept_s(keep_alive)

@@ -61,6 +61,10 @@ class Run:
         return {device: sum(kinds.values()) for device, kinds in taken.items() if device != CPU}
 
 
+_BUSY = 0.5
+"""Cores that others took: from here on it is a part of why it was slow."""
+
+
 def meter_line(run: Run) -> str:
     """prompt 8 tokens 214 t/s · TTFT 83 ms · 32 tokens 41.8 t/s · 33.1 GB/s read · peak RAM 927 MiB · CUDA0 1.20 GiB"""
     timing = run.generation.timing
@@ -76,6 +80,11 @@ def meter_line(run: Run) -> str:
             *[f"{device} {size(n_bytes)}" for device, n_bytes in run.device_bytes.items()],
             *([f"{timing.n_accepted} of {timing.n_drafted} guessed"] if timing.n_drafted else []),
             *([_chosen_layout(run.engine)] if run.tuned else []),
+            *(
+                [f"others {cores(others)}"]
+                if (others := run.usage and run.usage.other_cores) and others >= _BUSY
+                else []
+            ),
         ]
     )
 

@@ -108,12 +108,11 @@ def plan(
     if curve:
         layer_curve.tell(model or [], asked, output)
         return
-    models = report.looked_up(model or [], asked)
+    # First whatever may be refused, then what takes half a minute.
+    models = report.looked_up(model, asked) if model else report.catalog_looked_up(asked)
     with _source(what_if, load, probe=probe, quiet=quiet) as source:
-        if models:
-            report.tell(models, source, asked, _called(what_if))
-        else:
-            report.rank(source, asked, _called(what_if))
+        tell = report.tell if model else report.rank
+        tell(models, source, asked, _called(what_if))
 
 
 def probe(

@@ -183,6 +183,8 @@ def run(
         elif not quiet:
             for line in (report.meter_line(done), *(report.details(done) if verbose else ())):
                 screen.note(line)
+            if generation.stop_reason == "context":
+                screen.note(f"the context of {generation.n_ctx} tokens is full, and the answer cut off: a larger -c")
         if not engine.server:
             _keep_score(done)
         engine.flush()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from llmrun.cli.framework import options, parser, spelling
 from llmrun.cli.framework.page import Rows
-from llmrun.errors import Act, LlmrunError, UsageError
+from llmrun.errors import Act, LlmrunError, Remedy, UsageError
 from llmrun.options import spec
 from llmrun.options.settings import Given, resolve
 
@@ -182,7 +182,10 @@ class Command:
             read = [each.kind.parse(word) for word in mine]
             values[each.key] = None if not read else read if each.many else read[0]
         if left:
-            raise UsageError(f"there is no place for '{left[0][:60]}'", hint=Act("help", path))
+            hints: list[Remedy] = [Act("help", path)]
+            if any(each.metavar.strip("[]") == "PROMPT" for each in self.arguments):
+                hints.insert(0, "a prompt of several words in quotes")
+            raise UsageError(f"there is no place for '{left[0][:60]}'", remedies=hints)
         return values
 
 

@@ -39,7 +39,7 @@ def of_command(path: str, command: Command, subcommands: Rows = (), *, everythin
             groups[panel or "Options"] = rows
     if subcommands:
         groups["Commands"] = list(subcommands)
-    usage = ["llmrun", path, "[OPTIONS]", *map(_in_usage, command.arguments)]
+    usage = ["llmrun", path, "[OPTIONS]", *map(in_usage, command.arguments)]
     usage += ["COMMAND", "[ARGS]..."] if subcommands else []
     text = page(" ".join(usage), command.help, groups.items())
     if left_out:
@@ -50,7 +50,7 @@ def of_command(path: str, command: Command, subcommands: Rows = (), *, everythin
     return text + (f"\n{command.epilog()}\n" if command.epilog else "")
 
 
-def _in_usage(argument: Argument) -> str:
+def in_usage(argument: Argument) -> str:
     plain = argument.metavar.strip("[]").removesuffix("...")
     return (plain if argument.required else f"[{plain}]") + ("..." if argument.many else "")
 

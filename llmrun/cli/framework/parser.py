@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from llmrun.cli.framework.spelling import names_of
 from llmrun.errors import Act, UsageError
-from llmrun.options.spec import Flag, Option
+from llmrun.options.spec import Flag, Number, Option
 
 HELP, HELP_ALL = ("-h", "--help"), ("--help-all",)
 _HELP = Option("help", Flag())
@@ -47,6 +47,9 @@ def read(words: Iterable[str], options: Sequence[Option], *, command: str, stric
         value = text if equals else None
         if name not in known and word[:2] in known:  # `-qv`, and `-n8`
             name, value = word[:2], word[2:]
+            if _is_no_value(known[name][0], value):  # `-temp`
+                near = _near(f"--{word[1:]}", known)
+                raise UsageError(f"there is no option {word[:40]}{near and f'; the nearest is {near}'}", hint=hint)
             if known[name][0].is_flag and not value.startswith("-"):
                 left.insert(0, f"-{value}")
                 value = None
@@ -69,6 +72,11 @@ def read(words: Iterable[str], options: Sequence[Option], *, command: str, stric
         else:
             said.texts.setdefault(option.key, []).append(not denied if value is None else value)
     return said
+
+
+def _is_no_value(option: Option, text: str) -> bool:
+    """Letters that stand right behind an option which takes a number."""
+    return text[:1].isalpha() and text.isidentifier() and isinstance(option.kind, Number)
 
 
 def _by_name(options: Sequence[Option]) -> dict[str, tuple[Option, bool]]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from typing import Annotated, Any
 
 import typer
 
+from llmrun import fs
 from llmrun.cli.framework import spelling
 from llmrun.cli.framework.command import Command
 
@@ -19,13 +23,44 @@ def complete(words: list[str], commands: Mapping[str, str], load: Callable[[str]
     `commands` has the help of each by its path. Only the one that stands in the line is imported.
     """
     # What the script that Typer installed in the user's shell sends.
+    begun = _whole_words(os.environ)
     line = (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or "").split()[1:]
     path = ""
     for word in line:
         if f"{path} {word}".strip() not in commands:
             break
         path = f"{path} {word}".strip()
-    app(commands, path, load, title)(args=words, prog_name="llmrun")
+    with fs.disk_errors("installing completion"), _without(begun):
+        app(commands, path, load, title)(args=words, prog_name="llmrun")
+
+
+def _whole_words(environment: MutableMapping[str, str]) -> str:
+    """Put together what bash takes apart at colons, "qwen3:4b" as three words. Returns what of the last word bash has
+    read already, "qwen3:", and leaves as it is."""
+    if "COMP_WORDS" not in environment:
+        return ""
+    words, at = environment["COMP_WORDS"].split("\n"), int(environment.get("COMP_CWORD", 0))
+    whole: list[str] = []
+    for i, word in enumerate(words):
+        if i > 1 and (word == ":" or whole[-1].endswith(":")):
+            whole[-1] += word
+            at -= i <= int(environment.get("COMP_CWORD", 0))
+        else:
+            whole.append(word)
+    environment.update(COMP_WORDS="\n".join(whole), COMP_CWORD=str(at))
+    last = whole[at] if at < len(whole) else ""
+    return last[: last.rfind(":") + 1]
+
+
+@contextmanager
+def _without(begun: str) -> Iterator[None]:
+    """What is printed inside, without this at the beginning of each line."""
+    with redirect_stdout(StringIO()) as said:
+        try:
+            yield
+        finally:
+            lines = (line.removeprefix(begun) for line in said.getvalue().splitlines(keepends=True))
+            print("".join(lines), end="", file=sys.__stdout__)
 
 
 def app(commands: Mapping[str, str], path: str, load: Callable[[str], Command], title: str) -> typer.Typer:

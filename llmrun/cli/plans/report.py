@@ -49,14 +49,12 @@ ENOUGH_TPS = 10.0
 """Faster than most people read."""
 
 
-def rank(source: Source, asked: Asked, machine: str) -> None:
-    """The catalog, each model at its usual level: first those that fit and are as fast as wanted, the largest first, as
-    more weights know more; then the others, the fastest first."""
+def catalog_looked_up(asked: Asked) -> list[tuple[Levels, Question]]:
+    """Each model of the catalog at its usual level, as far as its header can be had. Raises where none can."""
     from llmrun.cli.terminal import progress
     from llmrun.models import catalog
     from llmrun.models.levels import usual_level
 
-    wanted = asked.target_tps or ENOUGH_TPS
     found, entries = [], catalog.load().entries
     offline = asked.offline
     failed: dict[type[LlmrunError], list[str]] = {}
@@ -75,13 +73,26 @@ def rank(source: Source, asked: Asked, machine: str) -> None:
             (file,) = levels.files
             if 0 < (file.header.n_ctx_train or 0) < longest:
                 continue
-            question = asked.question(levels)
-            found.append((levels, file, source.predict(file.header, question), question))
+            found.append((levels, asked.question(levels)))
     if not found:
         kind, (why, *_) = next(iter(failed.items()), (NotFound, [f"none was trained on {longest} tokens"]))
         raise kind(f"none of the catalog's {len(entries)} models can be looked at; {why}", hint="llmrun plan tiny")
     for first, *others in failed.values() if not asked.quiet else ():
         screen.note(first + (f"; {len(others)} others alike" if others else ""))
+    return found
+
+
+def rank(models: list[tuple[Levels, Question]], source: Source, asked: Asked, machine: str) -> None:
+    """The catalog: first what fits and is as fast as wanted, the largest first, as more weights know more; then the
+    others, the fastest first."""
+    from llmrun.models import catalog
+
+    wanted = asked.target_tps or ENOUGH_TPS
+    found = [
+        (levels, file, source.predict(file.header, question), question)
+        for levels, question in models
+        for file in levels.files
+    ]
 
     def place(row: tuple[Levels, LevelFile, Prediction, Question]) -> tuple[bool, float]:
         _, file, predicted, _ = row
@@ -101,7 +112,7 @@ def rank(source: Source, asked: Asked, machine: str) -> None:
         *("MODEL", "LEVEL", ">SIZE", *downloads[0], "FITS", f">PREFILL {asked.n_prompt}", ">TTFT", ">DECODE"),
         "WHAT IT IS…",
     )
-    summaries = {entry.name: entry.summary or "" for entry in entries}
+    summaries = {entry.name: entry.summary or "" for entry in catalog.load().entries}
     tables.show(
         titles,
         (

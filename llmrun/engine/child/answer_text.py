@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FIRST_SIGN = 0xD800
 """Halves of surrogate pairs, which no text decodes to: they stand for control tokens that a stop string names."""
+_OF_NONE = -1
+"""The token of a character that stands for bytes which are none."""
 _SIGNS = re.compile("[\ud800-\udfff]")
 
 
@@ -32,23 +34,22 @@ class StopSearch:
 
     Attributes:
         found: the number of the stop string that has come; it and what follows are not shown. None: none has.
-        n_given, n_shown: characters that came, and those of them that could be shown.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = [(i, string) for i, string in enumerate(strings) if string]
         self._held = ""
         self.found: int | None = None
-        self.n_given = self.n_shown = 0
+
+    @property
+    def n_held(self) -> int:
+        """Characters that are held back."""
+        return len(self._held)
 
     def add(self, text: str) -> str:
         """What can be shown now."""
-        self.n_given += len(text)
-        shown = self._found_in(text) if self._strings else text
-        self.n_shown += len(shown)
-        return shown
-
-    def _found_in(self, text: str) -> str:
+        if not self._strings:
+            return text
         self._held += text
         found = ((at, i) for i, string in self._strings if (at := self._held.find(string)) >= 0)
         if first := min(found, default=None):
@@ -62,8 +63,26 @@ class StopSearch:
     def finish(self) -> str:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
-        self.n_shown += len(held)
         return held
+
+
+class _Trace:
+    """Of each character that a stage gives, which token it is of. A stage holds some of what it takes back, leaves some
+    out, and gives the rest in its order."""
+
+    def __init__(self, *, at_end: bool) -> None:
+        """`at_end`: what is left out of a piece stands before what is given, as a tag does; else mostly behind it, as
+        a call or a stop string does."""
+        self._text, self._of, self._at_end = "", list[int](), at_end
+
+    def through(self, taken: str, of: list[int], given: str, n_held: int) -> list[int]:
+        """The tokens of the characters in `given`; `of`: of those in `taken`."""
+        text, self._of = self._text + taken, self._of + of
+        n = len(text) - n_held
+        begin = 0 if not self._at_end and text.startswith(given, 0, n) else text.rfind(given, 0, n)
+        found = self._of[begin : begin + len(given)] if begin >= 0 else self._of[n - len(given) : n]
+        self._text, self._of = text[n:], self._of[n:]
+        return found
 
 
 class AnswerText:
@@ -74,14 +93,24 @@ class AnswerText:
     """
 
     def __init__(
-        self, stop: Sequence[str], splitter: Splitter | None = None, calls: CallSplitter | None = None
+        self,
+        stop: Sequence[str],
+        splitter: Splitter | None = None,
+        calls: CallSplitter | None = None,
+        *,
+        traced: bool = False,
     ) -> None:
-        """`splitter` tells thinking from the answer; None: all is answer. `calls` tells calls of tools from it."""
+        """`splitter` tells thinking from the answer; None: all is answer. `calls` tells calls of tools from it.
+        `traced`: it remembers which tokens the text that is shown is of."""
         self._calls = calls
         self._call_pieces: list[CallPiece] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._splitter = splitter
         self._stop = StopSearch(stop)
+        self._traces = [_Trace(at_end=each == "tags") for each in ("tags", "calls", "stop")] if traced else None
+        self._shown_of: list[int] = []
+        self.n_read = 0
+        """Characters that tokens had, shown or not."""
 
     @property
     def stopped(self) -> bool:
@@ -93,31 +122,37 @@ class AnswerText:
         """The number of the stop string that has come."""
         return self._stop.found
 
-    @property
-    def n_given(self) -> int:
-        """Characters of the answer so far, and of what may be a stop string."""
-        return self._stop.n_given
-
-    @property
-    def n_shown(self) -> int:
-        """Those of them that could be shown."""
-        return self._stop.n_shown
-
-    def add(self, piece: bytes, sign: str = "") -> tuple[str, str]:
-        """What can be shown after these bytes, of the answer and of the thinking; `sign` is found, and never shown."""
+    def add(self, piece: bytes, sign: str = "", token: int = 0) -> tuple[str, str]:
+        """What can be shown after these bytes, of the answer and of the thinking; `sign` is found, and never shown.
+        `token`: its place in the answer."""
         text = self._decoder.decode(piece) + sign
-        if self._splitter is None and self._calls is None:
+        self.n_read += len(text)
+        if self._traces is None and self._splitter is None and self._calls is None:
             return _shown(self._stop.add(text)), ""
-        answer, thinking = self._splitter.add(text) if self._splitter is not None else (text, "")
-        return _shown(self._stop.add(self._content(answer))), _shown(thinking)
+        splitter, calls = self._splitter, self._calls
+        answer, thinking = splitter.add(text) if splitter is not None else (text, "")
+        content = answer
+        if calls is not None:
+            content, pieces = calls.add(answer)
+            self._call_pieces += pieces
+        shown = self._stop.add(content)
+        self._trace(text, [token] * len(text), answer, content, shown)
+        return _shown(shown), _shown(thinking)
 
-    def _content(self, answer: str) -> str:
-        """What of the answer calls nothing."""
-        if self._calls is None:
-            return answer
-        content, calls = self._calls.add(answer)
-        self._call_pieces += calls
-        return content
+    def _trace(self, text: str, of: list[int], answer: str, content: str, shown: str) -> None:
+        """Through each stage."""
+        if self._traces is None:
+            return
+        stages = (self._splitter, answer), (self._calls, content), (self._stop, shown)
+        for trace, (stage, given) in zip(self._traces, stages, strict=True):
+            of = trace.through(text, of, given, stage.n_held if stage is not None else 0)
+            text = given
+        self._shown_of += of
+
+    def take_shown_of(self) -> list[int]:
+        """The tokens of what was shown since the last time, one for each character."""
+        taken, self._shown_of = self._shown_of, []
+        return taken
 
     def take_calls(self) -> list[CallPiece]:
         """What has come of calls since the last time."""
@@ -131,18 +166,22 @@ class AnswerText:
         """
         if self.stopped:
             return "", ""
-        answer, thinking = "" if cut else self._decoder.decode(b"", True), ""
+        text, thinking = "" if cut else self._decoder.decode(b"", True), ""
+        answer = text
         if self._splitter is not None:
-            answer, thinking = self._splitter.add(answer)
+            answer, thinking = self._splitter.add(text)
             rest, rest_of_thinking = self._splitter.finish()
             answer, thinking = answer + rest, thinking + rest_of_thinking
+        content = answer
         if self._calls is not None:
-            answer = self._content(answer)
-            rest, calls = self._calls.finish(cut=cut)
-            self._call_pieces += calls
-            answer += rest
-        shown = self._stop.add(answer)
-        return _shown(shown if self.stopped else shown + self._stop.finish()), _shown(thinking)
+            content, pieces = self._calls.add(answer)
+            rest, more = self._calls.finish(cut=cut)
+            self._call_pieces += [*pieces, *more]
+            content += rest
+        shown = self._stop.add(content)
+        shown += "" if self.stopped else self._stop.finish()
+        self._trace(text, [_OF_NONE] * len(text), answer, content, shown)
+        return _shown(shown), _shown(thinking)
 
 
 def _shown(text: str) -> str:

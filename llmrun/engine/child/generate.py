@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from llmrun.engine.child.answer_text import FIRST_SIGN, AnswerText
 from llmrun.engine.child.special_tokens import Vocabulary, named_in
@@ -23,6 +23,19 @@ BULK_S = 0.5
 """The same where nobody watches."""
 
 Clock = Callable[[], float]
+
+
+class _Untold(NamedTuple):
+    """A token whose probabilities nobody knows yet.
+
+    Attributes:
+        number: its place in the answer.
+        has_text: False: it is a control token, or ends in the middle of a character.
+    """
+
+    number: int
+    logprobs: TokenLogprobs
+    has_text: bool
 
 
 class TokenBatch:
@@ -145,10 +158,13 @@ class GenerationState:
         self._ignore_eos = ignore_eos and not source.has_grammar  # a grammar says itself when a text is complete
         self._stops = StopTokens(vocab, stop)
         self._text = AnswerText(
-            self._stops.strings, thinking.splitter if thinking else None, tools.splitter if tools else None
+            self._stops.strings,
+            thinking.splitter if thinking else None,
+            tools.splitter if tools else None,
+            traced=n_logprobs is not None,
         )
         self._batch = TokenBatch(coalesce_s)
-        self._unshown: deque[tuple[int, TokenLogprobs]] = deque()  # with the place in the text where it begins
+        self._untold: deque[_Untold] = deque()
         self.n_tokens = 0
         self.stop_reason: StopReason | None = "length" if max_tokens == 0 else None
 
@@ -169,16 +185,18 @@ class GenerationState:
         piece = self._piece(token)
         sign = "" if piece else self._stops.sign(token)  # a tag of the thinking has its text already
         was_inside = thinking is not None and thinking.splitter.inside
-        begins_at = text.n_given
-        answer, thought = text.add(piece, sign)
+        n_read = text.n_read
+        answer, thought = text.add(piece, sign, self.n_tokens)
         is_thought = was_inside or (thinking is not None and thinking.splitter.inside)
         if self._tools is not None:
             self._batch.add_calls(text.take_calls())
             if is_free and not is_thought and not self._tools.must:
                 self._source.follow(token)
-        if self._n_logprobs is not None and not is_thought:
-            self._unshown.append((begins_at, self._source.logprobs(context, index, token, self._n_logprobs)))
-        self._tell_logprobs()
+        if self._n_logprobs is not None:
+            if not (was_inside and thinking is not None and thinking.splitter.inside):
+                logprobs = self._source.logprobs(context, index, token, self._n_logprobs)
+                self._untold.append(_Untold(self.n_tokens, logprobs, text.n_read > n_read))
+            self._tell_logprobs()
         if thinking is not None:
             thinking.update(was_inside=was_inside)
         self._batch.add_text(answer, thought)
@@ -216,15 +234,25 @@ class GenerationState:
         """Send what is left, the text that was held back included."""
         self._batch.add_text(*self._text.finish(cut=self.stop_reason != "end"))
         self._batch.add_calls(self._text.take_calls())
-        self._tell_logprobs(all_of_them=not self._text.stopped)
+        if self._n_logprobs is not None:
+            self._tell_logprobs()
+            if not (self._text.stopped or any(each.has_text for each in self._untold)):
+                self._tell(self._untold)
         self._flush()
 
-    def _tell_logprobs(self, *, all_of_them: bool = False) -> None:
-        """Of the tokens of which something is shown: none that is of a stop string alone."""
-        text, unshown = self._text, self._unshown
-        all_of_them = all_of_them or (text.n_shown == text.n_given and not text.stopped)
-        while unshown and (all_of_them or unshown[0][0] < text.n_shown):
-            self._batch.add_logprobs(unshown.popleft()[1])
+    def _tell_logprobs(self) -> None:
+        """Of the tokens of which something is shown, and of those without a text of their own right before these, as a
+        character may have several. None that is of a stop string, a tag or a call alone."""
+        for number in self._text.take_shown_of():
+            before: list[_Untold] = []
+            while self._untold and self._untold[0].number <= number:
+                each = self._untold.popleft()
+                before = [] if each.has_text and each.number < number else [*before, each]
+            self._tell(before)
+
+    def _tell(self, tokens: Iterable[_Untold]) -> None:
+        for each in tokens:
+            self._batch.add_logprobs(each.logprobs)
 
     def _next_token(self, context: Any, index: int) -> int:
         thinking, source = self._thinking, self._source

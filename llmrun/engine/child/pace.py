@@ -7,6 +7,9 @@ SHARE, BEARABLE_S = 0.75, 0.4
 prompt is computed, and some are disturbed: gaps stay below three times what they were before. But where as many wait as
 are read, it may take as long as readers bear now and then: who waits for a first token waits for all of the parts and
 the steps between. Four chats of 700 tokens with the share alone had theirs after 23 s, with 0.45 s after 4."""
+_SOON = 3
+"""Parts of such a length: a prompt that is over within so many is computed by them. In small ones it takes up to three
+times as long, and every step between them as well."""
 LEAST, _BEGIN = 4, 32.0
 """Tokens. Where few take as long each as many do (K-quants as they are in the file), sixteen take two steps."""
 _OF = 8
@@ -46,6 +49,7 @@ class Pace:
         self.crowd = 0.0
         self._step_s: float | None = None
         self._token_s: float | None = None
+        self._of_tokens = 0  # of the part that this is known of
         self._n = min(_BEGIN, float(self._most))
 
     def step_took(self, seconds: float) -> None:
@@ -53,23 +57,45 @@ class Pace:
         known = self._step_s
         self._step_s = seconds if known is None else known + (seconds - known) * (0.1 if seconds > known else 0.3)
 
+    def prompt_took(self, n_tokens: int, seconds: float) -> None:
+        """So many tokens of one. A small part does not tell what those of a large one take."""
+        if seconds > 0 and n_tokens >= LEAST:
+            token_s = seconds / n_tokens
+            if self._token_s is None or token_s < self._token_s or 2 * n_tokens >= self._of_tokens:
+                self._token_s, self._of_tokens = token_s, n_tokens
+
     def part_took(self, n_tokens: int, seconds: float) -> None:
         """A part of a prompt. Half as long or twice as long next time at most: what disturbs once is soon forgotten."""
-        if seconds > 0 and n_tokens >= LEAST:
-            self._token_s = seconds / n_tokens
+        self.prompt_took(n_tokens, seconds)
         if self._step_s and seconds > 0 and n_tokens >= LEAST:
             wanted_s = max(SHARE * max(1.0, self.crowd) * self._step_s, BEARABLE_S * min(1.0, self.crowd))
-            wanted = n_tokens * wanted_s / seconds
+            fixed_s, token_s = self._cost(n_tokens, seconds)
+            even = min(fixed_s, BEARABLE_S - fixed_s) / token_s  # as many as take what a part takes by itself
+            wanted = max((wanted_s - fixed_s) / token_s, even)
             self._n = min(max(wanted, self._n / 2), 2 * self._n)
             self._n = min(max(self._n, LEAST), self._most)
 
+    def _cost(self, n_tokens: int, seconds: float) -> tuple[float, float]:
+        """What a part takes however small it is, and each token of it, by this one and one that is twice as large; else
+        each token takes its share."""
+        more = self._of_tokens
+        token_s = ((self._token_s or 0.0) * more - seconds) / (more - n_tokens) if more >= 2 * n_tokens else 0.0
+        share = seconds / n_tokens
+        token_s = min(share, max(token_s, share / _OF)) if token_s > 0 else share
+        return seconds - n_tokens * token_s, token_s
+
     def part(self, n_left: int) -> int:
-        """Tokens to compute next of a prompt that has so many left: all, where that takes no longer than readers bear
-        now and then. Fewer steps of a part of the answers lie between, which take as long as those of all."""
-        takes_s = n_left * self._token_s if self._token_s else BEARABLE_S
-        return n_left if takes_s < BEARABLE_S and n_left <= self._most else self.n_tokens
+        """Tokens to compute next of a prompt that has so many left: as many as take what readers bear now and then,
+        where it is over soon by that. Fewer steps of a part of the answers lie between, which take as long as those of
+        all."""
+        if self._token_s is None or n_left * self._token_s >= _SOON * BEARABLE_S:
+            return self.n_tokens
+        bearable = BEARABLE_S / self._token_s
+        return min(n_left if n_left < bearable else max(self.n_tokens, self._rounded(bearable)), self._most)
 
     @property
     def n_tokens(self) -> int:
-        n = int(self._n)
-        return min(self._most, n // _OF * _OF if n > _OF else n)
+        return self._rounded(self._n)
+
+    def _rounded(self, n: float) -> int:
+        return min(self._most, int(n) // _OF * _OF if n > _OF else int(n))

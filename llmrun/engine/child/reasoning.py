@@ -183,6 +183,11 @@ class Splitter:
         """Whether what comes next belongs to the thoughts."""
         return self._at == "thoughts"
 
+    @property
+    def n_held(self) -> int:
+        """Characters that are held back."""
+        return len(self._held)
+
     def add(self, text: str) -> tuple[str, str]:
         """Answer and thoughts that can be shown after this piece; what may become a tag is held back."""
         self._held += text

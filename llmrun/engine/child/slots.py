@@ -216,7 +216,8 @@ class Slots:
         elif not self._beginnings.find(slot, self._live):
             sequence.reuse_prefix(tokens)
         if slot.waits_for is None:
-            self._beginnings.read(slot)
+            if not options.anew:
+                self._beginnings.read(slot)
             self._begin(slot)
         return slot
 
@@ -407,8 +408,8 @@ class Slots:
                 self._compute_here(first, waiting, limit)
         except RequestFailed as error:
             self._fail(first, error)
-        if watched:
-            self._pace.part_took(sum(slot.n_done for slot in waiting) - n_before, clock() - begin_s)
+        took = self._pace.part_took if watched else self._pace.prompt_took
+        took(sum(slot.n_done for slot in waiting) - n_before, clock() - begin_s)
         return not watched and any(slot.n_left for slot in self._live)
 
     def _goes_plain(self, slot: Slot) -> bool:

@@ -115,6 +115,11 @@ class CallSplitter:
         """Whether a call has begun."""
         return self._n > 0
 
+    @property
+    def n_held(self) -> int:
+        """Characters of which nothing is told yet."""
+        return len(self._held)
+
     def add(self, text: str) -> tuple[str, list[CallPiece]]:
         """Content and calls that can be told after this piece; what may become a call is held back."""
         self._held += text

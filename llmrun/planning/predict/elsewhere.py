@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llmrun.gguf.reader import Header, layer_of
@@ -34,7 +34,7 @@ from llmrun.planning.placement import Placer
 from llmrun.planning.predict import speed
 from llmrun.planning.predict.compute_buffers import ComputeEstimate
 from llmrun.planning.predict.machines import Machine, Part
-from llmrun.planning.predict.prediction import Prediction, Question, Range, with_disk
+from llmrun.planning.predict.prediction import TOO_LARGE, Prediction, Question, Range, with_disk
 from llmrun.planning.predict.speed import Constants, Load
 from llmrun.units import count
 
@@ -107,8 +107,11 @@ class Elsewhere:
         missing = self._missing(found, budgets)
         plan = _Placed(header, placement, config, devices, self._ram)
         fits = None if missing is None else missing <= 0
-        seconds = {depth: self._decode_s(plan, depth, missing or 0) for depth in question.depths}
-        prefill = self._prefill_s(plan, question.n_prompt, missing or 0)
+        # Weights can be read from the disk at every token; the rest has to be in memory.
+        without_weights = Footprint({name: replace(need, weights=0) for name, need in found.by_device.items()}, n_ctx)
+        too_large = (self._missing(without_weights, budgets) or 0) > 0
+        seconds = {depth: None if too_large else self._decode_s(plan, depth, missing or 0) for depth in question.depths}
+        prefill = None if too_large else self._prefill_s(plan, question.n_prompt, missing or 0)
         return Prediction(
             fits=fits if plan.computable else False,
             n_gpu_layers=min(layout.n_gpu_layers, (header.n_layer or 0) + 1) if devices else 0,
@@ -116,7 +119,7 @@ class Elsewhere:
             memory_bytes={"RAM" if name == CPU else name: need.total for name, need in found.by_device.items()},
             prefill_tps=None if prefill is None else prefill.per(question.n_prompt),
             decode_tps={depth: None if each is None else each.per(1) for depth, each in seconds.items()},
-            note=self._note(plan, missing or 0),
+            note=TOO_LARGE if too_large else self._note(plan, missing or 0),
             watts=self._watts(plan),
         )
 

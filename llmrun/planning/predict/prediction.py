@@ -35,6 +35,10 @@ class Range:
         return Range(self.low * factor, self.mid * factor, self.high * factor)
 
 
+TOO_LARGE = "the context alone does not fit"
+"""Of what can't run at all: keys, values and what is computed in have to be in memory, weights need not."""
+
+
 def with_disk(computing: Range, least_s: float, most_s: float, doubt: float = 1.5) -> Range:
     """Seconds with what is read from the disk on the way.
 
