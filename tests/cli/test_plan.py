@@ -111,6 +111,14 @@ def test_the_table_and_the_target(llmrun: RunLlmrun, hub: Hub, env: dict[str, st
     assert "though not for certain" in fast.stdout
 
 
+def test_a_context_that_has_no_room(llmrun: RunLlmrun) -> None:
+    """Weights can be read from the disk at every token; keys and values have to be in memory: there is no speed."""
+    (row,) = planned(llmrun, "tiny", "--what-if", "kind=cpu,bandwidth=50,memory=4", "-c", "4000000", "-d", "0")["rows"]
+    assert row["fits"] is False and row["tg_tps"] == {"0": None} and row["pp_tps"] is None
+    done = llmrun("plan", "tiny", "--what-if", "kind=cpu,bandwidth=50,memory=4", "-c", "4000000")
+    assert "the context alone does not fit" in done.stdout and "mapped" not in done.stdout
+
+
 def test_the_time_of_the_download(llmrun: RunLlmrun, hub: Hub, env: dict[str, str]) -> None:
     """What is missing at the rate of what came before; unknown where nothing did, none where it is here."""
     large = tiny_gguf(9_000_000)

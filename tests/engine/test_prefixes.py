@@ -226,6 +226,20 @@ def test_written_once_there_is_time(exact: Path, home: Path) -> None:
         assert more.timing.n_cached >= answer.timing.n_prompt
 
 
+def test_computed_anew(exact: Path, home: Path) -> None:
+    """Who asks for it gets nothing of what is known, neither from memory nor from the disk."""
+    cached = []
+    for anew in (True, False, True):
+        with ChildEngine(exact, open_header(exact), EXACT, limits=KEEPS, keeps_prefixes="m") as engine:
+            with engine.parallel(2, 1000) as answers:
+                for reuse in (not anew, False):
+                    made = answers.submit(text(90), GREEDY, options=PromptOptions(reuse=reuse, anew=anew))
+                    assert answers.wait() is made
+                    cached.append(made.timing.n_cached)
+            engine.flush()
+    assert cached[:2] == cached[4:] == [0, 0] and min(cached[2:4]) > 0
+
+
 def test_written_before_it_is_lost(exact: Path, home: Path) -> None:
     """Sequences are given up with those that answered side by side, as where a server unloads a model."""
     with ChildEngine(exact, open_header(exact), EXACT, limits=KEEPS, keeps_prefixes="m") as engine:

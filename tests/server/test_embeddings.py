@@ -110,6 +110,12 @@ def writing(exact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield server.ready()
 
 
+def test_tokens_written_with_a_point(encoder: Server) -> None:
+    """5.0 is a whole number, whatever stands beside it; 5.5 is no token."""
+    assert vectors(encoder, [1, 2.0]) == vectors(encoder, [1, 2], dimensions=32.0) == vectors(encoder, [[1.0, 2]])
+    assert encoder.ask("/v1/embeddings", {"input": [1, 2.5]})[0] == 400
+
+
 def test_of_an_encoder(bert: Path, encoder: Server) -> None:
     """As llama-cpp-python has them, one by one and all at once, and of length 1."""
     texts = ["the end", "a b c", "b", "the ending"]

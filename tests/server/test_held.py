@@ -183,6 +183,7 @@ def test_thinking_is_held_or_refused(tiny_server: Server, tmp_path: Path) -> Non
     """Ollama's `think`, and the capability that its clients look at, by the template."""
     body = {"model": "tiny", "messages": [ASK], "stream": False, "options": {"num_predict": 8}}
     assert "thinking" not in tiny_server.ask("/api/show", {"model": "tiny"})[1]["capabilities"]
+    assert tiny_server.ask("/api/show", {"model": "tiny", "banana": 1})[0] == 400
     status, found = tiny_server.ask("/api/chat", {**body, "think": True})
     assert status == 400 and "does not think" in found["error"]
     assert tiny_server.ask("/api/chat", {**body, "think": False})[0] == 200

@@ -7,13 +7,16 @@ SHARE, BEARABLE_S = 0.75, 0.4
 prompt is computed, and some are disturbed: gaps stay below three times what they were before. But where as many wait as
 are read, it may take as long as readers bear now and then: who waits for a first token waits for all of the parts and
 the steps between. Four chats of 700 tokens with the share alone had theirs after 23 s, with 0.45 s after 4."""
-_SOON = 3
-"""Parts of such a length: a prompt that is over within so many is computed by them. In small ones it takes up to three
-times as long, and every step between them as well."""
+_SOON_S = 2.0
+"""A prompt that takes no longer is computed in parts as long as readers bear, however few wait. In small ones it takes
+up to three times as long, with a step of all between each two: eight at once, lengths mixed, had their first tokens
+after 6 to 8 s instead of 2."""
 LEAST, _BEGIN = 4, 32.0
 """Tokens. Where few take as long each as many do (K-quants as they are in the file), sixteen take two steps."""
 _OF = 8
 """Products are fastest with a multiple of so many columns."""
+_NEW, _MOST_FIXED = 0.3, 64.0
+"""How much the latest part changes what is known; and tokens that take as long as a part by itself, at most."""
 TILE, DEEP = 64, 512
 """ggml's flash attention takes so many tokens at once through the keys (ops.cpp, `GGML_FA_TILE_Q`), and fewer one by
 one: behind 3,300 tokens 63 take three times as long as 64. With few tokens before them there is no difference."""
@@ -34,6 +37,39 @@ def in_tiles(n: int, n_left: int, n_before: int, n_ubatch: int) -> int:
     return n
 
 
+class _Cost:
+    """What a part of a prompt takes: so much for each token, and by itself as much as some tokens do.
+
+    Attributes:
+        token_s: of the latest parts, the last one most; 0.0: nothing is known.
+    """
+
+    def __init__(self) -> None:
+        self.token_s = 0.0
+        self._as_tokens: float | None = None
+        self._last: tuple[int, float] | None = None
+
+    @property
+    def fixed_s(self) -> float:
+        return (self._as_tokens or 0.0) * self.token_s
+
+    def add(self, n: int, seconds: float) -> None:
+        if self._last is not None and max(n, self._last[0]) >= 2 * min(n, self._last[0]):
+            # By two in a row, as the machine may be another one a second later.
+            slope = (seconds - self._last[1]) / (n - self._last[0])
+            found = min(max(0.0, seconds / slope - n), _MOST_FIXED) if slope > 0 else _MOST_FIXED
+            known = found if self._as_tokens is None else self._as_tokens
+            self._as_tokens = known + _NEW * (found - known)
+        self._last = n, seconds
+        each_s = seconds / ((self._as_tokens or 0.0) + n)
+        if self.token_s:  # what disturbs one for a moment is not what they take
+            each_s = self.token_s + _NEW * (min(each_s, 2 * self.token_s) - self.token_s)
+        self.token_s = each_s
+
+    def tokens_in(self, seconds: float) -> float:
+        return max(0.0, seconds - self.fixed_s) / self.token_s
+
+
 class Pace:
     """Tell it what took how long; it tells how many tokens are to be computed next.
 
@@ -48,8 +84,7 @@ class Pace:
         self._most = max(LEAST, most)
         self.crowd = 0.0
         self._step_s: float | None = None
-        self._token_s: float | None = None
-        self._of_tokens = 0  # of the part that this is known of
+        self._cost = _Cost()
         self._n = min(_BEGIN, float(self._most))
 
     def step_took(self, seconds: float) -> None:
@@ -58,44 +93,37 @@ class Pace:
         self._step_s = seconds if known is None else known + (seconds - known) * (0.1 if seconds > known else 0.3)
 
     def prompt_took(self, n_tokens: int, seconds: float) -> None:
-        """So many tokens of one. A small part does not tell what those of a large one take."""
+        """So many tokens of one, while nobody watched."""
         if seconds > 0 and n_tokens >= LEAST:
-            token_s = seconds / n_tokens
-            if self._token_s is None or token_s < self._token_s or 2 * n_tokens >= self._of_tokens:
-                self._token_s, self._of_tokens = token_s, n_tokens
+            self._cost.add(n_tokens, seconds)
 
     def part_took(self, n_tokens: int, seconds: float) -> None:
         """A part of a prompt. Half as long or twice as long next time at most: what disturbs once is soon forgotten."""
         self.prompt_took(n_tokens, seconds)
-        if self._step_s and seconds > 0 and n_tokens >= LEAST:
+        cost = self._cost
+        if self._step_s and cost.token_s:
             wanted_s = max(SHARE * max(1.0, self.crowd) * self._step_s, BEARABLE_S * min(1.0, self.crowd))
-            fixed_s, token_s = self._cost(n_tokens, seconds)
-            even = min(fixed_s, BEARABLE_S - fixed_s) / token_s  # as many as take what a part takes by itself
-            wanted = max((wanted_s - fixed_s) / token_s, even)
-            self._n = min(max(wanted, self._n / 2), 2 * self._n)
+            # Half of it for the tokens, at least, while readers bear that.
+            wanted_s = max(wanted_s, min(2 * cost.fixed_s, BEARABLE_S))
+            self._n = min(max(cost.tokens_in(wanted_s), self._n / 2), 2 * self._n)
             self._n = min(max(self._n, LEAST), self._most)
 
-    def _cost(self, n_tokens: int, seconds: float) -> tuple[float, float]:
-        """What a part takes however small it is, and each token of it, by this one and one that is twice as large; else
-        each token takes its share."""
-        more = self._of_tokens
-        token_s = ((self._token_s or 0.0) * more - seconds) / (more - n_tokens) if more >= 2 * n_tokens else 0.0
-        share = seconds / n_tokens
-        token_s = min(share, max(token_s, share / _OF)) if token_s > 0 else share
-        return seconds - n_tokens * token_s, token_s
-
-    def part(self, n_left: int) -> int:
-        """Tokens to compute next of a prompt that has so many left: as many as take what readers bear now and then,
-        where it is over soon by that. Fewer steps of a part of the answers lie between, which take as long as those of
-        all."""
-        if self._token_s is None or n_left * self._token_s >= _SOON * BEARABLE_S:
-            return self.n_tokens
-        bearable = BEARABLE_S / self._token_s
-        return min(n_left if n_left < bearable else max(self.n_tokens, self._rounded(bearable)), self._most)
+    def part(self, n_left: int, n_all: int) -> int:
+        """Tokens to compute next of a prompt that has so many left, of so many that were to be computed: as many as
+        take what readers bear now and then, where all of it is over soon, or at the end. Fewer steps of a part of the
+        answers lie between, which take as long as those of all."""
+        cost = self._cost
+        if not cost.token_s:
+            return min(self.n_tokens, n_left)
+        bearable = cost.tokens_in(BEARABLE_S)
+        if n_left < bearable:
+            return min(n_left, self._most)
+        is_soon = n_all * cost.token_s < _SOON_S
+        return max(self.n_tokens, self._rounded(bearable)) if is_soon else self.n_tokens
 
     @property
     def n_tokens(self) -> int:
         return self._rounded(self._n)
 
     def _rounded(self, n: float) -> int:
-        return min(self._most, int(n) // _OF * _OF if n > _OF else int(n))
+        return min(self._most, max(LEAST, int(n) // _OF * _OF if n > _OF else int(n)))

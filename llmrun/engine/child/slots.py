@@ -398,7 +398,7 @@ class Slots:
             self._pace.crowd = len(waiting) / len(beside)
         first = next((slot for slot in waiting if slot is self._in_plain), waiting[0])
         n_batch = self._host.settings.n_batch
-        limit = min(self._pace.part(first.n_left), n_batch) if watched else n_batch
+        limit = min(self._pace.part(first.n_left, len(first.prompt) - first.n_cached), n_batch) if watched else n_batch
         begin_s = clock()
         n_before = sum(slot.n_done for slot in waiting)
         try:

@@ -97,7 +97,7 @@ def parse(text: str) -> Machine:
     text = " ".join(text.split())
     if not text or not text.isprintable() or len(text) > 400:
         _refuse(text, "it names no device")
-    for piece in re.split(r"(?:^|\s)\+(?:\s|$)", text):
+    for piece in re.split(r"(?:^|\s)\+(?=\s|$)", text):
         if not piece.strip():
             _refuse(text, "it has a + with nothing beside it")
         pairs = _pairs(text, piece)
