@@ -18,6 +18,7 @@ from llmrun.engine.engine import plan_load
 from llmrun.engine.interface import Engine
 from llmrun.engine.jobs.roofline import Prober, key_of
 from llmrun.engine.meter import Timing
+from llmrun.engine.process import spins_for
 from llmrun.engine.protocol import TimeProducts
 from llmrun.errors import DiskError
 from llmrun.gguf.reader import Header
@@ -232,7 +233,7 @@ class Here(_OfThisMachine):
             memory_bytes=at.memory_bytes,
             prefill_tps=_rate(prefill, of_prompts, unread, question.n_prompt),
             decode_tps={depth: _rate(each, of_tokens, unread, 1) for depth, each in steps.items()},
-            note=TOO_LARGE if too_large else "mapped from the disk" if at.missing else "",
+            note=TOO_LARGE if too_large else "mapped from the disk" if at.missing else _of_small(header),
             watts=now.watts if set(at.placement.devices) == {CPU} else None,
         )
 
@@ -241,6 +242,12 @@ class Here(_OfThisMachine):
         that was used longest ago goes first, the whole of the weights. None: the disk's rate is not known."""
         rate = self._profile.disk_bytes_per_s
         return (at.missing / rate, at.footprint.by_device[CPU].weights / rate) if rate else None
+
+
+def _of_small(header: Header) -> str:
+    """What one token of a small model takes is mostly threads that wait for each other, and those of small models wait
+    in another way than those by which overheads are measured (`process.spins_for`)."""
+    return "a guess: so small a model is mostly waiting" if spins_for(header.weight_bytes) else ""
 
 
 def _slower(seconds: float | None, correction: float) -> float | None:

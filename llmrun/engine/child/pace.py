@@ -7,10 +7,10 @@ SHARE, BEARABLE_S = 0.75, 0.4
 prompt is computed, and some are disturbed: gaps stay below three times what they were before. But where as many wait as
 are read, it may take as long as readers bear now and then: who waits for a first token waits for all of the parts and
 the steps between. Four chats of 700 tokens with the share alone had theirs after 23 s, with 0.45 s after 4."""
-_SOON_S = 2.0
-"""A prompt that takes no longer is computed in parts as long as readers bear, however few wait. In small ones it takes
-up to three times as long, with a step of all between each two: eight at once, lengths mixed, had their first tokens
-after 6 to 8 s instead of 2."""
+_SOON_S, _STEPS = 2.0, 3.0
+"""A prompt that takes no longer is computed in parts as long as readers bear, or as three steps take, however few wait.
+In small ones it takes up to three times as long, with a step of all between each two: eight at once, lengths mixed, had
+their first tokens after 8 s instead of 2."""
 LEAST, _BEGIN = 4, 32.0
 """Tokens. Where few take as long each as many do (K-quants as they are in the file), sixteen take two steps."""
 _OF = 8
@@ -115,10 +115,10 @@ class Pace:
         cost = self._cost
         if not cost.token_s:
             return min(self.n_tokens, n_left)
-        bearable = cost.tokens_in(BEARABLE_S)
+        is_soon = n_all * cost.token_s < _SOON_S
+        bearable = cost.tokens_in(max(BEARABLE_S, _STEPS * (self._step_s or 0.0) if is_soon else 0.0))
         if n_left < bearable:
             return min(n_left, self._most)
-        is_soon = n_all * cost.token_s < _SOON_S
         return max(self.n_tokens, self._rounded(bearable)) if is_soon else self.n_tokens
 
     @property
