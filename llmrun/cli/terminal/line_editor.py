@@ -161,6 +161,7 @@ def _completer(commands: list[str], words: Callable[[str, str], Iterable[str]]) 
     from prompt_toolkit.document import Document
 
     paths = PathCompleter(expanduser=True)
+    models = PathCompleter(expanduser=True, file_filter=lambda path: path.endswith(".gguf") or os.path.isdir(path))  # noqa: PTH112
 
     class Slash(Completer):
         def get_completions(self, document: Document, complete_event: Any) -> Iterator[Completion]:
@@ -175,6 +176,7 @@ def _completer(commands: list[str], words: Callable[[str, str], Iterable[str]]) 
                 if each.startswith(rest):
                     yield Completion(each, -len(rest))
             if name in ("/read", "/load", "/export", "/model"):
-                yield from paths.get_completions(Document(rest, len(rest)), complete_event)
+                known = models if name == "/model" else paths
+                yield from known.get_completions(Document(rest, len(rest)), complete_event)
 
     return Slash()

@@ -103,8 +103,8 @@ class Pace:
         cost = self._cost
         if self._step_s and cost.token_s:
             wanted_s = max(SHARE * max(1.0, self.crowd) * self._step_s, BEARABLE_S * min(1.0, self.crowd))
-            # Half of it for the tokens, at least, while readers bear that.
-            wanted_s = max(wanted_s, min(2 * cost.fixed_s, BEARABLE_S))
+            # Half of it for the tokens, at least, while gaps stay below three steps.
+            wanted_s = max(wanted_s, min(2 * cost.fixed_s, 2 * SHARE * self._step_s, BEARABLE_S))
             self._n = min(max(cost.tokens_in(wanted_s), self._n / 2), 2 * self._n)
             self._n = min(max(self._n, LEAST), self._most)
 
