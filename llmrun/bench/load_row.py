@@ -116,7 +116,7 @@ class LoadTest:
     def name_in_full(self) -> str:
         """With prompt and answer, and what prompts share: "4 at once, 128+64", "4 at once, 512+128+64 ±50 %"."""
         shared = f"{self.n_shared}+" if self.n_shared else ""
-        spread = f" ±{self.spread:.0%}".replace("%", " %") if self.spread else ""
+        spread = f" ±{100 * self.spread:g} %" if self.spread else ""
         return f"{self.name}, {shared}{self.n_prompt}+{self.n_gen}{spread}"
 
 

@@ -119,7 +119,7 @@ def test_tune(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None
 
 def test_tune_of_quantized_values(llmrun: RunLlmrun, measurable: Path, home: dict[str, str]) -> None:
     """They rule flash attention off out, which is not tried; what they are does not end the search."""
-    done = llmrun("tune", str(measurable), "-p", "16", "-n", "2", "--seconds", "10", "-ctv", "q8_0", "--json", env=home)
+    done = llmrun("tune", str(measurable), "-p", "16", "-n", "2", "--seconds", "90", "-ctv", "q8_0", "--json", env=home)
     assert done.returncode == 0, done.stderr
     assert {each["dial"] for each in json.loads(done.stdout)["tried"]} >= {"repack", "n_ubatch"}
     assert "flash_attn" not in {each["dial"] for each in json.loads(done.stdout)["tried"]}
